@@ -1,0 +1,83 @@
+// Vectors of the instruction set this file is compiled for (FM_VECTOR_BYTES wide).
+#pragma once
+
+#include "fastmeta/platform.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace fastmeta::cpu::FM_ISA {
+
+template <class A>
+struct VecOf {
+  typedef A type __attribute__((vector_size(FM_VECTOR_BYTES)));
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+constexpr int64_t kLanes = FM_VECTOR_BYTES / static_cast<int64_t>(sizeof(A));
+
+template <class A>
+inline Vec<A> load(const A* p) {
+  Vec<A> v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class A>
+inline void store(A* p, Vec<A> v) {
+  memcpy(p, &v, sizeof(v));
+}
+
+inline Vec<float> load(const BFloat16* p) {
+  constexpr int64_t n = kLanes<float>;
+  typedef uint16_t Narrow __attribute__((vector_size(2 * n)));
+  typedef uint32_t Wide __attribute__((vector_size(4 * n)));
+  Narrow bits;
+  memcpy(&bits, p, sizeof(bits));
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(bits, Wide) << 16);
+}
+
+inline Vec<float> load(const Half* p) {
+#if FM_VECTOR_BYTES == 64
+  return reinterpret_cast<Vec<float>>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif FM_VECTOR_BYTES == 32
+  return reinterpret_cast<Vec<float>>(
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec<float> v;
+  for (int64_t i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
+  return v;
+#endif
+}
+
+inline void store(BFloat16* p, Vec<float> v) {
+  for (int64_t i = 0; i < kLanes<float>; ++i) p[i] = narrow<BFloat16>(v[i]);
+}
+
+inline void store(Half* p, Vec<float> v) {
+#if FM_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif FM_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int64_t i = 0; i < kLanes<float>; ++i) p[i] = narrow<Half>(v[i]);
+#endif
+}
+
+template <class A>
+inline Vec<A> splat(A x) {
+  return Vec<A>{} + x;
+}
+
+template <class A>
+inline double sum(Vec<A> v) {
+  double total = 0;
+  for (int64_t i = 0; i < kLanes<A>; ++i) total += static_cast<double>(v[i]);
+  return total;
+}
+
+}  // namespace fastmeta::cpu::FM_ISA

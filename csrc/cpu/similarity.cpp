@@ -1,0 +1,140 @@
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace fastmeta::cpu::FM_ISA {
+namespace {
+
+constexpr int64_t kUnroll = 4;  // independent sums, to hide the latency of multiply-add
+
+template <class A>
+struct Sums {
+  Vec<A> lanes[kUnroll] = {};
+  double tail = 0;
+  double total() const {
+    double all = tail;
+    for (const Vec<A>& lane : lanes) all += sum<A>(lane);
+    return all;
+  }
+};
+
+// (<a, b>, |a|^2, |b|^2) of n elements.
+template <class T>
+void row_sums(const T* a, const T* b, int64_t n, double* out) {
+  using A = Acc<T>;
+  Sums<A> dot, aa, bb;
+  constexpr int64_t kStep = kUnroll * kLanes<A>;
+  const int64_t whole = n / kStep * kStep;
+  for (int64_t p = 0; p < whole; p += kStep)
+    for (int64_t k = 0; k < kUnroll; ++k) {
+      const Vec<A> x = load(a + p + k * kLanes<A>);
+      const Vec<A> y = load(b + p + k * kLanes<A>);
+      dot.lanes[k] += x * y;
+      aa.lanes[k] += x * x;
+      bb.lanes[k] += y * y;
+    }
+  for (int64_t p = whole; p < n; ++p) {
+    const double x = widen(a[p]), y = widen(b[p]);
+    dot.tail += x * y;
+    aa.tail += x * x;
+    bb.tail += y * y;
+  }
+  out[0] = dot.total();
+  out[1] = aa.total();
+  out[2] = bb.total();
+}
+
+// (<g, s>, |g|^2) of n elements against the sum row.
+template <class T>
+void mean_sums(const T* g, const Acc<T>* s, int64_t n, double* out) {
+  using A = Acc<T>;
+  Sums<A> dot, own;
+  constexpr int64_t kStep = kUnroll * kLanes<A>;
+  const int64_t whole = n / kStep * kStep;
+  for (int64_t p = 0; p < whole; p += kStep)
+    for (int64_t k = 0; k < kUnroll; ++k) {
+      const Vec<A> x = load(g + p + k * kLanes<A>);
+      dot.lanes[k] += x * load(s + p + k * kLanes<A>);
+      own.lanes[k] += x * x;
+    }
+  for (int64_t p = whole; p < n; ++p) {
+    const double x = widen(g[p]);
+    dot.tail += x * static_cast<double>(s[p]);
+    own.tail += x * x;
+  }
+  out[0] += dot.total();
+  out[1] += own.total();
+}
+
+// s = sum of the rows over n columns.
+template <class T>
+void sum_rows(const T* g, int64_t rows, int64_t stride, int64_t n, Acc<T>* s) {
+  using A = Acc<T>;
+  const int64_t whole = n / kLanes<A> * kLanes<A>;
+  memset(s, 0, sizeof(A) * n);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = g + i * stride;
+    for (int64_t p = 0; p < whole; p += kLanes<A>) store(s + p, load(s + p) + load(row + p));
+    for (int64_t p = whole; p < n; ++p) s[p] += widen(row[p]);
+  }
+}
+
+}  // namespace
+
+void row_similarity(const RowSimilarityArgs& args, const Parallel& parallel) {
+  const int64_t tasks = args.a.rows;
+  const std::vector<Chunk> chunks = make_chunks(args.segments, args.a.cols);
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* a = static_cast<const T*>(args.a.data);
+    const T* b = static_cast<const T*>(args.b.data);
+    parallel(count * tasks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t i = k / count;
+        const Chunk c = chunks[k % count];
+        row_sums(a + i * args.a.stride + c.begin, b + i * args.b.stride + c.begin, c.end - c.begin,
+                 args.partial + 3 * k);
+      }
+    });
+    std::vector<double> total(args.segments.count * 3);
+    for (int64_t i = 0; i < tasks; ++i) {
+      std::fill(total.begin(), total.end(), 0.0);
+      for (int64_t c = 0; c < count; ++c)
+        for (int64_t m = 0; m < 3; ++m)
+          total[3 * chunks[c].segment + m] += args.partial[3 * (i * count + c) + m];
+      for (size_t m = 0; m < total.size(); ++m)
+        static_cast<Acc<T>*>(args.out)[i * total.size() + m] = static_cast<Acc<T>>(total[m]);
+    }
+  });
+}
+
+void mean_similarity(const MeanSimilarityArgs& args, const Parallel& parallel) {
+  constexpr int64_t kBlock = 1024;  // columns whose sum row stays in the first-level cache
+  const int64_t tasks = args.g.rows;
+  const int64_t bounds[2] = {0, args.g.cols};
+  const std::vector<Chunk> chunks = make_chunks({bounds, 1}, args.g.cols);
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* g = static_cast<const T*>(args.g.data);
+    parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+      Acc<T> s[kBlock];
+      for (int64_t c = begin; c < end; ++c) {
+        double* partial = args.partial + 2 * tasks * c;
+        memset(partial, 0, sizeof(double) * 2 * tasks);
+        for (int64_t p = chunks[c].begin; p < chunks[c].end; p += kBlock) {
+          const int64_t n = chunks[c].end - p < kBlock ? chunks[c].end - p : kBlock;
+          sum_rows(g + p, tasks, args.g.stride, n, s);
+          for (int64_t i = 0; i < tasks; ++i)
+            mean_sums(g + i * args.g.stride + p, s, n, partial + 2 * i);
+        }
+      }
+    });
+    for (int64_t m = 0; m < 2 * tasks; ++m) {
+      double total = 0;
+      for (size_t c = 0; c < chunks.size(); ++c) total += args.partial[2 * tasks * c + m];
+      static_cast<Acc<T>*>(args.out)[m] = static_cast<Acc<T>>(total);
+    }
+  });
+}
+
+}  // namespace fastmeta::cpu::FM_ISA

@@ -1,0 +1,33 @@
+#include "fastmeta/weights.h"
+
+namespace fastmeta::cpu {
+namespace {
+
+template <class A>
+void gsl(const GslArgs& args) {
+  const A* stats = static_cast<const A*>(args.stats);
+  const A* weight = static_cast<const A*>(args.weight);
+  A* out = static_cast<A*>(args.out);
+  for (int64_t k = 0; k < args.rows * args.segments; ++k)
+    gsl_coefficients_core(stats + 3 * k, weight[k / args.segments],
+                          *static_cast<const A*>(args.rate), args.hyper, out + 2 * k);
+}
+
+template <class A>
+void weights(const TaskWeightArgs& args) {
+  task_weights_core(static_cast<const A*>(args.stats), args.rows, args.rule,
+                    static_cast<A>(args.lam_c), static_cast<A>(args.lam_2),
+                    static_cast<A>(args.tau), static_cast<A*>(args.out));
+}
+
+}  // namespace
+
+void gsl_coefficients(const GslArgs& args) {
+  args.dtype == DType::f64 ? gsl<double>(args) : gsl<float>(args);
+}
+
+void task_weights(const TaskWeightArgs& args) {
+  args.dtype == DType::f64 ? weights<double>(args) : weights<float>(args);
+}
+
+}  // namespace fastmeta::cpu

@@ -1,0 +1,51 @@
+// combine kernel: each thread sums kCombineColumns columns over the tasks.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "fastmeta/combine.h"
+
+namespace fastmeta::cuda {
+
+constexpr int kCombineColumns = 4;
+constexpr int kPiecesPerLaunch = 512;
+
+// Columns inside one segment of coef and one output tensor.
+struct CombinePiece {
+  void* out;  // of column `begin`
+  int64_t begin;
+  int64_t n;
+  int64_t segment;
+};
+
+struct CombineTable {
+  BlockMap<kPiecesPerLaunch> map;
+  CombinePiece pieces[kPiecesPerLaunch];
+};
+
+template <class T, int kBuffers>
+__global__ void combine_kernel(Matrix g0, Matrix g1, const Acc<T>* coef, int64_t segments,
+                               const __grid_constant__ CombineTable table) {
+  using A = Acc<T>;
+  const int item = table.map.find(blockIdx.x);
+  const CombinePiece piece = table.pieces[item];
+  const int64_t first =
+      static_cast<int64_t>(blockIdx.x - table.map.first[item]) * kThreads * kCombineColumns;
+  A acc[kCombineColumns] = {};
+  for (int b = 0; b < kBuffers; ++b) {
+    const Matrix& g = b == 0 ? g0 : g1;
+    for (int64_t i = 0; i < g.rows; ++i) {
+      const A c = coef[(i * segments + piece.segment) * kBuffers + b];
+      const T* row = static_cast<const T*>(g.data) + i * g.stride + piece.begin;
+      for (int k = 0; k < kCombineColumns; ++k) {
+        const int64_t p = first + k * kThreads + threadIdx.x;
+        if (p < piece.n) acc[k] += c * widen(row[p]);
+      }
+    }
+  }
+  for (int k = 0; k < kCombineColumns; ++k) {
+    const int64_t p = first + k * kThreads + threadIdx.x;
+    if (p < piece.n) static_cast<T*>(piece.out)[p] = narrow<T>(acc[k]);
+  }
+}
+
+}  // namespace fastmeta::cuda

@@ -1,0 +1,76 @@
+// Shared by the kernels: thread counts, reductions in a fixed order, and the map from blocks to items.
+#pragma once
+
+#include <cstdint>
+
+#include "fastmeta/platform.h"
+
+namespace fastmeta::cuda {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Sum over the lanes of a full warp; valid in lane 0.
+__device__ inline double warp_sum(double x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    x += __shfl_down_sync(kFullWarp, x, offset);
+  return x;
+}
+
+// Sum over a block of kThreads; valid in thread 0. Every thread of the block must call it.
+__device__ inline double block_sum(double x) {
+  __shared__ double warps[kThreads / kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  x = warp_sum(x);
+  __syncthreads();  // the previous call's reads are over
+  if (lane == 0) warps[warp] = x;
+  __syncthreads();
+  double total = 0;
+  if (threadIdx.x == 0)
+    for (int w = 0; w < kThreads / kWarp; ++w) total += warps[w];
+  return total;
+}
+
+// Items of different length share one launch: item k owns the blocks first[k] .. first[k+1]-1.
+// The tables travel as kernel parameters (32,764 bytes from CUDA 12.1 on), so no copy is queued.
+template <int kMost>
+struct BlockMap {
+  int32_t first[kMost + 1];
+  int32_t count;
+
+  __device__ int find(int block) const {
+    int low = 0, high = count;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      if (first[middle] <= block)
+        low = middle;
+      else
+        high = middle;
+    }
+    return low;
+  }
+};
+
+// The segments' chunks as a block map: chunk c of segment s is block first[s] + c.
+constexpr int kSegmentsPerLaunch = 256;
+
+struct SegmentMap {
+  BlockMap<kSegmentsPerLaunch> blocks;
+  int64_t bounds[kSegmentsPerLaunch + 1];
+  int64_t width;
+
+  struct Range {
+    int segment;  // within this launch
+    int64_t begin;
+    int64_t end;
+  };
+  __device__ Range range(int block) const {
+    const int s = blocks.find(block);
+    const int64_t begin = bounds[s] + (block - blocks.first[s]) * width;
+    const int64_t end = begin + width < bounds[s + 1] ? begin + width : bounds[s + 1];
+    return {s, begin, end};
+  }
+};
+
+}  // namespace fastmeta::cuda

@@ -1,0 +1,59 @@
+// Host side of every launch: groups of items that fit the kernel parameters, and the block maps.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/common.cuh"
+#include "fastmeta/matrix.h"
+
+namespace fastmeta::cuda {
+
+// Calls launch(map, first_segment, first_chunk) for groups of kSegmentsPerLaunch segments.
+template <class Launch>
+void for_each_segment_group(Segments segments, int64_t cols, const Launch& launch) {
+  int64_t chunk = 0;
+  for (int64_t s = 0; s < segments.count; s += kSegmentsPerLaunch) {
+    SegmentMap map{};
+    map.width = chunk_width(cols);
+    const int64_t rest = segments.count - s;
+    map.blocks.count = static_cast<int32_t>(rest < kSegmentsPerLaunch ? rest : kSegmentsPerLaunch);
+    int32_t blocks = 0;
+    for (int32_t k = 0; k < map.blocks.count; ++k) {
+      const int64_t size = segments.bounds[s + k + 1] - segments.bounds[s + k];
+      map.blocks.first[k] = blocks;
+      map.bounds[k] = segments.bounds[s + k];
+      blocks += static_cast<int32_t>((size + map.width - 1) / map.width);
+    }
+    map.blocks.first[map.blocks.count] = blocks;
+    map.bounds[map.blocks.count] = segments.bounds[s + map.blocks.count];
+    launch(map, s, chunk);
+    chunk += blocks;
+  }
+}
+
+// Calls launch(table, blocks) for groups of kMost items; blocks_of(k) and put(table, slot, k)
+// describe item k.
+template <class Table, int kMost, class BlocksOf, class Put, class Launch>
+void for_each_item_group(int64_t count, const BlocksOf& blocks_of, const Put& put,
+                         const Launch& launch) {
+  constexpr int64_t kMostBlocks = 1 << 30;
+  for (int64_t k = 0; k < count;) {
+    Table table{};
+    int64_t blocks = 0;
+    int slot = 0;
+    while (k < count && slot < kMost && (slot == 0 || blocks + blocks_of(k) < kMostBlocks)) {
+      table.map.first[slot] = static_cast<int32_t>(blocks);
+      put(table, slot, k);
+      blocks += blocks_of(k);
+      ++slot;
+      ++k;
+    }
+    table.map.first[slot] = static_cast<int32_t>(blocks);
+    table.map.count = slot;
+    if (blocks > 0) launch(table, static_cast<int>(blocks));
+  }
+}
+
+inline int blocks_for(int64_t n, int64_t each) { return static_cast<int>((n + each - 1) / each); }
+
+}  // namespace fastmeta::cuda

@@ -1,0 +1,45 @@
+// pack kernel: many copies in one launch, 16 bytes at a time where both ends are aligned.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "fastmeta/pack.h"
+
+namespace fastmeta::cuda {
+
+constexpr int kCopiesPerLaunch = 1024;
+constexpr int64_t kCopyBytes = kThreads * 64;  // a block
+
+struct CopyTable {
+  BlockMap<kCopiesPerLaunch> map;
+  Copy copies[kCopiesPerLaunch];
+};
+
+struct alignas(16) Sixteen {
+  uint32_t words[4];
+};
+
+template <class Word>
+__device__ inline void copy_words(const char* source, char* target, int64_t bytes) {
+  const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
+  for (int64_t w = threadIdx.x; w < words; w += kThreads)
+    reinterpret_cast<Word*>(target)[w] = reinterpret_cast<const Word*>(source)[w];
+}
+
+__global__ void pack_kernel(const __grid_constant__ CopyTable table) {
+  const int k = table.map.find(blockIdx.x);
+  const Copy copy = table.copies[k];
+  const int64_t begin = static_cast<int64_t>(blockIdx.x - table.map.first[k]) * kCopyBytes;
+  const int64_t bytes = copy.bytes - begin < kCopyBytes ? copy.bytes - begin : kCopyBytes;
+  const char* source = static_cast<const char*>(copy.source) + begin;
+  char* target = static_cast<char*>(copy.target) + begin;
+  const uint64_t ends = reinterpret_cast<uint64_t>(source) | reinterpret_cast<uint64_t>(target);
+  if (ends % 16 == 0) {
+    const int64_t whole = bytes / 16 * 16;
+    copy_words<Sixteen>(source, target, whole);
+    copy_words<uint16_t>(source + whole, target + whole, bytes - whole);
+  } else {
+    copy_words<uint16_t>(source, target, bytes);
+  }
+}
+
+}  // namespace fastmeta::cuda

@@ -1,0 +1,103 @@
+// row_similarity and mean_similarity kernels: partial sums of one chunk, then their sum.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "fastmeta/similarity.h"
+
+namespace fastmeta::cuda {
+
+// grid (chunks, T), kThreads threads. partial is (chunks, T, 3).
+template <class T>
+__global__ void row_partial_kernel(Matrix a, Matrix b, SegmentMap map, double* partial) {
+  using A = Acc<T>;
+  const SegmentMap::Range range = map.range(blockIdx.x);
+  const int64_t row = blockIdx.y;
+  const T* x = static_cast<const T*>(a.data) + row * a.stride;
+  const T* y = static_cast<const T*>(b.data) + row * b.stride;
+  A dot = 0, xx = 0, yy = 0;
+  for (int64_t p = range.begin + threadIdx.x; p < range.end; p += kThreads) {
+    const A u = widen(x[p]), v = widen(y[p]);
+    dot += u * v;
+    xx += u * u;
+    yy += v * v;
+  }
+  double* out = partial + (static_cast<int64_t>(blockIdx.x) * a.rows + row) * 3;
+  const double sums[3] = {block_sum(dot), block_sum(xx), block_sum(yy)};
+  if (threadIdx.x == 0)
+    for (int m = 0; m < 3; ++m) out[m] = sums[m];
+}
+
+// One warp an output (i, s, m); out is (T, all_segments, 3), this launch's segments from `segment`.
+template <class A>
+__global__ void row_finish_kernel(const double* partial, SegmentMap map, int64_t tasks,
+                                  int64_t segment, int64_t all_segments, A* out) {
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (index >= tasks * map.blocks.count * 3) return;
+  const int64_t i = index / (map.blocks.count * 3), s = index / 3 % map.blocks.count, m = index % 3;
+  double total = 0;
+  for (int c = map.blocks.first[s] + lane; c < map.blocks.first[s + 1]; c += kWarp)
+    total += partial[(c * tasks + i) * 3 + m];
+  total = warp_sum(total);
+  if (lane == 0) out[(i * all_segments + segment + s) * 3 + m] = static_cast<A>(total);
+}
+
+constexpr int kMeanRows = 128;   // rows one block sums; more rows take more blocks
+constexpr int kMeanColumns = 8;  // columns a thread keeps the sum of
+
+// grid (chunks, ceil(T / kMeanRows)), kThreads threads. partial is (chunks, T, 2).
+template <class T>
+__global__ void mean_partial_kernel(Matrix g, SegmentMap map, double* partial) {
+  using A = Acc<T>;
+  __shared__ double sums[kThreads / kWarp][kMeanRows][2];
+  const SegmentMap::Range range = map.range(blockIdx.x);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kMeanRows;
+  const int rows = g.rows - row0 < kMeanRows ? static_cast<int>(g.rows - row0) : kMeanRows;
+  for (int k = threadIdx.x; k < kThreads / kWarp * kMeanRows * 2; k += kThreads)
+    (&sums[0][0][0])[k] = 0;
+  __syncthreads();
+  for (int64_t p = range.begin; p < range.end; p += kThreads * kMeanColumns) {
+    A s[kMeanColumns] = {};
+    for (int64_t i = 0; i < g.rows; ++i)
+      for (int k = 0; k < kMeanColumns; ++k) {
+        const int64_t c = p + k * kThreads + threadIdx.x;
+        if (c < range.end) s[k] += widen(static_cast<const T*>(g.data)[i * g.stride + c]);
+      }
+    for (int r = 0; r < rows; ++r) {
+      A dot = 0, own = 0;
+      for (int k = 0; k < kMeanColumns; ++k) {
+        const int64_t c = p + k * kThreads + threadIdx.x;
+        if (c >= range.end) break;
+        const A x = widen(static_cast<const T*>(g.data)[(row0 + r) * g.stride + c]);
+        dot += x * s[k];
+        own += x * x;
+      }
+      const double dots = warp_sum(dot), owns = warp_sum(own);
+      if (lane == 0) {
+        sums[warp][r][0] += dots;
+        sums[warp][r][1] += owns;
+      }
+    }
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < rows * 2; k += kThreads) {
+    double total = 0;
+    for (int w = 0; w < kThreads / kWarp; ++w) total += sums[w][k / 2][k % 2];
+    partial[(static_cast<int64_t>(blockIdx.x) * g.rows + row0) * 2 + k] = total;
+  }
+}
+
+// One warp an output (i, m).
+template <class A>
+__global__ void mean_finish_kernel(const double* partial, int64_t chunks, int64_t tasks, A* out) {
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (index >= tasks * 2) return;
+  double total = 0;
+  for (int64_t c = lane; c < chunks; c += kWarp) total += partial[c * tasks * 2 + index];
+  total = warp_sum(total);
+  if (lane == 0) out[index] = static_cast<A>(total);
+}
+
+}  // namespace fastmeta::cuda

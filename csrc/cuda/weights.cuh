@@ -1,0 +1,27 @@
+// Kernels over the similarity scalars.
+#pragma once
+
+#include "cuda/common.cuh"
+#include "fastmeta/weights.h"
+
+namespace fastmeta::cuda {
+
+template <class A>
+__global__ void gsl_coefficients_kernel(GslArgs args) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (k >= args.rows * args.segments) return;
+  gsl_coefficients_core(static_cast<const A*>(args.stats) + 3 * k,
+                        static_cast<const A*>(args.weight)[k / args.segments],
+                        *static_cast<const A*>(args.rate), args.hyper,
+                        static_cast<A*>(args.out) + 2 * k);
+}
+
+// One thread: T is small, and task order keeps the sums reproducible.
+template <class A>
+__global__ void task_weights_kernel(TaskWeightArgs args) {
+  task_weights_core(static_cast<const A*>(args.stats), args.rows, args.rule,
+                    static_cast<A>(args.lam_c), static_cast<A>(args.lam_2),
+                    static_cast<A>(args.tau), static_cast<A*>(args.out));
+}
+
+}  // namespace fastmeta::cuda

@@ -1,0 +1,123 @@
+// Task weights and GSL coefficients from the similarity scalars; tiny, but kept on the device so
+// that no step waits for the host.
+#pragma once
+
+#include "fastmeta/platform.h"
+
+namespace fastmeta {
+
+enum class Magnitude : int { none, norm_match, ratio, clip };
+enum class TaskWeight : int { agreement, gsl_linear, gsl_softmax };
+
+struct GslHyper {
+  double lam_c;
+  double lam_2;
+  Magnitude magnitude;
+  double ratio;
+  double eps;  // added to |d| before dividing
+};
+
+template <class A>
+struct Pair {
+  A u;
+  A v;
+};
+
+// The GSL loss lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2 has the gradient p u + q v in u.
+// A zero vector has no direction: its cosine term is constant and contributes nothing.
+template <class A>
+FM_HD Pair<A> gsl_gradient(A dot, A uu, A vv, A lam_c, A lam_2) {
+  const A norms = sqrt(uu) * sqrt(vv);
+  if (!(norms > A(0))) return {lam_2, -lam_2};
+  return {lam_c * (dot / norms) / uu + lam_2, -(lam_c / norms + lam_2)};
+}
+
+// How far to scale d = p u + q v (papers: "adjustment of AHE gradient magnitude").
+template <class A>
+FM_HD A gsl_scale(A dot, A uu, A vv, Pair<A> d, Magnitude rule, A ratio, A eps) {
+  if (rule == Magnitude::none) return A(1);
+  const A squared = d.u * d.u * uu + A(2) * d.u * d.v * dot + d.v * d.v * vv;
+  const A length = sqrt(squared > A(0) ? squared : A(0)) + eps;
+  const A full = sqrt(uu) / length;
+  if (rule == Magnitude::norm_match) return full;
+  if (rule == Magnitude::ratio) return ratio * full;
+  return ratio * full < A(1) ? ratio * full : A(1);
+}
+
+struct GslArgs {
+  DType dtype;         // f32 or f64
+  const void* stats;   // (T, S, 3): row_similarity of query (u) and support (v) rows
+  const void* weight;  // (T): multiplies each task's coefficients
+  const void* rate;    // (1): schedule factor times eta
+  int64_t rows;
+  int64_t segments;
+  GslHyper hyper;
+  void* out;           // (T, S, 2)
+};
+
+// m_i = weight_i * (u_i - rate * scale * d_i), as coefficients of u_i and v_i.
+template <class A>
+FM_HD void gsl_coefficients_core(const A* stats, A weight, A rate, const GslHyper& hyper, A* out) {
+  const A dot = stats[0], uu = stats[1], vv = stats[2];
+  const Pair<A> d =
+      gsl_gradient(dot, uu, vv, static_cast<A>(hyper.lam_c), static_cast<A>(hyper.lam_2));
+  const A k = rate * gsl_scale(dot, uu, vv, d, hyper.magnitude, static_cast<A>(hyper.ratio),
+                               static_cast<A>(hyper.eps));
+  out[0] = weight * (A(1) - k * d.u);
+  out[1] = weight * -(k * d.v);
+}
+
+struct TaskWeightArgs {
+  DType dtype;        // f32 or f64
+  const void* stats;  // (T, 2): mean_similarity
+  int64_t rows;
+  TaskWeight rule;
+  double lam_c;
+  double lam_2;
+  double tau;
+  void* out;          // (T)
+};
+
+// GSL of row i against the mean row, from <g_i, s>, |g_i|^2 and |s|^2, s the sum of T rows.
+template <class A>
+FM_HD A gsl_to_mean(A dot, A own, A total, A tasks, A lam_c, A lam_2) {
+  const A norms = sqrt(own) * sqrt(total > A(0) ? total : A(0));
+  const A cosine = norms > A(0) ? dot / norms : A(0);
+  const A squared = own - A(2) * dot / tasks + total / (tasks * tasks);
+  return lam_c * (A(1) - cosine) + lam_2 / A(2) * (squared > A(0) ? squared : A(0));
+}
+
+// All T weights; T is small, one thread does it in task order.
+template <class A>
+FM_HD void task_weights_core(const A* stats, int64_t rows, TaskWeight rule, A lam_c, A lam_2, A tau,
+                             A* out) {
+  A total = A(0);
+  for (int64_t i = 0; i < rows; ++i) total += stats[2 * i];
+  A least = A(0);
+  for (int64_t i = 0; i < rows; ++i) {
+    A w = stats[2 * i];
+    if (rule != TaskWeight::agreement) {
+      const A loss = gsl_to_mean(stats[2 * i], stats[2 * i + 1], total, A(rows), lam_c, lam_2);
+      w = rule == TaskWeight::gsl_linear ? A(1) - loss : loss / tau;
+      if (i == 0 || w < least) least = w;
+    }
+    out[i] = w;
+  }
+  A norm = A(0);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (rule == TaskWeight::gsl_softmax) out[i] = exp(least - out[i]);
+    norm += out[i] < A(0) ? -out[i] : out[i];
+  }
+  for (int64_t i = 0; i < rows; ++i) out[i] = norm == A(0) ? A(1) / A(rows) : out[i] / norm;
+}
+
+namespace cpu {
+void gsl_coefficients(const GslArgs& args);
+void task_weights(const TaskWeightArgs& args);
+}  // namespace cpu
+namespace cuda {
+int gsl_coefficients(const GslArgs& args, void* stream);
+int task_weights(const TaskWeightArgs& args, void* stream);
+}  // namespace cuda
+
+}  // namespace fastmeta

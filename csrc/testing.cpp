@@ -1,0 +1,101 @@
+// fastmeta._testing: kernels and cores on NumPy arrays, without torch. Every instruction set the
+// processor has can be called by name, which the ops (bound to the best one) cannot offer.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+namespace fastmeta {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+const cpu::Kernels& table(const std::string& isa) {
+  const cpu::Kernels* kernels = cpu::kernels_for(isa.c_str());
+  if (!kernels) throw py::value_error("instruction set '" + isa + "' is not available here");
+  return *kernels;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> found;
+  for (const char* isa : {"baseline", "avx2", "avx512"})
+    if (cpu::kernels_for(isa)) found.push_back(isa);
+  return found;
+}
+
+template <class T>
+constexpr DType kDType = sizeof(T) == 8 ? DType::f64 : DType::f32;
+
+template <class T>
+Array<T> gram(const std::string& isa, const Array<T>& g, const std::vector<int64_t>& bounds) {
+  const int64_t tasks = g.shape(0), cols = g.shape(1);
+  const Segments parts{bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
+  std::vector<double> partial(count_chunks(parts, cols) * tasks * tasks);
+  Array<T> out({parts.count, tasks, tasks});
+  table(isa).gram({kDType<T>, {g.data(), tasks, cols, cols}, parts, partial.data(),
+                   out.mutable_data()},
+                  Parallel(run_serially));
+  return out;
+}
+
+template <class T>
+Array<T> mean_similarity(const std::string& isa, const Array<T>& g) {
+  const int64_t tasks = g.shape(0), cols = g.shape(1);
+  const int64_t bounds[2] = {0, cols};
+  std::vector<double> partial(count_chunks({bounds, 1}, cols) * tasks * 2);
+  Array<T> out({tasks, int64_t{2}});
+  table(isa).mean_similarity(
+      {kDType<T>, {g.data(), tasks, cols, cols}, partial.data(), out.mutable_data()},
+      Parallel(run_serially));
+  return out;
+}
+
+template <class T>
+Array<T> combine(const std::string& isa, const Array<T>& g, const Array<T>& coef) {
+  const int64_t tasks = g.shape(0), cols = g.shape(1);
+  const int64_t bounds[2] = {0, cols};
+  Array<T> out(cols);
+  void* pointer = out.mutable_data();
+  const Matrix rows{g.data(), tasks, cols, cols};
+  table(isa).combine(
+      {kDType<T>, {rows, rows}, 1, coef.data(), {bounds, 1}, &pointer, {bounds, 1}},
+      Parallel(run_serially));
+  return out;
+}
+
+// Storage conversions of the portable core, on raw bits.
+template <class S>
+Array<float> widen_bits(const Array<uint16_t>& bits) {
+  Array<float> out(bits.size());
+  for (py::ssize_t i = 0; i < bits.size(); ++i) out.mutable_data()[i] = widen(S{bits.data()[i]});
+  return out;
+}
+
+template <class S>
+Array<uint16_t> narrow_bits(const Array<float>& values) {
+  Array<uint16_t> out(values.size());
+  for (py::ssize_t i = 0; i < values.size(); ++i)
+    out.mutable_data()[i] = narrow<S>(values.data()[i]).bits;
+  return out;
+}
+
+}  // namespace
+}  // namespace fastmeta
+
+PYBIND11_MODULE(_testing, m) {
+  using namespace fastmeta;
+  m.def("instruction_sets", &instruction_sets);
+  m.def("gram", &gram<float>, py::arg("isa"), py::arg("g").noconvert(), py::arg("bounds"));
+  m.def("gram", &gram<double>, py::arg("isa"), py::arg("g").noconvert(), py::arg("bounds"));
+  m.def("mean_similarity", &mean_similarity<float>, py::arg("isa"), py::arg("g").noconvert());
+  m.def("mean_similarity", &mean_similarity<double>, py::arg("isa"), py::arg("g").noconvert());
+  m.def("combine", &combine<float>, py::arg("isa"), py::arg("g").noconvert(), py::arg("coef"));
+  m.def("combine", &combine<double>, py::arg("isa"), py::arg("g").noconvert(), py::arg("coef"));
+  m.def("widen_half", &widen_bits<Half>);
+  m.def("widen_bfloat16", &widen_bits<BFloat16>);
+  m.def("narrow_half", &narrow_bits<Half>);
+  m.def("narrow_bfloat16", &narrow_bits<BFloat16>);
+}

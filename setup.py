@@ -1,0 +1,71 @@
+"""Builds the compiled modules with CMake and Ninja; everything else is in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+
+from fastmeta_build import find_torch, torch_version  # noqa: E402
+
+
+def _cmake_program(name: str) -> str:
+    program = shutil.which(name)
+    if program is None:
+        raise SystemExit(
+            f"fastmeta needs {name} to build its kernels and found none on PATH. "
+            f"Install it with: pip install {name}"
+        )
+    return program
+
+
+class CMakeBuild(build_ext):
+    """One CMake build makes both modules; each is then copied where setuptools wants it."""
+
+    def run(self) -> None:
+        build = (ROOT / self.build_temp).resolve()
+        torch = find_torch()
+        if shutil.which(os.environ.get("CXX", "c++")) is None:
+            raise SystemExit(
+                "fastmeta needs a C++17 compiler and found none. Install one, for example with "
+                "'apt-get install g++', or name it in the environment variable CXX."
+            )
+        cmake = _cmake_program("cmake")
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_MAKE_PROGRAM": _cmake_program("ninja"),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": __import__("pybind11").get_cmake_dir(),
+            "FASTMETA_TORCH_DIR": str(torch),
+            "FASTMETA_TORCH_VERSION": torch_version(torch),
+            "FASTMETA_CUDA": os.environ.get("FASTMETA_CUDA", "auto").lower(),
+            "FASTMETA_WERROR": os.environ.get("FASTMETA_WERROR", "OFF"),
+        }
+        if "FASTMETA_CUDA_ARCHITECTURES" in os.environ:
+            options["FASTMETA_CUDA_ARCHITECTURES"] = os.environ["FASTMETA_CUDA_ARCHITECTURES"]
+        # A fresh configure: the isolated build environment of the last one is gone.
+        shutil.rmtree(build, ignore_errors=True)
+        flags = [f"-D{key}={value}" for key, value in options.items()]
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
+        subprocess.run([cmake, "--build", build], check=True)
+        for extension in self.extensions:
+            stem = extension.name.rpartition(".")[2]
+            (built,) = build.glob(f"{stem}.*so")
+            package = ROOT / "fastmeta" if self.inplace else Path(self.build_lib) / "fastmeta"
+            package.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(built, package / built.name)
+
+    def get_outputs(self) -> list[str]:
+        return [str(path) for path in (Path(self.build_lib) / "fastmeta").glob("_*.so")]
+
+
+setup(
+    ext_modules=[Extension("fastmeta._C", []), Extension("fastmeta._testing", [])],
+    cmdclass={"build_ext": CMakeBuild},
+)
