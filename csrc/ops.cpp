@@ -17,13 +17,13 @@ namespace fastmeta {
 namespace {
 
 int64_t total_columns(const Tensors& tensors, int64_t rows, const char* op) {
-  require(rows > 0 && tensors.size() % rows == 0 && !tensors.empty(),
+  FM_REQUIRE(rows > 0 && tensors.size() % rows == 0 && !tensors.empty(),
           std::string(op) + ": " + std::to_string(tensors.size()) + " tensors do not make " +
               std::to_string(rows) + " rows. Pass the tensors of every task, task after task.");
   const int64_t each = static_cast<int64_t>(tensors.size()) / rows;
   int64_t columns = 0;
   for (int64_t k = 0; k < static_cast<int64_t>(tensors.size()); ++k) {
-    require(tensors[k].numel() == tensors[k % each].numel(),
+    FM_REQUIRE(tensors[k].numel() == tensors[k % each].numel(),
             std::string(op) + ": tensor " + std::to_string(k % each) + " of task " +
                 std::to_string(k / each) + " has another size than in task 0.");
     if (k < each) columns += tensors[k].numel();
@@ -50,23 +50,36 @@ void copy_rows(const Tensors& tensors, const Tensor& flat, bool into_flat, const
       FM_CUDA(pack(copies.data(), count, stream)));
 }
 
+void pack_(const Tensor& flat, const Tensors& tensors) {
+  FM_REQUIRE(flat.dim() == 2 && (flat.size(1) <= 1 || flat.stride(1) == 1),
+             "pack_: the buffer must be a (tasks, parameters) matrix with dense rows, got shape " +
+                 shape_of(flat) + ".");
+  FM_REQUIRE(total_columns(tensors, flat.size(0), "pack_") == flat.size(1),
+             "pack_: the tensors of one task must hold as many elements as a row of " +
+                 shape_of(flat) + ".");
+  Tensors parts;
+  for (const Tensor& t : tensors) {
+    FM_REQUIRE(same_kind(t, flat), "pack: all tensors must have one dtype and one device. Group the "
+                                   "parameters by both.");
+    parts.push_back(dense(t));
+  }
+  copy_rows(parts, flat, true, "pack");
+}
+
 Tensor pack(const Tensors& tensors, int64_t rows) {
   const int64_t columns = total_columns(tensors, rows, "pack");
-  require_same_kind(tensors, "pack");
-  Tensors parts;
-  for (const Tensor& t : tensors) parts.push_back(dense(t));
   Tensor flat = empty(tensors[0], {rows, columns}, tensors[0].scalar_type());
-  copy_rows(parts, flat, true, "pack");
+  pack_(flat, tensors);
   return flat;
 }
 
 void unpack_(const Tensors& tensors, const Tensor& flat) {
   const Tensor source = dense_rows(flat, "unpack_");
-  require(total_columns(tensors, flat.size(0), "unpack_") == flat.size(1),
+  FM_REQUIRE(total_columns(tensors, flat.size(0), "unpack_") == flat.size(1),
           "unpack_: the tensors of one task must hold as many elements as a row of " +
               shape_of(flat) + ".");
   for (const Tensor& t : tensors)
-    require(same_kind(t, flat) && t.is_contiguous(),
+    FM_REQUIRE(same_kind(t, flat) && t.is_contiguous(),
             "unpack_: targets must be contiguous and have the buffer's dtype and device.");
   copy_rows(tensors, source, false, "unpack_");
 }
@@ -86,11 +99,11 @@ Tensor gram(const Tensor& g, const Ints& bounds) {
 
 Tensor row_similarity(const Tensor& a, const Tensor& b, const Ints& bounds) {
   const Tensor x = dense_rows(a, "row_similarity"), y = dense_rows(b, "row_similarity");
-  require(same_kind(a, b) && a.size(0) == b.size(0) && a.size(1) == b.size(1),
+  FM_REQUIRE(same_kind(a, b) && a.size(0) == b.size(0) && a.size(1) == b.size(1),
           "row_similarity: both buffers need one shape, dtype and device; got " + shape_of(a) +
               " and " + shape_of(b) + ".");
   constexpr int64_t kMostTasks = 65535;  // CUDA's grid.y
-  require(a.size(0) <= kMostTasks, "row_similarity: at most 65535 tasks at a time.");
+  FM_REQUIRE(a.size(0) <= kMostTasks, "row_similarity: at most 65535 tasks at a time.");
   const Segments parts = segments(bounds, a.size(1), "row_similarity");
   Tensor partial = empty(a, {count_chunks(parts, a.size(1)), a.size(0), 3}, ScalarType::Double);
   Tensor out = empty(a, {a.size(0), parts.count, 3}, acc_type(a));
@@ -118,14 +131,14 @@ Tensor mean_similarity(const Tensor& g) {
 
 Tensor gsl_coefficients(const Tensor& stats, const Tensor& weight, const Tensor& rate, double lam_c,
                         double lam_2, int64_t magnitude, double ratio, double eps) {
-  require(stats.dim() == 3 && stats.size(2) == 3 && acc_type(stats) == stats.scalar_type(),
+  FM_REQUIRE(stats.dim() == 3 && stats.size(2) == 3 && acc_type(stats) == stats.scalar_type(),
           "gsl_coefficients: stats must be the float32 or float64 (tasks, segments, 3) result of "
           "row_similarity, got shape " + shape_of(stats) + ".");
-  require(same_kind(stats, weight) && same_kind(stats, rate) && weight.dim() == 1 &&
+  FM_REQUIRE(same_kind(stats, weight) && same_kind(stats, rate) && weight.dim() == 1 &&
               weight.size(0) == stats.size(0) && rate.numel() == 1,
           "gsl_coefficients: weight must have one value a task and rate one value, of the dtype and "
           "device of stats.");
-  require(magnitude >= 0 && magnitude <= 3, "gsl_coefficients: unknown magnitude rule.");
+  FM_REQUIRE(magnitude >= 0 && magnitude <= 3, "gsl_coefficients: unknown magnitude rule.");
   const Tensor s = dense(stats), w = dense(weight);
   Tensor out = empty(stats, {stats.size(0), stats.size(1), 2}, stats.scalar_type());
   const GslArgs args{dtype_of(stats),       s.const_data_ptr(), w.const_data_ptr(),
@@ -138,10 +151,10 @@ Tensor gsl_coefficients(const Tensor& stats, const Tensor& weight, const Tensor&
 }
 
 Tensor task_weights(const Tensor& stats, int64_t rule, double lam_c, double lam_2, double tau) {
-  require(stats.dim() == 2 && stats.size(1) == 2 && acc_type(stats) == stats.scalar_type(),
+  FM_REQUIRE(stats.dim() == 2 && stats.size(1) == 2 && acc_type(stats) == stats.scalar_type(),
           "task_weights: stats must be the float32 or float64 (tasks, 2) result of "
           "mean_similarity, got shape " + shape_of(stats) + ".");
-  require(rule >= 0 && rule <= 2, "task_weights: unknown rule.");
+  FM_REQUIRE(rule >= 0 && rule <= 2, "task_weights: unknown rule.");
   const Tensor s = dense(stats);
   Tensor out = empty(stats, {stats.size(0)}, stats.scalar_type());
   const TaskWeightArgs args{dtype_of(stats), s.const_data_ptr(), stats.size(0),
@@ -153,17 +166,17 @@ Tensor task_weights(const Tensor& stats, int64_t rule, double lam_c, double lam_
 }
 
 void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, const Ints& bounds) {
-  require(buffers.size() == 1 || buffers.size() == 2, "combine: expected one or two buffers.");
+  FM_REQUIRE(buffers.size() == 1 || buffers.size() == 2, "combine: expected one or two buffers.");
   Tensors rows;
   for (const Tensor& g : buffers) {
     rows.push_back(dense_rows(g, "combine"));
-    require(same_kind(g, buffers[0]) && g.size(0) == buffers[0].size(0) &&
+    FM_REQUIRE(same_kind(g, buffers[0]) && g.size(0) == buffers[0].size(0) &&
                 g.size(1) == buffers[0].size(1),
             "combine: both buffers need one shape, dtype and device.");
   }
   const int64_t columns = rows[0].size(1), count = static_cast<int64_t>(buffers.size());
   const Segments parts = segments(bounds, columns, "combine");
-  require(coef.dim() == 3 && coef.size(0) == rows[0].size(0) && coef.size(1) == parts.count &&
+  FM_REQUIRE(coef.dim() == 3 && coef.size(0) == rows[0].size(0) && coef.size(1) == parts.count &&
               coef.size(2) == count && coef.scalar_type() == acc_type(rows[0]) &&
               coef.is_cuda() == rows[0].is_cuda(),
           "combine: coef must have the shape (tasks, segments, buffers) and the accumulation dtype "
@@ -171,7 +184,7 @@ void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, co
   std::vector<void*> pointers;
   Ints pieces{0};
   for (const Tensor& t : out) {
-    require(same_kind(t, rows[0]) && t.is_contiguous(),
+    FM_REQUIRE(same_kind(t, rows[0]) && t.is_contiguous(),
             "combine_: outputs must be contiguous and have the buffers' dtype and device.");
     pointers.push_back(t.mutable_data_ptr());
     pieces.push_back(pieces.back() + t.numel());
@@ -185,7 +198,7 @@ void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, co
 }
 
 Tensor combine(const Tensors& buffers, const Tensor& coef, const Ints& bounds) {
-  require(!buffers.empty() && buffers[0].dim() == 2, "combine: expected (tasks, parameters) buffers.");
+  FM_REQUIRE(!buffers.empty() && buffers[0].dim() == 2, "combine: expected (tasks, parameters) buffers.");
   Tensor out = empty(buffers[0], {buffers[0].size(1)}, buffers[0].scalar_type());
   combine_({out}, buffers, coef, bounds);
   return out;
@@ -195,7 +208,7 @@ Tensor combine(const Tensors& buffers, const Tensor& coef, const Ints& bounds) {
 void step_items(const Tensors& out, const Tensors& theta, const Tensors& grad, const Tensors& alpha,
                 const Ints& frozen) {
   const size_t count = theta.size();
-  require(grad.size() == count && alpha.size() == count && frozen.size() == count && count > 0,
+  FM_REQUIRE(grad.size() == count && alpha.size() == count && frozen.size() == count && count > 0,
           "inner_step: theta, grad, alpha and frozen must be equally long and not empty; got " +
               std::to_string(count) + ", " + std::to_string(grad.size()) + ", " +
               std::to_string(alpha.size()) + " and " + std::to_string(frozen.size()) + ".");
@@ -203,12 +216,12 @@ void step_items(const Tensors& out, const Tensors& theta, const Tensors& grad, c
   Tensors keep;  // contiguous copies live until the launch
   for (size_t k = 0; k < count; ++k) {
     const std::string name = "inner_step: tensor " + std::to_string(k);
-    require(same_kind(theta[k], theta[0]) && same_kind(grad[k], theta[0]),
+    FM_REQUIRE(same_kind(theta[k], theta[0]) && same_kind(grad[k], theta[0]),
             name + ": all parameters and gradients must have one dtype and one device.");
-    require(grad[k].numel() == theta[k].numel(),
+    FM_REQUIRE(grad[k].numel() == theta[k].numel(),
             name + ": the gradient " + shape_of(grad[k]) + " must have the parameter's shape " +
                 shape_of(theta[k]) + ".");
-    require(alpha[k].scalar_type() == acc_type(theta[0]) &&
+    FM_REQUIRE(alpha[k].scalar_type() == acc_type(theta[0]) &&
                 alpha[k].is_cuda() == theta[0].is_cuda() &&
                 (alpha[k].numel() == 1 || alpha[k].numel() == theta[k].numel()),
             name + ": alpha must hold one value, or one for each element, in the accumulation dtype "
@@ -239,17 +252,17 @@ Tensors inner_step(const Tensors& theta, const Tensors& grad, const Tensors& alp
 void inner_step_(const Tensors& theta, const Tensors& grad, const Tensors& alpha,
                  const Ints& frozen) {
   for (const Tensor& t : theta)
-    require(t.is_contiguous(), "inner_step_: parameters updated in place must be contiguous.");
+    FM_REQUIRE(t.is_contiguous(), "inner_step_: parameters updated in place must be contiguous.");
   step_items(theta, theta, grad, alpha, frozen);
 }
 
 void require_rows(const Tensors& same, const Tensor& eps, const char* op) {
   for (const Tensor& t : same)
-    require(t.dim() == 2 && same_kind(t, same[0]) && t.size(0) == same[0].size(0) &&
+    FM_REQUIRE(t.dim() == 2 && same_kind(t, same[0]) && t.size(0) == same[0].size(0) &&
                 t.size(1) == same[0].size(1),
             std::string(op) + ": expected (tasks, parameters) buffers of one shape, dtype and "
                               "device; got " + shape_of(same[0]) + " and " + shape_of(t) + ".");
-  require(eps.numel() == same[0].size(0) && eps.scalar_type() == acc_type(same[0]) &&
+  FM_REQUIRE(eps.numel() == same[0].size(0) && eps.scalar_type() == acc_type(same[0]) &&
               eps.is_cuda() == same[0].is_cuda() && eps.is_contiguous(),
           std::string(op) + ": eps must hold one value a task in the accumulation dtype.");
 }
@@ -270,7 +283,7 @@ Tensors hvp_perturb(const Tensor& theta, const Tensor& v, const Tensor& eps) {
 Tensor hvp_difference(const Tensor& v, const Tensor& g_plus, const Tensor& g_minus,
                       const Tensor& eps, const Tensor& alpha) {
   require_rows({v, g_plus, g_minus}, eps, "hvp_difference");
-  require(same_kind(alpha, eps) && (alpha.numel() == 1 || alpha.numel() == v.size(1)),
+  FM_REQUIRE(same_kind(alpha, eps) && (alpha.numel() == 1 || alpha.numel() == v.size(1)),
           "hvp_difference: alpha must hold one value, or one for each column, of eps' dtype.");
   const Tensor parts[] = {dense(v), dense(g_plus), dense(g_minus),
                           dense(alpha)};
@@ -295,6 +308,7 @@ std::string build_info() {
 
 void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("pack", TORCH_BOX(&pack));
+  m.impl("pack_", TORCH_BOX(&pack_));
   m.impl("unpack_", TORCH_BOX(&unpack_));
   m.impl("gram", TORCH_BOX(&gram));
   m.impl("row_similarity", TORCH_BOX(&row_similarity));
@@ -314,6 +328,7 @@ void register_kernels(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY(fastmeta, m) {
   m.def("pack(Tensor[] tensors, int rows) -> Tensor");
+  m.def("pack_(Tensor(a!) flat, Tensor[] tensors) -> ()");
   m.def("unpack_(Tensor(a!)[] tensors, Tensor flat) -> ()");
   m.def("gram(Tensor g, int[] bounds) -> Tensor");
   m.def("row_similarity(Tensor a, Tensor b, int[] bounds) -> Tensor");

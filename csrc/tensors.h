@@ -22,9 +22,15 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 
-inline void require(bool holds, const std::string& message) {
-  if (!holds) throw std::runtime_error("fastmeta: " + message);
+[[noreturn]] inline void fail(const std::string& message) {
+  throw std::runtime_error("fastmeta: " + message);
 }
+
+// A macro, so that the message is only put together when it is needed.
+#define FM_REQUIRE(holds, message) \
+  do {                             \
+    if (!(holds)) fail(message);   \
+  } while (false)
 
 inline std::string shape_of(const Tensor& t) {
   std::string text = "(";
@@ -62,19 +68,13 @@ inline bool same_kind(const Tensor& a, const Tensor& b) {
          a.get_device_index() == b.get_device_index();
 }
 
-inline void require_same_kind(const Tensors& tensors, const char* op) {
-  for (const Tensor& t : tensors)
-    require(same_kind(t, tensors.front()), std::string(op) + ": all tensors must have one dtype and " +
-                                               "one device. Group the parameters by both.");
-}
-
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
 // A (T, P) tensor whose columns are dense, copied only if they are not.
 inline Tensor dense_rows(const Tensor& t, const char* op) {
-  require(t.dim() == 2, std::string(op) + ": expected a (tasks, parameters) matrix, got shape " +
+  FM_REQUIRE(t.dim() == 2, std::string(op) + ": expected a (tasks, parameters) matrix, got shape " +
                             shape_of(t) + ". Pack the gradients first (fastmeta.ops.pack).");
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
 }
@@ -86,7 +86,7 @@ inline Matrix matrix(const Tensor& t) {
 inline Segments segments(const Ints& bounds, int64_t cols, const char* op) {
   bool rising = bounds.size() >= 2 && bounds.front() == 0 && bounds.back() == cols;
   for (size_t k = 1; rising && k < bounds.size(); ++k) rising = bounds[k - 1] <= bounds[k];
-  require(rising, std::string(op) + ": segment bounds must rise from 0 to the number of columns, " +
+  FM_REQUIRE(rising, std::string(op) + ": segment bounds must rise from 0 to the number of columns, " +
                       std::to_string(cols) + ".");
   return {bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
 }
@@ -112,7 +112,7 @@ inline void* current_stream(int32_t device) {
                    : nullptr;
   }();
   void* stream = nullptr;
-  require(getter && getter(device, &stream) == AOTI_TORCH_SUCCESS,
+  FM_REQUIRE(getter && getter(device, &stream) == AOTI_TORCH_SUCCESS,
           "cannot find torch's current CUDA stream. Install a CUDA build of torch 2.11 or newer.");
   return stream;
 }
@@ -125,7 +125,7 @@ void run(const Tensor& where, const char* op, const OnCpu& on_cpu, const OnCuda&
 #if defined(FM_WITH_CUDA)
   const torch::stable::accelerator::DeviceGuard guard(where.get_device_index());
   const int error = on_cuda(current_stream(where.get_device_index()));
-  require(error == 0, std::string(op) + ": the CUDA kernel was not launched, cudaError " +
+  FM_REQUIRE(error == 0, std::string(op) + ": the CUDA kernel was not launched, cudaError " +
                           std::to_string(error) + ". Is this GPU's architecture in " +
                           "fastmeta.show_config()?");
 #else

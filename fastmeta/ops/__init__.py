@@ -1,0 +1,30 @@
+"""The compiled ops on packed task gradients; their torch twins are in :mod:`fastmeta.reference`."""
+
+from fastmeta.ops.combine import combine, combine_
+from fastmeta.ops.gram import gram, pair_cosines, pair_distances
+from fastmeta.ops.hvp import hvp_difference, hvp_perturb, hvp_radius
+from fastmeta.ops.pack import pack, pack_, unpack_
+from fastmeta.ops.similarity import mean_similarity, row_similarity
+from fastmeta.ops.step import inner_step, inner_step_
+from fastmeta.ops.weights import agreement_weights, gsl_coefficients, gsl_task_weights
+
+__all__ = [
+    "agreement_weights",
+    "combine",
+    "combine_",
+    "gram",
+    "gsl_coefficients",
+    "gsl_task_weights",
+    "hvp_difference",
+    "hvp_perturb",
+    "hvp_radius",
+    "inner_step",
+    "inner_step_",
+    "mean_similarity",
+    "pack",
+    "pack_",
+    "pair_cosines",
+    "pair_distances",
+    "row_similarity",
+    "unpack_",
+]

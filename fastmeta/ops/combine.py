@@ -1,0 +1,132 @@
+"""The weighted sum of task gradients, written back into a parameter list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import reference
+from fastmeta._library import kernels
+from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.reference import accumulation_dtype
+
+
+def combine(
+    buffers: Sequence[Tensor] | Tensor, coef: Tensor, bounds: Sequence[int] | None = None
+) -> Tensor:
+    """``m[p] = sum_i sum_b coef[i, s(p), b] * buffers[b][i, p]`` in one pass.
+
+    Differentiable. Rows are added in task order, so that with unit weights float32 and float64
+    results have the bits of repeated in-place accumulation.
+
+    Args:
+        buffers: one ``(T, P)`` buffer or a list of one or two; float64, float32, float16, bfloat16.
+        coef: ``(T, S, B)``, or ``(T,)`` for one buffer and one segment; in the accumulation dtype
+            (float64 for float64 buffers, else float32).
+        bounds: ``S + 1`` rising column numbers from 0 to ``P``; one segment by default.
+
+    Returns:
+        ``(P,)`` in the buffers' dtype.
+
+    Raises:
+        RuntimeError: if shapes, dtypes, devices or bounds do not match.
+    """
+    rows, coef, cuts = _arguments(buffers, coef, bounds)
+    if watched(coef, *rows):
+        result: Tensor = apply(_Combine, _CombineEager, coef, cuts, *rows)
+    else:
+        result = kernels.combine.default(rows, coef, cuts)
+    return result
+
+
+def combine_(
+    out: Sequence[Tensor],
+    buffers: Sequence[Tensor] | Tensor,
+    coef: Tensor,
+    bounds: Sequence[int] | None = None,
+) -> None:
+    """:func:`combine` straight into the contiguous tensors ``out`` (``.grad`` of a parameter list).
+
+    The tensors take the columns in list order; together they hold ``P`` elements. Not differentiable.
+
+    Raises:
+        RuntimeError: if shapes, dtypes, devices or bounds do not match.
+    """
+    rows, coef, cuts = _arguments(buffers, coef, bounds)
+    with torch.no_grad():
+        kernels.combine_.default(list(out), rows, coef, cuts)
+
+
+def _arguments(
+    buffers: Sequence[Tensor] | Tensor, coef: Tensor, bounds: Sequence[int] | None
+) -> tuple[list[Tensor], Tensor, tuple[int, ...]]:
+    rows = [buffers] if isinstance(buffers, Tensor) else list(buffers)
+    cuts = (0, rows[0].shape[-1]) if bounds is None else tuple(bounds)
+    return rows, coef[:, None, None] if coef.dim() == 1 else coef, cuts
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
+        result: Tensor = kernels.combine.default(list(rows), coef, bounds)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        coef, ctx.bounds, *rows = inputs
+        ctx.save_for_backward(coef, *rows)
+        ctx.save_for_forward(coef, *rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        coef, *rows = ctx.saved_tensors
+        wide = grad.to(coef.dtype)
+        by_segment = [
+            torch.stack([g[:, begin:end].to(coef.dtype) @ wide[begin:end] for g in rows], dim=-1)
+            for begin, end in pairwise(ctx.bounds)
+        ]
+        row_grads = [
+            torch.cat(
+                [
+                    coef[:, s, b, None] * wide[begin:end]
+                    for s, (begin, end) in enumerate(pairwise(ctx.bounds))
+                ],
+                dim=1,
+            ).to(g.dtype)
+            for b, g in enumerate(rows)
+        ]
+        return torch.stack(by_segment, dim=1), None, *row_grads
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(_combine_flat, info, in_dims, args)
+
+
+class _CombineEager(_Combine):
+    @staticmethod
+    def jvp(ctx: Any, d_coef: Tensor, _: None, *d_rows: Tensor) -> Tensor:
+        coef, *rows = ctx.saved_tensors
+        return reference.combine(rows, d_coef, ctx.bounds) + reference.combine(
+            d_rows, coef, ctx.bounds
+        )
+
+
+def _combine_flat(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
+    return combine(rows, coef, bounds)
+
+
+@torch.library.register_fake("fastmeta::combine")
+def _(buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]) -> Tensor:
+    torch._check(coef.dtype == accumulation_dtype(buffers[0].dtype))
+    return buffers[0].new_empty(buffers[0].shape[1])
+
+
+@torch.library.register_fake("fastmeta::combine_")
+def _(
+    out: Sequence[Tensor], buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]
+) -> None:
+    return None

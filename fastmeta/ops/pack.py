@@ -1,0 +1,110 @@
+"""Packing per-task gradients of a parameter list into one ``(T, P)`` buffer, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta._library import kernels
+from fastmeta.layout import FlatLayout
+from fastmeta.ops._function import apply, loop_vmap, watched
+
+
+def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
+    """Copies the tensors of ``rows`` tasks into the rows of one buffer, in one launch.
+
+    Differentiable. For gradients that backward should write packed in the first place, see
+    :meth:`fastmeta.FlatLayout.attach_grads`.
+
+    Args:
+        tensors: ``rows * L`` tensors, task after task; tensor ``l`` of every task has one size.
+            One dtype (float64, float32, float16 or bfloat16) and one device; any strides.
+        rows: number of tasks ``T``.
+
+    Returns:
+        A new ``(T, P)`` tensor; ``P`` is the number of elements of one task.
+
+    Raises:
+        RuntimeError: if the tensors do not make ``rows`` equal rows, or differ in dtype or device.
+    """
+    tensors = list(tensors)
+    if watched(*tensors):
+        result: Tensor = apply(_Pack, _PackEager, rows, *tensors)
+    else:
+        result = kernels.pack.default(tensors, rows)
+    return result
+
+
+def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """:func:`pack` into the rows of an existing ``(T, P)`` buffer; not differentiable.
+
+    Raises:
+        RuntimeError: if sizes, dtypes or devices do not match.
+    """
+    with torch.no_grad():
+        kernels.pack_.default(flat, list(tensors))
+
+
+def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Copies the rows of ``flat`` ``(T, P)`` into ``T * L`` tensors, in one launch; the inverse of pack.
+
+    Not differentiable: ``flat``'s views (:meth:`fastmeta.FlatLayout.views`) are.
+
+    Raises:
+        RuntimeError: if a target is not contiguous, or sizes, dtypes or devices do not match.
+    """
+    with torch.no_grad():
+        kernels.unpack_.default(list(tensors), flat)
+
+
+class _Pack(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: int, *tensors: Tensor) -> Tensor:
+        result: Tensor = kernels.pack.default(list(tensors), rows)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.rows = inputs[0]
+        ctx.shapes = [t.shape for t in inputs[1:]]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        each = len(ctx.shapes) // ctx.rows
+        sizes = [shape.numel() for shape in ctx.shapes[:each]]
+        parts = [part for row in grad.unbind(0) for part in row.split(sizes)]
+        return None, *(p.view(s) for p, s in zip(parts, ctx.shapes, strict=True))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(pack_flat, info, in_dims, args)
+
+
+class _PackEager(_Pack):
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor) -> Tensor:
+        return pack(tangents, ctx.rows)
+
+
+def pack_flat(rows: int, *tensors: Tensor) -> Tensor:
+    """:func:`pack` with the tensors as separate arguments."""
+    return pack(tensors, rows)
+
+
+@torch.library.register_fake("fastmeta::pack")
+def _(tensors: Sequence[Tensor], rows: int) -> Tensor:
+    each = len(tensors) // rows
+    return tensors[0].new_empty(rows, FlatLayout.of(tensors[:each]).size)
+
+
+@torch.library.register_fake("fastmeta::pack_")
+def _(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    return None
+
+
+@torch.library.register_fake("fastmeta::unpack_")
+def _(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    return None

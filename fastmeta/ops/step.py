@@ -1,0 +1,172 @@
+"""The inner step over all tensors of all tasks at once; also the exact HVP recursion step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta._library import kernels
+from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.reference import accumulation_dtype
+
+
+def inner_step(
+    theta: Sequence[Tensor],
+    grad: Sequence[Tensor | None],
+    alpha: float | Tensor | Sequence[Tensor],
+    frozen: Sequence[bool] | None = None,
+) -> tuple[Tensor, ...]:
+    """``theta - alpha * grad`` for a whole parameter list in one launch.
+
+    Differentiable in ``theta``, ``grad`` and ``alpha``. With ``theta = v`` and ``grad = H v`` it is
+    the recursion step ``v - alpha H v`` of the exact meta-gradient.
+
+    Args:
+        theta: ``L`` tensors of one dtype (float64, float32, float16, bfloat16) and one device, with
+            or without a leading task dimension.
+        grad: ``L`` tensors of the same shapes; ``None`` leaves the parameter as it is.
+        alpha: the inner learning rate: a number, a tensor with one element, a tensor ``(L,)`` of
+            per-layer rates, or ``L`` tensors with one value each or one for each element.
+        frozen: parameters to leave as they are (a copy is returned).
+
+    Returns:
+        ``L`` new contiguous tensors.
+
+    Raises:
+        RuntimeError: if lengths, shapes, dtypes or devices do not match.
+        ValueError: if ``alpha`` has neither one value nor one for each tensor.
+    """
+    theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
+    if watched(*theta, *grads, *rates):
+        return tuple(apply(_InnerStep, _InnerStepEager, stop, *theta, *grads, *rates))
+    return tuple(kernels.inner_step.default(theta, grads, rates, stop))
+
+
+def inner_step_(
+    theta: Sequence[Tensor],
+    grad: Sequence[Tensor | None],
+    alpha: float | Tensor | Sequence[Tensor],
+    frozen: Sequence[bool] | None = None,
+) -> None:
+    """:func:`inner_step` in place on contiguous tensors; not differentiable.
+
+    Raises:
+        RuntimeError: if lengths, shapes, dtypes or devices do not match, or a tensor has gaps.
+    """
+    theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
+    with torch.no_grad():
+        kernels.inner_step_.default(theta, grads, rates, stop)
+
+
+def _arguments(
+    theta: Sequence[Tensor],
+    grad: Sequence[Tensor | None],
+    alpha: float | Tensor | Sequence[Tensor],
+    frozen: Sequence[bool] | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
+    tensors, count = list(theta), len(theta)
+    acc = accumulation_dtype(tensors[0].dtype) if count else torch.float32
+    if isinstance(alpha, Tensor):
+        if alpha.numel() == 1:
+            rates = [alpha.reshape(())] * count
+        elif alpha.shape == (count,):
+            rates = list(alpha.unbind())
+        else:
+            raise ValueError(
+                f"alpha must have one value or one for each of the {count} tensors, got shape "
+                f"{tuple(alpha.shape)}. Pass a list of tensors for per-parameter rates."
+            )
+    elif isinstance(alpha, (int, float)):
+        device = tensors[0].device if count else None
+        rates = [torch.full((), float(alpha), dtype=acc, device=device)] * count
+    else:
+        rates = list(alpha)
+    stop = [int(f) for f in frozen] if frozen is not None else [0] * count
+    stop = [int(s or g is None) for s, g in zip(stop, grad, strict=True)]
+    grads = [t if g is None else g for t, g in zip(tensors, grad, strict=True)]
+    return tensors, grads, [r.to(acc) for r in rates], stop
+
+
+class _InnerStep(torch.autograd.Function):
+    @staticmethod
+    def forward(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(stop)
+        theta, grad, alpha = (list(tensors[k * count : (k + 1) * count]) for k in range(3))
+        return tuple(kernels.inner_step.default(theta, grad, alpha, stop))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.stop = inputs[0]
+        count = len(ctx.stop)
+        ctx.save_for_backward(*inputs[1 + count :])
+        ctx.save_for_forward(*inputs[1 + count :])
+
+    @staticmethod
+    def backward(ctx: Any, *outs: Tensor) -> Any:
+        count = len(ctx.stop)
+        grads, alphas = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        d_grad: list[Tensor | None] = []
+        d_alpha: list[Tensor | None] = []
+        for k, (out, grad, alpha) in enumerate(zip(outs, grads, alphas, strict=True)):
+            if ctx.stop[k]:
+                d_grad.append(None)
+                d_alpha.append(None)
+                continue
+            wide = out.to(alpha.dtype)
+            d_grad.append((-alpha * wide).to(grad.dtype))
+            product = -wide * grad.to(alpha.dtype)
+            d_alpha.append(product.sum().view_as(alpha) if alpha.numel() == 1 else product)
+        return None, *outs, *d_grad, *d_alpha
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, stop: list[int], *tensors: Tensor) -> Any:
+        count, dims = len(stop), in_dims[1:]
+        alphas = tensors[2 * count :]
+        if any(d is not None for d in dims[2 * count :]) or any(a.numel() != 1 for a in alphas):
+            return loop_vmap(_inner_step_flat, info, in_dims, (stop, *tensors))
+        # One rate for all: the batch is just another dimension of an elementwise step.
+        batched = [
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip(tensors[: 2 * count], dims[: 2 * count], strict=True)
+        ]
+        return _inner_step_flat(stop, *batched, *alphas), (0,) * count
+
+
+class _InnerStepEager(_InnerStep):
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor) -> tuple[Tensor, ...]:
+        count = len(ctx.stop)
+        grads, alphas = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        results = []
+        for k in range(count):
+            d_theta, d_grad, d_alpha = (tangents[m * count + k] for m in range(3))
+            if ctx.stop[k]:
+                results.append(d_theta.clone())
+                continue
+            acc = alphas[k].dtype
+            moved = d_alpha * grads[k].to(acc) + alphas[k] * d_grad.to(acc)
+            results.append((d_theta.to(acc) - moved).to(d_theta.dtype))
+        return tuple(results)
+
+
+def _inner_step_flat(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+    count = len(stop)
+    theta, grad, alpha = (tensors[k * count : (k + 1) * count] for k in range(3))
+    return inner_step(theta, grad, alpha, [bool(s) for s in stop])
+
+
+@torch.library.register_fake("fastmeta::inner_step")
+def _(
+    theta: Sequence[Tensor], grad: Sequence[Tensor], alpha: Sequence[Tensor], frozen: Sequence[int]
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in theta]
+
+
+@torch.library.register_fake("fastmeta::inner_step_")
+def _(
+    theta: Sequence[Tensor], grad: Sequence[Tensor], alpha: Sequence[Tensor], frozen: Sequence[int]
+) -> None:
+    return None

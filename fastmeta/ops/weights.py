@@ -1,0 +1,134 @@
+"""Task weights and GSL coefficients from similarity scalars, without waiting for the host."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fastmeta import reference
+from fastmeta._library import kernels
+from fastmeta.ops._function import watched
+
+Magnitude = Literal["none", "norm-match", "ratio", "clip"]
+
+# Added to |d| before dividing by it, so that equal gradients (d = 0) stay finite.
+_EPS = 1e-12
+
+
+def gsl_coefficients(
+    stats: Tensor,
+    weight: Tensor,
+    rate: Tensor,
+    *,
+    lam_c: float = 1.0,
+    lam_2: float = 0.0,
+    magnitude: Magnitude = "norm-match",
+    ratio: float = 1.0,
+) -> Tensor:
+    """The closed-form GSL update as coefficients of query and support gradient.
+
+    With ``u`` the query and ``v`` the support gradient of a task,
+    ``GSL = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`` has the gradient ``d = p u + q v`` in ``u``;
+    the task's meta-gradient ``m = weight (u - rate * scale * d)`` is again a sum of ``u`` and ``v``.
+    Our reconstruction of "MAML via AHE update" (Tak & Hong 2024); differentiable.
+
+    Args:
+        stats: ``(T, S, 3)`` from :func:`row_similarity` of ``u`` with ``v``; float32 or float64.
+        weight: ``(T,)``, each task's weight in the meta-gradient.
+        rate: one value, the AHE rate ``eta`` times the schedule's factor.
+        lam_c: weight of the cosine loss.
+        lam_2: weight of the L2 loss.
+        magnitude: how long the correction is: ``"none"`` as it comes, ``"norm-match"`` as long as
+            ``u``, ``"ratio"`` ``ratio`` times as long, ``"clip"`` at most ``ratio`` times as long.
+        ratio: see ``magnitude``.
+
+    Returns:
+        ``(T, S, 2)``, to be passed to :func:`combine` with the buffers ``u`` and ``v``. A task whose
+        ``u`` or ``v`` is zero gets no cosine term.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not match.
+        ValueError: if ``magnitude`` is unknown.
+    """
+    rules = get_args(Magnitude)
+    if magnitude not in rules:
+        raise ValueError(f"magnitude must be one of {', '.join(rules)}; got {magnitude!r}.")
+    args = (stats, weight, rate, lam_c, lam_2, rules.index(magnitude), ratio, _EPS)
+    if watched(stats, weight, rate):
+        return reference.gsl_coefficients(*args)
+    result: Tensor = kernels.gsl_coefficients.default(*args)
+    return result
+
+
+def agreement_weights(stats: Tensor) -> Tensor:
+    """Gradient Agreement's task weights, ``w = G 1 / |G 1|_1`` (Eshratifar et al. 2018, section 2).
+
+    Weights may be negative; their absolute values sum to one. If every row is orthogonal to the sum
+    of all (so that the formula reads 0/0) the weights are ``1/T``. Differentiable.
+
+    Args:
+        stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
+
+    Returns:
+        ``(T,)``, dtype of ``stats``.
+    """
+    return _task_weights(stats, 0, 1.0, 0.0, 1.0)
+
+
+def gsl_task_weights(
+    stats: Tensor,
+    *,
+    rule: Literal["linear", "softmax"] = "softmax",
+    lam_c: float = 1.0,
+    lam_2: float = 0.0,
+    tau: float = 1.0,
+) -> Tensor:
+    """Task weights from the GSL between each task's gradient and the mean (reconstruction R3).
+
+    Args:
+        stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
+        rule: ``"softmax"``: ``softmax(-GSL / tau)``; ``"linear"``: ``1 - GSL``, divided by the sum
+            of absolute values.
+        lam_c: weight of the cosine loss.
+        lam_2: weight of the L2 loss.
+        tau: temperature of the softmax.
+
+    Returns:
+        ``(T,)``, dtype of ``stats``; absolute values sum to one. Differentiable.
+
+    Raises:
+        ValueError: if ``tau`` is not positive or ``rule`` is unknown.
+    """
+    if not tau > 0:
+        raise ValueError(f"tau must be positive, got {tau}.")
+    if rule not in ("linear", "softmax"):
+        raise ValueError(f"rule must be 'linear' or 'softmax', got {rule!r}.")
+    return _task_weights(stats, 1 if rule == "linear" else 2, lam_c, lam_2, tau)
+
+
+def _task_weights(stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float) -> Tensor:
+    if watched(stats):
+        return reference.task_weights(stats, rule, lam_c, lam_2, tau)
+    result: Tensor = kernels.task_weights.default(stats, rule, lam_c, lam_2, tau)
+    return result
+
+
+@torch.library.register_fake("fastmeta::gsl_coefficients")
+def _(
+    stats: Tensor,
+    weight: Tensor,
+    rate: Tensor,
+    lam_c: float,
+    lam_2: float,
+    magnitude: int,
+    ratio: float,
+    eps: float,
+) -> Tensor:
+    return stats.new_empty(stats.shape[0], stats.shape[1], 2)
+
+
+@torch.library.register_fake("fastmeta::task_weights")
+def _(stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float) -> Tensor:
+    return stats.new_empty(stats.shape[0])

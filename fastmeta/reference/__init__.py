@@ -1,0 +1,25 @@
+"""Plain torch twins of every op: the oracle of the tests, and a reader's definition of the ops."""
+
+from fastmeta.reference.combine import combine
+from fastmeta.reference.dtypes import accumulation_dtype
+from fastmeta.reference.gram import gram
+from fastmeta.reference.pack import pack, pack_, unpack_
+from fastmeta.reference.similarity import mean_similarity, row_similarity
+from fastmeta.reference.step import hvp_difference, hvp_perturb, inner_step
+from fastmeta.reference.weights import gsl_coefficients, task_weights
+
+__all__ = [
+    "accumulation_dtype",
+    "combine",
+    "gram",
+    "gsl_coefficients",
+    "hvp_difference",
+    "hvp_perturb",
+    "inner_step",
+    "mean_similarity",
+    "pack",
+    "pack_",
+    "row_similarity",
+    "task_weights",
+    "unpack_",
+]
