@@ -1,8 +1,27 @@
 """Fast gradient-based meta-learning for PyTorch, on compiled kernels."""
 
-from fastmeta import ops
+from fastmeta import adaptation, aggregation, metagrad, ops
 from fastmeta.info import BuildInfo, build_info, show_config
 from fastmeta.layout import FlatLayout
+from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
+from fastmeta.optim import GSLOptimizer
 from fastmeta.tasks import Task, TaskBatch
 
-__all__ = ["BuildInfo", "FlatLayout", "Task", "TaskBatch", "build_info", "ops", "show_config"]
+__all__ = [
+    "FOMAML",
+    "GSL",
+    "MAML",
+    "BuildInfo",
+    "FlatLayout",
+    "GSLOptimizer",
+    "MetaLearner",
+    "Reptile",
+    "Task",
+    "TaskBatch",
+    "adaptation",
+    "aggregation",
+    "build_info",
+    "metagrad",
+    "ops",
+    "show_config",
+]

@@ -1,4 +1,4 @@
-"""Loads the compiled module, which registers ``torch.ops.fastmeta``; there is no silent fallback."""
+"""Loads the compiled module, which registers ``torch.ops.fastmeta``; there is no fallback."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def combine_(
 ) -> None:
     """:func:`combine` straight into the contiguous tensors ``out`` (``.grad`` of a parameter list).
 
-    The tensors take the columns in list order; together they hold ``P`` elements. Not differentiable.
+    The tensors take the columns in list order and hold ``P`` elements in all. Not differentiable.
 
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.

@@ -51,8 +51,8 @@ def pair_cosines(gram: Tensor) -> Tensor:
 def pair_distances(gram: Tensor) -> Tensor:
     """Squared L2 distances of all pairs, ``(..., T, T)``, from Gram matrices ``(..., T, T)``.
 
-    ``|a|^2 + |b|^2 - 2<a, b>`` cancels when two gradients are nearly equal: expect an absolute error
-    of about ``|a|^2`` times the rounding of the dtype.
+    ``|a|^2 + |b|^2 - 2<a, b>`` cancels when two gradients are nearly equal: expect an absolute
+    error of about ``|a|^2`` times the rounding of the dtype.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     return (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram).clamp_min(0)
@@ -99,6 +99,4 @@ class _GramEager(_Gram):
 
 @torch.library.register_fake("fastmeta::gram")
 def _(g: Tensor, bounds: Sequence[int]) -> Tensor:
-    return g.new_empty(
-        len(bounds) - 1, g.shape[0], g.shape[0], dtype=accumulation_dtype(g.dtype)
-    )
+    return g.new_empty(len(bounds) - 1, g.shape[0], g.shape[0], dtype=accumulation_dtype(g.dtype))

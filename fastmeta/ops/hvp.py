@@ -149,12 +149,14 @@ class _Difference(torch.autograd.Function):
 
 class _DifferenceEager(_Difference):
     @staticmethod
-    def jvp(ctx: Any, d_v: Tensor, d_plus: Tensor, d_minus: Tensor, d_eps: Tensor, d_alpha: Tensor) -> Tensor:  # fmt: skip
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        d_v, d_plus, d_minus, d_eps, d_alpha = tangents
         g_plus, g_minus, eps, alpha = ctx.saved_tensors
         acc, inverse = eps.dtype, _inverse_width(eps)
         hvp = (g_plus.to(acc) - g_minus.to(acc)) * inverse
         d_hvp = (d_plus.to(acc) - d_minus.to(acc)) * inverse - hvp * 2 * inverse * d_eps[:, None]
-        return (d_v.to(acc) - d_alpha * hvp - alpha * d_hvp).to(d_v.dtype)
+        result: Tensor = (d_v.to(acc) - d_alpha * hvp - alpha * d_hvp).to(d_v.dtype)
+        return result
 
 
 @torch.library.register_fake("fastmeta::hvp_perturb")

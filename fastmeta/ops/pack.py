@@ -49,7 +49,7 @@ def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    """Copies the rows of ``flat`` ``(T, P)`` into ``T * L`` tensors, in one launch; the inverse of pack.
+    """Copies the rows of ``flat`` ``(T, P)`` into ``T * L`` tensors in one launch; undoes pack.
 
     Not differentiable: ``flat``'s views (:meth:`fastmeta.FlatLayout.views`) are.
 

@@ -31,7 +31,7 @@ def gsl_coefficients(
 
     With ``u`` the query and ``v`` the support gradient of a task,
     ``GSL = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`` has the gradient ``d = p u + q v`` in ``u``;
-    the task's meta-gradient ``m = weight (u - rate * scale * d)`` is again a sum of ``u`` and ``v``.
+    the task's meta-gradient ``m = weight (u - rate * scale * d)`` is a sum of ``u`` and ``v`` too.
     Our reconstruction of "MAML via AHE update" (Tak & Hong 2024); differentiable.
 
     Args:
@@ -45,8 +45,8 @@ def gsl_coefficients(
         ratio: see ``magnitude``.
 
     Returns:
-        ``(T, S, 2)``, to be passed to :func:`combine` with the buffers ``u`` and ``v``. A task whose
-        ``u`` or ``v`` is zero gets no cosine term.
+        ``(T, S, 2)``, to be passed to :func:`combine` with the buffers ``u`` and ``v``. A task
+        whose ``u`` or ``v`` is zero gets no cosine term.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.

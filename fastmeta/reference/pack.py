@@ -12,7 +12,10 @@ def pack(tensors: Sequence[Tensor], rows: int) -> Tensor:
     """See :func:`fastmeta.ops.pack`."""
     each = len(tensors) // rows
     return torch.stack(
-        [torch.cat([t.reshape(-1) for t in tensors[i * each : (i + 1) * each]]) for i in range(rows)]
+        [
+            torch.cat([t.reshape(-1) for t in tensors[i * each : (i + 1) * each]])
+            for i in range(rows)
+        ]
     )
 
 

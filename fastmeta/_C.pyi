@@ -1,0 +1,1 @@
+# Importing the compiled module registers torch.ops.fastmeta; it exports nothing else.

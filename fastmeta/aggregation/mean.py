@@ -1,0 +1,18 @@
+"""Equal weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastmeta.aggregation.base import Aggregation
+from fastmeta.reference import accumulation_dtype
+from fastmeta.rows import TaskRows
+
+
+class Mean(Aggregation):
+    """``1/T`` for every task, as in MAML."""
+
+    def weights(self, rows: TaskRows) -> Tensor:
+        """See :meth:`Aggregation.weights`."""
+        tasks, dtype = len(rows.query), accumulation_dtype(rows.query.dtype)
+        return rows.query.new_full((tasks,), 1 / tasks, dtype=dtype)

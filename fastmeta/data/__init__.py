@@ -1,0 +1,29 @@
+"""Data sets of classes, and the tasks drawn from them."""
+
+from fastmeta.data.classes import ClassDataset, Normalization
+from fastmeta.data.digits import load_digits
+from fastmeta.data.errors import DataError
+from fastmeta.data.mnist import load_mnist
+from fastmeta.data.omniglot import load_omniglot
+from fastmeta.data.registry import DATASETS, load
+from fastmeta.data.sampler import EpisodeSampler
+from fastmeta.data.sine import SineTasks
+from fastmeta.data.source import TaskSource
+from fastmeta.data.transforms import add_inversion, add_rotations, multiply_classes
+
+__all__ = [
+    "DATASETS",
+    "ClassDataset",
+    "DataError",
+    "EpisodeSampler",
+    "Normalization",
+    "SineTasks",
+    "TaskSource",
+    "add_inversion",
+    "add_rotations",
+    "load",
+    "load_digits",
+    "load_mnist",
+    "load_omniglot",
+    "multiply_classes",
+]

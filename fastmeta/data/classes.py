@@ -1,0 +1,162 @@
+"""Images grouped by class: what episodes are drawn from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of pixels in ``[0, 1]``: one value a channel, or one for all."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassDataset:
+    """Labelled images held in memory, a quarter of their size as floats.
+
+    Attributes:
+        images: ``(n, C, H, W)`` uint8.
+        labels: ``(n,)`` int64 class indices into ``class_names``, on the device of ``images``.
+        class_names: one distinct name a class.
+        normalization: how :meth:`inputs` scales pixels after dividing by 255, or ``None``.
+        class_indices: for each class, the ascending int64 positions of its images; on the CPU.
+
+    Raises:
+        TypeError: if ``images`` is not uint8 or ``labels`` is not int64.
+        ValueError: if shapes or devices disagree, a label is out of range, a class has no image,
+            a name occurs twice, or the normalisation does not fit the channels.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: Sequence[str]
+    normalization: Normalization | None = None
+    class_indices: tuple[Tensor, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_tensors(self.images, self.labels)
+        if self.normalization is not None:
+            _check_normalization(self.normalization, channels=self.images.shape[1])
+        object.__setattr__(self, "class_indices", _group(self.labels.cpu(), self.class_names))
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not class_indices: torch would send each of them to a spawned worker in shared memory of
+        # its own, and thousands of classes are more than the limit on open files.
+        return (type(self), (self.images, self.labels, list(self.class_names), self.normalization))
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are, and so where :meth:`inputs` gathers them."""
+        return self.images.device
+
+    def inputs(self, index: Tensor) -> Tensor:
+        """The images at ``index`` as model inputs.
+
+        Args:
+            index: int64 positions of any shape ``(*s,)``, on any device.
+
+        Returns:
+            ``(*s, C, H, W)`` float32 on the device of the images: ``images / 255``, then
+            ``(x - mean) / std`` where there is a normalisation.
+        """
+        flat = index.reshape(-1).to(self.device)
+        x = self.images.index_select(0, flat).to(torch.float32).div_(255)
+        if self.normalization is not None:
+            mean, std = (x.new_tensor(value).view(-1, 1, 1) for value in self.normalization)
+            x = x.sub_(mean).div_(std)
+        return x.view(*index.shape, *x.shape[1:])
+
+    def subset(self, class_ids: Sequence[int]) -> ClassDataset:
+        """The images of ``class_ids`` only, sorted by class and relabelled ``0..`` in that order.
+
+        Raises:
+            ValueError: if ``class_ids`` is empty, repeats a class or names one out of range.
+        """
+        ids = list(class_ids)
+        if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(range(self.num_classes)):
+            raise ValueError(
+                f"class_ids must be distinct, at least one, and lie in 0..{self.num_classes - 1}; "
+                f"got {_shorten(ids)}."
+            )
+        rows = [self.class_indices[c] for c in ids]
+        counts = torch.tensor([len(r) for r in rows])
+        return replace(
+            self,
+            images=self.images.index_select(0, torch.cat(rows).to(self.device)),
+            labels=torch.arange(len(ids)).repeat_interleave(counts).to(self.device),
+            class_names=[self.class_names[c] for c in ids],
+        )
+
+    def to(self, device: torch.device | str) -> ClassDataset:
+        """The same data set with images and labels on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def _check_tensors(images: Tensor, labels: Tensor) -> None:
+    if images.dtype != torch.uint8 or labels.dtype != torch.int64:
+        raise TypeError(
+            f"images must be uint8 and labels int64; got {images.dtype} and {labels.dtype}. "
+            "Convert pixels in [0, 1] with (images * 255).round().to(torch.uint8)."
+        )
+    if images.dim() != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            "images must be (n, C, H, W) and labels (n,); got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}. "
+            "Add a channel with images[:, None] where there is none."
+        )
+    if images.device != labels.device:
+        raise ValueError(
+            f"images and labels must be on one device; got {images.device} and {labels.device}. "
+            "Move the data set as a whole with .to(device)."
+        )
+
+
+def _check_normalization(normalization: Normalization, channels: int) -> None:
+    mean, std = normalization
+    if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
+        raise ValueError(
+            f"normalization needs 1 or {channels} means and as many positive standard deviations; "
+            f"got mean {mean} and std {std}."
+        )
+
+
+def _group(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"class_names must be distinct; {_shorten(repeated)} occur more than once."
+        )
+    if not len(labels) or labels.min() < 0 or labels.max() >= len(names):
+        found = f"{labels.min()}..{labels.max()}" if len(labels) else "no labels"
+        raise ValueError(
+            f"labels must lie in 0..{len(names) - 1} for {len(names)} class_names; got {found}."
+        )
+    counts = labels.bincount(minlength=len(names))
+    empty = [names[c] for c in torch.nonzero(counts == 0).flatten().tolist()]
+    if empty:
+        raise ValueError(
+            f"every class needs an image; {_shorten(empty)} have none. Leave these classes out."
+        )
+    return torch.split(labels.argsort(stable=True), counts.tolist())
+
+
+def _shorten(items: Sequence[object], limit: int = 10) -> str:
+    shown = ", ".join(str(item) for item in items[:limit])
+    return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

@@ -1,0 +1,76 @@
+"""The idx format of MNIST: a header of big-endian integers, then bytes."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmeta.data.errors import data_error
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_UINT8 = 0x08
+_DOWNLOAD = "Download the file again."
+
+
+def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
+    """Reads an idx file of unsigned bytes, plain or compressed with gzip (told by its content).
+
+    Args:
+        path: the file.
+        ndim: the number of dimensions it must have: 3 for images, 1 for labels.
+
+    Returns:
+        An array of the shape its header gives.
+
+    Raises:
+        DataError: if the file is missing or truncated, has bytes left over, or its header is not
+            that of ``ndim``-dimensional unsigned bytes.
+    """
+    path = Path(path)
+    content = _read(path)
+    header_size = 4 + 4 * ndim
+    magic = bytes([0, 0, _UINT8, ndim])
+    if content[:4] != magic:
+        raise data_error(
+            path,
+            expected=f"the idx magic {magic.hex()} ({ndim}-dimensional unsigned bytes)",
+            found=content[:4].hex() or "an empty file",
+            mend=_DOWNLOAD,
+        )
+    if len(content) < header_size:
+        raise data_error(
+            path,
+            expected=f"a header of {header_size} bytes",
+            found=f"{len(content)} bytes",
+            mend=_DOWNLOAD,
+        )
+    shape = struct.unpack(f">{ndim}I", content[4:header_size])
+    expected, found = int(np.prod(shape, dtype=object)), len(content) - header_size
+    if expected != found:
+        problem = "truncated" if found < expected else "bytes left over"
+        raise data_error(
+            path,
+            expected=f"{expected} bytes of data for the shape {shape} of its header",
+            found=f"{found} ({problem})",
+            mend=_DOWNLOAD,
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content
+    except FileNotFoundError:
+        raise data_error(
+            path, expected="an idx file", found="no such file", mend="Download it."
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise data_error(
+            path, expected="a readable idx file", found=f"a broken one ({error})", mend=_DOWNLOAD
+        ) from error

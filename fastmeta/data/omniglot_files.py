@@ -1,0 +1,140 @@
+"""Reads Omniglot's drawings from its archives or from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmeta.data.cache import Arrays, cached
+from fastmeta.data.errors import DataError, data_error, missing_package
+
+SIDE = 105  # pixels of an original drawing
+SOURCE = "Download it again from https://github.com/brendenlake/omniglot."
+
+_VERSION = "1"  # of the decoding below: raise it when the arrays would change
+
+
+def read_part(folder: Path, part: str, image_size: int, *, use_cache: bool) -> Arrays:
+    """All drawings of ``images_background`` or ``images_evaluation``.
+
+    Args:
+        folder: has the part as a folder or, if there is none, as a zip archive.
+        part: its name.
+        image_size: side of the resized images, ``S``.
+        use_cache: whether to keep the decoded arrays, see :func:`fastmeta.data.cache.cached`.
+
+    Returns:
+        ``images`` ``(n, S, S)`` uint8 with ink 255 on 0, ``labels`` ``(n,)`` int64, ``characters``
+        ``(classes,)`` sorted names such as ``"Greek/character01"``.
+
+    Raises:
+        DataError: if the part is missing, empty or corrupt.
+        ImportError: if Pillow is missing.
+    """
+    source = folder / part if (folder / part).is_dir() else folder / f"{part}.zip"
+    if not source.exists():
+        raise data_error(
+            folder, expected=f"{part}/ or {part}.zip", found="neither of them", mend=SOURCE
+        )
+    if not use_cache:
+        return _decode_all(source, part, image_size)
+    place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    key = f"{_VERSION}|{image_size}|{_fingerprint(source)}"
+    return cached(
+        f"omniglot-{part}-{image_size}-{place}",
+        key,
+        lambda: _decode_all(source, part, image_size),
+    )
+
+
+def _fingerprint(source: Path) -> str:
+    files = sorted(source.glob("*/*/*.png")) if source.is_dir() else [source]
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _decode_all(source: Path, part: str, image_size: int) -> Arrays:
+    files = _folder_files(source) if source.is_dir() else _zip_files(source, part)
+    if not files:
+        raise data_error(
+            source,
+            expected="drawings <alphabet>/<character>/<drawing>.png",
+            found="none",
+            mend=SOURCE,
+        )
+    images = np.empty((len(files), image_size, image_size), dtype=np.uint8)
+    names = sorted(files)
+    for row, name in enumerate(names):
+        images[row] = _decode(f"{source}: {name}", files[name], image_size)
+    characters, labels = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)
+    return {"images": images, "labels": labels.astype(np.int64), "characters": characters}
+
+
+def _folder_files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*/*.png")
+    }
+
+
+def _zip_files(path: Path, part: str) -> dict[str, bytes]:
+    files = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                parts = PurePosixPath(member).parts
+                if len(parts) == 4 and parts[0] == part and member.endswith(".png"):
+                    files["/".join(parts[1:])] = archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise data_error(
+            path,
+            expected="a whole zip archive",
+            found=f"a broken or truncated one of {path.stat().st_size} bytes ({error})",
+            mend=SOURCE,
+        ) from error
+    return files
+
+
+def _decode(where: str, content: bytes, image_size: int) -> NDArray[np.uint8]:
+    image_module = _pillow()
+    try:
+        # Decoding alone ignores checksums; verifying uses the image up.
+        with image_module.open(io.BytesIO(content)) as drawing:
+            drawing.verify()
+        with image_module.open(io.BytesIO(content)) as drawing:
+            if drawing.size != (SIDE, SIDE):
+                raise data_error(
+                    where,
+                    expected=f"{SIDE}x{SIDE} pixels",
+                    found="x".join(str(side) for side in drawing.size),
+                    mend=SOURCE,
+                )
+            grey: Any = drawing.convert("L").resize(
+                (image_size, image_size), image_module.Resampling.BILINEAR
+            )
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+        raise data_error(
+            where, expected="a PNG image", found=f"a broken one ({error})", mend=SOURCE
+        ) from error
+    # Ink is 0 on 255 in the files.
+    return 255 - np.asarray(grey, dtype=np.uint8)
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_package("Pillow", "Decoding PNG images") from error
+    return Image

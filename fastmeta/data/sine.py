@@ -1,0 +1,79 @@
+"""Sine regression: tasks that need no data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastmeta.data.draws import Draws
+from fastmeta.data.source import SeededSource
+from fastmeta.tasks import TaskBatch
+
+
+class SineTasks(SeededSource):
+    """Meta-batches of regression tasks ``y = a * sin(x - p)`` (Finn et al., 2017, section 5.1).
+
+    Every task has an amplitude ``a`` and a phase ``p`` of its own; these and each ``x`` are drawn
+    uniformly from their ranges. ``sines[i]`` is a pure function of ``(seed, i)``: see
+    :class:`SeededSource`.
+
+    Args:
+        tasks: tasks a meta-batch, ``T``.
+        shots: support points a task, ``K``.
+        queries: query points a task, ``Q``.
+        seed: ``0 <= seed < 2**64``.
+        amplitude: lowest and highest amplitude.
+        phase: lowest and highest phase, in radians.
+        x: lowest and highest input.
+        length: how many meta-batches there are, or ``None`` for no end.
+        device: where to put the meta-batches.
+
+    Each meta-batch holds ``support_x`` and ``support_y`` ``(T, K, 1)``, ``query_x`` and ``query_y``
+    ``(T, Q, 1)``, all float32.
+
+    Raises:
+        ValueError: if a range is not finite or its end lies before its start, or if a number is
+            out of range.
+    """
+
+    ways: int | None = None
+
+    def __init__(
+        self,
+        tasks: int,
+        shots: int,
+        queries: int,
+        seed: int = 0,
+        amplitude: tuple[float, float] = (0.1, 5.0),
+        phase: tuple[float, float] = (0.0, math.pi),
+        x: tuple[float, float] = (-5.0, 5.0),
+        length: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(tasks=tasks, shots=shots, queries=queries, seed=seed, length=length)
+        for name, (low, high) in (("amplitude", amplitude), ("phase", phase), ("x", x)):
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise ValueError(f"{name} must be a finite (lowest, highest); got ({low}, {high}).")
+        self.amplitude = amplitude
+        self.phase = phase
+        self.x = x
+        self.device = torch.device(device)
+
+    def _draw(self, draws: Draws) -> TaskBatch:
+        amplitude = draws.uniform(*self.amplitude, (self.tasks, 1, 1))
+        phase = draws.uniform(*self.phase, (self.tasks, 1, 1))
+        x = draws.uniform(*self.x, (self.tasks, self.shots + self.queries, 1))
+        y = amplitude * np.sin(x - phase)
+        return TaskBatch(
+            support_x=self._tensor(x[:, : self.shots]),
+            support_y=self._tensor(y[:, : self.shots]),
+            query_x=self._tensor(x[:, self.shots :]),
+            query_y=self._tensor(y[:, self.shots :]),
+        )
+
+    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self.device)

@@ -1,0 +1,88 @@
+"""What every meta-gradient offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastmeta.adaptation import Adaptation
+from fastmeta.rows import RowBuffer, TaskRows
+
+# Loss and outputs of one split ("support" or "query") as a function of the parameters.
+Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One task as a meta-gradient sees it.
+
+    Attributes:
+        support: loss and outputs on the support set for given parameters.
+        query: loss and outputs on the query set for given parameters.
+    """
+
+    support: Evaluate
+    query: Evaluate
+
+
+@dataclass(frozen=True)
+class TaskGradient:
+    """What one task contributes to a meta-step; all tensors detached.
+
+    Attributes:
+        query: the row of the task, one tensor a parameter (``None`` means zero).
+        inner: the mean inner gradient, if it was recorded.
+        support_loss: before the first inner step.
+        query_loss: after adaptation.
+        query_output: outputs on the query set, ``(n_query, ...)``.
+    """
+
+    query: Sequence[Tensor | None]
+    inner: Sequence[Tensor | None] | None
+    support_loss: Tensor
+    query_loss: Tensor
+    query_output: Tensor
+
+
+class MetaGradient(ABC):
+    """The direction in which the initialisation moves, for each task and then for all rows."""
+
+    @property
+    def records_inner(self) -> bool:
+        """Whether the rows need the mean inner gradient."""
+        return False
+
+    @abstractmethod
+    def task(
+        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+    ) -> TaskGradient:
+        """Adapts to one task and differentiates; ``record`` asks for the mean inner gradient."""
+
+    def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
+        """The meta-gradients of all tasks, once their rows are filled."""
+        return TaskRows(query.filled, None if inner is None else inner.filled)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        if state:
+            raise ValueError(f"{type(self).__name__} has no state, got {', '.join(state)}.")
+
+
+def mean_grads(steps: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """The mean over inner steps of each parameter's gradient; ``None`` counts as zero."""
+    means: list[Tensor | None] = []
+    for grads in zip(*steps, strict=True):
+        known = [g for g in grads if g is not None]
+        total = None if not known else known[0]
+        for grad in known[1:]:
+            total = total + grad
+        means.append(total if total is None or len(steps) == 1 else total / len(steps))
+    return means

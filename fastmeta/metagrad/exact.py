@@ -1,0 +1,36 @@
+"""The exact meta-gradient of MAML, by differentiating through the inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmeta.adaptation import Adaptation
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_grads
+
+
+class Exact(MetaGradient):
+    """The gradient of the query loss in the initialisation, all second derivatives included.
+
+    ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1.
+    """
+
+    def task(
+        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+    ) -> TaskGradient:
+        """See :meth:`MetaGradient.task`."""
+        start = [p.detach().requires_grad_() for p in params]
+        adapted = adaptation.adapt(
+            lambda p: episode.support(p)[0], start, create_graph=True, record=record
+        )
+        loss, output = episode.query(adapted.fast)
+        grads = torch.autograd.grad(loss, start, allow_unused=True)
+        return TaskGradient(
+            query=grads,
+            inner=mean_grads(adapted.inner_grads) if record else None,
+            support_loss=adapted.losses[0] if adapted.losses else loss.detach(),
+            query_loss=loss.detach(),
+            query_output=output.detach(),
+        )

@@ -1,0 +1,55 @@
+"""Reptile's direction: where the inner loop went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmeta.adaptation import Adaptation
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_grads
+
+
+class Reptile(MetaGradient):
+    """The displacement ``theta - theta_K`` of the inner loop on support and query together.
+
+    Nichol et al. 2018, algorithm 2: with an outer SGD of learning rate ``e`` the step is
+    ``theta + e (theta_K - theta)``. Reptile does not split a task: it trains on all its examples,
+    so the query loss and outputs reported are those of the last inner step, before its update.
+
+    Args:
+        use_query: ``False`` trains on the support set alone.
+    """
+
+    def __init__(self, use_query: bool = True) -> None:
+        self.use_query = use_query
+
+    def task(
+        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+    ) -> TaskGradient:
+        """See :meth:`MetaGradient.task`."""
+        last: list[tuple[Tensor, Tensor]] = []
+
+        def loss(fast: Sequence[Tensor]) -> Tensor:
+            support, _ = episode.support(fast)
+            if not self.use_query:
+                return support
+            query, output = episode.query(fast)
+            last[:] = [(query.detach(), output.detach())]
+            return 0.5 * (support + query)
+
+        adapted = adaptation.adapt(loss, params, record=record)
+        if not last:
+            with torch.no_grad():
+                last.append(episode.query(adapted.fast))
+        with torch.no_grad():
+            moved = [p - f for p, f in zip(params, adapted.fast, strict=True)]
+        query_loss, query_output = last[0]
+        return TaskGradient(
+            query=moved,
+            inner=mean_grads(adapted.inner_grads) if record else None,
+            support_loss=adapted.losses[0] if adapted.losses else query_loss,
+            query_loss=query_loss,
+            query_output=query_output,
+        )

@@ -1,0 +1,100 @@
+"""The packed gradients of a meta-batch, filled task by task and combined once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmeta import ops
+from fastmeta.layout import FlatLayout
+
+
+class RowBuffer:
+    """A ``(capacity, P)`` buffer that grows by doubling and is kept from step to step."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.layout = FlatLayout.of(params)
+        self._like = params[0]
+        self._data: Tensor | None = None
+        self.count = 0
+
+    @property
+    def filled(self) -> Tensor:
+        """``(T, P)``: the rows written since :meth:`clear`, without a copy."""
+        if self._data is None:
+            self._data = self._like.new_empty(4, self.layout.size, requires_grad=False)
+        return self._data[: self.count]
+
+    def clear(self) -> None:
+        """Forgets the rows, keeps the memory."""
+        self.count = 0
+
+    def append(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Packs one task's gradients (``None`` means zero) into the next row; returns that row."""
+        dense = [
+            torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
+            if grad is None
+            else grad
+            for grad, shape in zip(grads, self.layout.shapes, strict=True)
+        ]
+        row = self._next_row()
+        ops.pack_(row.unsqueeze(0), dense)
+        return row
+
+    def _next_row(self) -> Tensor:
+        used = self.filled
+        assert self._data is not None
+        if self.count == len(self._data):
+            self._data = self._data.new_empty(2 * len(self._data), self.layout.size)
+            self._data[: self.count] = used
+        self.count += 1
+        return self._data[self.count - 1]
+
+
+class TaskRows:
+    """The meta-gradients of ``T`` tasks as rows, or as sums of two rows that are never formed.
+
+    Attributes:
+        query: ``(T, P)``, the query gradients at the fast weights, or the meta-gradients.
+        inner: ``(T, P)``, the mean inner (support) gradients, if they were recorded.
+        coef: ``(T, S, B)``: the meta-gradient of task ``i`` is
+            ``coef[i, s, 0] * query[i] + coef[i, s, 1] * inner[i]`` on segment ``s``; ``None`` if it
+            is ``query[i]``.
+        bounds: the segments of ``coef``, see :func:`fastmeta.ops.combine`.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        inner: Tensor | None = None,
+        coef: Tensor | None = None,
+        bounds: tuple[int, ...] | None = None,
+    ) -> None:
+        self.query = query
+        self.inner = inner
+        self.coef = coef
+        self.bounds = (0, query.shape[1]) if bounds is None else bounds
+
+    def _buffers(self) -> list[Tensor]:
+        if self.coef is None or self.coef.shape[-1] == 1:
+            return [self.query]
+        assert self.inner is not None
+        return [self.query, self.inner]
+
+    def meta(self) -> Tensor:
+        """The meta-gradients themselves, ``(T, P)``."""
+        if self.coef is None:
+            return self.query
+        rows = [
+            ops.combine([b[i : i + 1] for b in self._buffers()], self.coef[i : i + 1], self.bounds)
+            for i in range(len(self.query))
+        ]
+        return torch.stack(rows)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """``sum_i weights[i] * meta_i``, ``(P,)``, in one pass over the rows."""
+        if self.coef is None:
+            return ops.combine(self.query, weights)
+        return ops.combine(self._buffers(), weights[:, None, None] * self.coef, self.bounds)
