@@ -52,8 +52,7 @@ class ClassDataset:
         return len(self.images)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not class_indices: torch would send each of them to a spawned worker in shared memory of
-        # its own, and thousands of classes are more than the limit on open files.
+        # Not class_indices: they are views of one tensor, and pickle writes all of it for each.
         return (type(self), (self.images, self.labels, list(self.class_names), self.normalization))
 
     @property

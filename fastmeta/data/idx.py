@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
             mend=_DOWNLOAD,
         )
     shape = struct.unpack(f">{ndim}I", content[4:header_size])
-    expected, found = int(np.prod(shape, dtype=object)), len(content) - header_size
+    expected, found = math.prod(shape), len(content) - header_size
     if expected != found:
         problem = "truncated" if found < expected else "bytes left over"
         raise data_error(

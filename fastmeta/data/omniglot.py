@@ -86,7 +86,11 @@ def load_omniglot(
 
     part = partial(_load_part, folder, image_size=image_size, complete=complete, cache=cache)
     if protocol == "vinyals":
-        lists = folder.parent / "splits" / "omniglot-vinyals" if splits is None else Path(splits)
+        lists = (
+            folder.absolute().parent / "splits" / "omniglot-vinyals"
+            if splits is None
+            else Path(splits)
+        )
         wanted = read_vinyals(lists / f"{split}.json")
         dataset = _join([_choose(part(name), names, folder) for name, names in wanted.items()])
     elif split == "test":

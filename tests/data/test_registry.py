@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastmeta.data import DATASETS, DataError, load
+
+
+@pytest.fixture
+def root(tmp_path: Path, write_idx: Callable[[Path, NDArray[np.uint8]], Path]) -> Path:
+    for name in ("mnist", "fashion-mnist"):
+        folder = tmp_path / name
+        write_idx(folder / "train-images-idx3-ubyte", np.zeros((10, 28, 28), dtype=np.uint8))
+        write_idx(folder / "train-labels-idx1-ubyte", np.arange(10, dtype=np.uint8))
+    return tmp_path
+
+
+def test_names() -> None:
+    assert set(DATASETS) == {"digits", "mnist", "fashion-mnist", "omniglot"}
+
+
+def test_options_reach_the_loader(root: Path) -> None:
+    dataset = load("mnist", "train", root, rotations=False)
+    assert dataset.num_classes == 14
+    assert load("fashion-mnist", "val", root, rotations=False).class_names == ["Dress", "Dress/inv"]
+    with pytest.raises(TypeError, match="colour"):
+        load("mnist", "train", root, colour=True)
+
+
+def test_the_root_may_come_from_the_environment(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTMETA_DATA", str(root))
+    assert load("mnist", "val").num_classes == 8
+    with pytest.raises(DataError, match="omniglot"):
+        load("omniglot", "train")
+
+
+def test_a_missing_root_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTMETA_DATA", raising=False)
+    with pytest.raises(DataError, match=r"Pass root=\.\.\., or set FASTMETA_DATA"):
+        load("mnist", "train")
+
+
+def test_digits_need_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.delenv("FASTMETA_DATA", raising=False)
+    assert load("digits", "val").num_classes == 8
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 'sine'.*SineTasks"):
+        load("sine", "train")
