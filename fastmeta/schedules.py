@@ -56,9 +56,9 @@ def schedule(spec: str) -> Schedule:
     """The factor of a rate as a function of the meta-step (0, 1, 2, ...).
 
     Args:
-        spec: ``"constant"``; ``"warmup:N"`` rises linearly to 1 in N steps; ``"linear:N"`` falls
-            to 0 in N steps; ``"cosine:N"`` is ``(1 + cos(pi t / N)) / 2``; ``"step:N:F"`` multiplies
-            by F every N steps; ``"late:N"`` is 0 before step N; ``"until:N"`` is 0 from N on.
+        spec: ``"constant"``; ``"warmup:N"`` rises to 1 in N steps; ``"linear:N"`` falls to 0 in N
+            steps; ``"cosine:N"`` is ``(1 + cos(pi t / N)) / 2``; ``"step:N:F"`` multiplies by F
+            every N steps; ``"late:N"`` is 0 before step N; ``"until:N"`` is 0 from step N on.
 
     Raises:
         ValueError: if ``spec`` is not one of these.

@@ -244,7 +244,7 @@ class GSLOptimizer(torch.optim.Optimizer):
         return {**super().state_dict(), "gsl": self.rule.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`, or takes a state of ``base`` alone to switch mid-training."""
+        """Restores :meth:`state_dict`; takes a state of ``base`` alone too."""
         plain = {key: value for key, value in state_dict.items() if key != "gsl"}
         super().load_state_dict(plain)
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})

@@ -1,0 +1,60 @@
+"""Timing by ratios: every contender in the same run, interleaved, median of many rounds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender: median over the rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], seconds: float = 4.0, least_rounds: int = 9
+) -> dict[str, Timing]:
+    """Times all contenders turn by turn, so that a change of the machine's pace meets them alike."""
+    for run in contenders.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(next(iter(times.values()))) < least_rounds:
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _summary(values: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(values, n=4)
+    return Timing(median, low, high)
+
+
+def readers(buffer: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Ways to read a buffer once; the fastest of them is the machine's read bandwidth."""
+    flat = buffer.view(-1)
+    return {"read: sum": flat.sum, "read: dot": lambda: torch.dot(flat, flat)}
+
+
+def report(title: str, timings: Mapping[str, Timing], against: str, notes: str = "") -> str:
+    """A table of milliseconds, spread and ratio; printed by the benchmarks and kept in results/."""
+    base = timings[against].median
+    lines = [f"\n{title}", f"{'':<34}{'ms':>10}{'quartiles':>22}{'x ' + against:>22}"]
+    for name, timing in timings.items():
+        spread = f"{timing.low * 1e3:.3f} .. {timing.high * 1e3:.3f}"
+        ratio = f"{timing.median / base:.2f}"
+        lines.append(f"{name:<34}{timing.median * 1e3:>10.3f}{spread:>22}{ratio:>22}")
+    text = "\n".join([*lines, notes])
+    print(text)
+    return text
