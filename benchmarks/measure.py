@@ -22,7 +22,7 @@ class Timing:
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], seconds: float = 4.0, least_rounds: int = 9
 ) -> dict[str, Timing]:
-    """Times all contenders turn by turn, so that a change of the machine's pace meets them alike."""
+    """Times all contenders turn by turn: a change of the machine's pace meets them alike."""
     for run in contenders.values():
         run()
         run()

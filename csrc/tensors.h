@@ -50,7 +50,8 @@ inline DType dtype_of(const Tensor& t) {
       return DType::bf16;
     default:
       throw std::runtime_error(
-          "fastmeta: tensors must be float32, float64, float16 or bfloat16. Convert them with .to().");
+          "fastmeta: tensors must be float32, float64, float16 or bfloat16. Convert them with "
+          ".to().");
   }
 }
 
@@ -75,7 +76,7 @@ inline Tensor dense(const Tensor& t) {
 // A (T, P) tensor whose columns are dense, copied only if they are not.
 inline Tensor dense_rows(const Tensor& t, const char* op) {
   FM_REQUIRE(t.dim() == 2, std::string(op) + ": expected a (tasks, parameters) matrix, got shape " +
-                            shape_of(t) + ". Pack the gradients first (fastmeta.ops.pack).");
+                               shape_of(t) + ". Pack the gradients first (fastmeta.ops.pack).");
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);
 }
 
@@ -86,8 +87,9 @@ inline Matrix matrix(const Tensor& t) {
 inline Segments segments(const Ints& bounds, int64_t cols, const char* op) {
   bool rising = bounds.size() >= 2 && bounds.front() == 0 && bounds.back() == cols;
   for (size_t k = 1; rising && k < bounds.size(); ++k) rising = bounds[k - 1] <= bounds[k];
-  FM_REQUIRE(rising, std::string(op) + ": segment bounds must rise from 0 to the number of columns, " +
-                      std::to_string(cols) + ".");
+  FM_REQUIRE(rising, std::string(op) +
+                         ": segment bounds must rise from 0 to the number of columns, " +
+                         std::to_string(cols) + ".");
   return {bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
 }
 
@@ -96,10 +98,10 @@ inline Tensor empty(const Tensor& like, const Ints& shape, ScalarType dtype) {
 }
 
 inline Parallel torch_threads() {
-  return Parallel([](int64_t begin, int64_t end, int64_t grain, Parallel::Range range,
-                     void* context) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, range, context));
-  });
+  return Parallel(
+      [](int64_t begin, int64_t end, int64_t grain, Parallel::Range range, void* context) {
+        STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, range, context));
+      });
 }
 
 #if defined(FM_WITH_CUDA)
@@ -112,8 +114,9 @@ inline void* current_stream(int32_t device) {
                    : nullptr;
   }();
   void* stream = nullptr;
-  FM_REQUIRE(getter && getter(device, &stream) == AOTI_TORCH_SUCCESS,
-          "cannot find torch's current CUDA stream. Install a CUDA build of torch 2.11 or newer.");
+  FM_REQUIRE(
+      getter && getter(device, &stream) == AOTI_TORCH_SUCCESS,
+      "cannot find torch's current CUDA stream. Install a CUDA build of torch 2.11 or newer.");
   return stream;
 }
 #endif
@@ -126,8 +129,8 @@ void run(const Tensor& where, const char* op, const OnCpu& on_cpu, const OnCuda&
   const torch::stable::accelerator::DeviceGuard guard(where.get_device_index());
   const int error = on_cuda(current_stream(where.get_device_index()));
   FM_REQUIRE(error == 0, std::string(op) + ": the CUDA kernel was not launched, cudaError " +
-                          std::to_string(error) + ". Is this GPU's architecture in " +
-                          "fastmeta.show_config()?");
+                             std::to_string(error) + ". Is this GPU's architecture in " +
+                             "fastmeta.show_config()?");
 #else
   (void)op;
   (void)on_cuda;

@@ -35,9 +35,9 @@ Array<T> gram(const std::string& isa, const Array<T>& g, const std::vector<int64
   const Segments parts{bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
   std::vector<double> partial(count_chunks(parts, cols) * tasks * tasks);
   Array<T> out({parts.count, tasks, tasks});
-  table(isa).gram({kDType<T>, {g.data(), tasks, cols, cols}, parts, partial.data(),
-                   out.mutable_data()},
-                  Parallel(run_serially));
+  table(isa).gram(
+      {kDType<T>, {g.data(), tasks, cols, cols}, parts, partial.data(), out.mutable_data()},
+      Parallel(run_serially));
   return out;
 }
 
@@ -60,9 +60,8 @@ Array<T> combine(const std::string& isa, const Array<T>& g, const Array<T>& coef
   Array<T> out(cols);
   void* pointer = out.mutable_data();
   const Matrix rows{g.data(), tasks, cols, cols};
-  table(isa).combine(
-      {kDType<T>, {rows, rows}, 1, coef.data(), {bounds, 1}, &pointer, {bounds, 1}},
-      Parallel(run_serially));
+  table(isa).combine({kDType<T>, {rows, rows}, 1, coef.data(), {bounds, 1}, &pointer, {bounds, 1}},
+                     Parallel(run_serially));
   return out;
 }
 

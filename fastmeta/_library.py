@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 try:
-    from fastmeta import _C  # noqa: F401  (importing it registers the ops)
+    import fastmeta._C  # noqa: F401  (importing it registers the ops)
 except ImportError as error:
     raise ImportError(
         "fastmeta's compiled kernels could not be loaded: "

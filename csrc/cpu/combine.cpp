@@ -6,7 +6,8 @@ namespace {
 
 constexpr int64_t kBlock = 2048;  // columns summed at a time, in the first-level cache
 
-// acc[p] += c * row[p]: one multiply-add an element, so unit weights keep the bits of plain addition.
+// acc[p] += c * row[p]: one multiply-add an element, so unit weights keep the bits of plain
+// addition.
 template <class T>
 void add_row(const T* row, Acc<T> c, int64_t n, Acc<T>* acc) {
   using A = Acc<T>;

@@ -95,7 +95,8 @@ void chunk_partial(const GramArgs& args, Chunk chunk, double* partial, float* st
       widen_block<T>(args.g, begin, n, staged);
       block<float>({staged, kBlock}, args.g.rows, n, partial);
     } else {
-      block<T>({static_cast<const T*>(args.g.data) + begin, args.g.stride}, args.g.rows, n, partial);
+      block<T>({static_cast<const T*>(args.g.data) + begin, args.g.stride}, args.g.rows, n,
+               partial);
     }
   }
 }

@@ -51,8 +51,8 @@ struct MeanSums {
   Sums<A, 2> own;  // |g|^2
 };
 
-// Adds n elements of one row to its sums. `next` elements on lies the row's next block: it is fetched
-// meanwhile, since this sweep finds its own block in cache and leaves the memory idle.
+// Adds n elements of one row to its sums. `next` elements on lies the row's next block: it is
+// fetched meanwhile, since this sweep finds its own block in cache and leaves the memory idle.
 template <class T>
 void mean_sums(const T* g, const Acc<T>* s, int64_t n, int64_t next, MeanSums<Acc<T>>& row) {
   using A = Acc<T>;
@@ -61,7 +61,8 @@ void mean_sums(const T* g, const Acc<T>* s, int64_t n, int64_t next, MeanSums<Ac
   const int64_t whole = n / kStep * kStep;
   MeanSums<A> sums = row;  // in registers
   for (int64_t p = 0; p < whole; p += kStep) {
-    for (int64_t line = 0; line < kStep; line += kLine) __builtin_prefetch(g + p + next + line, 0, 2);
+    for (int64_t line = 0; line < kStep; line += kLine)
+      __builtin_prefetch(g + p + next + line, 0, 2);
     for (int64_t k = 0; k < 2; ++k) {
       const Vec<A> x = load(g + p + k * kLanes<A>);
       sums.dot.lanes[k] += x * load(s + p + k * kLanes<A>);

@@ -23,8 +23,8 @@ void step(const StepItem& item, int64_t begin, int64_t end) {
     store(out + p, load(theta + p) - rate * load(grad + p));
   }
   for (; p < end; ++p)
-    out[p] = narrow<T>(step_core<A>(widen(theta[p]), alpha[item.alpha_full ? p : 0],
-                                    widen(grad[p])));
+    out[p] =
+        narrow<T>(step_core<A>(widen(theta[p]), alpha[item.alpha_full ? p : 0], widen(grad[p])));
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ void hvp_perturb(const PerturbArgs&, const Parallel&);
 void hvp_difference(const DifferenceArgs&, const Parallel&);
 
 const Kernels* table() {
-  static const Kernels kernels = {FM_NAME(FM_ISA), gram,        row_similarity, mean_similarity,
+  static const Kernels kernels = {FM_NAME(FM_ISA), gram,       row_similarity, mean_similarity,
                                   combine,         inner_step, hvp_perturb,    hvp_difference};
   return &kernels;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "cuda/launch.h"
 #include "fastmeta/combine.h"
 
 namespace fastmeta::cuda {
@@ -46,6 +47,41 @@ __global__ void combine_kernel(Matrix g0, Matrix g1, const Acc<T>* coef, int64_t
     const int64_t p = first + k * kThreads + threadIdx.x;
     if (p < piece.n) static_cast<T*>(piece.out)[p] = narrow<T>(acc[k]);
   }
+}
+
+// The columns of every output tensor, cut where the segments of coef meet.
+inline std::vector<CombinePiece> make_pieces(const CombineArgs& args, int64_t element) {
+  std::vector<CombinePiece> pieces;
+  const Segments tensors = args.pieces;
+  int64_t s = 0;
+  for (int64_t t = 0; t < tensors.count; ++t)
+    for (int64_t begin = tensors.bounds[t]; begin < tensors.bounds[t + 1];) {
+      while (args.segments.bounds[s + 1] <= begin) ++s;
+      const int64_t stop = args.segments.bounds[s + 1] < tensors.bounds[t + 1]
+                               ? args.segments.bounds[s + 1]
+                               : tensors.bounds[t + 1];
+      char* out = static_cast<char*>(args.out[t]) + (begin - tensors.bounds[t]) * element;
+      pieces.push_back({out, begin, stop - begin, s});
+      begin = stop;
+    }
+  return pieces;
+}
+
+template <class Launch>
+void launch_combine(const CombineArgs& args, const Launch& launch) {
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<CombinePiece> pieces = make_pieces(args, sizeof(T));
+    const auto kernel = args.buffers == 1 ? combine_kernel<T, 1> : combine_kernel<T, 2>;
+    for_each_item_group<CombineTable, kPiecesPerLaunch>(
+        static_cast<int64_t>(pieces.size()),
+        [&](int64_t k) { return blocks_for(pieces[k].n, kThreads * kCombineColumns); },
+        [&](CombineTable& table, int slot, int64_t k) { table.pieces[slot] = pieces[k]; },
+        [&](const CombineTable& table, int blocks) {
+          launch(kernel, blocks, kThreads, args.g[0], args.g[args.buffers - 1],
+                 static_cast<const Acc<T>*>(args.coef), args.segments.count, table);
+        });
+  });
 }
 
 }  // namespace fastmeta::cuda

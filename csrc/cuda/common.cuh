@@ -1,4 +1,5 @@
-// Shared by the kernels: thread counts, reductions in a fixed order, and the map from blocks to items.
+// Shared by the kernels: thread counts, reductions in a fixed order, and the map from blocks to
+// items.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 
 // Sum over the lanes of a full warp; valid in lane 0.
 __device__ inline double warp_sum(double x) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    x += __shfl_down_sync(kFullWarp, x, offset);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_down_sync(kFullWarp, x, offset);
   return x;
 }
 

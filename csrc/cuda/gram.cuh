@@ -2,12 +2,13 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "cuda/launch.h"
 #include "fastmeta/gram.h"
 
 namespace fastmeta::cuda {
 
-constexpr int kGramTile = 32;            // rows of a tile, and columns staged at a time
-constexpr int kGramSide = kGramTile / 2; // threads a side; each holds 2 x 2 pairs
+constexpr int kGramTile = 32;             // rows of a tile, and columns staged at a time
+constexpr int kGramSide = kGramTile / 2;  // threads a side; each holds 2 x 2 pairs
 
 // The k-th tile of the lower triangle, row by row.
 __device__ inline void lower_tile(int k, int& row, int& col) {
@@ -22,8 +23,8 @@ __device__ inline void stage_rows(Matrix g, int64_t row0, int64_t col0, int64_t 
   for (int k = threadIdx.x; k < kGramTile * kGramTile; k += kThreads) {
     const int r = k / kGramTile, c = k % kGramTile;
     const bool inside = row0 + r < g.rows && col0 + c < end;
-    tile[r][c] = inside ? widen(static_cast<const T*>(g.data)[(row0 + r) * g.stride + col0 + c])
-                        : Acc<T>(0);
+    tile[r][c] =
+        inside ? widen(static_cast<const T*>(g.data)[(row0 + r) * g.stride + col0 + c]) : Acc<T>(0);
   }
 }
 
@@ -73,6 +74,25 @@ __global__ void gram_finish_kernel(const double* partial, SegmentMap map, int64_
     total += partial[c * tasks * tasks + low];
   total = warp_sum(total);
   if (lane == 0) out[index] = static_cast<A>(total);
+}
+
+template <class Launch>
+void launch_gram(const GramArgs& args, const Launch& launch) {
+  const int64_t tasks = args.g.rows;
+  if (tasks == 0) return;
+  const int side = blocks_for(tasks, kGramTile);
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for_each_segment_group(
+        args.segments, args.g.cols, [&](const SegmentMap& map, int64_t segment, int64_t chunk) {
+          double* partial = args.partial + chunk * tasks * tasks;
+          const dim3 grid(map.blocks.first[map.blocks.count], side * (side + 1) / 2);
+          if (grid.x > 0) launch(gram_partial_kernel<T>, grid, kThreads, args.g, map, partial);
+          const int64_t outputs = map.blocks.count * tasks * tasks;
+          launch(gram_finish_kernel<Acc<T>>, blocks_for(outputs * kWarp, kThreads), kThreads,
+                 partial, map, tasks, static_cast<Acc<T>*>(args.out) + segment * tasks * tasks);
+        });
+  });
 }
 
 }  // namespace fastmeta::cuda

@@ -1,7 +1,9 @@
 // Host side of every launch: groups of items that fit the kernel parameters, and the block maps.
+//
+// The launch_* functions beside the kernels are given `launch(kernel, grid, threads,
+// arguments...)`, so that the CUDA launcher (cuda/stream.h) and the emulation run the same grids
+// and tables.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include "cuda/common.cuh"
 #include "fastmeta/matrix.h"
@@ -54,6 +56,8 @@ void for_each_item_group(int64_t count, const BlocksOf& blocks_of, const Put& pu
   }
 }
 
-inline int blocks_for(int64_t n, int64_t each) { return static_cast<int>((n + each - 1) / each); }
+inline int blocks_for(int64_t n, int64_t each) {
+  return static_cast<int>((n + each - 1) / each);
+}
 
 }  // namespace fastmeta::cuda

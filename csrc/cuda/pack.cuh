@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "cuda/launch.h"
 #include "fastmeta/pack.h"
 
 namespace fastmeta::cuda {
@@ -40,6 +41,14 @@ __global__ void pack_kernel(const __grid_constant__ CopyTable table) {
   } else {
     copy_words<uint16_t>(source, target, bytes);
   }
+}
+
+template <class Launch>
+void launch_pack(const Copy* copies, int64_t count, const Launch& launch) {
+  for_each_item_group<CopyTable, kCopiesPerLaunch>(
+      count, [&](int64_t k) { return blocks_for(copies[k].bytes, kCopyBytes); },
+      [&](CopyTable& table, int slot, int64_t k) { table.copies[slot] = copies[k]; },
+      [&](const CopyTable& table, int blocks) { launch(pack_kernel, blocks, kThreads, table); });
 }
 
 }  // namespace fastmeta::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "cuda/launch.h"
 #include "fastmeta/similarity.h"
 
 namespace fastmeta::cuda {
@@ -98,6 +99,42 @@ __global__ void mean_finish_kernel(const double* partial, int64_t chunks, int64_
   for (int64_t c = lane; c < chunks; c += kWarp) total += partial[c * tasks * 2 + index];
   total = warp_sum(total);
   if (lane == 0) out[index] = static_cast<A>(total);
+}
+
+// grid.y holds the rows, and ends at 65,535: the binding refuses more tasks.
+template <class Launch>
+void launch_row_similarity(const RowSimilarityArgs& args, const Launch& launch) {
+  const int64_t tasks = args.a.rows;
+  if (tasks == 0) return;
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for_each_segment_group(
+        args.segments, args.a.cols, [&](const SegmentMap& map, int64_t segment, int64_t chunk) {
+          double* partial = args.partial + chunk * tasks * 3;
+          const dim3 grid(map.blocks.first[map.blocks.count], static_cast<unsigned>(tasks));
+          if (grid.x > 0)
+            launch(row_partial_kernel<T>, grid, kThreads, args.a, args.b, map, partial);
+          const int64_t outputs = tasks * map.blocks.count * 3;
+          launch(row_finish_kernel<Acc<T>>, blocks_for(outputs * kWarp, kThreads), kThreads,
+                 partial, map, tasks, segment, args.segments.count, static_cast<Acc<T>*>(args.out));
+        });
+  });
+}
+
+template <class Launch>
+void launch_mean_similarity(const MeanSimilarityArgs& args, const Launch& launch) {
+  const int64_t tasks = args.g.rows;
+  if (tasks == 0) return;
+  const int64_t bounds[2] = {0, args.g.cols};
+  dispatch(args.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for_each_segment_group({bounds, 1}, args.g.cols, [&](const SegmentMap& map, int64_t, int64_t) {
+      const dim3 grid(map.blocks.first[1], blocks_for(tasks, kMeanRows));
+      if (grid.x > 0) launch(mean_partial_kernel<T>, grid, kThreads, args.g, map, args.partial);
+      launch(mean_finish_kernel<Acc<T>>, blocks_for(tasks * 2 * kWarp, kThreads), kThreads,
+             args.partial, int64_t{map.blocks.first[1]}, tasks, static_cast<Acc<T>*>(args.out));
+    });
+  });
 }
 
 }  // namespace fastmeta::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common.cuh"
+#include "cuda/launch.h"
 #include "fastmeta/step.h"
 
 namespace fastmeta::cuda {
@@ -40,8 +41,8 @@ __global__ void hvp_perturb_kernel(PerturbArgs args) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= args.rows * args.cols) return;
   const A theta = widen(static_cast<const T*>(args.theta)[k]);
-  const A move = static_cast<const A*>(args.eps)[k / args.cols] *
-                 widen(static_cast<const T*>(args.v)[k]);
+  const A move =
+      static_cast<const A*>(args.eps)[k / args.cols] * widen(static_cast<const T*>(args.v)[k]);
   static_cast<T*>(args.plus)[k] = narrow<T>(theta + move);
   static_cast<T*>(args.minus)[k] = narrow<T>(theta - move);
 }
@@ -52,9 +53,40 @@ __global__ void hvp_difference_kernel(DifferenceArgs args) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= args.rows * args.cols) return;
   static_cast<T*>(args.out)[k] = narrow<T>(difference_core<A>(
-      widen(static_cast<const T*>(args.v)[k]), static_cast<const A*>(args.alpha)[args.alpha_full ? k % args.cols : 0],
+      widen(static_cast<const T*>(args.v)[k]),
+      static_cast<const A*>(args.alpha)[args.alpha_full ? k % args.cols : 0],
       widen(static_cast<const T*>(args.g_plus)[k]), widen(static_cast<const T*>(args.g_minus)[k]),
       static_cast<const A*>(args.eps)[k / args.cols]));
+}
+
+template <class Launch>
+void launch_inner_step(const StepArgs& args, const Launch& launch) {
+  dispatch(args.dtype, [&](auto zero) {
+    for_each_item_group<StepTable, kStepsPerLaunch>(
+        args.count,
+        [&](int64_t k) { return blocks_for(args.items[k].n, kThreads * kStepElements); },
+        [&](StepTable& table, int slot, int64_t k) { table.items[slot] = args.items[k]; },
+        [&](const StepTable& table, int blocks) {
+          launch(inner_step_kernel<decltype(zero)>, blocks, kThreads, table);
+        });
+  });
+}
+
+template <class Launch>
+void launch_hvp_perturb(const PerturbArgs& args, const Launch& launch) {
+  const int blocks = blocks_for(args.rows * args.cols, kThreads);
+  if (blocks == 0) return;
+  dispatch(args.dtype,
+           [&](auto zero) { launch(hvp_perturb_kernel<decltype(zero)>, blocks, kThreads, args); });
+}
+
+template <class Launch>
+void launch_hvp_difference(const DifferenceArgs& args, const Launch& launch) {
+  const int blocks = blocks_for(args.rows * args.cols, kThreads);
+  if (blocks == 0) return;
+  dispatch(args.dtype, [&](auto zero) {
+    launch(hvp_difference_kernel<decltype(zero)>, blocks, kThreads, args);
+  });
 }
 
 }  // namespace fastmeta::cuda

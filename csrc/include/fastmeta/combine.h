@@ -13,11 +13,11 @@ namespace fastmeta {
 struct CombineArgs {
   DType dtype;
   Matrix g[2];
-  int64_t buffers;     // 1 or 2
-  const void* coef;    // (T, S, buffers) of Acc<dtype>, contiguous
-  Segments segments;   // of coef
-  void* const* out;    // one tensor a piece, in column order
-  Segments pieces;     // the columns each tensor takes
+  int64_t buffers;    // 1 or 2
+  const void* coef;   // (T, S, buffers) of Acc<dtype>, contiguous
+  Segments segments;  // of coef
+  void* const* out;   // one tensor a piece, in column order
+  Segments pieces;    // the columns each tensor takes
 };
 
 namespace cuda {

@@ -48,9 +48,15 @@ FM_HD float bits_float(uint32_t u) {
   return x;
 }
 
-FM_HD float widen(float x) { return x; }
-FM_HD double widen(double x) { return x; }
-FM_HD float widen(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
+FM_HD float widen(float x) {
+  return x;
+}
+FM_HD double widen(double x) {
+  return x;
+}
+FM_HD float widen(BFloat16 x) {
+  return bits_float(static_cast<uint32_t>(x.bits) << 16);
+}
 
 FM_HD float widen(Half h) {
 #if defined(__CUDA_ARCH__)

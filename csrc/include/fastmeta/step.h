@@ -16,7 +16,7 @@ namespace fastmeta {
 struct StepItem {
   const void* theta;
   const void* grad;
-  const void* alpha;   // of Acc<dtype>: one value, or n of them
+  const void* alpha;  // of Acc<dtype>: one value, or n of them
   void* out;
   int64_t n;
   int32_t alpha_full;  // alpha has n values
@@ -35,7 +35,7 @@ struct PerturbArgs {
   int64_t cols;
   const void* theta;  // (rows, cols), all buffers contiguous
   const void* v;
-  const void* eps;    // (rows) of Acc<dtype>
+  const void* eps;  // (rows) of Acc<dtype>
   void* plus;
   void* minus;
 };
@@ -47,9 +47,9 @@ struct DifferenceArgs {
   const void* v;
   const void* g_plus;
   const void* g_minus;
-  const void* eps;    // (rows) of Acc<dtype>
-  const void* alpha;  // (1) or (cols) of Acc<dtype>
-  int32_t alpha_full; // alpha has cols values
+  const void* eps;     // (rows) of Acc<dtype>
+  const void* alpha;   // (1) or (cols) of Acc<dtype>
+  int32_t alpha_full;  // alpha has cols values
   void* out;
 };
 

@@ -52,7 +52,7 @@ struct GslArgs {
   int64_t rows;
   int64_t segments;
   GslHyper hyper;
-  void* out;           // (T, S, 2)
+  void* out;  // (T, S, 2)
 };
 
 // m_i = weight_i * (u_i - rate * scale * d_i), as coefficients of u_i and v_i.
@@ -75,7 +75,7 @@ struct TaskWeightArgs {
   double lam_c;
   double lam_2;
   double tau;
-  void* out;          // (T)
+  void* out;  // (T)
 };
 
 // GSL of row i against the mean row, from <g_i, s>, |g_i|^2 and |s|^2, s the sum of T rows.
