@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 
 try:
-    import fastmeta._C  # noqa: F401  (importing it registers the ops)
+    import_module("fastmeta._C")
 except ImportError as error:
     raise ImportError(
         "fastmeta's compiled kernels could not be loaded: "

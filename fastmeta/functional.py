@@ -60,4 +60,6 @@ class FunctionalModule:
         """
         for name, buffer in self.module.named_buffers():
             stacked = torch.stack([task[name] for task in tasks])
-            buffer.copy_(stacked.mean(0) if buffer.is_floating_point() else stacked.amax(0))
+            merged = stacked.mean(0) if buffer.is_floating_point() else stacked.amax(0)
+            # The mean of equal numbers is not always that number: constants must not drift.
+            buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))

@@ -33,7 +33,7 @@ __global__ void combine_kernel(Matrix g0, Matrix g1, const Acc<T>* coef, int64_t
       static_cast<int64_t>(blockIdx.x - table.map.first[item]) * kThreads * kCombineColumns;
   A acc[kCombineColumns] = {};
   for (int b = 0; b < kBuffers; ++b) {
-    const Matrix& g = b == 0 ? g0 : g1;
+    const Matrix g = b == 0 ? g0 : g1;
     for (int64_t i = 0; i < g.rows; ++i) {
       const A c = coef[(i * segments + piece.segment) * kBuffers + b];
       const T* row = static_cast<const T*>(g.data) + i * g.stride + piece.begin;

@@ -82,8 +82,7 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty.
         """
-        if len(batch) == 0:
-            raise ValueError("the meta-batch has no tasks; expected at least one.")
+        _check_not_empty(batch)
         record = self.metagrad.records_inner or self.aggregation.records_inner
         self._query_rows.clear()
         self._inner_rows.clear()
@@ -138,7 +137,11 @@ class MetaLearner:
         Args:
             batch: the tasks; query targets are not used.
             steps: inner steps; as in training by default.
+
+        Raises:
+            ValueError: if the meta-batch is empty.
         """
+        _check_not_empty(batch)
         outputs = []
         for task in batch:
             buffers = self._model.clone_buffers()
@@ -181,3 +184,8 @@ class MetaLearner:
             support=evaluate(task.support_x, task.support_y),
             query=evaluate(task.query_x, task.query_y),
         )
+
+
+def _check_not_empty(batch: TaskBatch) -> None:
+    if len(batch) == 0:
+        raise ValueError("the meta-batch has no tasks; expected at least one.")

@@ -77,7 +77,16 @@ class MetaGradient(ABC):
 
 
 def mean_grads(steps: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """The mean over inner steps of each parameter's gradient; ``None`` counts as zero."""
+    """The mean over inner steps of each parameter's gradient; ``None`` counts as zero.
+
+    Raises:
+        ValueError: if there was no inner step.
+    """
+    if not steps:
+        raise ValueError(
+            "this combination compares inner (support) gradients, but the inner loop took no step; "
+            "expected at least one inner step."
+        )
     means: list[Tensor | None] = []
     for grads in zip(*steps, strict=True):
         known = [g for g in grads if g is not None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.ops.weights import Magnitude
-from fastmeta.schedules import Schedule, schedule
+from fastmeta.schedules import schedule
 
 Variant = Literal["R0", "R1", "R2", "R3"]
 Scope = Literal["vector", "layer"]
@@ -58,7 +58,6 @@ class GslRule:
     w_max: float = 10.0
     step: int = field(default=0, init=False)
     layer_weights: Tensor | None = field(default=None, init=False)
-    _rho: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, choices in (("variant", Variant), ("scope", Scope), ("magnitude", Magnitude)):
@@ -73,7 +72,7 @@ class GslRule:
             raise ValueError(
                 f"expected 0 <= w_min <= 1 <= w_max, got w_min={self.w_min} and w_max={self.w_max}."
             )
-        self._rho = schedule(self.schedule)
+        schedule(self.schedule)  # raises if it is none; not kept, so that the rule can be pickled
 
     @property
     def needs_inner(self) -> bool:
@@ -83,7 +82,7 @@ class GslRule:
     @property
     def rate(self) -> float:
         """``rho(t) eta`` of the current meta-step."""
-        return self._rho(self.step) * self.eta
+        return schedule(self.schedule)(self.step) * self.eta
 
     def coefficients(self, stats: Tensor, weight: Tensor) -> Tensor:
         """The coefficients of this meta-step's rows; counts the step (and moves R2's weights).
@@ -115,24 +114,37 @@ class GslRule:
         )
 
     def _weighted(self, stats: Tensor, weight: Tensor) -> Tensor:
-        if self.layer_weights is None:
-            self.layer_weights = stats.new_ones(stats.shape[1])
-        w = self.layer_weights
+        w = self._current_weights(stats)
         dot, uu, vv = stats.unbind(-1)
         scaled = torch.stack([w * dot, w * w * uu, vv], dim=-1).sum(1, keepdim=True)
         # With unit rate and weight the coefficients are 1 - p and -q of dGSL/d(wu) = p wu + q v.
         unit = self._coefficients(scaled, torch.ones_like(weight), 1.0, "none")[:, 0]
         p, q = 1 - unit[:, :1], -unit[:, 1:]
         slope = (p * w * uu + q * dot).mean(0)
+        # An overflow spoils this meta-gradient (loss scaling skips it), not the weights for good.
+        slope = torch.where(slope.isfinite(), slope, 0)
         self.layer_weights = (w - self.rate * slope).clamp(self.w_min, self.w_max)
         return (weight[:, None] * self.layer_weights).unsqueeze(-1)
 
-    def task_weights(self, query: Tensor) -> Tensor:
-        """R3's task weights ``(T,)``, summing to one, for ``(T, P)`` rows; counts the step."""
+    def _current_weights(self, stats: Tensor) -> Tensor:
+        segments = stats.shape[1]
+        if self.layer_weights is None:
+            return stats.new_ones(segments)
+        if len(self.layer_weights) != segments:
+            raise ValueError(
+                f"R2 has {len(self.layer_weights)} layer weights, but there are {segments} "
+                "trainable parameter tensors. Was the state loaded from another model?"
+            )
+        return self.layer_weights.to(stats)
+
+    def task_weights(self, stats: Tensor) -> Tensor:
+        """R3's task weights ``(T,)``, summing to one; counts the step.
+
+        Args:
+            stats: ``(T, 2)``: :func:`fastmeta.ops.mean_similarity` of the query rows.
+        """
         self.step += 1
-        return ops.gsl_task_weights(
-            ops.mean_similarity(query), lam_c=self.lam_c, lam_2=self.lam_2, tau=self.tau
-        )
+        return ops.gsl_task_weights(stats, lam_c=self.lam_c, lam_2=self.lam_2, tau=self.tau)
 
     def state_dict(self) -> dict[str, Any]:
         """The step count and R2's weights."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+Downsample = Literal["pool", "stride"]
+
 
 class Conv4(nn.Module):
     """Four blocks of 3x3 convolution, BatchNorm and ReLU, then a linear classifier.
@@ -39,7 +41,7 @@ class Conv4(nn.Module):
         image_size: int,
         ways: int,
         hidden: int = 64,
-        downsample: Literal["pool", "stride"] = "pool",
+        downsample: Downsample = "pool",
         batch_norm_stats: bool = False,
     ) -> None:
         super().__init__()

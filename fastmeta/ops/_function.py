@@ -2,8 +2,9 @@
 
 The compiled ops carry no autograd formula: registered ones break ``torch.func``. Each op is instead
 a pair of ``autograd.Function``: ``X`` with ``setup_context``, a backward of differentiable torch
-ops and a ``vmap`` rule, and ``XEager(X)`` that adds ``jvp``, which ``torch.compile`` cannot trace.
-Where nothing watches, the compiled op is called directly, at a tenth of the overhead.
+ops, a ``vmap`` rule and its torch ``twin``, and ``XEager(X)`` that adds ``jvp``, which
+``torch.compile`` cannot trace. Where nothing watches, the compiled op is called directly, at a
+tenth of the overhead.
 """
 
 from __future__ import annotations
@@ -14,30 +15,52 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
+
+
+def _transformed() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode AD is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def watched(*tensors: Tensor) -> bool:
     """Whether autograd, a ``torch.func`` transform or forward-mode AD may look at this call."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    )
+    return _transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def apply(function: Any, eager: Any, *args: Any) -> Any:
-    """Calls the variant that the surroundings can handle."""
-    return (function if torch.compiler.is_compiling() else eager).apply(*args)
+    """Calls the variant that the surroundings can handle.
+
+    Under a transform, ``torch.compile`` traces through a Function and forgets its backward: the
+    gradient would be zero. The twin is differentiable as it stands.
+    """
+    if not torch.compiler.is_compiling():
+        return eager.apply(*args)
+    return function.twin(*args) if _transformed() else function.apply(*_distinct(args))
+
+
+def _distinct(args: Sequence[Any]) -> list[Any]:
+    """``torch.compile`` refuses a Function that is given one tensor twice: views instead."""
+    seen: list[Any] = []
+    result = []
+    for arg in args:
+        again = isinstance(arg, Tensor) and any(arg is other for other in seen)
+        result.append(arg.view_as(arg) if again else arg)
+        seen.append(arg)
+    return result
 
 
 def loop_vmap(
-    function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], args: Sequence[Any]
+    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
     """A ``vmap`` rule: one call an element, results stacked along a new first dimension."""
+    if info.batch_size == 0:
+        raise RuntimeError("fastmeta: vmap needs at least one element, got a batch of size 0.")
+    # The dims of an argument that is a list or tuple of numbers are one, too.
     results = [
         function(
             *(
-                arg if dim is None else arg.select(dim, i)
+                arg.select(dim, i) if isinstance(dim, int) else arg
                 for arg, dim in zip(args, in_dims, strict=True)
             )
         )
@@ -47,3 +70,15 @@ def loop_vmap(
         return torch.stack(results), 0
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def cuts(rows: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
+    """The segment bounds asked for: one segment over all columns by default."""
+    if bounds is None:
+        return (0, rows.shape[-1] if rows.dim() else 0)
+    return tuple(bounds)
+
+
+def written(tensors: Sequence[Tensor]) -> None:
+    """Counts a write of a compiled op, so that backward refuses values that it overwrote."""
+    increment_version(tensors)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.ops._function import apply, cuts, loop_vmap, watched, written
 from fastmeta.reference import accumulation_dtype
 
 
@@ -35,11 +35,11 @@ def combine(
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
-    rows, coef, cuts = _arguments(buffers, coef, bounds)
+    rows, coef, segments = _arguments(buffers, coef, bounds)
     if watched(coef, *rows):
-        result: Tensor = apply(_Combine, _CombineEager, coef, cuts, *rows)
+        result: Tensor = apply(_Combine, _CombineEager, coef, segments, *rows)
     else:
-        result = kernels.combine.default(rows, coef, cuts)
+        result = kernels.combine.default(rows, coef, segments)
     return result
 
 
@@ -56,20 +56,27 @@ def combine_(
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
-    rows, coef, cuts = _arguments(buffers, coef, bounds)
+    targets = list(out)
+    rows, coef, segments = _arguments(buffers, coef, bounds)
     with torch.no_grad():
-        kernels.combine_.default(list(out), rows, coef, cuts)
+        kernels.combine_.default(targets, rows, coef, segments)
+    written(targets)
 
 
 def _arguments(
     buffers: Sequence[Tensor] | Tensor, coef: Tensor, bounds: Sequence[int] | None
 ) -> tuple[list[Tensor], Tensor, tuple[int, ...]]:
     rows = [buffers] if isinstance(buffers, Tensor) else list(buffers)
-    cuts = (0, rows[0].shape[-1]) if bounds is None else tuple(bounds)
-    return rows, coef[:, None, None] if coef.dim() == 1 else coef, cuts
+    if not rows:
+        raise RuntimeError("fastmeta: combine: expected one or two buffers, got none.")
+    return rows, coef[:, None, None] if coef.dim() == 1 else coef, cuts(rows[0], bounds)
 
 
 class _Combine(torch.autograd.Function):
+    @staticmethod
+    def twin(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
+        return reference.combine(rows, coef, bounds)
+
     @staticmethod
     def forward(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
         result: Tensor = kernels.combine.default(list(rows), coef, bounds)

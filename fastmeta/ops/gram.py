@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.ops._function import apply, cuts, loop_vmap, watched
 from fastmeta.reference import accumulation_dtype
 
 
@@ -30,11 +31,11 @@ def gram(g: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
     Raises:
         RuntimeError: if ``g`` is not a floating-point matrix or the bounds do not fit it.
     """
-    cuts = (0, g.shape[-1]) if bounds is None else tuple(bounds)
+    segments = cuts(g, bounds)
     if watched(g):
-        result: Tensor = apply(_Gram, _GramEager, g, cuts)
+        result: Tensor = apply(_Gram, _GramEager, g, segments)
     else:
-        result = kernels.gram.default(g, cuts)
+        result = kernels.gram.default(g, segments)
     return result
 
 
@@ -43,9 +44,11 @@ def pair_cosines(gram: Tensor) -> Tensor:
 
     A zero gradient has the cosine 0 with everything.
     """
-    norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    scale = norms.unsqueeze(-1) * norms.unsqueeze(-2)
-    return torch.where(scale > 0, gram / torch.where(scale > 0, scale, 1), 0)
+    squares = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    zero = squares == 0
+    norms = torch.where(zero, 1, squares).sqrt()
+    cosines = gram / (norms.unsqueeze(-1) * norms.unsqueeze(-2))
+    return torch.where(zero.unsqueeze(-1) | zero.unsqueeze(-2), 0, cosines)
 
 
 def pair_distances(gram: Tensor) -> Tensor:
@@ -59,6 +62,8 @@ def pair_distances(gram: Tensor) -> Tensor:
 
 
 class _Gram(torch.autograd.Function):
+    twin = staticmethod(reference.gram)
+
     @staticmethod
     def forward(g: Tensor, bounds: tuple[int, ...]) -> Tensor:
         result: Tensor = kernels.gram.default(g, bounds)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta import reference
 from fastmeta._library import kernels
 from fastmeta.ops._function import apply, loop_vmap, watched
 from fastmeta.reference import accumulation_dtype
@@ -80,6 +81,8 @@ def hvp_difference(
 
 
 class _Perturb(torch.autograd.Function):
+    twin = staticmethod(reference.hvp_perturb)
+
     @staticmethod
     def forward(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         plus, minus = kernels.hvp_perturb.default(theta, v, eps)
@@ -121,6 +124,8 @@ def _inverse_width(eps: Tensor) -> Tensor:
 
 
 class _Difference(torch.autograd.Function):
+    twin = staticmethod(reference.hvp_difference)
+
     @staticmethod
     def forward(*args: Tensor) -> Tensor:
         result: Tensor = kernels.hvp_difference.default(*args)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta import reference
 from fastmeta._library import kernels
 from fastmeta.layout import FlatLayout
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.ops._function import apply, loop_vmap, watched, written
 
 
 def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
@@ -31,6 +32,8 @@ def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
         RuntimeError: if the tensors do not make ``rows`` equal rows, or differ in dtype or device.
     """
     tensors = list(tensors)
+    if not tensors:
+        raise RuntimeError("fastmeta: pack: expected at least one tensor, got none.")
     if watched(*tensors):
         result: Tensor = apply(_Pack, _PackEager, rows, *tensors)
     else:
@@ -46,6 +49,7 @@ def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """
     with torch.no_grad():
         kernels.pack_.default(flat, list(tensors))
+    written([flat])
 
 
 def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
@@ -56,11 +60,17 @@ def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
     Raises:
         RuntimeError: if a target is not contiguous, or sizes, dtypes or devices do not match.
     """
+    targets = list(tensors)
     with torch.no_grad():
-        kernels.unpack_.default(list(tensors), flat)
+        kernels.unpack_.default(targets, flat)
+    written(targets)
 
 
 class _Pack(torch.autograd.Function):
+    @staticmethod
+    def twin(rows: int, *tensors: Tensor) -> Tensor:
+        return reference.pack(tensors, rows)
+
     @staticmethod
     def forward(rows: int, *tensors: Tensor) -> Tensor:
         result: Tensor = kernels.pack.default(list(tensors), rows)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.ops._function import apply, cuts, loop_vmap, watched
 from fastmeta.reference import accumulation_dtype
 
 
@@ -32,11 +33,11 @@ def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int] | None = None) ->
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
-    cuts = (0, a.shape[-1]) if bounds is None else tuple(bounds)
+    segments = cuts(a, bounds)
     if watched(a, b):
-        result: Tensor = apply(_RowSimilarity, _RowSimilarityEager, a, b, cuts)
+        result: Tensor = apply(_RowSimilarity, _RowSimilarityEager, a, b, segments)
     else:
-        result = kernels.row_similarity.default(a, b, cuts)
+        result = kernels.row_similarity.default(a, b, segments)
     return result
 
 
@@ -72,6 +73,8 @@ def _columns(per_segment: Tensor, bounds: tuple[int, ...]) -> Tensor:
 
 
 class _RowSimilarity(torch.autograd.Function):
+    twin = staticmethod(reference.row_similarity)
+
     @staticmethod
     def forward(a: Tensor, b: Tensor, bounds: tuple[int, ...]) -> Tensor:
         result: Tensor = kernels.row_similarity.default(a, b, bounds)
@@ -106,6 +109,8 @@ class _RowSimilarityEager(_RowSimilarity):
 
 
 class _MeanSimilarity(torch.autograd.Function):
+    twin = staticmethod(reference.mean_similarity)
+
     @staticmethod
     def forward(g: Tensor) -> Tensor:
         result: Tensor = kernels.mean_similarity.default(g)

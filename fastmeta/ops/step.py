@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.ops._function import apply, loop_vmap, watched, written
 from fastmeta.reference import accumulation_dtype
 
 
@@ -29,7 +30,7 @@ def inner_step(
             or without a leading task dimension.
         grad: ``L`` tensors of the same shapes; ``None`` leaves the parameter as it is.
         alpha: the inner learning rate: a number, a tensor with one element, a tensor ``(L,)`` of
-            per-layer rates, or ``L`` tensors with one value each or one for each element.
+            per-layer rates, or ``L`` tensors with one value each or of the parameters' shapes.
         frozen: parameters to leave as they are (a copy is returned).
 
     Returns:
@@ -59,6 +60,7 @@ def inner_step_(
     theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
     with torch.no_grad():
         kernels.inner_step_.default(theta, grads, rates, stop)
+    written(theta)
 
 
 def _arguments(
@@ -68,7 +70,13 @@ def _arguments(
     frozen: Sequence[bool] | None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int]]:
     tensors, count = list(theta), len(theta)
-    acc = accumulation_dtype(tensors[0].dtype) if count else torch.float32
+    for name, given in (("gradients", grad), ("frozen flags", frozen)):
+        if not count or (given is not None and len(given) != count):
+            raise RuntimeError(
+                f"fastmeta: inner_step: expected at least one parameter and as many {name}, got "
+                f"{count} parameters and {0 if given is None else len(given)} {name}."
+            )
+    acc = accumulation_dtype(tensors[0].dtype)
     if isinstance(alpha, Tensor):
         if alpha.numel() == 1:
             rates = [alpha.reshape(())] * count
@@ -80,22 +88,30 @@ def _arguments(
                 f"{tuple(alpha.shape)}. Pass a list of tensors for per-parameter rates."
             )
     elif isinstance(alpha, (int, float)):
-        device = tensors[0].device if count else None
-        rates = [torch.full((), float(alpha), dtype=acc, device=device)] * count
+        rates = [torch.full((), float(alpha), dtype=acc, device=tensors[0].device)] * count
     else:
-        rates = list(alpha)
+        rates = [rate.reshape(()) if rate.numel() == 1 else rate for rate in alpha]
     stop = [int(f) for f in frozen] if frozen is not None else [0] * count
     stop = [int(s or g is None) for s, g in zip(stop, grad, strict=True)]
     grads = [t if g is None else g for t, g in zip(tensors, grad, strict=True)]
     return tensors, grads, [r.to(acc) for r in rates], stop
 
 
+def _thirds(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Parameters, gradients and rates from one line of them."""
+    count = len(tensors) // 3
+    theta, grad, alpha = (list(tensors[k * count : (k + 1) * count]) for k in range(3))
+    return theta, grad, alpha
+
+
 class _InnerStep(torch.autograd.Function):
     @staticmethod
+    def twin(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return reference.inner_step(*_thirds(tensors), stop)
+
+    @staticmethod
     def forward(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        count = len(stop)
-        theta, grad, alpha = (list(tensors[k * count : (k + 1) * count]) for k in range(3))
-        return tuple(kernels.inner_step.default(theta, grad, alpha, stop))
+        return tuple(kernels.inner_step.default(*_thirds(tensors), stop))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -153,8 +169,7 @@ class _InnerStepEager(_InnerStep):
 
 
 def _inner_step_flat(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-    count = len(stop)
-    theta, grad, alpha = (tensors[k * count : (k + 1) * count] for k in range(3))
+    theta, grad, alpha = _thirds(tensors)
     return inner_step(theta, grad, alpha, [bool(s) for s in stop])
 
 

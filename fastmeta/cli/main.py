@@ -1,0 +1,97 @@
+"""The commands of ``fastmeta``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastmeta.cli.arguments import given_options, make_parser
+from fastmeta.data import DATASETS
+from fastmeta.info import show_config
+from fastmeta.learners import METHODS
+from fastmeta.train import UserError, configure, evaluate_run, read_config, resume, train
+from fastmeta.train.files import write_json
+from fastmeta.train.metrics import ACCURACY, MSE
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+    """
+    given = make_parser().parse_args(arguments)
+    try:
+        return {"train": _train, "evaluate": _evaluate, "info": _info}[given.command](given)
+    except UserError as error:
+        print(f"fastmeta: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("fastmeta: aborted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(given: argparse.Namespace) -> int:
+    options = [read_config(given.config)] if given.config else []
+    options.append(given_options(given))
+    if given.resume:
+        changes = {name: value for source in options for name, value in source.items()}
+        results = resume(given.resume, changes)
+    else:
+        results = train(configure(*options))
+    if results is None:
+        print("fastmeta: stopped and saved; continue with --resume and the folder", file=sys.stderr)
+        return INTERRUPTED
+    print(_report(results))
+    print(f"log, checkpoints, results.json and curves.png: {results['folder']}")
+    return 0
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    results = evaluate_run(given.run, given_options(given))
+    if given.json:
+        write_json(given.json, results)
+    print(f"{results['metric']}: {_score(results, 'test')}")
+    return 0
+
+
+def _info(given: argparse.Namespace) -> int:
+    show_config()
+    root = given.data_root or os.environ.get("FASTMETA_DATA", "")
+    found = [name for name in DATASETS if root and (Path(root) / name).is_dir()]
+    print(f"{'methods:':<14}{', '.join(METHODS)}")
+    print(f"{'data sets:':<14}{', '.join(['digits', 'sine', *found])}")
+    return 0
+
+
+def _score(results: dict[str, Any], which: str) -> str:
+    metric = ACCURACY if results["metric"] == ACCURACY.name else MSE
+    found = results[which]
+    return f"{metric.show(found['mean'], found['ci95'])} over {found['tasks']} tasks"
+
+
+def _report(results: dict[str, Any]) -> str:
+    config = results["config"]
+    titles = {"test": config["method"], "untrained": "untrained", "untrained_long": "untrained"}
+    rows = [
+        f"  {title}, {results[which]['inner_steps']} inner steps".ljust(34) + _score(results, which)
+        for which, title in titles.items()
+        if which in results
+    ]
+    if results["metric"] == ACCURACY.name:
+        rows.append("  chance".ljust(34) + ACCURACY.show(1 / config["ways"]))
+    time = f"{results['seconds']:.0f} s, {results['tasks_per_second']:.0f} tasks/s"
+    return "\n".join(
+        [
+            f"{config['dataset']}: {results['metric']} on held-out tasks, 95 % interval",
+            *rows,
+            f"  {'training':<32}{time}",
+        ]
+    )

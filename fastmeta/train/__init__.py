@@ -1,0 +1,28 @@
+"""Whole training runs: configuration, loop, logs, checkpoints, test and picture."""
+
+from fastmeta.train.config import TrainConfig, configure
+from fastmeta.train.config_files import read_config
+from fastmeta.train.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    MissingPackageError,
+    UserError,
+)
+from fastmeta.train.run import evaluate_run, resume, train
+from fastmeta.train.trainer import Trainer
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DivergedError",
+    "MissingPackageError",
+    "TrainConfig",
+    "Trainer",
+    "UserError",
+    "configure",
+    "evaluate_run",
+    "read_config",
+    "resume",
+    "train",
+]

@@ -1,0 +1,149 @@
+"""All options of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+from fastmeta.data import DATASETS
+from fastmeta.learners import METHODS
+from fastmeta.models import Downsample
+from fastmeta.train.defaults import defaults_for
+from fastmeta.train.errors import ConfigError
+from fastmeta.train.options import checked, did_you_mean, option
+
+SINE = "sine"
+TABLES = ("data_options", "method_options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All options of a training run, checked.
+
+    Make one with :func:`configure`, which knows the defaults of data sets and methods: fields
+    without a default here have one there. ``help`` of each field is in its metadata.
+
+    Raises:
+        ConfigError: if an option has the wrong type or value, or does not fit the others.
+    """
+
+    dataset: str = option("data set", default="digits", choices=(*DATASETS, SINE))
+    data_root: str | None = option(
+        "folder of the data sets; by default the one FASTMETA_DATA names", default=None
+    )
+    data_options: Mapping[str, Any] = option("options of the data set's loader", default={})
+
+    method: str = option("meta-learning method", default="gsl", choices=tuple(METHODS))
+    method_options: Mapping[str, Any] = option("options of the method", default={})
+    ways: int = option("classes a task (1 for sine)", least=1)
+    shots: int = option("support examples a class", least=1)
+    queries: int = option("query examples a class in training", least=1)
+    eval_queries: int = option("query examples a class in validation and test", least=1)
+    meta_batch: int = option("tasks a meta-step", least=1)
+
+    inner_lr: float = option("learning rate of the inner loop", above=0)
+    inner_steps: int = option("inner steps in training", least=0)
+    eval_inner_steps: int = option("inner steps in validation and test", least=0)
+    untrained_inner_steps: int = option(
+        "inner steps of a second test of the network without meta-training; 0 for none",
+        least=0,
+    )
+
+    steps: int = option("meta-steps", least=1)
+    lr: float = option("learning rate of the outer optimizer", above=0)
+    optimizer: str = option("outer optimizer", default="adam", choices=("adam", "sgd"))
+    lr_schedule: str = option(
+        "of the outer learning rate, down to 0 over all meta-steps",
+        default="none",
+        choices=("none", "cosine", "linear"),
+    )
+
+    backbone: str = option("network", choices=("conv4", "mlp"))
+    hidden: tuple[int, ...] = option("filters of conv4, or widths of the layers of mlp", least=1)
+    downsample: str = option("downsampling of conv4", default="pool", choices=get_args(Downsample))
+    batch_norm_stats: bool = option(
+        "evaluate conv4 with running statistics, not those of the batch", default=False
+    )
+
+    seed: int = option("of initial weights and training tasks", default=0, least=0)
+    device: str = option("auto, cpu, cuda or cuda:N", default="auto")
+    threads: int | None = option("CPU threads; by default torch's choice", default=None, least=1)
+    out: str | None = option("run folder; by default a new one in runs/", default=None)
+    val_every: int = option("meta-steps between validations", default=250, least=1)
+    val_tasks: int = option("validation tasks, always the same", default=100, least=2)
+    test_tasks: int = option("test tasks, always the same", default=600, least=2)
+    log: str = option("log of the curves", default="csv", choices=("csv", "tensorboard", "both"))
+    log_every: int = option("meta-steps between log rows", default=25, least=1)
+    checkpoint_every: int = option("meta-steps between checkpoints", default=250, least=1)
+    keep: int = option("checkpoints to keep, besides the best", default=2, least=1)
+    plots: bool = option("draw curves and a test episode at the end", default=True)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            value = checked(item.name, hints[item.name], item.metadata, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be less than 2**63; got {self.seed}.")
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        if self.dataset == SINE and (self.backbone != "mlp" or self.ways != 1):
+            raise ConfigError(
+                "dataset sine is regression of one number: it needs backbone mlp and ways 1; "
+                f"got {self.backbone} and {self.ways}."
+            )
+        if self.dataset != SINE and self.ways < 2:
+            raise ConfigError(f"classification needs at least 2 ways; got {self.ways}.")
+        if self.backbone == "conv4" and len(self.hidden) != 1:
+            raise ConfigError(
+                f"backbone conv4 takes one number of filters as hidden; got {list(self.hidden)}."
+            )
+
+    @property
+    def regression(self) -> bool:
+        """Whether tasks are regression, not classification."""
+        return self.dataset == SINE
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain values, for JSON or a checkpoint."""
+        return {**asdict(self), "hidden": list(self.hidden)}
+
+
+def option_names() -> list[str]:
+    """The names of all options."""
+    return [item.name for item in fields(TrainConfig)]
+
+
+def check_names(options: Mapping[str, Any], where: str) -> None:
+    """Makes sure that all keys are options.
+
+    Raises:
+        ConfigError: naming the first that is not, and the nearest option.
+    """
+    known = option_names()
+    for name in options:
+        if name not in known:
+            near = did_you_mean(name, known) or f" Known are {', '.join(known)}."
+            raise ConfigError(f"{where}: unknown option {name!r}.{near}")
+
+
+def configure(*sources: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of several sources of options, such as a file and flags.
+
+    Later sources win; the tables ``data_options`` and ``method_options`` are merged. What none
+    names has the default for its data set and method (:mod:`fastmeta.train.defaults`).
+
+    Raises:
+        ConfigError: if an option is unknown, has the wrong type or value, or does not fit others.
+    """
+    given: dict[str, Any] = {}
+    for source in sources:
+        check_names(source, "configuration")
+        for name, value in source.items():
+            merge = name in TABLES and isinstance(value, Mapping)
+            given[name] = {**given.get(name, {}), **value} if merge else value
+    whole = {item.name: item.default for item in fields(TrainConfig)}
+    dataset, method = (given.get(name, whole[name]) for name in ("dataset", "method"))
+    return TrainConfig(**{**defaults_for(dataset, method), **given})

@@ -1,0 +1,47 @@
+"""Adaptation to many tasks, measured on their query sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from fastmeta.data import TaskSource
+from fastmeta.learners import MetaLearner
+from fastmeta.train.metrics import Estimate, Metric, estimate
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """``module.eval()`` for a while."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def evaluate(
+    learner: MetaLearner, source: TaskSource, tasks: int, metric: Metric, steps: int
+) -> Estimate:
+    """The mean score over the first ``tasks`` tasks of a source; the host waits once, at the end.
+
+    Args:
+        learner: adapts its module to each support set; nothing of it changes.
+        source: of tasks; with the same source and number they are the same tasks.
+        tasks: how many, at least 2.
+        metric: the score of a task's query outputs.
+        steps: inner steps.
+    """
+    scores = []
+    count = i = 0
+    with evaluation_mode(learner.module):
+        while count < tasks:
+            batch = source[i]
+            scores.append(metric.per_task(learner.predict(batch, steps), batch.query_y))
+            count += len(batch)
+            i += 1
+    return estimate(torch.cat(scores)[:tasks])

@@ -1,0 +1,74 @@
+"""What is measured on query sets, one number a task, and its mean with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Z95 = 1.96
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tasks.
+
+    Attributes:
+        mean: over the tasks.
+        ci95: half the width of the 95 % interval, ``1.96 * std / sqrt(tasks)``.
+        tasks: how many.
+    """
+
+    mean: float
+    ci95: float
+    tasks: int
+
+
+def estimate(scores: Tensor) -> Estimate:
+    """Mean and 95 % interval of per-task scores ``(tasks,)``, at least two; one host sync."""
+    values = scores.double().cpu()
+    tasks = len(values)
+    return Estimate(
+        mean=values.mean().item(), ci95=Z95 * values.std().item() / math.sqrt(tasks), tasks=tasks
+    )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of query outputs.
+
+    Attributes:
+        name: ``"accuracy"`` or ``"mse"``.
+        per_task: from outputs and targets, each beginning ``(T, n_query)``, to ``(T,)``.
+        higher_is_better: whether a greater mean is better.
+    """
+
+    name: str
+    per_task: Callable[[Tensor, Tensor], Tensor]
+    higher_is_better: bool
+
+    def better(self, new: float, old: float) -> bool:
+        """Whether ``new`` is strictly better than ``old``."""
+        return new > old if self.higher_is_better else new < old
+
+    def show(self, mean: float, ci95: float | None = None) -> str:
+        """A mean in words, such as ``"97.31 ± 0.42 %"`` or ``"0.0312 ± 0.0021"``."""
+        if self.name == "accuracy":
+            interval = "" if ci95 is None else f" ± {100 * ci95:.2f}"
+            return f"{100 * mean:.2f}{interval} %"
+        return f"{mean:.4g}" if ci95 is None else f"{mean:.4g} ± {ci95:.2g}"
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(-1) == targets).float().mean(1)
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs, targets, reduction="none").flatten(1).mean(1)
+
+
+ACCURACY = Metric("accuracy", _accuracy, higher_is_better=True)
+MSE = Metric("mse", _squared_error, higher_is_better=False)

@@ -1,0 +1,131 @@
+"""The fields of a configuration: their help, and the check of their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+from fastmeta.train.errors import ConfigError
+
+
+def option(
+    text: str,
+    *,
+    default: Any = MISSING,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A dataclass field with what the command line and the checks need to know.
+
+    Args:
+        text: one line of help.
+        default: of the field; without one it depends on the data set or method.
+        choices: the allowed values.
+        least: the smallest allowed value.
+        above: what the value must be greater than.
+    """
+    metadata = {"help": text, "choices": tuple(choices), "least": least, "above": above}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of option.
+
+    Attributes:
+        words: its name in a message.
+        read: the value in its canonical form; raises ``TypeError`` or ``ValueError``.
+        optional: whether ``None`` is a value.
+    """
+
+    words: str
+    read: Callable[[Any], Any]
+    optional: bool = False
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError
+    return float(value)
+
+
+def _same(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return read
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    return tuple(_integer(v) for v in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError
+    return dict(value)
+
+
+_KINDS: dict[Any, Kind] = {
+    bool: Kind("true or false", _same(bool)),
+    float: Kind("a finite number", _number),
+    int: Kind("an integer", _integer),
+    str: Kind("a text", _same(str)),
+    tuple: Kind("a list of integers", _integers),
+    Mapping: Kind("a table of key = value", _table),
+}
+
+
+def kind_of(hint: Any) -> Kind:
+    """The kind of option that a type annotation stands for."""
+    if isinstance(hint, UnionType):
+        (inner,) = (arg for arg in get_args(hint) if arg is not NoneType)
+        kind = _KINDS[inner]
+        return Kind(f"{kind.words} or nothing", kind.read, optional=True)
+    return _KINDS[get_origin(hint) or hint]
+
+
+def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> Any:
+    """``value`` in its canonical form.
+
+    Raises:
+        ConfigError: if it has the wrong type, is not one of the choices or is out of range.
+    """
+    kind = kind_of(hint)
+    if value is None and kind.optional:
+        return None
+    try:
+        result = kind.read(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} must be {kind.words}; got {value!r}.") from None
+    choices, least, above = metadata["choices"], metadata["least"], metadata["above"]
+    if choices and result not in choices:
+        near = did_you_mean(result, choices)
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{near}")
+    for number in result if isinstance(result, tuple) else (result,):
+        if least is not None and number < least:
+            raise ConfigError(f"{name} must be at least {least}; got {value!r}.")
+        if above is not None and number <= above:
+            raise ConfigError(f"{name} must be greater than {above}; got {value!r}.")
+    return result
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest known word, or nothing."""
+    nearest = get_close_matches(word, known, n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

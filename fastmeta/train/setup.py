@@ -1,0 +1,139 @@
+"""From a configuration to tasks, a network and a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastmeta.data import EpisodeSampler, SineTasks, TaskSource, load
+from fastmeta.info import build_info
+from fastmeta.learners import MetaLearner, build
+from fastmeta.models import MLP, Conv4
+from fastmeta.train.config import TrainConfig
+from fastmeta.train.errors import ConfigError, UserError
+from fastmeta.train.metrics import ACCURACY, MSE, Metric
+
+# Validation and test tasks are the same for all seeds and methods, so that runs compare on equal
+# terms; training seeds are smaller. Their batches have a size of their own for the same reason.
+_HELD_OUT_SEEDS = {"val": 2**63, "test": 2**63 + 1}
+EVALUATION_BATCH = 20
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+
+
+def metric_of(config: TrainConfig) -> Metric:
+    """Accuracy, or the squared error of regression."""
+    return MSE if config.regression else ACCURACY
+
+
+def find_device(name: str) -> torch.device:
+    """The device ``name``; ``auto`` is a GPU if torch sees one and the kernels are built for it.
+
+    Raises:
+        ConfigError: if there is no such device, or no kernels for it.
+    """
+    usable = torch.cuda.is_available() and build_info().cuda is not None
+    if name == "auto":
+        return torch.device("cuda" if usable else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"fastmeta has kernels for cpu and cuda; got device {name!r}.")
+    if device.type == "cuda":
+        if not usable:
+            lack = "CUDA kernels in fastmeta" if torch.cuda.is_available() else "GPU seen by torch"
+            raise ConfigError(f"device {name!r} needs a {lack}; see 'fastmeta info'. Or use cpu.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs.")
+    return device
+
+
+def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSource:
+    """The tasks of a split; those of ``val`` and ``test`` do not depend on seed or method.
+
+    Raises:
+        ConfigError: if the data cannot be had, or has too few classes or examples.
+    """
+    training = split == "train"
+    seed = config.seed if training else _HELD_OUT_SEEDS[split]
+    tasks = config.meta_batch if training else EVALUATION_BATCH
+    queries = config.queries if training else config.eval_queries
+    with _explained(f"data set {config.dataset!r}, split {split!r}"):
+        if config.regression:
+            sine = partial(SineTasks, tasks, config.shots, queries, seed, device=device)
+            return sine(**config.data_options)
+        dataset = load(config.dataset, split, config.data_root, **config.data_options)
+        return EpisodeSampler(
+            dataset, config.ways, config.shots, queries, tasks, seed, device=device
+        )
+
+
+def build_module(config: TrainConfig, source: TaskSource, device: torch.device) -> nn.Module:
+    """The freshly initialised network for the tasks of ``source``.
+
+    Its weights are a function of ``config.seed``; torch's generators are left as they were.
+
+    Raises:
+        ConfigError: if the network does not fit the inputs.
+    """
+    shape = source[0].support_x.shape[2:]
+    outputs = 1 if config.regression else config.ways
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.backbone == "mlp":
+            module: nn.Module = MLP(shape.numel(), outputs, config.hidden)
+        else:
+            if len(shape) != 3 or shape[1] != shape[2]:
+                raise ConfigError(f"conv4 needs square images; got inputs {tuple(shape)}.")
+            module = Conv4(
+                shape[0],
+                shape[1],
+                outputs,
+                hidden=config.hidden[0],
+                downsample="stride" if config.downsample == "stride" else "pool",
+                batch_norm_stats=config.batch_norm_stats,
+            )
+    return module.to(device)
+
+
+def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
+    """The learner ``config.method`` for ``module``.
+
+    Raises:
+        ConfigError: if the method does not take its options.
+    """
+
+    def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return _OPTIMIZERS[config.optimizer](params, lr=config.lr)
+
+    with _explained(f"method {config.method!r}"):
+        return build(
+            config.method,
+            module,
+            F.mse_loss if config.regression else F.cross_entropy,
+            inner_lr=config.inner_lr,
+            inner_steps=config.inner_steps,
+            optimizer=optimizer,
+            **config.method_options,
+        )
+
+
+@contextmanager
+def _explained(subject: str) -> Iterator[None]:
+    """Makes errors about arguments, all of which come from the configuration, the user's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"{subject}: {error}") from error
