@@ -298,13 +298,14 @@ void require_rows(const Tensors& same, const Tensor& eps, const char* op) {
                    "device; got " +
                    shape_of(same[0]) + " and " + shape_of(t) + ".");
   FM_REQUIRE(eps.numel() == same[0].size(0) && eps.scalar_type() == acc_type(same[0]) &&
-                 eps.is_cuda() == same[0].is_cuda() && eps.is_contiguous(),
+                 eps.is_cuda() == same[0].is_cuda() &&
+                 eps.get_device_index() == same[0].get_device_index(),
              std::string(op) + ": eps must hold one value a task in the accumulation dtype.");
 }
 
 Tensors hvp_perturb(const Tensor& theta, const Tensor& v, const Tensor& eps) {
   require_rows({theta, v}, eps, "hvp_perturb");
-  const Tensor centre = dense(theta), move = dense(v);
+  const Tensor centre = dense(theta), move = dense(v), radius = dense(eps);
   const Ints shape{theta.size(0), theta.size(1)};
   Tensors out{empty(theta, shape, theta.scalar_type()), empty(theta, shape, theta.scalar_type())};
   const PerturbArgs args{dtype_of(theta),
@@ -312,7 +313,7 @@ Tensors hvp_perturb(const Tensor& theta, const Tensor& v, const Tensor& eps) {
                          shape[1],
                          centre.const_data_ptr(),
                          move.const_data_ptr(),
-                         eps.const_data_ptr(),
+                         radius.const_data_ptr(),
                          out[0].mutable_data_ptr(),
                          out[1].mutable_data_ptr()};
   run(
@@ -326,7 +327,7 @@ Tensor hvp_difference(const Tensor& v, const Tensor& g_plus, const Tensor& g_min
   require_rows({v, g_plus, g_minus}, eps, "hvp_difference");
   FM_REQUIRE(same_kind(alpha, eps) && (alpha.numel() == 1 || alpha.numel() == v.size(1)),
              "hvp_difference: alpha must hold one value, or one for each column, of eps' dtype.");
-  const Tensor parts[] = {dense(v), dense(g_plus), dense(g_minus), dense(alpha)};
+  const Tensor parts[] = {dense(v), dense(g_plus), dense(g_minus), dense(eps), dense(alpha)};
   Tensor out = empty(v, {v.size(0), v.size(1)}, v.scalar_type());
   const DifferenceArgs args{dtype_of(v),
                             v.size(0),
@@ -334,8 +335,8 @@ Tensor hvp_difference(const Tensor& v, const Tensor& g_plus, const Tensor& g_min
                             parts[0].const_data_ptr(),
                             parts[1].const_data_ptr(),
                             parts[2].const_data_ptr(),
-                            eps.const_data_ptr(),
                             parts[3].const_data_ptr(),
+                            parts[4].const_data_ptr(),
                             alpha.numel() != 1,
                             out.mutable_data_ptr()};
   run(

@@ -6,6 +6,8 @@
 
 namespace fastmeta {
 
+// Comparisons are such that NaN stays NaN: bad gradients must be seen, not weighted.
+
 enum class Magnitude : int { none, norm_match, ratio, clip };
 enum class TaskWeight : int { agreement, gsl_linear, gsl_softmax };
 
@@ -28,7 +30,7 @@ struct Pair {
 template <class A>
 FM_HD Pair<A> gsl_gradient(A dot, A uu, A vv, A lam_c, A lam_2) {
   const A norms = sqrt(uu) * sqrt(vv);
-  if (!(norms > A(0))) return {lam_2, -lam_2};
+  if (norms == A(0)) return {lam_2, -lam_2};
   return {lam_c * (dot / norms) / uu + lam_2, -(lam_c / norms + lam_2)};
 }
 
@@ -37,11 +39,11 @@ template <class A>
 FM_HD A gsl_scale(A dot, A uu, A vv, Pair<A> d, Magnitude rule, A ratio, A eps) {
   if (rule == Magnitude::none) return A(1);
   const A squared = d.u * d.u * uu + A(2) * d.u * d.v * dot + d.v * d.v * vv;
-  const A length = sqrt(squared > A(0) ? squared : A(0)) + eps;
+  const A length = sqrt(squared < A(0) ? A(0) : squared) + eps;
   const A full = sqrt(uu) / length;
   if (rule == Magnitude::norm_match) return full;
   if (rule == Magnitude::ratio) return ratio * full;
-  return ratio * full < A(1) ? ratio * full : A(1);
+  return ratio * full > A(1) ? A(1) : ratio * full;
 }
 
 struct GslArgs {
@@ -81,10 +83,10 @@ struct TaskWeightArgs {
 // GSL of row i against the mean row, from <g_i, s>, |g_i|^2 and |s|^2, s the sum of T rows.
 template <class A>
 FM_HD A gsl_to_mean(A dot, A own, A total, A tasks, A lam_c, A lam_2) {
-  const A norms = sqrt(own) * sqrt(total > A(0) ? total : A(0));
-  const A cosine = norms > A(0) ? dot / norms : A(0);
+  const A norms = sqrt(own) * sqrt(total < A(0) ? A(0) : total);
+  const A cosine = norms == A(0) ? A(0) : dot / norms;
   const A squared = own - A(2) * dot / tasks + total / (tasks * tasks);
-  return lam_c * (A(1) - cosine) + lam_2 / A(2) * (squared > A(0) ? squared : A(0));
+  return lam_c * (A(1) - cosine) + lam_2 / A(2) * (squared < A(0) ? A(0) : squared);
 }
 
 // All T weights; T is small, one thread does it in task order.

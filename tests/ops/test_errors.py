@@ -1,0 +1,109 @@
+"""Bad input is refused with what was expected, before anything is written."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from fastmeta import ops
+
+G = torch.zeros(3, 5)
+STATS = torch.rand(3, 1, 3)
+BAD = {
+    "gram of a vector": (lambda: ops.gram(torch.zeros(5)), "expected a (tasks, parameters) matrix"),
+    "gram of integers": (
+        lambda: ops.gram(G.long()),
+        "float32, float64",
+    ),
+    "bounds that fall": (lambda: ops.gram(G, [0, 4, 2, 5]), "must rise from 0"),
+    "bounds that end early": (lambda: ops.gram(G, [0, 4]), "the number of columns, 5"),
+    "bounds of one number": (lambda: ops.gram(G, [0]), "must rise from 0"),
+    "row_similarity of two shapes": (lambda: ops.row_similarity(G, G[:2]), "shape"),
+    "row_similarity of two dtypes": (lambda: ops.row_similarity(G, G.double()), "dtype"),
+    "mean_similarity of a cube": (lambda: ops.mean_similarity(G[None]), "matrix"),
+    "combine with no buffer": (lambda: ops.combine([], torch.ones(3)), "got none"),
+    "combine with three": (lambda: ops.combine([G] * 3, torch.ones(3, 1, 3)), "one or two"),
+    "combine with few weights": (lambda: ops.combine(G, torch.ones(2)), "coef"),
+    "combine with double weights": (lambda: ops.combine(G, torch.ones(3).double()), "coef"),
+    "combine_ into too little": (lambda: ops.combine_([torch.zeros(4)], G, torch.ones(3)), "5"),
+    "combine_ into gaps": (
+        lambda: ops.combine_([torch.zeros(10)[::2]], G, torch.ones(3)),
+        "contiguous",
+    ),
+    "pack of nothing": (lambda: ops.pack([]), "at least one tensor"),
+    "pack of uneven rows": (lambda: ops.pack([G, G, G], 2), "row"),
+    "pack of two sizes": (lambda: ops.pack([G, G[:2]], 2), "size"),
+    "pack of two dtypes": (lambda: ops.pack([G, G.double()]), "dtype"),
+    "pack_ into another size": (lambda: ops.pack_(torch.zeros(1, 4), [G]), "4"),
+    "unpack_ into gaps": (lambda: ops.unpack_([torch.zeros(30)[::2]], G.view(1, 15)), "contiguous"),
+    "inner_step of nothing": (lambda: ops.inner_step([], [], 0.1), "at least one parameter"),
+    "inner_step with few gradients": (lambda: ops.inner_step([G, G], [G], 0.1), "as many"),
+    "inner_step with few flags": (lambda: ops.inner_step([G], [G], 0.1, [True, False]), "flags"),
+    "inner_step of two shapes": (lambda: ops.inner_step([G], [G[:2]], 0.1), "shape"),
+    "hvp_perturb of two shapes": (lambda: ops.hvp_perturb(G, G[:2], torch.ones(3)), "one shape"),
+    "hvp_perturb with few radii": (
+        lambda: ops.hvp_perturb(G, G, torch.ones(2)),
+        "one value a task",
+    ),
+    "hvp_difference with few rates": (
+        lambda: ops.hvp_difference(G, G, G, torch.ones(3), torch.ones(2)),
+        "one value, or one for each column",
+    ),
+    "gsl with few weights": (
+        lambda: ops.gsl_coefficients(STATS, torch.ones(2), torch.ones(1)),
+        "weight",
+    ),
+    "gsl with other scalars": (
+        lambda: ops.gsl_coefficients(STATS[..., :2], torch.ones(3), torch.ones(1)),
+        "3",
+    ),
+    "agreement of other scalars": (lambda: ops.agreement_weights(STATS[:, 0]), "2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_message(name: str) -> None:
+    call, part = BAD[name]
+    with pytest.raises(RuntimeError, match=re.escape(part)) as caught:
+        call()
+    assert str(caught.value).startswith("fastmeta: ")
+
+
+def test_options() -> None:
+    with pytest.raises(ValueError, match="magnitude must be one of none, norm-match"):
+        ops.gsl_coefficients(STATS, torch.ones(3), torch.ones(1), magnitude="big")
+    with pytest.raises(ValueError, match="tau must be positive"):
+        ops.gsl_task_weights(torch.rand(3, 2), tau=0)
+    with pytest.raises(ValueError, match="'linear' or 'softmax'"):
+        ops.gsl_task_weights(torch.rand(3, 2), rule="best")
+    with pytest.raises(ValueError, match="one for each of the 2 tensors"):
+        ops.inner_step([G, G], [G, G], torch.ones(3))
+
+
+def test_nothing_is_written_by_a_call_that_fails() -> None:
+    theta, flat = [torch.ones(5), torch.ones(3)], torch.ones(1, 8)
+    with pytest.raises(RuntimeError):
+        ops.inner_step_(theta, [torch.ones(5), torch.ones(4)], 0.1)
+    with pytest.raises(RuntimeError):
+        ops.pack_(flat, [torch.zeros(5), torch.zeros(4)])
+    with pytest.raises(RuntimeError):
+        ops.unpack_(theta, torch.zeros(1, 9))
+    with pytest.raises(RuntimeError):
+        ops.combine_(theta, torch.zeros(2, 9), torch.ones(2))
+    assert all((t == 1).all() for t in (*theta, flat))
+
+
+@pytest.mark.parametrize("tasks", [0, 1])
+def test_no_tasks_or_no_columns(tasks: int) -> None:
+    empty = torch.zeros(tasks, 0)
+    assert ops.gram(empty).shape == (1, tasks, tasks)
+    assert ops.mean_similarity(empty).shape == (tasks, 2)
+    assert ops.row_similarity(empty, empty).shape == (tasks, 1, 3)
+    assert ops.combine(empty, torch.ones(tasks)).shape == (0,)
+    none = torch.zeros(0, 5)
+    assert torch.equal(ops.combine(none, torch.ones(0)), torch.zeros(5))
+    assert ops.gram(none).shape == (1, 0, 0)
+    assert ops.agreement_weights(ops.mean_similarity(none)).shape == (0,)
+    assert ops.row_similarity(none, none).shape == (0, 1, 3)

@@ -1,0 +1,82 @@
+"""Cores and kernels on NumPy arrays: every instruction set, and every half-precision number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fastmeta
+from fastmeta import _testing
+
+SETS = _testing.instruction_sets()
+
+
+def test_the_best_set_of_this_processor_is_active() -> None:
+    assert fastmeta.build_info().cpu_isa == SETS[-1]
+    assert SETS[0] == "baseline"
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("tasks", "columns"), [(1, 1), (3, 31), (5, 33), (33, 1021), (2, 10007)])
+def test_every_set_is_right(isa: str, dtype: type, tasks: int, columns: int) -> None:
+    g = np.random.standard_normal((tasks, columns)).astype(dtype)
+    coef = np.random.standard_normal(tasks).astype(dtype)
+    exact = g.astype(np.float64)
+    size = np.abs(exact) @ np.abs(exact).T
+    tolerance = 4 * np.finfo(dtype).eps
+    third = columns // 3
+    parts = _testing.gram(isa, g, [0, third, columns])
+    for part, columns_ in zip(parts, (exact[:, :third], exact[:, third:]), strict=True):
+        assert (np.abs(part - columns_ @ columns_.T) <= tolerance * size).all()
+    stats = _testing.mean_similarity(isa, g)
+    assert (np.abs(stats[:, 0] - exact @ exact.sum(0)) <= tolerance * size.sum(1)).all()
+    assert (np.abs(stats[:, 1] - (exact * exact).sum(1)) <= tolerance * np.diag(size)).all()
+    sums = np.abs(coef.astype(np.float64)) @ np.abs(exact)
+    found = _testing.combine(isa, g, coef)
+    assert (np.abs(found - coef.astype(np.float64) @ exact) <= tasks * tolerance * sums).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_ops_are_bound_to_these_kernels(isa: str) -> None:
+    g = torch.randn(9, 5003)
+    if isa == SETS[-1]:
+        expected = torch.from_numpy(_testing.gram(isa, g.numpy(), [0, 5003]))
+        assert torch.equal(fastmeta.ops.gram(g), expected)
+
+
+def test_unknown_set() -> None:
+    with pytest.raises(ValueError, match="'sse9' is not available"):
+        _testing.gram("sse9", np.zeros((1, 1), np.float32), [0, 1])
+
+
+KINDS = {
+    "half": (torch.float16, _testing.widen_half, _testing.narrow_half),
+    "bfloat16": (torch.bfloat16, _testing.widen_bfloat16, _testing.narrow_bfloat16),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_65536_patterns_widen_as_in_torch(kind: str) -> None:
+    dtype, widen, _ = KINDS[kind]
+    bits = np.arange(65536, dtype=np.uint16)
+    expected = torch.from_numpy(bits.view(np.int16)).view(dtype).float().numpy()
+    np.testing.assert_array_equal(widen(bits), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_narrowing_rounds_as_in_torch(kind: str) -> None:
+    dtype, widen, narrow = KINDS[kind]
+    exact = widen(np.arange(65536, dtype=np.uint16))
+    finite = exact[np.isfinite(exact)]
+    near = np.nextafter(finite, np.float32(np.inf)), np.nextafter(finite, np.float32(-np.inf))
+    ordered = np.unique(finite)
+    middle = ((ordered[1:].astype(np.float64) + ordered[:-1]) / 2).astype(np.float32)
+    random = np.random.randint(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    values = np.concatenate([exact, *near, middle, random])
+    found = torch.from_numpy(narrow(values).view(np.int16)).view(dtype)
+    expected = torch.from_numpy(values).to(dtype)
+    assert torch.equal(found.isnan(), expected.isnan())
+    known = ~expected.isnan()
+    assert torch.equal(found[known].view(torch.int16), expected[known].view(torch.int16))

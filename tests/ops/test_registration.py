@@ -1,0 +1,57 @@
+"""What torch checks of the registered ops themselves: schemas, aliasing, fake kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmeta._library import kernels
+
+SAMPLES = {
+    "gram": lambda g: (g, (0, 2, 7)),
+    "row_similarity": lambda g: (g, g + 1, (0, 2, 7)),
+    "mean_similarity": lambda g: (g,),
+    "combine": lambda g: ([g, g + 1], torch.randn(3, 2, 2), (0, 2, 7)),
+    "combine_": lambda g: (
+        [torch.zeros(2), torch.zeros(5)],
+        [g],
+        torch.randn(3, 1, 1),
+        (0, 7),
+    ),
+    "pack": lambda g: ([g[0], g[1], g[2]], 3),
+    "pack_": lambda g: (torch.zeros(3, 7), [g[0], g[1], g[2]]),
+    "unpack_": lambda g: ([torch.zeros(7) for _ in range(3)], g),
+    "inner_step": lambda g: ([g, g[0]], [g + 1, g[1]], [torch.tensor(0.1)] * 2, [0, 1]),
+    "inner_step_": lambda g: (
+        [g.clone(), g[0].clone()],
+        [g + 1, g[1]],
+        [torch.tensor(0.1)] * 2,
+        [0, 1],
+    ),
+    "hvp_perturb": lambda g: (g, g + 1, torch.rand(3)),
+    "hvp_difference": lambda g: (g, g + 1, g + 2, torch.rand(3), torch.rand(7)),
+    "gsl_coefficients": lambda g: (
+        torch.rand(3, 2, 3),
+        torch.rand(3),
+        torch.rand(1),
+        *(1.0, 0.1, 1, 1.0, 1e-12),
+    ),
+    "task_weights": lambda g: (torch.rand(3, 2), 0, 1.0, 0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck(name: str) -> None:
+    op = getattr(kernels, name).default
+    args = SAMPLES[name](torch.randn(3, 7))
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(op, args, test_utils=checks)
+
+
+def test_every_op_is_checked() -> None:
+    names = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastmeta::")
+    }
+    assert names - {"build_info"} == set(SAMPLES)

@@ -1,0 +1,112 @@
+"""Every op against its torch twin in float64: dtypes, awkward sizes, layouts, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_cases import CASES, DTYPES, Case, listed
+from torch import Tensor
+
+SIZES = [
+    *((1, 1), (2, 0), (3, 31), (5, 33), (1, 4096), (33, 1021), (32, 130), (7, 4097), (2, 10007)),
+    *((17, 20011), (64, 65)),
+]
+# Of the largest sum of absolute terms: a rounding of the output, a few of the scalars' functions.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 4e-7,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+}
+
+
+def wide(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [t.double() for t in tensors]
+
+
+def check(case: Case, tensors: tuple[Tensor, ...]) -> None:
+    exact = listed(case.twin(*wide(tensors)))
+    sizes = exact if case.scalar else listed(case.twin(*(t.abs() for t in wide(tensors))))
+    if "hvp" in case.name or "inner_step" in case.name:  # differences: no sum of absolute terms
+        sizes = [e.abs() + sum(t.double().abs().max() for t in tensors if t.numel()) for e in exact]
+    for found, expected, size in zip(listed(case.op(*tensors)), exact, sizes, strict=True):
+        assert found.shape == expected.shape
+        if found.numel() == 0:
+            continue
+        tolerance = TOLERANCE[found.dtype] * (20 if case.scalar else 1)
+        bound = tolerance * size.abs().clamp_min(size.abs().max() * (1 if case.scalar else 1e-3))
+        assert ((found.double() - expected).abs() <= bound + 1e-300).all(), (found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_twin(case: Case, dtype: torch.dtype) -> None:
+    for tasks, columns in SIZES:
+        if case.scalar and columns < 2:
+            continue
+        check(case, case.inputs(dtype, tasks, columns))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_strides_do_not_matter(case: Case, dtype: torch.dtype) -> None:
+    tensors = case.inputs(dtype, 5, 77)
+    expected = listed(case.op(*tensors))
+
+    def spread(t: Tensor) -> Tensor:  # every second element of a larger tensor, offset by one
+        if t.dim() == 0:
+            return t
+        large = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
+        large[..., 1::2] = t
+        return large[..., 1::2]
+
+    layouts = {
+        "gaps": spread,
+        "transposed": lambda t: t.mT.contiguous().mT if t.dim() >= 2 else t,
+        "offset": lambda t: torch.cat([t[:1], t])[1:] if t.dim() and len(t) else t,
+    }
+    for name, layout in layouts.items():
+        found = listed(case.op(*(layout(t) for t in tensors)))
+        for f, e in zip(found, expected, strict=True):
+            assert torch.equal(f, e), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
+    tensors = case.inputs(dtype, 6, 40_009)
+    torch.set_num_threads(1)
+    expected = listed(case.op(*tensors))
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        for found, first in zip(listed(case.op(*tensors)), expected, strict=True):
+            assert torch.equal(found, first), threads
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.scalar], ids=str)
+def test_inputs_stay_as_they_are(case: Case) -> None:
+    tensors = case.inputs(torch.float32, 3, 50)
+    before = [t.clone() for t in tensors]
+    outputs = listed(case.op(*tensors))
+    for t, b in zip(tensors, before, strict=True):
+        assert torch.equal(t, b)
+        assert all(o.data_ptr() != t.data_ptr() for o in outputs if o.numel())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.scalar], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(case: Case, value: float) -> None:
+    tensors = case.inputs(torch.float32, 3, 50)
+    tensors[-1 if case.name.startswith("combine") else 0].view(-1)[3] = value
+    found, twin = listed(case.op(*tensors)), listed(case.twin(*tensors))
+    assert not all(o.isfinite().all() for o in found)
+    for f, e in zip(found, twin, strict=True):
+        assert torch.equal(f.isfinite(), e.isfinite())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.scalar], ids=str)
+def test_weights_of_nan_are_nan(case: Case) -> None:
+    stats, *others = case.inputs(torch.float32, 3, 50)
+    stats[1, ..., 0] = float("nan")
+    assert case.op(stats, *others)[1].isnan().any()
+    assert case.twin(stats, *others)[1].isnan().any()
