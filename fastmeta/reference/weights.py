@@ -24,15 +24,21 @@ def gsl_coefficients(
 ) -> Tensor:
     """See :func:`fastmeta.ops.gsl_coefficients`; ``magnitude`` is the rule's number."""
     dot, uu, vv = stats.unbind(-1)
-    norms = _root(uu) * _root(vv)
+    u, v = _root(uu), _root(vv)
+    norms = u * v
     known = norms != 0
-    safe = torch.where(known, norms, torch.ones_like(norms))
-    safe_uu = torch.where(known, uu, torch.ones_like(uu))
-    cosine_u = torch.where(known, lam_c * (dot / safe) / safe_uu, torch.zeros_like(dot))
-    cosine_v = torch.where(known, lam_c / safe, torch.zeros_like(dot))
-    d_u, d_v = cosine_u + lam_2, -(cosine_v + lam_2)
-    length = _root(d_u * d_u * uu + 2 * d_u * d_v * dot + d_v * d_v * vv) + eps
-    full = _root(uu) / length
+
+    def directed(values: Tensor) -> Tensor:
+        return torch.where(known, values, torch.ones_like(values))
+
+    cosine = dot / directed(norms)
+    lam_cs = lam_c * known.to(dot)  # a zero gradient has no cosine term
+    d_u = lam_cs * cosine / directed(uu) + lam_2
+    d_v = -(lam_cs / directed(norms) + lam_2)
+    # Of d_u u + d_v v, along u and across it; the least sine is what the dtype can resolve.
+    sine2 = (1 - cosine**2).clamp_min(8 * torch.finfo(stats.dtype).eps)
+    along, across = lam_2 * (u - cosine * v), lam_cs / directed(u) + lam_2 * v
+    full = u / (_root(along**2 + sine2 * across**2) + eps)
     scale = (torch.ones_like(full), full, ratio * full, (ratio * full).clamp_max(1))[magnitude]
     k = rate.reshape(()) * scale
     return weight[:, None, None] * torch.stack([1 - k * d_u, -(k * d_v)], dim=-1)
@@ -51,5 +57,6 @@ def task_weights(stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: floa
         return torch.softmax(-loss / tau, 0)
     raw = dot if rule == 0 else 1 - loss
     norm = raw.abs().sum()
+    some = norm != 0
     uniform = torch.full_like(raw, 1 / max(tasks, 1))
-    return torch.where(norm != 0, raw / torch.where(norm != 0, norm, torch.ones_like(norm)), uniform)
+    return torch.where(some, raw / torch.where(some, norm, torch.ones_like(norm)), uniform)

@@ -34,13 +34,27 @@ FM_HD Pair<A> gsl_gradient(A dot, A uu, A vv, A lam_c, A lam_2) {
   return {lam_c * (dot / norms) / uu + lam_2, -(lam_c / norms + lam_2)};
 }
 
-// How far to scale d = p u + q v (papers: "adjustment of AHE gradient magnitude").
+// |d|^2 of d = p u + q v, as a sum of squares along u and across it: p and q cancel when u and v
+// are nearly parallel. Below the resolution of the scalars the sine is a constant, so that scaling
+// by 1/|d| enlarges no rounding error.
 template <class A>
-FM_HD A gsl_scale(A dot, A uu, A vv, Pair<A> d, Magnitude rule, A ratio, A eps) {
+FM_HD A gsl_squared_length(A dot, A uu, A vv, A lam_c, A lam_2) {
+  const A u = sqrt(uu), v = sqrt(vv);
+  const A norms = u * v;
+  if (norms == A(0)) return lam_2 * lam_2 * (uu + vv);
+  const A least = A(8) * (sizeof(A) == 8 ? A(2.220446049250313e-16) : A(1.1920929e-07));
+  const A cosine = dot / norms;
+  A sine2 = A(1) - cosine * cosine;
+  sine2 = sine2 < least ? least : sine2;
+  const A along = lam_2 * (u - cosine * v), across = lam_c / u + lam_2 * v;
+  return along * along + sine2 * across * across;
+}
+
+// How far to scale d (papers: "adjustment of AHE gradient magnitude").
+template <class A>
+FM_HD A gsl_scale(A uu, A squared_length, Magnitude rule, A ratio, A eps) {
   if (rule == Magnitude::none) return A(1);
-  const A squared = d.u * d.u * uu + A(2) * d.u * d.v * dot + d.v * d.v * vv;
-  const A length = sqrt(squared < A(0) ? A(0) : squared) + eps;
-  const A full = sqrt(uu) / length;
+  const A full = sqrt(uu) / (sqrt(squared_length) + eps);
   if (rule == Magnitude::norm_match) return full;
   if (rule == Magnitude::ratio) return ratio * full;
   return ratio * full > A(1) ? A(1) : ratio * full;
@@ -61,10 +75,10 @@ struct GslArgs {
 template <class A>
 FM_HD void gsl_coefficients_core(const A* stats, A weight, A rate, const GslHyper& hyper, A* out) {
   const A dot = stats[0], uu = stats[1], vv = stats[2];
-  const Pair<A> d =
-      gsl_gradient(dot, uu, vv, static_cast<A>(hyper.lam_c), static_cast<A>(hyper.lam_2));
-  const A k = rate * gsl_scale(dot, uu, vv, d, hyper.magnitude, static_cast<A>(hyper.ratio),
-                               static_cast<A>(hyper.eps));
+  const A lam_c = static_cast<A>(hyper.lam_c), lam_2 = static_cast<A>(hyper.lam_2);
+  const Pair<A> d = gsl_gradient(dot, uu, vv, lam_c, lam_2);
+  const A k = rate * gsl_scale(uu, gsl_squared_length(dot, uu, vv, lam_c, lam_2), hyper.magnitude,
+                               static_cast<A>(hyper.ratio), static_cast<A>(hyper.eps));
   out[0] = weight * (A(1) - k * d.u);
   out[1] = weight * -(k * d.v);
 }
