@@ -1,6 +1,15 @@
 """Fast gradient-based meta-learning for PyTorch, on compiled kernels."""
 
-from fastmeta import adaptation, aggregation, metagrad, ops
+from fastmeta import (
+    adaptation,
+    aggregation,
+    data,
+    learners,
+    metagrad,
+    models,
+    ops,
+    optim,
+)
 from fastmeta.info import BuildInfo, build_info, show_config
 from fastmeta.layout import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
@@ -21,7 +30,11 @@ __all__ = [
     "adaptation",
     "aggregation",
     "build_info",
+    "data",
+    "learners",
     "metagrad",
+    "models",
     "ops",
+    "optim",
     "show_config",
 ]
