@@ -103,9 +103,14 @@ class GSLOptimizer(torch.optim.Optimizer):
         """Marks one task; see :class:`fastmeta.optim.TaskRecorder`.
 
         Args:
-            scale: what the query loss is multiplied with in the loop, such as ``1 / T``; support
-                gradients, which are not, are scaled to match.
+            scale: what the query loss is multiplied with in the loop, such as ``1 / T``. Support
+                gradients are compared with the query gradients as they were before that.
+
+        Raises:
+            ValueError: if ``scale`` is not positive.
         """
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}.")
         return TaskRecorder(self._params(), self._record, scale)
 
     def _params(self) -> list[Tensor]:
@@ -152,15 +157,21 @@ class GSLOptimizer(torch.optim.Optimizer):
         if tasks == 0:
             return
         if self.rule.variant == "R3":
-            self._combine_by_task(tasks)
+            self._combine_by_task(tasks, grad_scale)
         else:
             self._combine_rows(tasks, grad_scale)
         self._forget()
 
-    def _combine_by_task(self, tasks: int) -> None:
+    def _combine_by_task(self, tasks: int, grad_scale: Tensor | float) -> None:
+        first, *others = self._scales
+        if any(scale != first for scale in others):
+            raise ValueError(
+                "GSL R3 weights the tasks itself: expected one scale for all of them, got "
+                f"{self._scales}. Use opt.task(scale=1 / len(tasks)), or another variant."
+            )
         buckets = self._bucket_list()
         stats = [ops.mean_similarity(b.query.filled) for b in buckets]
-        total = torch.stack([s.to(stats[0]) for s in stats]).sum(0)
+        total = torch.stack([s.to(stats[0]) for s in stats]).sum(0) / (first * grad_scale) ** 2
         weights = tasks * self.rule.task_weights(total)
         for bucket, own in zip(buckets, stats, strict=True):
             self._write(bucket, ops.combine(bucket.query.filled, weights.to(own)))
@@ -172,13 +183,14 @@ class GSLOptimizer(torch.optim.Optimizer):
             for b in buckets
         ]
         first = parts[0]
-        stats = torch.cat([part.to(first) for part in parts], dim=1)
-        # The support rows enter as scale * v, on the footing of the query rows.
+        # Query rows are scale * u. The rule sees u and v themselves; its u - c v is scaled after.
         scale = first.new_tensor(self._scales)[:, None] * grad_scale
-        stats = stats * torch.stack([scale, torch.ones_like(scale), scale * scale], dim=-1)
+        one = torch.ones_like(scale)
+        stats = torch.cat([part.to(first) for part in parts], dim=1)
+        stats = stats / torch.stack([scale, scale * scale, one], dim=-1)
         coef = self.rule.coefficients(stats, first.new_ones(tasks))
         if coef.shape[-1] == 2:
-            coef = coef * torch.stack([torch.ones_like(scale), scale], dim=-1)
+            coef = coef * torch.stack([one, scale], dim=-1)
         column = 0
         for bucket, part in zip(buckets, parts, strict=True):
             own = coef if coef.shape[1] == 1 else coef[:, column : column + part.shape[1]]
