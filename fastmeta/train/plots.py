@@ -106,7 +106,7 @@ def _image(axes: Any, image: Tensor, color: str, title: str) -> None:
     pixels = image.detach().cpu().float()
     low, high = pixels.min(), pixels.max()
     pixels = ((pixels - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
-    axes.imshow(pixels.squeeze(-1), cmap="gray", interpolation="nearest")
+    axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", interpolation="nearest")
     axes.set_title(title, fontsize=8, color=color, pad=2)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

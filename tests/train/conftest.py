@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs go to a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def sine() -> dict[str, Any]:
+    """A run of about a second."""
+    return {
+        "dataset": "sine",
+        "method": "gsl",
+        "steps": 12,
+        "meta_batch": 4,
+        "hidden": [8],
+        "val_every": 4,
+        "val_tasks": 10,
+        "test_tasks": 30,
+        "log_every": 3,
+        "checkpoint_every": 5,
+        "untrained_inner_steps": 3,
+        "plots": False,
+        "lr": 0.01,
+        "out": "run",
+    }

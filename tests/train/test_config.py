@@ -1,0 +1,126 @@
+"""Configurations from flags and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastmeta.train import ConfigError, TrainConfig, configure, read_config
+
+OPTIONS = {
+    "dataset": "omniglot",
+    "ways": 20,
+    "lr": 1e-3,
+    "hidden": [48],
+    "plots": False,
+    "method_options": {"eta": 0.2, "variant": "R1"},
+}
+FILES = {
+    "a.toml": """
+        dataset = "omniglot"
+        ways = 20
+        lr = 1e-3
+        hidden = [48]
+        plots = false
+        [method_options]
+        eta = 0.2
+        variant = "R1"
+    """,
+    "a.yaml": """
+dataset: omniglot
+ways: 20
+lr: 1e-3
+hidden: [48]
+plots: false
+method_options: {eta: 0.2, variant: R1}
+""",
+    "a.json": """{"dataset": "omniglot", "ways": 20, "lr": 1e-3, "hidden": [48], "plots": false,
+        "method_options": {"eta": 0.2, "variant": "R1"}}""",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_every_kind(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    assert read_config(path) == OPTIONS
+    assert configure(read_config(path)) == configure(OPTIONS)
+
+
+def test_flags_override_the_file_and_tables_are_merged() -> None:
+    config = configure(OPTIONS, {"ways": 5, "method_options": {"eta": 0.7}})
+    assert config.ways == 5
+    assert config.lr == 1e-3
+    assert config.method_options == {"eta": 0.7, "variant": "R1"}
+
+
+def test_defaults_depend_on_data_set_and_method() -> None:
+    assert configure({}).dataset == "digits"
+    assert configure({"dataset": "sine"}).backbone == "mlp"
+    assert configure({"dataset": "omniglot"}).backbone == "conv4"
+    one, many = (configure({"method": m}).inner_steps for m in ("gsl", "reptile"))
+    assert many > one
+
+
+def test_it_survives_a_round_trip() -> None:
+    config = configure(OPTIONS)
+    assert configure(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"dataset": "omniglott"}, "Did you mean 'omniglot'"),
+        ({"metod": "gsl"}, "unknown option 'metod'. Did you mean 'method'"),
+        ({"ways": "five"}, "ways must be an integer; got 'five'"),
+        ({"ways": 5.0}, "ways must be an integer"),
+        ({"ways": True}, "ways must be an integer"),
+        ({"ways": 1}, "at least 2 ways"),
+        ({"lr": 0}, "lr must be greater than 0"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"hidden": []}, "one number of filters"),
+        ({"hidden": [0]}, "at least 1"),
+        ({"hidden": [8, 8]}, "one number of filters"),
+        ({"plots": "yes"}, "plots must be true or false"),
+        ({"method_options": [1]}, "method_options must be a table"),
+        ({"seed": 2**63}, "seed must be less"),
+        ({"dataset": "sine", "backbone": "conv4"}, "needs backbone mlp"),
+        ({"optimizer": "lion"}, "optimizer must be one of adam, sgd"),
+    ],
+)
+def test_what_is_wrong_is_named(options: dict, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        configure(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("a.ini", "", "expected a .toml, .yaml"),
+        ("a.toml", "ways = ", "not valid TOML"),
+        ("a.yaml", "ways: [", "not valid YAML"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "[1]", "expected a table"),
+        ("a.toml", "way = 3", "unknown option 'way'. Did you mean 'ways'"),
+    ],
+)
+def test_broken_files_are_named(name: str, text: str, part: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=part) as caught:
+        read_config(path)
+    assert name in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
+        read_config("none.toml")
+
+
+def test_options_cannot_change_afterwards() -> None:
+    config = configure({})
+    with pytest.raises(AttributeError):
+        config.ways = 3  # type: ignore[misc]
+    assert isinstance(config, TrainConfig)

@@ -1,0 +1,224 @@
+"""Whole runs: what they write, that they repeat, stop and continue exactly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fastmeta.train import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    MissingPackageError,
+    configure,
+    evaluate_run,
+    resume,
+    train,
+)
+from fastmeta.train import trainer as trainer_module
+from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+
+METHODS = ("gsl", "fomaml", "maml", "reptile")
+
+
+def rows(folder: str) -> list[dict[str, str]]:
+    with (Path(folder) / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def without_clock(folder: str) -> list[dict[str, str]]:
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "tasks_per_second")}
+        for r in rows(folder)
+    ]
+
+
+def scores(results: dict[str, Any] | None) -> list[Any]:
+    assert results is not None
+    return [results[k] for k in ("val", "test", "untrained", "untrained_long", "best_step")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_run_leaves(sine: dict[str, Any], method: str) -> None:
+    results = train(configure({**sine, "method": method}))
+    assert results is not None
+    folder = Path("run")
+    written = json.loads((folder / "results.json").read_text())
+    assert {**written, "folder": "run"} == results
+    assert written["backend"] == "compiled, cpu"
+    assert written["test"]["tasks"] == 30
+    assert written["test"]["ci95"] > 0
+    assert written["steps"] == 12
+    assert [p.name for p in checkpoints(folder)] == ["step-00000010.pt", "step-00000012.pt"]
+    log = rows("run")
+    assert [int(r["step"]) for r in log if r["split"] == "train"] == [3, 6, 9, 12]
+    assert [int(r["step"]) for r in log if r["split"] == "val"] == [4, 8, 12]
+    best = min(float(r["mse"]) for r in log if r["split"] == "val")
+    assert written["val"]["mean"] == pytest.approx(best)
+    assert json.loads((folder / "config.json").read_text())["method"] == method
+
+
+def test_a_run_repeats(sine: dict[str, Any]) -> None:
+    first = train(configure(sine))
+    second = train(configure({**sine, "out": "again"}))
+    assert scores(first) == scores(second)
+    assert without_clock("run") == without_clock("again")
+    other = train(configure({**sine, "out": "other", "seed": 1}))
+    assert scores(first) != scores(other)
+
+
+def test_methods_are_tested_on_the_same_tasks_from_the_same_weights(sine: dict[str, Any]) -> None:
+    found = [
+        train(configure({**sine, "method": m, "out": m, "inner_steps": 1, "meta_batch": b}))
+        for m, b in (("gsl", 4), ("fomaml", 2))
+    ]
+    assert found[0]["untrained"] == found[1]["untrained"]
+    assert found[0]["test"] != found[1]["test"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_continues_as_if_never_stopped(
+    sine: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sine["method"] = method
+    whole = train(configure({**sine, "out": "whole"}))
+    step = trainer_module.Trainer._train_step
+
+    def press_ctrl_c(self) -> None:
+        step(self)
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.Trainer, "_train_step", press_ctrl_c)
+        assert train(configure(sine)) is None
+    assert not Path("run/results.json").exists()
+    assert load_checkpoint(checkpoints(Path("run"))[-1])["step"] == 7
+    parts = resume("run", {})
+    assert scores(parts) == scores(whole)
+    assert without_clock("run") == without_clock("whole")
+
+
+def test_a_second_ctrl_c_aborts_at_once(
+    sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_twice(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_step", press_twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(configure(sine))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_more_steps_for_a_finished_run(sine: dict[str, Any]) -> None:
+    train(configure({**sine, "steps": 8}))
+    longer = resume("run", {"steps": 12})
+    whole = train(configure({**sine, "out": "whole"}))
+    assert scores(longer) == scores(whole)
+
+
+def test_what_a_resumed_run_must_keep(sine: dict[str, Any]) -> None:
+    train(configure(sine))
+    with pytest.raises(ConfigError, match=r"keeps its lr: it has 0\.01, not 0\.5"):
+        resume("run", {"lr": 0.5})
+    with pytest.raises(ConfigError, match="has 12 steps already; got steps 3"):
+        resume("run", {"steps": 3})
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        resume("elsewhere", {})
+
+
+def test_a_run_is_never_overwritten(sine: dict[str, Any]) -> None:
+    train(configure(sine))
+    with pytest.raises(ConfigError, match="holds a run; continue it with --resume"):
+        train(configure(sine))
+
+
+def test_without_out_each_run_has_its_folder(sine: dict[str, Any]) -> None:
+    del sine["out"]
+    folders = [train(configure({**sine, "steps": 1}))["folder"] for _ in range(3)]
+    assert folders == ["runs/sine-gsl-seed0", "runs/sine-gsl-seed0-2", "runs/sine-gsl-seed0-3"]
+
+
+def test_evaluation_repeats_the_test(sine: dict[str, Any]) -> None:
+    results = train(configure(sine))
+    found = evaluate_run("run", {})
+    assert found["test"] == results["test"]
+    assert found["step"] == results["best_step"]
+    more = evaluate_run("run/best.pt", {"test_tasks": 50, "eval_inner_steps": 3})
+    assert more["test"]["tasks"] == 50
+    assert more["test"]["inner_steps"] == 3
+
+
+def test_both_logs(sine: dict[str, Any]) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(configure({**sine, "log": "both"}))
+    events = EventAccumulator("run/tensorboard")
+    events.Reload()
+    values = [e.value for e in events.Scalars("val/mse")]
+    assert values == pytest.approx([float(r["mse"]) for r in rows("run") if r["split"] == "val"])
+
+
+def test_divergence_is_named(sine: dict[str, Any]) -> None:
+    with pytest.raises(DivergedError, match=r"diverged\. Lower inner_lr"):
+        train(configure({**sine, "inner_lr": 1e30}))
+
+
+def test_a_missing_package_is_named_before_the_work(
+    sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r'pip install "fastmeta\[train\]"'):
+        train(configure({**sine, "plots": True}))
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"dataset": "omniglot", "data_root": "nowhere"}, "nowhere"),
+        ({"dataset": "digits", "data_options": {"rotation": True}}, "rotation"),
+        ({"dataset": "digits", "ways": 100}, "100"),
+        ({"dataset": "digits", "method_options": {"etta": 1}}, "etta"),
+        ({"dataset": "digits", "method_options": {"variant": "R7"}}, "R0, R1, R2, R3"),
+        ({"device": "tpu"}, "device"),
+        ({"device": "meta"}, "kernels for cpu and cuda"),
+    ],
+)
+def test_what_cannot_be_had_is_named(sine: dict[str, Any], options: dict, part: str) -> None:
+    base = sine if "dataset" not in options else {"steps": 1, "out": "run"}
+    with pytest.raises(ConfigError, match=part):
+        train(configure({**base, **options}))
+    assert not checkpoints(Path("run"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(sine: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="needs a GPU seen by torch"):
+        train(configure({**sine, "device": "cuda"}))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "sine"])
+def test_the_picture(sine: dict[str, Any], dataset: str) -> None:
+    options = {**sine, "plots": True, "steps": 3}
+    if dataset == "digits":
+        options = {k: v for k, v in options.items() if k not in ("dataset", "hidden", "meta_batch")}
+        options |= {"hidden": [8], "meta_batch": 2, "untrained_inner_steps": 0}
+    results = train(configure(options))
+    assert "untrained_long" not in results or dataset == "sine"
+    with Image.open("run/curves.png") as picture:
+        picture.load()
+        assert picture.width > 1000
+        assert len(picture.convert("L").getcolors(1 << 16) or ()) > 10
