@@ -59,7 +59,10 @@ class CMakeBuild(build_ext):
             (built,) = build.glob(f"{stem}.*so")
             package = ROOT / "fastmeta" if self.inplace else Path(self.build_lib) / "fastmeta"
             package.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(built, package / built.name)
+            # Renamed into place: a running process keeps the old file.
+            new = package / f".{built.name}.new"
+            shutil.copy2(built, new)
+            new.replace(package / built.name)
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in (Path(self.build_lib) / "fastmeta").glob("_*.so")]
