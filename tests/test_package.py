@@ -39,18 +39,9 @@ def test_without_the_compiled_module_nothing_runs_in_its_place(tmp_path: Path) -
         copy = tmp_path / "fastmeta" / path.relative_to(Path(fastmeta.__file__).parent)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-S",
-            "-c",
-            f"import sys; sys.path[:] = {[str(tmp_path), *sys.path]!r}; import fastmeta",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )
+    # -S: no site-packages hooks, which would put the built package first.
+    code = f"import sys; sys.path[:] = {[str(tmp_path), *sys.path]!r}; import fastmeta"
+    result = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert "compiled kernels could not be loaded" in result.stderr
     assert "pip install -e ." in result.stderr
