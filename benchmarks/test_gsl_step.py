@@ -1,0 +1,54 @@
+"""What the GSL correction costs: a whole meta-step of GSL against FOMAML's, and against MAML's.
+
+Guards the goal of at most 1.05x FOMAML. Run with ``pytest benchmarks/test_gsl_step.py -s``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from measure import interleaved, report
+
+from fastmeta import TaskBatch
+from fastmeta.learners import MetaLearner, build
+from fastmeta.models import Conv4
+
+GOAL = 1.05
+
+
+def images(tasks: int, ways: int, shots: int, queries: int) -> TaskBatch:
+    """Random images of Omniglot's size: their content does not change the time."""
+
+    def draw(each: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.arange(ways).repeat(each).expand(tasks, -1)
+        return torch.randn(tasks, ways * each, 1, 28, 28), y.contiguous()
+
+    return TaskBatch(*draw(shots), *draw(queries))
+
+
+def learner(method: str, **options: object) -> MetaLearner:
+    torch.manual_seed(0)
+    module = Conv4(1, 28, 5, downsample="stride")
+    return build(method, module, F.cross_entropy, inner_lr=0.4, **options)
+
+
+@pytest.mark.parametrize(("tasks", "steps"), [(4, 1), (16, 1), (4, 5)], ids=lambda v: str(v))
+def test_gsl_step(benchmark, tasks: int, steps: int) -> None:
+    batch = images(tasks, 5, 1, 5)
+    learners = {
+        "FOMAML": learner("fomaml", inner_steps=steps),
+        "GSL": learner("gsl", inner_steps=steps),
+        "GSL by layer": learner("gsl", inner_steps=steps, scope="layer"),
+        "MAML": learner("maml", inner_steps=steps),
+    }
+    timings = interleaved(
+        {name: lambda one=one: one.step(batch) for name, one in learners.items()},
+        seconds=20,
+        least_rounds=21,
+    )
+    ratio = timings["GSL"].median / timings["FOMAML"].median
+    report(f"one meta-step, Conv4-64, 5-way 1-shot, T={tasks}, K={steps}", timings, "FOMAML")
+    benchmark.extra_info.update(gsl_over_fomaml=ratio)
+    benchmark.pedantic(learners["GSL"].step, (batch,), rounds=9, warmup_rounds=1)
+    assert ratio <= GOAL
