@@ -3,6 +3,7 @@
 from fastmeta.data.classes import ClassDataset, Normalization
 from fastmeta.data.digits import load_digits
 from fastmeta.data.errors import DataError
+from fastmeta.data.jitter import Jitter
 from fastmeta.data.mnist import load_mnist
 from fastmeta.data.omniglot import load_omniglot
 from fastmeta.data.registry import DATASETS, load
@@ -16,6 +17,7 @@ __all__ = [
     "ClassDataset",
     "DataError",
     "EpisodeSampler",
+    "Jitter",
     "Normalization",
     "SineTasks",
     "TaskSource",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastmeta.data.classes import ClassDataset
 from fastmeta.data.draws import Draws
+from fastmeta.data.jitter import Jitter
 from fastmeta.data.source import SeededSource
 from fastmeta.tasks import TaskBatch
 
@@ -34,6 +35,7 @@ class EpisodeSampler(SeededSource):
         seed: ``0 <= seed < 2**64``.
         length: how many meta-batches there are, or ``None`` for no end.
         device: where to put the data set, or ``None`` to leave it where it is.
+        jitter: how to move each image at random, for training; not at all by default.
 
     Each meta-batch holds ``support_x`` ``(T, N*K, C, H, W)`` and ``query_x`` ``(T, N*Q, C, H, W)``,
     float32, with ``support_y`` ``(T, N*K)`` and ``query_y`` ``(T, N*Q)``, int64.
@@ -53,12 +55,14 @@ class EpisodeSampler(SeededSource):
         seed: int = 0,
         length: int | None = None,
         device: torch.device | str | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         super().__init__(tasks=tasks, shots=shots, queries=queries, seed=seed, length=length)
         self._counts = np.array([len(rows) for rows in dataset.class_indices], dtype=np.int64)
         _check_enough(dataset, self._counts, ways, shots, queries)
         self.dataset = dataset if device is None else dataset.to(device)
         self.ways = ways
+        self.jitter = jitter
         self._rows: NDArray[np.int64] = torch.cat(dataset.class_indices).numpy()
         self._starts = self._counts.cumsum() - self._counts
 
@@ -71,11 +75,14 @@ class EpisodeSampler(SeededSource):
         rows = rows.reshape(self.tasks, self.ways, examples).swapaxes(1, 2)
         # One transfer for both sets.
         index = torch.from_numpy(rows.reshape(self.tasks, -1)).to(self.dataset.device)
+        inputs = self.dataset.inputs(index)
+        if self.jitter:
+            inputs = self.jitter.apply(inputs, draws)
         border = self.ways * self.shots
         return TaskBatch(
-            support_x=self.dataset.inputs(index[:, :border]),
+            support_x=inputs[:, :border],
             support_y=self._labels(self.shots),
-            query_x=self.dataset.inputs(index[:, border:]),
+            query_x=inputs[:, border:],
             query_y=self._labels(self.queries),
         )
 

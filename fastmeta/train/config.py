@@ -41,6 +41,9 @@ class TrainConfig:
     queries: int = option("query examples a class in training", least=1)
     eval_queries: int = option("query examples a class in validation and test", least=1)
     meta_batch: int = option("tasks a meta-step", least=1)
+    jitter_shift: float = option("largest random shift of training images, in pixels", least=0)
+    jitter_degrees: float = option("largest random turn of training images", least=0)
+    jitter_zoom: float = option("largest random zoom of training images, as a logarithm", least=0)
 
     inner_lr: float = option("learning rate of the inner loop", above=0)
     inner_steps: int = option("inner steps in training", least=0)

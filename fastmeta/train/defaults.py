@@ -10,6 +10,9 @@ _IMAGES: dict[str, Any] = {
     "queries": 5,
     "eval_queries": 15,
     "meta_batch": 8,
+    "jitter_shift": 3.0,
+    "jitter_degrees": 10.0,
+    "jitter_zoom": 0.15,
     "inner_lr": 0.4,
     "inner_steps": 1,
     "eval_inner_steps": 3,
@@ -24,7 +27,7 @@ _IMAGES: dict[str, Any] = {
 # of 32 tasks, and sine for 70,000 of 25. Everything else is theirs; the shorter runs here show the
 # benefit in minutes, and --steps and --meta-batch bring the papers' runs.
 _DATASETS: dict[str, dict[str, Any]] = {
-    "digits": {**_IMAGES, "hidden": (32,), "steps": 1000},
+    "digits": {**_IMAGES, "hidden": (32,), "steps": 1000, "jitter_shift": 1.0},
     "mnist": {**_IMAGES, "downsample": "stride"},
     "fashion-mnist": {**_IMAGES, "downsample": "stride"},
     "omniglot": {**_IMAGES, "downsample": "stride"},
@@ -34,6 +37,9 @@ _DATASETS: dict[str, dict[str, Any]] = {
         "queries": 10,
         "eval_queries": 50,
         "meta_batch": 25,
+        "jitter_shift": 0.0,
+        "jitter_degrees": 0.0,
+        "jitter_zoom": 0.0,
         "inner_lr": 0.01,
         "inner_steps": 1,
         "eval_inner_steps": 10,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmeta.data import EpisodeSampler, SineTasks, TaskSource, load
+from fastmeta.data import EpisodeSampler, Jitter, SineTasks, TaskSource, load
 from fastmeta.info import build_info
 from fastmeta.learners import MetaLearner, build
 from fastmeta.models import MLP, Conv4
@@ -73,8 +73,16 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
             sine = partial(SineTasks, tasks, config.shots, queries, seed, device=device)
             return sine(**config.data_options)
         dataset = load(config.dataset, split, config.data_root, **config.data_options)
+        jitter = Jitter(config.jitter_shift, config.jitter_degrees, config.jitter_zoom)
         return EpisodeSampler(
-            dataset, config.ways, config.shots, queries, tasks, seed, device=device
+            dataset,
+            config.ways,
+            config.shots,
+            queries,
+            tasks,
+            seed,
+            device=device,
+            jitter=jitter if training else None,
         )
 
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmeta.data import EpisodeSampler, Jitter, load
+from fastmeta.data.draws import Draws
+
+
+def dots(count: int, height: int = 15, width: int = 21) -> torch.Tensor:
+    """A bright 3x3 square in the middle of each image."""
+    images = torch.zeros(count, 1, height, width)
+    images[:, :, height // 2 - 1 : height // 2 + 2, width // 2 - 1 : width // 2 + 2] = 1
+    return images
+
+
+def centres(images: torch.Tensor) -> torch.Tensor:
+    """Distance of the centre of mass from the middle, ``(n, 2)``: rows and columns, in pixels."""
+    mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
+    rows, columns = (torch.arange(n) - (n - 1) / 2 for n in images.shape[-2:])
+    return torch.stack([mass.sum(2) @ rows, mass.sum(1) @ columns], dim=1)
+
+
+def test_shifts_are_in_pixels_and_uniform() -> None:
+    moved = centres(Jitter(shift=3).apply(dots(2000), Draws(1, 2)))
+    assert moved.abs().max() <= 3.01
+    assert (moved.abs().max(0).values > 2.9).all()
+    torch.testing.assert_close(moved.std(0), torch.full((2,), 3 / 3**0.5), rtol=0.1, atol=0)
+
+
+def test_a_quarter_turn_keeps_lengths_on_oblong_images() -> None:
+    images = torch.zeros(500, 1, 15, 21)
+    images[:, :, 7, 6:15] = 1  # a line of 9 pixels in the middle
+    turned = Jitter(degrees=90).apply(images, Draws(3, 4))[:, 0]
+    upright = turned.sum(1).max(1).values  # the longest column of each image
+    assert 7.5 < upright.max() < 9.5
+
+
+def test_zoom_is_a_factor_in_both_directions() -> None:
+    areas = Jitter(zoom=0.4).apply(dots(2000), Draws(5, 6)).sum((1, 2, 3)) / 9
+    assert areas.max() < 1.1 * torch.tensor(0.8).exp()
+    assert areas.min() > 0.9 * torch.tensor(-0.8).exp()
+    assert areas.max() > 1.8
+    assert areas.min() < 0.55
+
+
+def test_the_border_is_repeated() -> None:
+    images = torch.full((50, 2, 8, 8), 7.0)
+    torch.testing.assert_close(Jitter(3, 45, 0.5).apply(images, Draws(7, 8)), images)
+
+
+def test_none_changes_nothing() -> None:
+    images = torch.rand(3, 4, 1, 9, 9)
+    assert not Jitter()
+    torch.testing.assert_close(Jitter().apply(images, Draws(1, 1)), images)
+
+
+def test_each_image_moves_by_itself_and_episodes_repeat() -> None:
+    data = load("digits", "train")
+    plain = EpisodeSampler(data, 5, 1, 3, 4, seed=9)
+    sampler = EpisodeSampler(data, 5, 1, 3, 4, seed=9, jitter=Jitter(1, 10, 0.1))
+    again = EpisodeSampler(data, 5, 1, 3, 4, seed=9, jitter=Jitter(1, 10, 0.1))
+    assert torch.equal(sampler[5].query_x, again[5].query_x)
+    assert not torch.equal(sampler[5].query_x, sampler[6].query_x)
+    changed = (sampler[5].support_x != plain[5].support_x).flatten(2).any(2)
+    assert changed.all()
+    assert torch.equal(sampler[5].query_y, plain[5].query_y)
+
+
+@pytest.mark.parametrize("name", ["shift", "degrees", "zoom"])
+def test_negative_amounts_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"jitter's {name} must be at least 0; got -1"):
+        Jitter(**{name: -1})
