@@ -30,7 +30,16 @@ _DATASETS: dict[str, dict[str, Any]] = {
     "digits": {**_IMAGES, "hidden": (32,), "steps": 1000, "jitter_shift": 1.0},
     "mnist": {**_IMAGES, "downsample": "stride"},
     "fashion-mnist": {**_IMAGES, "downsample": "stride"},
-    "omniglot": {**_IMAGES, "downsample": "stride"},
+    "omniglot": {
+        **_IMAGES,
+        "downsample": "stride",
+        "inner_steps": 3,
+        "eval_inner_steps": 10,
+        "steps": 8000,
+        "lr": 3e-3,
+        "lr_schedule": "linear",
+        "val_every": 500,
+    },
     "sine": {
         "ways": 1,
         "shots": 10,
