@@ -23,7 +23,7 @@ _IMAGES: dict[str, Any] = {
     "hidden": (64,),
 }
 
-# Networks, inner learning rates and sine are those of Finn et al. 2017 (appendix A.1 and their code),
+# Networks, inner learning rates and sine are those of Finn et al. 2017 (appendix A.1, their code),
 # who train Omniglot 5-way 1-shot for 60,000 meta-steps of 32 tasks and sine for 70,000 of 25. The
 # shorter runs here show the benefit in minutes; jitter makes up for many of the steps.
 _DATASETS: dict[str, dict[str, Any]] = {
