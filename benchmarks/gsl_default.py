@@ -1,7 +1,8 @@
 """Which GSL variant should be the default? A small study on real tasks.
 
-Omniglot 5-way 1-shot, strided Conv-4 with 64 filters, inner steps of 0.4, Adam, meta-batch of 4
-tasks with 5 query examples a class; every row with the same tasks and the same initial weights.
+Omniglot 5-way 1-shot as in ``fastmeta train --dataset omniglot`` (strided Conv-4, 3 inner steps of
+0.4, jitter, Adam with 3e-3), but meta-batches of 4 and fewer steps; every row with the same tasks
+and the same initial weights.
 Prints a table and writes a CSV: accuracy on 600 tasks of the evaluation alphabets, and how the
 meta-gradient compares with the exact one at the end of training (cosine and relative length, mean
 over 10 training meta-batches).
@@ -19,23 +20,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastmeta.data import EpisodeSampler, load
+from fastmeta.data import EpisodeSampler, Jitter, load
 from fastmeta.learners import MetaLearner, build
 from fastmeta.models import Conv4
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "R0 (FOMAML)": {"variant": "R0"},
     "R1 cos -0.3": {"eta": -0.3},
-    "R1 cos -0.1": {"eta": -0.1},
-    "R1 cos +0.03": {"eta": 0.03},
     "R1 cos +0.1": {"eta": 0.1},
     "R1 cos +0.3": {"eta": 0.3},
-    "R1 cos +0.1 by layer": {"eta": 0.1, "scope": "layer"},
+    "R1 cos +1": {"eta": 1.0},
+    "R1 cos +0.3 by layer": {"eta": 0.3, "scope": "layer"},
+    "R1 cos +0.3 until half": {"eta": 0.3, "schedule": "until:HALF"},
     "R1 L2 +0.1": {"eta": 0.1, "lam_c": 0.0, "lam_2": 1.0, "magnitude": "none"},
-    "R1 L2 -0.1": {"eta": -0.1, "lam_c": 0.0, "lam_2": 1.0, "magnitude": "none"},
-    "R1 cos +0.1 until half": {"eta": 0.1, "schedule": "until:HALF"},
     "R2 +0.1": {"variant": "R2", "eta": 0.1},
-    "R3 tau 1": {"variant": "R3"},
     "R3 tau 0.1": {"variant": "R3", "tau": 0.1},
 }
 
@@ -43,14 +41,22 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 def make(method: str, seed: int, **options: Any) -> MetaLearner:
     torch.manual_seed(seed)
     module = Conv4(1, 28, 5, downsample="stride")
-    return build(method, module, F.cross_entropy, inner_lr=0.4, **options)
+    return build(
+        method,
+        module,
+        F.cross_entropy,
+        inner_lr=0.4,
+        inner_steps=3,
+        optimizer=lambda params: torch.optim.Adam(params, lr=3e-3),
+        **options,
+    )
 
 
 def accuracy(learner: MetaLearner, test: EpisodeSampler, batches: int) -> torch.Tensor:
     """Per-task accuracy ``(tasks,)``."""
     scores = []
     for i in range(batches):
-        right = learner.predict(test[i]).argmax(-1) == test[i].query_y
+        right = learner.predict(test[i], 10).argmax(-1) == test[i].query_y
         scores.append(right.float().mean(1))
     return torch.cat(scores)
 
@@ -72,12 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with omniglot/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train = EpisodeSampler(load("omniglot", "train", args.data), 5, 1, 5, 4, seed=args.seed)
+    classes, jitter = load("omniglot", "train", args.data), Jitter(3, 10, 0.15)
+    train = EpisodeSampler(classes, 5, 1, 5, 4, seed=args.seed, jitter=jitter)
     test = EpisodeSampler(load("omniglot", "test", args.data), 5, 1, 15, 20, seed=1_000)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a", newline="") as file:
