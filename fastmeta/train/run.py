@@ -30,7 +30,7 @@ PICTURE_NAME = "curves.png"
 
 # What may change when a run continues: none of it changes the steps already taken.
 _MAY_CHANGE = {
-    *("steps", "out", "device", "threads", "data_root", "plots"),
+    *("steps", "device", "threads", "data_root", "plots"),
     *("val_every", "val_tasks", "test_tasks", "eval_inner_steps", "untrained_inner_steps"),
     *("log", "log_every", "checkpoint_every", "keep"),
 }
