@@ -82,6 +82,9 @@ Array<uint16_t> narrow_bits(const Array<float>& values) {
 }
 
 }  // namespace
+
+void add_emulation(py::module_& m);  // csrc/testing_emulation.cpp
+
 }  // namespace fastmeta
 
 PYBIND11_MODULE(_testing, m) {
@@ -97,4 +100,5 @@ PYBIND11_MODULE(_testing, m) {
   m.def("widen_bfloat16", &widen_bits<BFloat16>);
   m.def("narrow_half", &narrow_bits<Half>);
   m.def("narrow_bfloat16", &narrow_bits<BFloat16>);
+  add_emulation(m);
 }

@@ -1,0 +1,180 @@
+#include "emulation/block.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace fastmeta::emulation {
+namespace {
+
+bool same(const Place& a, const Place& b) {
+  return a.line == b.line && !strcmp(a.call, b.call) && !strcmp(a.file, b.file);
+}
+
+std::string text(const Place& place) {
+  const char* slash = strrchr(place.file, '/');
+  return std::string(place.call) + " at " + (slash ? slash + 1 : place.file) + ":" +
+         std::to_string(place.line);
+}
+
+std::string text(uint3 at) {
+  return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) +
+         ")";
+}
+
+uint3 index_of(int id) {
+  const unsigned k = static_cast<unsigned>(id);
+  return {k % blockDim.x, k / blockDim.x % blockDim.y, k / blockDim.x / blockDim.y};
+}
+
+std::string heading() {
+  return "in block " + text(blockIdx) + ": ";
+}
+
+}  // namespace
+
+Block& block() {
+  static Block only;
+  return only;
+}
+
+void Block::run(Random& random, const std::function<void()>& body) {
+  const int count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+  threads_.assign(count, Thread{});
+  runnable_.resize(count);
+  for (int id = 0; id < count; ++id) runnable_[id] = id;
+  body_ = &body;
+  waiting_ = ended_ = 0;
+  error_ = nullptr;
+  while (!error_ && !runnable_.empty()) step(random);
+  if (!error_ && ended_ < count) error_ = std::make_exception_ptr(Fault(describe_stuck()));
+  if (!error_) return;
+  // Threads stopped half-way go with their stacks: device code owns nothing that must be released.
+  idle_.clear();
+  fibers_.clear();
+  std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Block::step(Random& random) {
+  std::swap(runnable_[random() % runnable_.size()], runnable_.back());
+  current_ = runnable_.back();
+  runnable_.pop_back();
+  threadIdx = index_of(current_);
+  Thread& next = threads_[current_];
+  if (next.state == State::fresh) next.fiber = idle_fiber();
+  next.fiber->resume();
+  if (next.state == State::ended) idle_.push_back(next.fiber);
+}
+
+Fiber* Block::idle_fiber() {
+  if (idle_.empty()) {
+    fibers_.push_back(std::make_unique<Fiber>([] { block().run_thread(); }));
+    return fibers_.back().get();
+  }
+  Fiber* fiber = idle_.back();
+  idle_.pop_back();
+  return fiber;
+}
+
+void Block::run_thread() {
+  try {
+    (*body_)();
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  threads_[current_].state = State::ended;
+  ++ended_;
+}
+
+void Block::make_ready(int id) {
+  threads_[id].state = State::ready;
+  runnable_.push_back(id);
+}
+
+void Block::barrier(Place place) {
+  threads_[current_].state = State::at_barrier;
+  threads_[current_].place = place;
+  if (++waiting_ == static_cast<int>(threads_.size())) release_barrier();
+  Fiber::leave();
+}
+
+void Block::release_barrier() {
+  for (int id = 0; id < waiting_; ++id) {
+    if (!same(threads_[id].place, threads_[current_].place))
+      fail("is at another barrier than " + describe(id));
+    make_ready(id);
+  }
+  waiting_ = 0;
+}
+
+uint64_t Block::exchange(Place place, unsigned mask, int source, uint64_t bits) {
+  Thread& me = threads_[current_];
+  me = {State::in_warp, me.fiber, place, mask, source, bits};
+  if (!(mask >> lane() & 1)) fail("is not in its own mask");
+  const int first = current_ - lane();
+  bool complete = true;
+  for (int l = 0; l < kLanes; ++l) {
+    if (!(mask >> l & 1)) continue;
+    if (first + l >= static_cast<int>(threads_.size()))
+      fail("has lane " + std::to_string(l) + " in its mask, which the block does not have");
+    const State state = threads_[first + l].state;
+    if (state == State::ended) fail("has a lane in its mask that is gone: " + describe(first + l));
+    complete = complete && state == State::in_warp;
+  }
+  if (complete) release_warp(first);
+  Fiber::leave();
+  return me.bits;
+}
+
+void Block::release_warp(int first) {
+  const Thread& me = threads_[current_];
+  const unsigned mask = me.mask;
+  uint64_t given[kLanes] = {};
+  unsigned vote = 0;
+  for (int l = 0; l < kLanes; ++l) {
+    if (!(mask >> l & 1)) continue;
+    const Thread& other = threads_[first + l];
+    if (other.mask != mask || !same(other.place, me.place))
+      fail("meets another mask or call in its mask: " + describe(first + l));
+    given[l] = other.bits;
+    vote |= static_cast<unsigned>(other.bits != 0) << l;
+  }
+  for (int l = 0; l < kLanes; ++l) {
+    if (!(mask >> l & 1)) continue;
+    Thread& other = threads_[first + l];
+    if (other.source != kVote && !(mask >> other.source & 1))
+      fail("shares a warp with a reader of lane " + std::to_string(other.source) +
+           ", which is not in the mask: " + describe(first + l));
+    other.bits = other.source == kVote ? vote : given[other.source];
+    make_ready(first + l);
+  }
+}
+
+void Block::fail(const std::string& what) {
+  error_ = std::make_exception_ptr(Fault(heading() + describe(current_) + " " + what));
+  for (;;) Fiber::leave();
+}
+
+std::string Block::describe(int id) const {
+  const Thread& thread = threads_[id];
+  const std::string name = "thread " + text(index_of(id));
+  if (thread.state == State::ended) return name + ", which has ended,";
+  if (thread.state == State::at_barrier || thread.state == State::in_warp)
+    return name + ", in " + text(thread.place) + ",";
+  return name;
+}
+
+std::string Block::describe_stuck() const {
+  const auto waits = [](const Thread& t) { return t.state != State::ended; };
+  const auto waiter = std::find_if(threads_.begin(), threads_.end(), waits);
+  const auto missing = [&](const Thread& t) { return t.state != waiter->state; };
+  const auto absent = std::find_if(threads_.begin(), threads_.end(), missing);
+  const std::string who = describe(static_cast<int>(waiter - threads_.begin()));
+  if (absent == threads_.end()) return heading() + who + " waits for lanes that wait elsewhere";
+  return heading() + who +
+         " waits for ever: a barrier needs every thread of the block, a shuffle "
+         "or vote every lane of its mask, but " +
+         describe(static_cast<int>(absent - threads_.begin())) + " does not come";
+}
+
+}  // namespace fastmeta::emulation

@@ -1,0 +1,67 @@
+#include "emulation/kernels.h"
+
+#include "emulation/checks.h"
+#include "emulation/cuda.h"
+#include "emulation/launch.h"
+// The kernels need the names above.
+#include "cuda/combine.cuh"
+#include "cuda/gram.cuh"
+#include "cuda/pack.cuh"
+#include "cuda/similarity.cuh"
+#include "cuda/step.cuh"
+#include "cuda/weights.cuh"
+#include "emulation/faults.h"
+
+namespace fastmeta::emulation {
+
+void gram(const GramArgs& args, uint64_t seed) {
+  cuda::launch_gram(args, Launch(seed));
+}
+
+void row_similarity(const RowSimilarityArgs& args, uint64_t seed) {
+  cuda::launch_row_similarity(args, Launch(seed));
+}
+
+void mean_similarity(const MeanSimilarityArgs& args, uint64_t seed) {
+  cuda::launch_mean_similarity(args, Launch(seed));
+}
+
+void combine(const CombineArgs& args, uint64_t seed) {
+  cuda::launch_combine(args, Launch(seed));
+}
+
+void inner_step(const StepArgs& args, uint64_t seed) {
+  cuda::launch_inner_step(args, Launch(seed));
+}
+
+void hvp_perturb(const PerturbArgs& args, uint64_t seed) {
+  cuda::launch_hvp_perturb(args, Launch(seed));
+}
+
+void hvp_difference(const DifferenceArgs& args, uint64_t seed) {
+  cuda::launch_hvp_difference(args, Launch(seed));
+}
+
+void pack(const Copy* copies, int64_t count, uint64_t seed) {
+  cuda::launch_pack(copies, count, Launch(seed));
+}
+
+void gsl_coefficients(const GslArgs& args, uint64_t seed) {
+  cuda::launch_gsl_coefficients(args, Launch(seed));
+}
+
+void task_weights(const TaskWeightArgs& args, uint64_t seed) {
+  cuda::launch_task_weights(args, Launch(seed));
+}
+
+void faulty(const char* name, const float* in, int n, float* out, uint64_t seed) {
+  const Launch launch(seed);
+  for (const faults::Entry& entry : faults::kAll)
+    if (!strcmp(entry.name, name)) {
+      const int blocks = (n + faults::kSide - 1) / faults::kSide;
+      return launch(entry.kernel, blocks, faults::kSide, in, n, out);
+    }
+  throw std::invalid_argument(std::string("no faulty kernel is called ") + name);
+}
+
+}  // namespace fastmeta::emulation

@@ -1,0 +1,28 @@
+// The CUDA kernels on the CPU: what namespace cuda does on a stream, done for a seed of the order
+// of blocks and threads. Pointers are to host memory; faults throw Fault.
+#pragma once
+
+#include "fastmeta/combine.h"
+#include "fastmeta/gram.h"
+#include "fastmeta/pack.h"
+#include "fastmeta/similarity.h"
+#include "fastmeta/step.h"
+#include "fastmeta/weights.h"
+
+namespace fastmeta::emulation {
+
+void gram(const GramArgs& args, uint64_t seed);
+void row_similarity(const RowSimilarityArgs& args, uint64_t seed);
+void mean_similarity(const MeanSimilarityArgs& args, uint64_t seed);
+void combine(const CombineArgs& args, uint64_t seed);
+void inner_step(const StepArgs& args, uint64_t seed);
+void hvp_perturb(const PerturbArgs& args, uint64_t seed);
+void hvp_difference(const DifferenceArgs& args, uint64_t seed);
+void pack(const Copy* copies, int64_t count, uint64_t seed);
+void gsl_coefficients(const GslArgs& args, uint64_t seed);
+void task_weights(const TaskWeightArgs& args, uint64_t seed);
+
+// Runs the kernel `name` of faults.h on `in`, n values, and writes n to `out`.
+void faulty(const char* name, const float* in, int n, float* out, uint64_t seed);
+
+}  // namespace fastmeta::emulation

@@ -1,0 +1,63 @@
+// Runs a kernel over a grid on the CPU, in place of cuda/stream.h.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "emulation/block.h"
+
+namespace fastmeta::emulation {
+
+// Bytes of kernel parameters, laid out like the members of a struct.
+template <class... P>
+constexpr size_t parameter_bytes() {
+  size_t bytes = 0;
+  ((bytes = (bytes + alignof(P) - 1) / alignof(P) * alignof(P) + sizeof(P)), ...);
+  return bytes;
+}
+
+inline std::string text(dim3 d) {
+  return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z);
+}
+
+inline void check_shape(dim3 grid, dim3 threads) {
+  const bool fits_grid = grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 &&
+                         grid.z > 0 && grid.z <= 65535;
+  const uint64_t count = uint64_t{threads.x} * threads.y * threads.z;
+  if (!fits_grid || count == 0 || count > 1024 || threads.z > 64)
+    throw Fault("CUDA refuses a grid of " + text(grid) + " blocks of " + text(threads) +
+                " threads");
+}
+
+// Blocks and threads run one at a time, in an order that depends on the seed alone.
+class Launch {
+ public:
+  explicit Launch(uint64_t seed) : seed_(seed) {}
+
+  template <class... P, class... A>
+  void operator()(void (*kernel)(P...), dim3 grid, dim3 threads, const A&... args) const {
+    static_assert(parameter_bytes<P...>() <= 32764, "more than a kernel's parameters may take");
+    run(grid, threads, [&] { kernel(args...); });
+  }
+
+ private:
+  void run(dim3 grid, dim3 threads, const std::function<void()>& body) const {
+    check_shape(grid, threads);
+    gridDim = grid;
+    blockDim = threads;
+    Block::Random random(seed_);
+    std::vector<uint64_t> order(uint64_t{grid.x} * grid.y * grid.z);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random);
+    for (const uint64_t b : order) {
+      blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                  static_cast<unsigned>(b / grid.x / grid.y)};
+      block().run(random, body);
+    }
+  }
+
+  uint64_t seed_;
+};
+
+}  // namespace fastmeta::emulation

@@ -1,0 +1,152 @@
+// fastmeta._testing, second part: the CUDA kernels, emulated on the CPU, on NumPy arrays.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "emulation/block.h"
+#include "emulation/kernels.h"
+
+namespace py = pybind11;
+namespace fastmeta {
+namespace {
+
+using Bounds = std::vector<int64_t>;
+
+Segments segments(const Bounds& bounds) {
+  return {bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
+}
+
+// The storage dtypes by name: NumPy has no bfloat16, so half precision comes as raw bits.
+DType dtype_named(const std::string& name) {
+  if (name == "float64") return DType::f64;
+  if (name == "float32") return DType::f32;
+  if (name == "float16") return DType::f16;
+  if (name == "bfloat16") return DType::bf16;
+  throw py::value_error("dtype must be float64, float32, float16 or bfloat16; got " + name);
+}
+
+// A (T, P) array whose rows may lie apart; its columns are dense.
+Matrix matrix(const py::array& a) {
+  return {a.data(), a.shape(0), a.shape(1), a.strides(0) / a.itemsize()};
+}
+
+void gram(const std::string& dtype, const py::array& g, const Bounds& bounds, py::array out,
+          uint64_t seed) {
+  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1)) * g.shape(0) * g.shape(0));
+  emulation::gram(
+      {dtype_named(dtype), matrix(g), segments(bounds), partial.data(), out.mutable_data()}, seed);
+}
+
+void row_similarity(const std::string& dtype, const py::array& a, const py::array& b,
+                    const Bounds& bounds, py::array out, uint64_t seed) {
+  std::vector<double> partial(count_chunks(segments(bounds), a.shape(1)) * a.shape(0) * 3);
+  emulation::row_similarity({dtype_named(dtype), matrix(a), matrix(b), segments(bounds),
+                             partial.data(), out.mutable_data()},
+                            seed);
+}
+
+void mean_similarity(const std::string& dtype, const py::array& g, py::array out, uint64_t seed) {
+  const Bounds bounds{0, g.shape(1)};
+  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1)) * g.shape(0) * 2);
+  emulation::mean_similarity({dtype_named(dtype), matrix(g), partial.data(), out.mutable_data()},
+                             seed);
+}
+
+void combine(const std::string& dtype, const std::vector<py::array>& g, const py::array& coef,
+             const Bounds& bounds, std::vector<py::array> out, uint64_t seed) {
+  Bounds pieces{0};
+  std::vector<void*> pointers;
+  for (py::array& o : out) {
+    pieces.push_back(pieces.back() + o.size());
+    pointers.push_back(o.mutable_data());
+  }
+  emulation::combine({dtype_named(dtype),
+                      {matrix(g.front()), matrix(g.back())},
+                      static_cast<int64_t>(g.size()),
+                      coef.data(),
+                      segments(bounds),
+                      pointers.data(),
+                      segments(pieces)},
+                     seed);
+}
+
+// Flat arrays, one of each kind a tensor.
+void inner_step(const std::string& dtype, const std::vector<py::array>& theta,
+                const std::vector<py::array>& grad, const std::vector<py::array>& alpha,
+                const std::vector<bool>& frozen, std::vector<py::array> out, uint64_t seed) {
+  std::vector<StepItem> items;
+  for (size_t k = 0; k < theta.size(); ++k)
+    items.push_back({theta[k].data(), grad[k].data(), alpha[k].data(), out[k].mutable_data(),
+                     theta[k].size(), alpha[k].size() != 1, frozen[k]});
+  emulation::inner_step({dtype_named(dtype), items.data(), static_cast<int64_t>(items.size())},
+                        seed);
+}
+
+void hvp_perturb(const std::string& dtype, const py::array& theta, const py::array& v,
+                 const py::array& eps, py::array plus, py::array minus, uint64_t seed) {
+  emulation::hvp_perturb({dtype_named(dtype), theta.shape(0), theta.shape(1), theta.data(),
+                          v.data(), eps.data(), plus.mutable_data(), minus.mutable_data()},
+                         seed);
+}
+
+void hvp_difference(const std::string& dtype, const py::array& v, const py::array& g_plus,
+                    const py::array& g_minus, const py::array& eps, const py::array& alpha,
+                    py::array out, uint64_t seed) {
+  emulation::hvp_difference(
+      {dtype_named(dtype), v.shape(0), v.shape(1), v.data(), g_plus.data(), g_minus.data(),
+       eps.data(), alpha.data(), alpha.size() != 1, out.mutable_data()},
+      seed);
+}
+
+void pack(const std::vector<py::array>& sources, std::vector<py::array> targets, uint64_t seed) {
+  std::vector<Copy> copies;
+  for (size_t k = 0; k < sources.size(); ++k)
+    copies.push_back({sources[k].data(), targets[k].mutable_data(), sources[k].nbytes()});
+  emulation::pack(copies.data(), static_cast<int64_t>(copies.size()), seed);
+}
+
+void gsl_coefficients(const std::string& dtype, const py::array& stats, const py::array& weight,
+                      const py::array& rate, double lam_c, double lam_2, int magnitude,
+                      double ratio, double eps, py::array out, uint64_t seed) {
+  emulation::gsl_coefficients({dtype_named(dtype),
+                               stats.data(),
+                               weight.data(),
+                               rate.data(),
+                               stats.shape(0),
+                               stats.shape(1),
+                               {lam_c, lam_2, static_cast<Magnitude>(magnitude), ratio, eps},
+                               out.mutable_data()},
+                              seed);
+}
+
+void task_weights(const std::string& dtype, const py::array& stats, int rule, double lam_c,
+                  double lam_2, double tau, py::array out, uint64_t seed) {
+  emulation::task_weights({dtype_named(dtype), stats.data(), stats.shape(0),
+                           static_cast<TaskWeight>(rule), lam_c, lam_2, tau, out.mutable_data()},
+                          seed);
+}
+
+void faulty(const std::string& name, const py::array& in, py::array out, uint64_t seed) {
+  emulation::faulty(name.c_str(), static_cast<const float*>(in.data()), static_cast<int>(in.size()),
+                    static_cast<float*>(out.mutable_data()), seed);
+}
+
+}  // namespace
+
+void add_emulation(py::module_& m) {
+  py::module_ cuda = m.def_submodule("cuda", "The CUDA kernels, emulated on the CPU.");
+  py::register_exception<emulation::Fault>(cuda, "Fault", PyExc_RuntimeError);
+  cuda.def("gram", &gram);
+  cuda.def("row_similarity", &row_similarity);
+  cuda.def("mean_similarity", &mean_similarity);
+  cuda.def("combine", &combine);
+  cuda.def("inner_step", &inner_step);
+  cuda.def("hvp_perturb", &hvp_perturb);
+  cuda.def("hvp_difference", &hvp_difference);
+  cuda.def("pack", &pack);
+  cuda.def("gsl_coefficients", &gsl_coefficients);
+  cuda.def("task_weights", &task_weights);
+  cuda.def("faulty", &faulty);
+}
+
+}  // namespace fastmeta

@@ -1,0 +1,274 @@
+"""The CUDA kernels, emulated on the CPU, against the torch twins: every dtype, awkward sizes, and
+several orders of blocks and threads, none of which may change a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastmeta._testing import cuda
+from op_cases import DTYPES, acc, thirds
+from torch import Tensor
+
+from fastmeta import reference
+
+SEEDS = (1, 2, 3)
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,  # one thread's sum of up to 16 terms is float32
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+}
+# Tasks and columns around the tile, warp and block sizes; the last has several chunks.
+SIZES = [(1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (2, 9000)]
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def array(t: Tensor) -> np.ndarray:
+    """The tensor's memory; half precision as raw bits."""
+    return (t.view(torch.int16) if t.element_size() == 2 else t).numpy()
+
+
+STRIP = 64
+
+
+def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for an output between two strips of sevens; what is never written stays NaN."""
+    size = int(np.prod(shape))
+    whole = torch.full((size + 2 * STRIP,), 7.0, dtype=dtype)
+    whole[STRIP : STRIP + size] = float("nan")
+    return whole
+
+
+def run(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype, call: Callable[..., Any]
+) -> list[Tensor]:
+    """The outputs of a kernel for several orders, which must agree to the bit."""
+    results = []
+    for seed in SEEDS:
+        memory = [guarded(shape, dtype) for shape in shapes]
+        views = [w[STRIP:-STRIP].view(shape) for w, shape in zip(memory, shapes, strict=True)]
+        call([array(view) for view in views], seed)
+        for whole in memory:
+            assert (whole[:STRIP] == 7).all()
+            assert (whole[-STRIP:] == 7).all()
+        results.append(views)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+    return results[0]
+
+
+def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
+    """A part of a wider buffer: rows lie apart, and what lies between them is poison."""
+    whole = torch.full((tasks, columns + 3), float("nan"), dtype=dtype)
+    whole[:, :columns] = torch.randn(tasks, columns, dtype=torch.float64).to(dtype)
+    return whole[:, :columns]
+
+
+def close(found: Tensor, exact: Tensor, size: Tensor) -> None:
+    bound = TOLERANCE[found.dtype] * size.abs().clamp_min(size.abs().max() * 1e-2) + 1e-300
+    assert ((found.double() - exact).abs() <= bound).all(), (found, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tasks", "columns"), SIZES)
+def test_gram(dtype: torch.dtype, tasks: int, columns: int) -> None:
+    g, bounds = rows(dtype, tasks, columns), thirds(columns)
+    (found,) = run(
+        [(4, tasks, tasks)],
+        acc(dtype),
+        lambda out, seed: cuda.gram(name(dtype), array(g), bounds, out[0], seed),
+    )
+    wide = g.double()
+    close(found, reference.gram(wide, bounds), reference.gram(wide.abs(), bounds))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tasks", "columns"), SIZES)
+def test_row_similarity(dtype: torch.dtype, tasks: int, columns: int) -> None:
+    a, b, bounds = rows(dtype, tasks, columns), rows(dtype, tasks, columns), thirds(columns)
+    (found,) = run(
+        [(tasks, 4, 3)],
+        acc(dtype),
+        lambda out, seed: cuda.row_similarity(
+            name(dtype), array(a), array(b), bounds, out[0], seed
+        ),
+    )
+    wide = a.double(), b.double()
+    exact = reference.row_similarity(*wide, bounds)
+    close(found, exact, reference.row_similarity(*(w.abs() for w in wide), bounds))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tasks", "columns"), [*SIZES, (131, 40)])
+def test_mean_similarity(dtype: torch.dtype, tasks: int, columns: int) -> None:
+    g = rows(dtype, tasks, columns)
+    (found,) = run(
+        [(tasks, 2)],
+        acc(dtype),
+        lambda out, seed: cuda.mean_similarity(name(dtype), array(g), out[0], seed),
+    )
+    exact, size = (reference.mean_similarity(w) for w in (g.double(), g.double().abs()))
+    close(found, exact, size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("buffers", [1, 2])
+@pytest.mark.parametrize(("tasks", "columns"), SIZES)
+def test_combine(dtype: torch.dtype, buffers: int, tasks: int, columns: int) -> None:
+    g = [rows(dtype, tasks, columns) for _ in range(buffers)]
+    bounds = thirds(columns)
+    coef = torch.randn(tasks, 4, buffers, dtype=acc(dtype))
+    cut = columns // 4
+    found = run(
+        [(cut,), (0,), (columns - cut,)],
+        dtype,
+        lambda out, seed: cuda.combine(
+            name(dtype), [array(b) for b in g], array(coef), bounds, out, seed
+        ),
+    )
+    wide = [b.double() for b in g]
+    size = reference.combine([b.abs() for b in wide], coef.double().abs(), bounds)
+    exact = reference.combine(wide, coef.double(), bounds)
+    if columns:
+        close(torch.cat(found), exact, size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("each", [False, True])
+def test_inner_step(dtype: torch.dtype, each: bool) -> None:
+    sizes, frozen = [1, 1023, 1025, 31], [False, True, False, False]
+    theta, grad = ([torch.randn(n).to(dtype) for n in sizes] for _ in range(2))
+    alpha = [torch.rand(n if each else 1, dtype=acc(dtype)) for n in sizes]
+    found = run(
+        [(n,) for n in sizes],
+        dtype,
+        lambda out, seed: cuda.inner_step(
+            name(dtype), *([array(t) for t in ts] for ts in (theta, grad, alpha)), frozen, out, seed
+        ),
+    )
+    wide = ([t.double() for t in ts] for ts in (theta, grad, alpha))
+    for f, e in zip(found, reference.inner_step(*wide, frozen), strict=True):
+        close(f, e, e.abs() + 2)
+    assert torch.equal(found[1], theta[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hvp(dtype: torch.dtype) -> None:
+    tasks, columns = 3, 347
+    v, a, b = (torch.randn(tasks, columns).to(dtype) for _ in range(3))
+    eps = torch.rand(tasks, dtype=acc(dtype)) + 0.5
+    eps[1] = 0
+    found = run(
+        [(tasks, columns)] * 2,
+        dtype,
+        lambda out, seed: cuda.hvp_perturb(name(dtype), array(a), array(v), array(eps), *out, seed),
+    )
+    wide = [t.double() for t in (v, a, b, eps)]
+    for f, e in zip(found, reference.hvp_perturb(wide[1], wide[0], wide[3]), strict=True):
+        close(f, e, e.abs() + 4)
+    for rates in (1, columns):
+        alpha = torch.rand(rates, dtype=acc(dtype))
+        (found,) = run(
+            [(tasks, columns)],
+            dtype,
+            lambda out, seed, alpha=alpha: cuda.hvp_difference(
+                name(dtype), *(array(t) for t in (v, a, b, eps, alpha)), out[0], seed
+            ),
+        )
+        exact = reference.hvp_difference(*wide, alpha.double())
+        close(found, exact, exact.abs() + 8)
+
+
+@pytest.mark.parametrize("bytes_", [1, 2, 8])
+def test_pack(bytes_: int) -> None:
+    kinds = {1: torch.uint8, 2: torch.int16, 8: torch.float64}
+    sizes = [2, 0, 34, 16384, 16386, 50_000]
+    whole = [torch.randint(0, 100, (n + 8,)).to(kinds[bytes_]) for n in sizes]
+    for shift in (0, 2):  # both ends aligned to 16 bytes or not
+        sources = [t[shift : shift + n] for t, n in zip(whole, sizes, strict=True)]
+        for seed in SEEDS:
+            targets = [torch.full_like(t, 101)[: n + 4] for t, n in zip(whole, sizes, strict=True)]
+            cuda.pack(
+                [s.numpy() for s in sources],
+                [t[:n].numpy() for t, n in zip(targets, sizes, strict=True)],
+                seed,
+            )
+            for s, t, n in zip(sources, targets, sizes, strict=True):
+                assert torch.equal(t[:n], s)
+                assert (t[n:] == 101).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("magnitude", range(4))
+def test_gsl_coefficients(dtype: torch.dtype, magnitude: int) -> None:
+    u, v = torch.randn(2, 37, 50, dtype=torch.float64)
+    stats = reference.row_similarity(u, v, (0, 10, 50)).to(dtype)
+    weight, rate = torch.rand(37, dtype=dtype), torch.full((1,), 0.3, dtype=dtype)
+    options = (0.7, 0.2, magnitude, 0.5, 1e-12)
+    (found,) = run(
+        [(37, 2, 2)],
+        dtype,
+        lambda out, seed: cuda.gsl_coefficients(
+            name(dtype), array(stats), array(weight), array(rate), *options, out[0], seed
+        ),
+    )
+    exact = reference.gsl_coefficients(stats.double(), weight.double(), rate.double(), *options)
+    close(found, exact, exact.abs().max() * torch.ones_like(exact) * 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("rule", range(3))
+def test_task_weights(dtype: torch.dtype, rule: int) -> None:
+    g = torch.randn(9, 50, dtype=torch.float64)
+    stats = reference.mean_similarity(g).to(dtype)
+    (found,) = run(
+        [(9,)],
+        dtype,
+        lambda out, seed: cuda.task_weights(
+            name(dtype), array(stats), rule, 0.8, 0.01, 0.5, out[0], seed
+        ),
+    )
+    exact = reference.task_weights(stats.double(), rule, 0.8, 0.01, 0.5)
+    close(found, exact, exact.abs().max() * torch.ones_like(exact) * 10)
+
+
+def test_more_tensors_and_segments_than_one_launch_takes() -> None:
+    """Tables travel as kernel parameters, in groups: 256 segments, 400 steps, 512 pieces."""
+    columns, tasks = 540, 1
+    g, bounds = torch.randn(tasks, columns), list(range(0, columns + 1, 2))
+    (found,) = run(
+        [(tasks, 270, 3)],
+        torch.float32,
+        lambda out, seed: cuda.row_similarity("float32", array(g), array(g), bounds, out[0], seed),
+    )
+    torch.testing.assert_close(found, reference.row_similarity(g, g, bounds))
+    coef = torch.randn(tasks, 270, 1)
+    parts = run(
+        [(1,)] * columns,
+        torch.float32,
+        lambda out, seed: cuda.combine("float32", [array(g)], array(coef), bounds, out, seed),
+    )
+    torch.testing.assert_close(torch.cat(parts), reference.combine([g], coef, bounds))
+    theta = [torch.randn(3) for _ in range(410)]
+    rate = [torch.full((1,), 0.5)] * 410
+    moved = run(
+        [(3,)] * 410,
+        torch.float32,
+        lambda out, seed: cuda.inner_step(
+            "float32",
+            *([array(t) for t in ts] for ts in (theta, theta, rate)),
+            [False] * 410,
+            out,
+            seed,
+        ),
+    )
+    torch.testing.assert_close(torch.stack(moved), torch.stack(theta) / 2)
