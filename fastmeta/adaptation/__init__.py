@@ -1,8 +1,20 @@
 """Room 1: inner adaptation, from the initialisation to a task's fast weights."""
 
-from fastmeta.adaptation.base import Adaptation, Adapted, LossFn
+from fastmeta.adaptation.adam import Adam
+from fastmeta.adaptation.base import Adaptation, Adapted, Grads, InnerStep, LossFn, Pullback, Tape
 from fastmeta.adaptation.sgd import SGD
 
-ADAPTATIONS = {"sgd": SGD}
+ADAPTATIONS = {"adam": Adam, "sgd": SGD}
 
-__all__ = ["ADAPTATIONS", "SGD", "Adaptation", "Adapted", "LossFn"]
+__all__ = [
+    "ADAPTATIONS",
+    "SGD",
+    "Adam",
+    "Adaptation",
+    "Adapted",
+    "Grads",
+    "InnerStep",
+    "LossFn",
+    "Pullback",
+    "Tape",
+]

@@ -183,6 +183,7 @@ class MetaLearner:
         return Episode(
             support=evaluate(task.support_x, task.support_y),
             query=evaluate(task.query_x, task.query_y),
+            buffers=buffers,
         )
 
 
