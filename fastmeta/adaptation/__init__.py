@@ -1,10 +1,20 @@
 """Room 1: inner adaptation, from the initialisation to a task's fast weights."""
 
 from fastmeta.adaptation.adam import Adam
-from fastmeta.adaptation.base import Adaptation, Adapted, Grads, InnerStep, LossFn, Pullback, Tape
+from fastmeta.adaptation.base import (
+    Adaptation,
+    Adapted,
+    Cotangents,
+    Grads,
+    InnerStep,
+    LossFn,
+    Pullback,
+    Tape,
+)
+from fastmeta.adaptation.meta_sgd import MetaSGD
 from fastmeta.adaptation.sgd import SGD
 
-ADAPTATIONS = {"adam": Adam, "sgd": SGD}
+ADAPTATIONS = {"adam": Adam, "meta-sgd": MetaSGD, "sgd": SGD}
 
 __all__ = [
     "ADAPTATIONS",
@@ -12,9 +22,11 @@ __all__ = [
     "Adam",
     "Adaptation",
     "Adapted",
+    "Cotangents",
     "Grads",
     "InnerStep",
     "LossFn",
+    "MetaSGD",
     "Pullback",
     "Tape",
 ]

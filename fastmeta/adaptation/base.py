@@ -5,18 +5,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # The support loss as a function of the parameters.
 LossFn = Callable[[Sequence[Tensor]], Tensor]
 Grads = Sequence[Tensor | None]
-# From cotangents of one update's results (parameters, state) to those of its arguments
-# (parameters, state, gradients), the gradients being held fixed.
-Pullback = Callable[
-    [Sequence[Tensor], Sequence[Tensor]], tuple[list[Tensor], list[Tensor], list[Tensor | None]]
-]
+
+
+class Cotangents(NamedTuple):
+    """Derivatives of a number in the arguments of one update.
+
+    Attributes:
+        params: in the parameters, the gradients being held fixed.
+        state: in the inner optimizer's state.
+        grads: in the gradients; ``None`` where there was none.
+        rates: in the adaptation's learned rates.
+    """
+
+    params: list[Tensor]
+    state: list[Tensor]
+    grads: list[Tensor | None]
+    rates: list[Tensor]
+
+
+# From the derivatives in one update's results (parameters, state) to those in its arguments.
+Pullback = Callable[[Sequence[Tensor], Sequence[Tensor]], Cotangents]
 
 
 @dataclass
@@ -72,9 +88,14 @@ class Adaptation(ABC):
 
     Attributes:
         steps: number of inner steps during meta-training.
+        rates: what the adaptation learns together with the initialisation; nothing by default.
     """
 
     steps: int
+    rates: Sequence[nn.Parameter] = ()
+
+    def bind(self, params: Sequence[Tensor]) -> None:  # noqa: B027  (most have nothing to learn)
+        """Makes :attr:`rates` for these parameters; a learner calls it once. Nothing by default."""
 
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
         """The inner optimizer's state before the first step; none by default."""
@@ -84,7 +105,7 @@ class Adaptation(ABC):
     def update(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """One update, differentiable in ``params``, ``grads`` and ``state``.
+        """One update, differentiable in ``params``, ``grads``, ``state`` and :attr:`rates`.
 
         Args:
             step: which inner step it is, from 0.
@@ -104,22 +125,27 @@ class Adaptation(ABC):
         By autograd on this one update; the pullback keeps ``params``, ``grads`` and ``state``.
         """
 
-        def pullback(
-            d_params: Sequence[Tensor], d_state: Sequence[Tensor]
-        ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
             known = [g for g in grads if g is not None]
-            leaves = [t.detach().requires_grad_() for t in (*params, *state, *known)]
-            ends = len(params), len(params) + len(state)
-            fresh = iter(leaves[ends[1] :])
+            parts = [
+                [t.detach().requires_grad_() for t in group] for group in (params, state, known)
+            ]
+            fresh = iter(parts[2])
             again = [None if g is None else next(fresh) for g in grads]
             with torch.enable_grad():
-                outs = self.update(step, leaves[: ends[0]], again, leaves[ends[0] : ends[1]])
-            found = torch.autograd.grad(
-                [*outs[0], *outs[1]], leaves, [*d_params, *d_state], materialize_grads=True
+                outs = self.update(step, parts[0], again, parts[1])
+            leaves = [*parts[0], *parts[1], *parts[2], *self.rates]
+            found = iter(
+                torch.autograd.grad(
+                    [*outs[0], *outs[1]], leaves, [*d_params, *d_state], materialize_grads=True
+                )
             )
-            rest = iter(found[ends[1] :])
-            d_grads = [None if g is None else next(rest) for g in grads]
-            return list(found[: ends[0]]), list(found[ends[0] : ends[1]]), d_grads
+            return Cotangents(
+                params=[next(found) for _ in params],
+                state=[next(found) for _ in state],
+                grads=[None if g is None else next(found) for g in grads],
+                rates=[next(found) for _ in self.rates],
+            )
 
         with torch.no_grad():
             new_params, new_state = self.update(step, params, grads, state)

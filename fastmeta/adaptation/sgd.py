@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.adaptation.base import Adaptation, Grads, Pullback
+from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
 from fastmeta.adaptation.checks import check_loop
 
 
@@ -57,17 +57,16 @@ class SGD(Adaptation):
         """See :meth:`Adaptation.vjp`; the update is linear, so nothing of it needs to be kept."""
         idle = [g is None for g in grads]
 
-        def pullback(
-            d_params: Sequence[Tensor], d_state: Sequence[Tensor]
-        ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
             used = [None if still else d for d, still in zip(d_params, idle, strict=True)]
             if not self.momentum:
                 d_grads = [None if d is None else d * -self.lr for d in used]
-                return list(d_params), [], d_grads
+                return Cotangents(list(d_params), [], d_grads, [])
             d_moved = ops.inner_step(d_state, used, self.lr)
             pairs = list(zip(d_moved, idle, strict=True))
             d_before = [d if still else self.momentum * d for d, still in pairs]
-            return list(d_params), d_before, [None if still else d for d, still in pairs]
+            d_grads = [None if still else d for d, still in pairs]
+            return Cotangents(list(d_params), d_before, d_grads, [])
 
         with torch.no_grad():
             new_params, new_state = self.update(step, params, grads, state)

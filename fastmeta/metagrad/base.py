@@ -37,7 +37,8 @@ class TaskGradient:
     """What one task contributes to a meta-step; all tensors detached.
 
     Attributes:
-        query: the row of the task, one tensor a parameter (``None`` means zero).
+        query: the row of the task, one tensor a parameter, then one a learned rate (``None``, or
+            the rates left out, mean zero).
         inner: the mean inner gradient, if it was recorded.
         support_loss: before the first inner step.
         query_loss: after adaptation.

@@ -71,10 +71,11 @@ class Recursion(MetaGradient):
         loss, output = episode.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
         loss, output = loss.detach(), output.detach()
-        # The state after the last step is not used: its cotangent is zero.
+        # The state after the last step is not used: its derivative is zero.
         d_state = [torch.zeros_like(s) for s in adapted.state]
+        d_rates = [torch.zeros_like(r) for r in adaptation.rates]
         return TaskGradient(
-            query=self._walk_back(tape, replay, list(grads), d_state),
+            query=self._walk_back(tape, replay, list(grads), d_state, d_rates),
             inner=mean_grads(adapted.inner_grads) if record else None,
             support_loss=adapted.losses[0] if adapted.losses else loss,
             query_loss=loss,
@@ -82,17 +83,23 @@ class Recursion(MetaGradient):
         )
 
     def _walk_back(
-        self, tape: Tape, replay: Replay, v: list[Tensor], d_state: list[Tensor]
+        self,
+        tape: Tape,
+        replay: Replay,
+        v: list[Tensor],
+        d_state: list[Tensor],
+        d_rates: list[Tensor],
     ) -> list[Tensor]:
-        """The cotangent of the first parameters from those of the last; empties the tape."""
+        """From derivatives at the end to those in the first parameters and the learned rates."""
         while tape.steps:
             step = tape.steps.pop()
-            v, d_state, d_grads = step.pullback(v, d_state)
+            back = step.pullback(v, d_state)
             if step.grads is not None:
                 replay.forget()
-                curved = hvp_of_graph(step.grads, step.params, d_grads)
+                curved = hvp_of_graph(step.grads, step.params, back.grads)
             else:
                 with replay.last() as loss:
-                    curved = _PRODUCTS[self.hvp](loss, step.params, d_grads)
-            v = list(ops.inner_step(v, curved, -1.0))
-        return v
+                    curved = _PRODUCTS[self.hvp](loss, step.params, back.grads)
+            v, d_state = list(ops.inner_step(back.params, curved, -1.0)), back.state
+            d_rates = [a + b for a, b in zip(d_rates, back.rates, strict=True)]
+        return [*v, *d_rates]

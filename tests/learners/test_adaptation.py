@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import SGD, Adam, Adaptation
+from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 
 PAIRS: dict[
     str, tuple[Callable[[], Adaptation], Callable[[list[Tensor]], torch.optim.Optimizer]]
@@ -85,8 +85,26 @@ def test_adam_is_differentiable_where_a_gradient_is_zero() -> None:
         (lambda: Adam(0.1, -1), "must not be negative, got -1"),
         (lambda: Adam(0.1, betas=(0.9, 1.0)), "both betas"),
         (lambda: Adam(0.1, eps=0.0), "eps must be positive"),
+        (lambda: MetaSGD(0.1, per="row"), "one of element, tensor; got 'row'"),
     ],
 )
 def test_bad_options(make: Callable[[], Adaptation], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         make()
+
+
+@pytest.mark.parametrize("per", ["element", "tensor"])
+def test_learned_rates_belong_to_one_network(per: str) -> None:
+    rule, params = MetaSGD(0.1, per=per), start()
+    with pytest.raises(RuntimeError, match=r"call bind\(params\)"):
+        rule.update(0, params, start(), [])
+    rule.bind(params)
+    before = list(rule.rates)
+    rule.bind(params)
+    assert all(a is b for a, b in zip(before, rule.rates, strict=True))
+    with pytest.raises(ValueError, match="rates of another network"):
+        rule.bind(params[:2])
+    grads = start()
+    found, _ = rule.update(0, params, grads, [])
+    expected, _ = SGD(0.1).update(0, params, grads, [])
+    torch.testing.assert_close([t.detach() for t in found], expected)

@@ -11,7 +11,7 @@ from problems import MODULES, WAYS, loss, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adam, Adaptation
+from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.metagrad import Exact, MetaGradient, Recursion
 
@@ -22,6 +22,8 @@ ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "momentum": lambda steps: SGD(0.2, steps, momentum=0.8),
     # A bias before BatchNorm has a gradient of pure rounding error: eps must be far above it.
     "adam": lambda steps: Adam(0.05, steps, eps=1e-3),
+    "learned rates": lambda steps: MetaSGD(0.3, steps),
+    "learned rate a tensor": lambda steps: MetaSGD(0.3, steps, per="tensor"),
 }
 
 WAYS_TO_WALK = [{"hvp": "reverse", "graphs": 0}, {"graphs": 1}, {"graphs": 3}, {"hvp": "forward"}]
@@ -76,37 +78,42 @@ def learner(
     )
 
 
-def both(
-    module: nn.Module, adaptation: Adaptation, batch: TaskBatch, **options
+def compared(
+    module: nn.Module, adaptation: Adaptation, batch: TaskBatch, *walks: Recursion
 ) -> tuple[list[MetaLearner], list[Tensor]]:
-    """Learner and meta-gradient of Exact, then of Recursion, with the same random numbers."""
+    """Learners and meta-gradients of Exact and others, each with the same random numbers."""
     seed = int(torch.randint(2**31, ()))
     learners, found = [], []
-    for metagrad in (Exact(), Recursion(**options)):
+    for metagrad in (Exact(), *walks):
         torch.manual_seed(seed)
         learners.append(learner(copy.deepcopy(module), metagrad, adaptation))
         found.append(learners[-1].meta_gradient(batch))
-    for exact, walked in zip(vars(found[0][1]).values(), vars(found[1][1]).values(), strict=True):
-        torch.testing.assert_close(walked, exact)
+    for _, result in found[1:]:
+        torch.testing.assert_close(vars(result), vars(found[0][1]))
     return learners, [f for f, _ in found]
 
 
 def assert_same(found: list[Tensor]) -> None:
-    exact, walked = found
-    assert (walked - exact).norm() <= TOLERANCE * exact.norm()
+    for walked in found[1:]:
+        assert (walked - found[0]).norm() <= TOLERANCE * found[0].norm()
 
 
-@pytest.mark.parametrize("options", WAYS_TO_WALK, ids=str)
+def assert_same_buffers(one: MetaLearner, other: MetaLearner) -> None:
+    pairs = zip(one.module.buffers(), other.module.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 5])
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 @pytest.mark.parametrize("name", MODULES)
-def test_it_is_exact(name: str, adaptation: str, steps: int, options) -> None:
-    module = MODULES[name]().double()
-    (exact, walked), found = both(module, ADAPTATIONS[adaptation](steps), tasks(2), **options)
+def test_it_is_exact(name: str, adaptation: str, steps: int) -> None:
+    module, batch = MODULES[name]().double(), tasks(2)
+    walks = [Recursion(**options) for options in WAYS_TO_WALK]
+    (exact, *walked), found = compared(module, ADAPTATIONS[adaptation](steps), batch, *walks)
     assert_same(found)
     # The repeated steps must not update running statistics a second time.
-    for before, after in zip(exact.module.buffers(), walked.module.buffers(), strict=True):
-        assert torch.equal(before, after)
+    for other in walked:
+        assert_same_buffers(exact, other)
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
@@ -115,10 +122,10 @@ def test_it_is_exact(name: str, adaptation: str, steps: int, options) -> None:
 @pytest.mark.parametrize("make", [Noisy, Drifting], ids=lambda m: m.__name__)
 def test_steps_are_repeated_as_they_were(make, graphs: int, mode: str, adaptation: str) -> None:
     module = make().double().train(mode == "train")
-    (exact, walked), found = both(module, ADAPTATIONS[adaptation](3), tasks(2), graphs=graphs)
+    walk = Recursion(graphs=graphs)
+    learners, found = compared(module, ADAPTATIONS[adaptation](3), tasks(2), walk)
     assert_same(found)
-    for before, after in zip(exact.module.buffers(), walked.module.buffers(), strict=True):
-        assert torch.equal(before, after)
+    assert_same_buffers(*learners)
 
 
 def test_random_numbers_go_on_as_without_a_walk_back() -> None:
@@ -134,7 +141,7 @@ def test_random_numbers_go_on_as_without_a_walk_back() -> None:
 @pytest.mark.parametrize("hvp", ["reverse", "forward"])
 def test_cuda_masks(hvp: str) -> None:
     batch = tasks(2).to("cuda")
-    _, found = both(Noisy().double().cuda(), SGD(0.3, 3), batch, hvp=hvp)
+    _, found = compared(Noisy().double().cuda(), SGD(0.3, 3), batch, Recursion(hvp, graphs=0))
     assert_same(found)
 
 
@@ -218,7 +225,7 @@ def test_an_operation_without_a_forward_derivative_is_refused() -> None:
     module, batch = Squashed().double(), tasks(1)
     with pytest.raises(NotImplementedError, match=r"silu_backward.*hvp='reverse'"):
         learner(module, Recursion("forward"), SGD(0.1)).step(batch)
-    _, found = both(module, SGD(0.1), batch)  # auto
+    _, found = compared(module, SGD(0.1), batch, Recursion(graphs=0))
     assert_same(found)
     squared = MetaLearner(
         nn.Linear(4, 1),
