@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation.base import Adaptation, Grads
+from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
 from fastmeta.adaptation.checks import check_loop
 
 
@@ -66,6 +66,36 @@ class Adam(Adaptation):
             root = _root(squares[i] / bias_2)
             moved[i] = params[i] - self.lr / bias_1 * means[i] / (root + self.eps)
         return moved, [*means, *squares]
+
+    def vjp(
+        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+        """See :meth:`Adaptation.vjp`; keeps the gradients and the new state."""
+        count = len(params)
+        first, second = self.betas
+        bias_1, bias_2 = 1 - first ** (step + 1), 1 - second ** (step + 1)
+        with torch.no_grad():
+            new_params, new_state = self.update(step, params, grads, state)
+
+        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
+            d_means, d_squares = list(d_state[:count]), list(d_state[count:])
+            d_grads: list[Tensor | None] = [None] * count
+            for i, grad in enumerate(grads):
+                if grad is None:
+                    continue
+                mean, square = new_state[i], new_state[count + i]
+                root = (square / bias_2).sqrt()
+                width = root + self.eps
+                moved = d_params[i] * (self.lr / bias_1) / width
+                d_mean = d_means[i] - moved
+                # The derivative of the root; 0 where _root says so.
+                slope = moved * mean / width / (root * (2 * bias_2))
+                d_square = d_squares[i] + torch.where(square > 0, slope, 0)
+                d_grads[i] = (1 - first) * d_mean + (2 * (1 - second)) * grad * d_square
+                d_means[i], d_squares[i] = first * d_mean, second * d_square
+            return Cotangents(list(d_params), [*d_means, *d_squares], d_grads, [])
+
+        return new_params, new_state, pullback
 
 
 def _root(square: Tensor) -> Tensor:

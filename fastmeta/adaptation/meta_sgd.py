@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.adaptation.base import Adaptation, Grads
+from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
 from fastmeta.adaptation.checks import check_loop
 
 Per = Literal["element", "tensor"]
@@ -70,3 +70,26 @@ class MetaSGD(Adaptation):
         if not self.rates:
             raise RuntimeError("MetaSGD has no rates yet: call bind(params), as a learner does.")
         return list(ops.inner_step(params, grads, self.rates)), []
+
+    def vjp(
+        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+        """See :meth:`Adaptation.vjp`; keeps the gradients."""
+        rates = [r.detach() for r in self.rates]
+
+        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
+            d_grads: list[Tensor | None] = []
+            d_rates: list[Tensor] = []
+            for d, grad, rate in zip(d_params, grads, rates, strict=True):
+                if grad is None:
+                    d_grads.append(None)
+                    d_rates.append(torch.zeros_like(rate))
+                    continue
+                d_grads.append(-rate * d)
+                product = -d * grad
+                d_rates.append(product if self.per == "element" else product.sum())
+            return Cotangents(list(d_params), [], d_grads, d_rates)
+
+        with torch.no_grad():
+            new_params, _ = self.update(step, params, grads, state)
+        return new_params, [], pullback

@@ -52,13 +52,24 @@ def test_inner_optimizers_are_those_of_torch(name: str, create_graph: bool) -> N
     assert all(torch.equal(p, b) for p, b in zip(leaves, begin, strict=True))
 
 
+RULES: dict[str, Callable[[], Adaptation]] = {
+    **{name: pair[0] for name, pair in PAIRS.items()},
+    "learned rates": lambda: MetaSGD(0.2),
+    "learned rate a tensor": lambda: MetaSGD(0.2, per="tensor"),
+}
+
+
 @pytest.mark.parametrize("idle", [False, True])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", RULES)
 def test_pullback_of_an_update(name: str, idle: bool) -> None:
-    rule, params, grads = PAIRS[name][0](), start(), list(start())
+    rule, params, grads = RULES[name](), start(), list(start())
+    rule.bind(params)
     state = [torch.rand_like(s) for s in rule.start(params)]
     if idle:
         grads[1] = None
+    elif state:  # an element that never had a gradient
+        for t in (grads[0], *state[::3]):
+            t[0] = 0
     d_params, d_state = start(), [torch.randn_like(s) for s in state]
     new_params, new_state, pullback = rule.vjp(2, params, grads, state)
     base_params, base_state, by_autograd = Adaptation.vjp(rule, 2, params, grads, state)
@@ -67,7 +78,7 @@ def test_pullback_of_an_update(name: str, idle: bool) -> None:
     for mine, reference in zip(found, expected, strict=True):
         assert [t is None for t in mine] == [t is None for t in reference]
         for a, b in zip(mine, reference, strict=True):
-            assert a is b or torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+            assert a is b or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_adam_is_differentiable_where_a_gradient_is_zero() -> None:
