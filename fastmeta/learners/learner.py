@@ -67,16 +67,20 @@ class MetaLearner:
         self.metagrad = metagrad
         self.aggregation = aggregation
         self._model = FunctionalModule(module)
-        params = self._model.params
+        adaptation.bind(self._model.params)
+        self._learned = [*self._model.params, *adaptation.rates]
         self.optimizer = (
-            torch.optim.Adam(params, lr=1e-3) if optimizer is None else optimizer(params)
+            torch.optim.Adam(self._learned, lr=1e-3)
+            if optimizer is None
+            else optimizer(self._learned)
         )
-        self._query_rows = RowBuffer(params)
-        self._inner_rows = RowBuffer(params)
+        self._query_rows = RowBuffer(self._learned)
+        self._inner_rows = RowBuffer(self._learned)
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
 
+        In the trainable parameters, followed by the adaptation's learned rates, if there are any.
         Running statistics in the module's buffers are updated, as by any forward pass in training.
 
         Raises:
@@ -91,9 +95,9 @@ class MetaLearner:
             own = self._model.clone_buffers()
             episode = self._episode(task, own)
             result = self.metagrad.task(episode, self._model.params, self.adaptation, record)
-            self._query_rows.append(result.query)
+            self._query_rows.append(self._whole(result.query))
             if result.inner is not None:
-                self._inner_rows.append(result.inner)
+                self._inner_rows.append(self._whole(result.inner))
             results.append((result.support_loss, result.query_loss, result.query_output))
             buffers.append(own)
         if self.module.training:
@@ -110,9 +114,7 @@ class MetaLearner:
             ValueError: if the meta-batch is empty.
         """
         flat, result = self.meta_gradient(batch)
-        for param, grad in zip(
-            self._model.params, self._query_rows.layout.views(flat), strict=True
-        ):
+        for param, grad in zip(self._learned, self._query_rows.layout.views(flat), strict=True):
             param.grad = grad
         self.optimizer.step()
         return result
@@ -151,9 +153,10 @@ class MetaLearner:
         return torch.stack(outputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, the outer optimizer and the meta-gradient."""
+        """State of the module, the learned rates, the outer optimizer and the meta-gradient."""
         return {
             "module": self.module.state_dict(),
+            "rates": [rate.detach() for rate in self.adaptation.rates],
             "optimizer": self.optimizer.state_dict(),
             "metagrad": self.metagrad.state_dict(),
         }
@@ -161,8 +164,15 @@ class MetaLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self.module.load_state_dict(state["module"])
+        with torch.no_grad():
+            for rate, saved in zip(self.adaptation.rates, state["rates"], strict=True):
+                rate.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.metagrad.load_state_dict(state["metagrad"])
+
+    def _whole(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """With zeros for the learned rates of a method that has no gradient in them."""
+        return [*grads, *[None] * (len(self._learned) - len(grads))]
 
     def _adapt(self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None) -> list[Tensor]:
         def support(params: Sequence[Tensor]) -> Tensor:
@@ -183,6 +193,7 @@ class MetaLearner:
         return Episode(
             support=evaluate(task.support_x, task.support_y),
             query=evaluate(task.query_x, task.query_y),
+            buffers=buffers,
         )
 
 
