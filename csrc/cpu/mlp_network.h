@@ -1,0 +1,189 @@
+// One MLP on one set of examples: forward, gradient, and Pearlmutter's R-operator (Pearlmutter
+// 1994, "Fast Exact Multiplication by the Hessian"), which differentiates both along a direction.
+#pragma once
+
+#include <vector>
+
+#include "cpu/mlp_math.h"
+#include "cpu/mlp_matrix.h"
+
+namespace fastmeta::cpu::FM_ISA {
+namespace mlp {
+
+// Sizes of a layer, and where its numbers begin in the padded buffers.
+struct Layer {
+  int64_t in;
+  int64_t out;
+  int64_t row;         // padded out: one example, or one input's weights
+  int64_t by_input;    // weight (in, out), then the bias as one more row
+  int64_t by_output;   // weight (out, in)
+  int64_t units;       // padded units before this layer
+  bool bias;
+  Activation activation;
+};
+
+struct Network {
+  std::vector<Layer> layers;
+  MlpLoss loss;
+  int64_t by_input = 0;  // totals
+  int64_t by_output = 0;
+  int64_t units = 0;
+  int64_t widest = 0;
+};
+
+// Parameters, or a direction in their space. Products need the weights in both orders.
+template <class T>
+struct Weights {
+  T* by_input;
+  T* by_output;  // not filled for the first layer
+};
+
+// Examples of one task.
+template <class T>
+struct Data {
+  const T* x;
+  const void* y;
+  int64_t n;
+};
+
+// What one evaluation leaves for its gradient and for the R-operator; (n, row) for every layer.
+template <class T>
+struct Tape {
+  T* out;    // activations; outputs for the last layer
+  T* slope;  // of the activations; the probabilities of cross-entropy for the last layer
+  T* bend;   // second derivative, times the gradient in the activation after backward
+  T* delta;  // gradient in what the activation is applied to
+};
+
+template <class T>
+void forward(const Network& net, const Weights<T>& w, const Data<T>& data, const Tape<T>& tape) {
+  const T* from = data.x;
+  int64_t from_row = net.layers[0].in;
+  for (size_t l = 0; l < net.layers.size(); ++l) {
+    const Layer& layer = net.layers[l];
+    const int64_t at = data.n * layer.units;
+    const T* weight = w.by_input + layer.by_input;
+    T* out = tape.out + at;
+    multiply<T, 1>(out, data.n, layer.out, weight + layer.in * layer.row,
+                   {{from, from_row, 1, weight, layer.row, layer.in}});
+    if (l + 1 < net.layers.size())
+      with_activation(layer.activation, [&](auto f) {
+        for (int64_t i = 0; i < data.n * layer.row; i += kLanes<T>) {
+          const Curve<T> c = curve<decltype(f)::value, T>(load(out + i));
+          store(out + i, c.value);
+          store(tape.slope + at + i, c.slope);
+          store(tape.bend + at + i, c.bend);
+        }
+      });
+    from = out;
+    from_row = layer.row;
+  }
+}
+
+// sums[j] = the sum over the rows of `from`.
+template <class T>
+void sum_rows(const T* from, int64_t rows, int64_t row, T* sums) {
+  for (int64_t j = 0; j < row; j += kLanes<T>) {
+    Vec<T> sum = Vec<T>{};
+    for (int64_t i = 0; i < rows; ++i) sum += load(from + i * row + j);
+    store(sums + j, sum);
+  }
+}
+
+// The gradient of the mean loss, from the last layer's delta in the tape, into `grad` by input.
+template <class T>
+void backward(const Network& net, const Weights<T>& w, const Data<T>& data, const Tape<T>& tape,
+              T* grad) {
+  for (size_t l = net.layers.size(); l-- > 0;) {
+    const Layer& layer = net.layers[l];
+    const T* delta = tape.delta + data.n * layer.units;
+    T* g = grad + layer.by_input;
+    if (layer.bias) sum_rows(delta, data.n, layer.row, g + layer.in * layer.row);
+    if (l == 0) {
+      multiply<T, 1>(g, layer.in, layer.out, nullptr,
+                     {{data.x, 1, layer.in, delta, layer.row, data.n}});
+      return;
+    }
+    const Layer& before = net.layers[l - 1];
+    const int64_t at = data.n * before.units;
+    multiply<T, 1>(g, layer.in, layer.out, nullptr,
+                   {{tape.out + at, 1, before.row, delta, layer.row, data.n}});
+    T* d = tape.delta + at;
+    multiply<T, 1>(d, data.n, layer.in, nullptr,
+                   {{delta, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out}});
+    for (int64_t i = 0; i < data.n * before.row; i += kLanes<T>) {
+      const Vec<T> x = load(d + i);
+      store(d + i, x * load(tape.slope + at + i));
+      store(tape.bend + at + i, x * load(tape.bend + at + i));
+    }
+  }
+}
+
+// How outputs and deltas move along a direction; scratch holds one padded layer.
+template <class T>
+struct Motion {
+  T* out;
+  T* delta;
+  T* scratch;
+};
+
+template <class T>
+void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, const Data<T>& data,
+               const Tape<T>& tape, const Motion<T>& r) {
+  for (size_t l = 0; l < net.layers.size(); ++l) {
+    const Layer& layer = net.layers[l];
+    const int64_t at = data.n * layer.units;
+    const T* move = v.by_input + layer.by_input;
+    const T* bias = move + layer.in * layer.row;
+    T* out = r.out + at;
+    if (l == 0) {
+      multiply<T, 1>(out, data.n, layer.out, bias,
+                     {{data.x, layer.in, 1, move, layer.row, layer.in}});
+    } else {
+      const int64_t from = data.n * net.layers[l - 1].units, row = net.layers[l - 1].row;
+      multiply<T, 2>(
+          out, data.n, layer.out, bias,
+          {{tape.out + from, row, 1, move, layer.row, layer.in},
+           {r.out + from, row, 1, w.by_input + layer.by_input, layer.row, layer.in}});
+    }
+    if (l + 1 == net.layers.size()) return;
+    for (int64_t i = at; i < at + data.n * layer.row; i += kLanes<T>) {
+      const Vec<T> x = load(r.out + i);
+      store(r.delta + i, x * load(tape.bend + i));
+      store(r.out + i, x * load(tape.slope + i));
+    }
+  }
+}
+
+// The Hessian of the mean loss times v, into `product` by input.
+template <class T>
+void r_backward(const Network& net, const Weights<T>& w, const Weights<T>& v, const Data<T>& data,
+                const Tape<T>& tape, const Motion<T>& r, T* product) {
+  for (size_t l = net.layers.size(); l-- > 0;) {
+    const Layer& layer = net.layers[l];
+    const T* delta = tape.delta + data.n * layer.units;
+    const T* move = r.delta + data.n * layer.units;
+    T* g = product + layer.by_input;
+    if (layer.bias) sum_rows(move, data.n, layer.row, g + layer.in * layer.row);
+    if (l == 0) {
+      multiply<T, 1>(g, layer.in, layer.out, nullptr,
+                     {{data.x, 1, layer.in, move, layer.row, data.n}});
+      return;
+    }
+    const Layer& before = net.layers[l - 1];
+    const int64_t at = data.n * before.units;
+    multiply<T, 2>(g, layer.in, layer.out, nullptr,
+                   {{tape.out + at, 1, before.row, move, layer.row, data.n},
+                    {r.out + at, 1, before.row, delta, layer.row, data.n}});
+    multiply<T, 2>(
+        r.scratch, data.n, layer.in, nullptr,
+        {{move, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
+         {delta, layer.row, 1, v.by_output + layer.by_output, before.row, layer.out}});
+    for (int64_t i = 0; i < data.n * before.row; i += kLanes<T>)
+      store(r.delta + at + i,
+            load(r.delta + at + i) + load(r.scratch + i) * load(tape.slope + at + i));
+  }
+}
+
+}  // namespace mlp
+}  // namespace fastmeta::cpu::FM_ISA
