@@ -31,6 +31,10 @@ class RowBuffer:
         """Forgets the rows, keeps the memory."""
         self.count = 0
 
+    def adopt(self, rows: Tensor) -> None:
+        """Takes the filled rows ``(T, P)`` as they are, in place of its own memory."""
+        self._data, self.count = rows, len(rows)
+
     def append(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Packs one task's gradients (``None`` means zero) into the next row; returns that row."""
         dense = [

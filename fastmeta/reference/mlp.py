@@ -55,11 +55,13 @@ def mlp_step(
         mean = torch.stack(inner).mean(0) if steps else None
         now = now.detach()
         rows.append((_flat(grads), mean, losses[0] if steps else now, now, output.detach()))
-    query, mean_inner, *rest = zip(*rows, strict=True)
+    query, inner_means, before, after, outputs = zip(*rows, strict=True)
     return (
         torch.stack(query),
-        torch.stack(mean_inner) if steps else None,
-        *(torch.stack(part) for part in rest),
+        torch.stack(inner_means) if steps else None,
+        torch.stack(before),
+        torch.stack(after),
+        torch.stack(outputs),
     )
 
 
