@@ -22,8 +22,9 @@ std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations
       continue;
     }
     FM_REQUIRE(p.dim() == 2 && p.numel() > 0,
-               name + ": expected weights (out, in), each followed by its bias (out) or by the "
-                      "next weight; got shape " +
+               name +
+                   ": expected weights (out, in), each followed by its bias (out) or by the "
+                   "next weight; got shape " +
                    shape_of(p) + ".");
     FM_REQUIRE(layers.empty() || p.size(1) == layers.back().out,
                name + ": the weight " + shape_of(p) + " must take the " +
@@ -56,11 +57,11 @@ void require_classes(const Tensor& y, int64_t classes, const std::string& name) 
 MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t tasks, int64_t in,
                           int64_t out, MlpLoss loss, const std::string& split) {
   const std::string name = "mlp_step: " + split;
-  FM_REQUIRE(same_kind(x, like) && x.dim() == 3 && x.size(0) == tasks && x.size(1) > 0 &&
-                 x.size(2) == in,
-             name + "_x: expected (tasks, examples, " + std::to_string(in) +
-                 ") numbers of the parameters' dtype, at least one example; got shape " +
-                 shape_of(x) + ".");
+  FM_REQUIRE(
+      same_kind(x, like) && x.dim() == 3 && x.size(0) == tasks && x.size(1) > 0 && x.size(2) == in,
+      name + "_x: expected (tasks, examples, " + std::to_string(in) +
+          ") numbers of the parameters' dtype, at least one example; got shape " + shape_of(x) +
+          ".");
   const int64_t n = x.size(1);
   if (loss == MlpLoss::cross_entropy) {
     FM_REQUIRE(y.scalar_type() == ScalarType::Long && !y.is_cuda() && y.dim() == 2 &&

@@ -67,8 +67,7 @@ void read_weights(const MlpArgs& args, const Network& net, const Weights<T>& w) 
     T* to = w.by_input + layer.by_input;
     for (int64_t i = 0; i < layer.in; ++i)
       for (int64_t o = 0; o < layer.out; ++o) to[i * layer.row + o] = weight[o * layer.in + i];
-    if (layer.bias)
-      memcpy(to + layer.in * layer.row, args.layers[l].bias, sizeof(T) * layer.out);
+    if (layer.bias) memcpy(to + layer.in * layer.row, args.layers[l].bias, sizeof(T) * layer.out);
   }
   order_by_output(net, w);
 }
@@ -97,14 +96,17 @@ template <class T>
 class Worker {
  public:
   Worker(const MlpArgs& args, const Network& net, const Weights<T>& start)
-      : args_(args), net_(net), start_(start), most_(std::max(args.support.n, args.query.n)),
+      : args_(args),
+        net_(net),
+        start_(start),
+        most_(std::max(args.support.n, args.query.n)),
         kept_(args.exact ? args.steps : std::min<int64_t>(args.steps, 1)),
         arena_((kept_ + 1) * (net.by_input + net.by_output) + 3 * net.by_input +
-               tapes() * 4 * tape_size() + 2 * tape_size() +
-               most_ * net.widest) {
+               tapes() * 4 * tape_size() + 2 * tape_size() + most_ * net.widest) {
     for (int64_t k = 0; k < kept_; ++k) weights_.push_back(new_weights());
     for (int64_t k = 0; k < tapes(); ++k)
-      tapes_.push_back({new_tape(), new_tape(), new_tape(), new_tape()});
+      tapes_.push_back({new_tape(), new_tape(), args.exact && k < args.steps ? new_tape() : nullptr,
+                        new_tape()});
     direction_ = new_weights();
     grad_ = arena_.take(net.by_input);
     inner_ = arena_.take(net.by_input);

@@ -114,10 +114,8 @@ inline Curve<T> curve(Vec<T> x) {
     static_assert(F == Activation::gelu);
     Vec<T> share;  // of the normal distribution below x
     for (int64_t i = 0; i < kLanes<T>; ++i)
-      share[i] =
-          T(0.5) * (T(1) + std::erf(x[i] * static_cast<T>(0.70710678118654752440)));
-    const Vec<T> density =
-        exp_of<T>(x * x * T(-0.5)) * static_cast<T>(0.39894228040143267794);
+      share[i] = T(0.5) * (T(1) + std::erf(x[i] * static_cast<T>(0.70710678118654752440)));
+    const Vec<T> density = exp_of<T>(x * x * T(-0.5)) * static_cast<T>(0.39894228040143267794);
     return {x * share, share + x * density, density * (2 - x * x)};
   }
 }

@@ -46,12 +46,13 @@ inline void add_product(const Factors<T>& f, int64_t row, int64_t col, Vec<T> (&
   }
 }
 
-// C = start + the sum of the products; start is a row for all rows of C, or null.
+// C = start + the sum of the products, with one row `start` for all rows of C.
 template <class T>
 struct Product {
   T* c;
   int64_t c_row;
   const T* start;
+  int64_t start_col;  // from one column of start to the next: 1, or 0 for zeros
   const Factors<T>* factors;
   int count;
 };
@@ -60,7 +61,7 @@ template <class T, int R, int V>
 void tile(const Product<T>& p, int64_t row, int64_t col) {
   Vec<T> sum[R][V];
   for (int v = 0; v < V; ++v) {
-    const Vec<T> first = p.start ? load(p.start + col + v * kLanes<T>) : Vec<T>{};
+    const Vec<T> first = load(p.start + col * p.start_col + v * kLanes<T>);
     for (int r = 0; r < R; ++r) sum[r][v] = first;
   }
   for (int i = 0; i < p.count; ++i) add_product<T, R, V>(p.factors[i], row, col, sum);
@@ -93,11 +94,12 @@ void last_columns(const Product<T>& p, int64_t rows, int64_t col, int64_t vector
   }
 }
 
-// Every column up to the padding of `columns`.
+// Every column up to the padding of `columns`; without start, the sums begin at zero.
 template <class T, int N>
 void multiply(T* c, int64_t rows, int64_t columns, const T* start, const Factors<T> (&factors)[N]) {
   const int64_t c_row = padded<T>(columns);
-  const Product<T> p{c, c_row, start, factors, N};
+  static constexpr T kZeros[kTileVectors * kLanes<T>] = {};
+  const Product<T> p{c, c_row, start ? start : kZeros, start != nullptr, factors, N};
   int64_t col = 0;
   for (; col + kTileVectors * kLanes<T> <= c_row; col += kTileVectors * kLanes<T>)
     panel<T, kTileVectors>(p, rows, col);

@@ -14,10 +14,10 @@ namespace mlp {
 struct Layer {
   int64_t in;
   int64_t out;
-  int64_t row;         // padded out: one example, or one input's weights
-  int64_t by_input;    // weight (in, out), then the bias as one more row
-  int64_t by_output;   // weight (out, in)
-  int64_t units;       // padded units before this layer
+  int64_t row;        // padded out: one example, or one input's weights
+  int64_t by_input;   // weight (in, out), then the bias as one more row
+  int64_t by_output;  // weight (out, in)
+  int64_t units;      // padded units before this layer
   bool bias;
   Activation activation;
 };
@@ -51,7 +51,8 @@ template <class T>
 struct Tape {
   T* out;    // activations; outputs for the last layer
   T* slope;  // of the activations; the probabilities of cross-entropy for the last layer
-  T* bend;   // second derivative, times the gradient in the activation after backward
+  T* bend;   // second derivative, times the gradient in the activation after backward; null if no
+             // R-operator follows, and not filled where it is zero, as for ReLU
   T* delta;  // gradient in what the activation is applied to
 };
 
@@ -72,7 +73,8 @@ void forward(const Network& net, const Weights<T>& w, const Data<T>& data, const
           const Curve<T> c = curve<decltype(f)::value, T>(load(out + i));
           store(out + i, c.value);
           store(tape.slope + at + i, c.slope);
-          store(tape.bend + at + i, c.bend);
+          if (decltype(f)::value != Activation::relu && tape.bend)
+            store(tape.bend + at + i, c.bend);
         }
       });
     from = out;
@@ -88,6 +90,12 @@ void sum_rows(const T* from, int64_t rows, int64_t row, T* sums) {
     for (int64_t i = 0; i < rows; ++i) sum += load(from + i * row + j);
     store(sums + j, sum);
   }
+}
+
+// to = a * b, element by element.
+template <class T>
+void scale_by(const T* a, const T* b, int64_t size, T* to) {
+  for (int64_t i = 0; i < size; i += kLanes<T>) store(to + i, load(a + i) * load(b + i));
 }
 
 // The gradient of the mean loss, from the last layer's delta in the tape, into `grad` by input.
@@ -111,11 +119,10 @@ void backward(const Network& net, const Weights<T>& w, const Data<T>& data, cons
     T* d = tape.delta + at;
     multiply<T, 1>(d, data.n, layer.in, nullptr,
                    {{delta, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out}});
-    for (int64_t i = 0; i < data.n * before.row; i += kLanes<T>) {
-      const Vec<T> x = load(d + i);
-      store(d + i, x * load(tape.slope + at + i));
-      store(tape.bend + at + i, x * load(tape.bend + at + i));
-    }
+    const int64_t size = data.n * before.row;
+    if (before.activation != Activation::relu && tape.bend)
+      scale_by(tape.bend + at, d, size, tape.bend + at);
+    scale_by(d, tape.slope + at, size, d);
   }
 }
 
@@ -141,17 +148,14 @@ void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, con
                      {{data.x, layer.in, 1, move, layer.row, layer.in}});
     } else {
       const int64_t from = data.n * net.layers[l - 1].units, row = net.layers[l - 1].row;
-      multiply<T, 2>(
-          out, data.n, layer.out, bias,
-          {{tape.out + from, row, 1, move, layer.row, layer.in},
-           {r.out + from, row, 1, w.by_input + layer.by_input, layer.row, layer.in}});
+      multiply<T, 2>(out, data.n, layer.out, bias,
+                     {{tape.out + from, row, 1, move, layer.row, layer.in},
+                      {r.out + from, row, 1, w.by_input + layer.by_input, layer.row, layer.in}});
     }
     if (l + 1 == net.layers.size()) return;
-    for (int64_t i = at; i < at + data.n * layer.row; i += kLanes<T>) {
-      const Vec<T> x = load(r.out + i);
-      store(r.delta + i, x * load(tape.bend + i));
-      store(r.out + i, x * load(tape.slope + i));
-    }
+    const int64_t size = data.n * layer.row;
+    if (layer.activation != Activation::relu) scale_by(out, tape.bend + at, size, r.delta + at);
+    scale_by(out, tape.slope + at, size, out);
   }
 }
 
@@ -175,13 +179,16 @@ void r_backward(const Network& net, const Weights<T>& w, const Weights<T>& v, co
     multiply<T, 2>(g, layer.in, layer.out, nullptr,
                    {{tape.out + at, 1, before.row, move, layer.row, data.n},
                     {r.out + at, 1, before.row, delta, layer.row, data.n}});
-    multiply<T, 2>(
-        r.scratch, data.n, layer.in, nullptr,
-        {{move, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
-         {delta, layer.row, 1, v.by_output + layer.by_output, before.row, layer.out}});
-    for (int64_t i = 0; i < data.n * before.row; i += kLanes<T>)
-      store(r.delta + at + i,
-            load(r.delta + at + i) + load(r.scratch + i) * load(tape.slope + at + i));
+    const bool bent = before.activation != Activation::relu;  // r_forward left its part in r.delta
+    T* moved = bent ? r.scratch : r.delta + at;
+    multiply<T, 2>(moved, data.n, layer.in, nullptr,
+                   {{move, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
+                    {delta, layer.row, 1, v.by_output + layer.by_output, before.row, layer.out}});
+    const int64_t size = data.n * before.row;
+    scale_by(moved, tape.slope + at, size, moved);
+    if (bent)
+      for (int64_t i = at; i < at + size; i += kLanes<T>)
+        store(r.delta + i, load(r.delta + i) + load(moved + i - at));
   }
 }
 

@@ -79,7 +79,7 @@ def _check_params(params: Sequence[Tensor], network: MlpNetwork) -> None:
         if type(param) is not nn.Parameter or not param.is_contiguous():
             raise UnsuitableError("a parameter is not a plain contiguous nn.Parameter")
     like = params[0]
-    if like.dtype not in (torch.float32, torch.float64) or like.device.type != "cpu":
+    if like.dtype not in (torch.float32, torch.float64) or not like.is_cpu:
         raise UnsuitableError(
             f"the parameters are {like.dtype} on {like.device}; expected float32 or float64 on cpu"
         )
@@ -106,7 +106,7 @@ def _check_examples(batch: TaskBatch, split: str, network: MlpNetwork, loss: str
 
 
 def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype) -> None:
-    if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.device.type != "cpu":
+    if type(tensor) is not Tensor or tensor.dtype != dtype or not tensor.is_cpu:
         raise UnsuitableError(
             f"{name} is a {type(tensor).__name__} of {tensor.dtype} on {tensor.device}; expected a "
             f"plain tensor of {dtype} on cpu"

@@ -87,7 +87,7 @@ def mlp_step(
         )
     tensors = list(params)
     for tensor in (*tensors, support_x, support_y, query_x, query_y):
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             raise RuntimeError(
                 f"fastmeta: mlp_step: runs on the CPU, got a tensor on {tensor.device}. Move "
                 "parameters and tasks with .cpu()."

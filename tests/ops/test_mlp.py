@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastmeta import ops, reference
+from fastmeta import _testing, ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -170,6 +174,34 @@ def test_same_bits_for_any_number_of_threads_and_tasks(exact: bool) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     alone = ops.mlp_step(args[0], *(t[4:5] for t in args[1:]), **how)
     assert all(torch.equal(a[0], b[4]) for a, b in zip(alone, expected, strict=True))
+
+
+_RUN = """
+import sys, torch
+from fastmeta import build_info, ops
+assert build_info().cpu_isa == sys.argv[1]
+cases = torch.load(sys.argv[2])
+torch.save([list(ops.mlp_step(*args, **how)) for args, how in cases], sys.argv[3])
+"""
+
+
+def test_other_instruction_sets(tmp_path: Path) -> None:
+    cases = [
+        (problem(name, loss, dtype=dtype), options(name, loss, activation) | {"record_inner": True})
+        for name, loss, activation, dtype in (
+            ("sine", "mse", "elu", torch.float64),
+            ("sine", "mse", "tanh", torch.float32),
+            ("three hidden", "cross_entropy", "silu", torch.float32),
+        )
+    ]
+    torch.save(cases, tmp_path / "cases")
+    expected = [ops.mlp_step(*args, **how) for args, how in cases]
+    for isa in _testing.instruction_sets()[:-1]:
+        command = [sys.executable, "-c", _RUN, isa, tmp_path / "cases", tmp_path / "found"]
+        subprocess.run(command, check=True, env={**os.environ, "FASTMETA_CPU_ISA": isa})
+        for found, wanted in zip(torch.load(tmp_path / "found"), expected, strict=True):
+            for x, y in zip(found, wanted, strict=True):
+                assert (x - y).norm() <= TOLERANCE[y.dtype] * y.norm()
 
 
 def test_examples_with_gaps() -> None:
