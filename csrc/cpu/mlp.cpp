@@ -20,9 +20,11 @@ Network describe(const MlpArgs& args) {
     net.layers.push_back({from.in, from.out, row, net.by_input, net.by_output, net.units,
                           from.bias != nullptr, from.activation});
     net.by_input += (from.in + 1) * row;
-    if (l > 0) net.by_output += from.out * padded<T>(from.in);
+    const int64_t by_output = from.out * padded<T>(from.in);
+    if (l > 0) net.by_output += by_output;
+    net.largest = std::max(net.largest, by_output);
     net.units += row;
-    net.widest = row > net.widest ? row : net.widest;
+    net.widest = std::max(net.widest, row);
   }
   return net;
 }
@@ -61,24 +63,30 @@ void order_by_output(const Network& net, const Weights<T>& w) {
 // The initialisation, which all tasks share, in padded order.
 template <class T>
 void read_weights(const MlpArgs& args, const Network& net, const Weights<T>& w) {
+  Arena<T> arena(net.largest);
+  T* scratch = arena.take(net.largest);
   for (int64_t l = 0; l < args.count; ++l) {
     const Layer& layer = net.layers[l];
     const T* weight = static_cast<const T*>(args.layers[l].weight);
+    for (int64_t o = 0; o < layer.out; ++o)
+      memcpy(scratch + o * padded<T>(layer.in), weight + o * layer.in, sizeof(T) * layer.in);
     T* to = w.by_input + layer.by_input;
-    for (int64_t i = 0; i < layer.in; ++i)
-      for (int64_t o = 0; o < layer.out; ++o) to[i * layer.row + o] = weight[o * layer.in + i];
+    transpose(scratch, layer.out, layer.in, to);
     if (layer.bias) memcpy(to + layer.in * layer.row, args.layers[l].bias, sizeof(T) * layer.out);
   }
   order_by_output(net, w);
 }
 
-// Padded numbers by input -> torch's order, without gaps.
+// Padded numbers by input -> torch's order, without gaps; scratch holds the largest layer.
 template <class T>
-void write_row(const Network& net, const T* by_input, T scale, T* row) {
+void write_row(const Network& net, const T* by_input, T scale, T* scratch, T* row) {
   for (const Layer& layer : net.layers) {
     const T* from = by_input + layer.by_input;
-    for (int64_t o = 0; o < layer.out; ++o)
-      for (int64_t i = 0; i < layer.in; ++i) *row++ = scale * from[i * layer.row + o];
+    transpose(from, layer.in, layer.out, scratch);
+    for (int64_t o = 0; o < layer.out; ++o) {
+      const T* weight = scratch + o * padded<T>(layer.in);
+      for (int64_t i = 0; i < layer.in; ++i) *row++ = scale * weight[i];
+    }
     if (!layer.bias) continue;
     for (int64_t o = 0; o < layer.out; ++o) *row++ = scale * from[layer.in * layer.row + o];
   }
@@ -101,7 +109,7 @@ class Worker {
         start_(start),
         most_(std::max(args.support.n, args.query.n)),
         kept_(args.exact ? args.steps : std::min<int64_t>(args.steps, 1)),
-        arena_((kept_ + 1) * (net.by_input + net.by_output) + 3 * net.by_input +
+        arena_((kept_ + 1) * (net.by_input + net.by_output) + 3 * net.by_input + net.largest +
                tapes() * 4 * tape_size() + 2 * tape_size() + most_ * net.widest) {
     for (int64_t k = 0; k < kept_; ++k) weights_.push_back(new_weights());
     for (int64_t k = 0; k < tapes(); ++k)
@@ -110,6 +118,7 @@ class Worker {
     direction_ = new_weights();
     grad_ = arena_.take(net.by_input);
     inner_ = arena_.take(net.by_input);
+    scratch_ = arena_.take(net.largest);
     motion_ = {new_tape(), new_tape(), arena_.take(most_ * net.widest)};
   }
 
@@ -133,9 +142,9 @@ class Worker {
     static_cast<T*>(args_.query_loss)[task] = value;
     static_cast<T*>(args_.support_loss)[task] = args_.steps ? first_loss : value;
     const int64_t size = row_size();
-    write_row<T>(net_, direction_.by_input, 1, static_cast<T*>(args_.rows) + task * size);
+    write_row<T>(net_, direction_.by_input, 1, scratch_, static_cast<T*>(args_.rows) + task * size);
     if (args_.inner)
-      write_row(net_, inner_, T(1) / static_cast<T>(args_.steps),
+      write_row(net_, inner_, T(1) / static_cast<T>(args_.steps), scratch_,
                 static_cast<T*>(args_.inner) + task * size);
   }
 
@@ -210,6 +219,7 @@ class Worker {
   Weights<T> direction_;
   T* grad_;
   T* inner_;
+  T* scratch_;
   Motion<T> motion_;
 };
 

@@ -29,6 +29,7 @@ struct Network {
   int64_t by_output = 0;
   int64_t units = 0;
   int64_t widest = 0;
+  int64_t largest = 0;  // padded weight (out, in) of any layer
 };
 
 // Parameters, or a direction in their space. Products need the weights in both orders.
