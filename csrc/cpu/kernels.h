@@ -3,6 +3,7 @@
 
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
+#include "fastmeta/mlp.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
 
@@ -17,6 +18,7 @@ struct Kernels {
   void (*inner_step)(const StepArgs&, const Parallel&);
   void (*hvp_perturb)(const PerturbArgs&, const Parallel&);
   void (*hvp_difference)(const DifferenceArgs&, const Parallel&);
+  void (*mlp_step)(const MlpArgs&, const Parallel&);
 };
 
 // The table of one instruction set ("baseline", "avx2", "avx512"); null where the processor or the

@@ -70,7 +70,7 @@ inline void store(Half* p, Vec<float> v) {
 
 template <class A>
 inline Vec<A> splat(A x) {
-  return Vec<A>{} + x;
+  return x - Vec<A>{};  // unlike x + 0, which is not x for -0, no operation is left of it
 }
 
 template <class A>

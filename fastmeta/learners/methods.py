@@ -10,7 +10,8 @@ from torch import nn
 from fastmeta import metagrad as meta
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import GslWeights, Mean
-from fastmeta.learners.learner import Loss, MetaLearner, OptimizerFactory
+from fastmeta.engines import EngineName, Loss
+from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
 
 class MAML(MetaLearner):
@@ -22,6 +23,7 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
+        engine: see :class:`fastmeta.MetaLearner`.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class MAML(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
     ) -> None:
         super().__init__(
             module,
@@ -40,6 +43,7 @@ class MAML(MetaLearner):
             metagrad=meta.Exact(),
             aggregation=Mean(),
             optimizer=optimizer,
+            engine=engine,
         )
 
 
@@ -54,6 +58,7 @@ class FOMAML(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
     ) -> None:
         super().__init__(
             module,
@@ -62,6 +67,7 @@ class FOMAML(MetaLearner):
             metagrad=meta.FirstOrder(),
             aggregation=Mean(),
             optimizer=optimizer,
+            engine=engine,
         )
 
 
@@ -75,6 +81,7 @@ class Reptile(MetaLearner):
         inner_steps: inner steps during meta-training; with one step it is joint training.
         optimizer: makes the outer optimizer; ``lambda p: torch.optim.SGD(p, lr=e)`` is the paper's
             ``theta + e (theta_K - theta)``, Adam with 1e-3 the default.
+        engine: see :class:`fastmeta.MetaLearner`.
         use_query: train on support and query examples together, as the paper does.
     """
 
@@ -86,6 +93,7 @@ class Reptile(MetaLearner):
         inner_lr: float,
         inner_steps: int = 5,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
         use_query: bool = True,
     ) -> None:
         super().__init__(
@@ -95,6 +103,7 @@ class Reptile(MetaLearner):
             metagrad=meta.Reptile(use_query),
             aggregation=Mean(),
             optimizer=optimizer,
+            engine=engine,
         )
 
 
@@ -107,6 +116,7 @@ class GSL(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
+        engine: see :class:`fastmeta.MetaLearner`.
         variant: R0, R1, R2 or R3, see :class:`fastmeta.metagrad.GslRule`.
         **options: further options of :class:`fastmeta.metagrad.GslRule` (R3: ``lam_c``, ``lam_2``
             and ``tau``).
@@ -120,6 +130,7 @@ class GSL(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
         variant: str = "R1",
         **options: Any,
     ) -> None:
@@ -131,6 +142,7 @@ class GSL(MetaLearner):
             metagrad=meta.FirstOrder() if by_task else meta.GSL(variant=variant, **options),
             aggregation=GslWeights(**options) if by_task else Mean(),
             optimizer=optimizer,
+            engine=engine,
         )
 
 

@@ -3,12 +3,14 @@
 from fastmeta.ops.combine import combine, combine_
 from fastmeta.ops.gram import gram, pair_cosines, pair_distances
 from fastmeta.ops.hvp import hvp_difference, hvp_perturb, hvp_radius
+from fastmeta.ops.mlp import MlpStep, mlp_step
 from fastmeta.ops.pack import pack, pack_, unpack_
 from fastmeta.ops.similarity import mean_similarity, row_similarity
 from fastmeta.ops.step import inner_step, inner_step_
 from fastmeta.ops.weights import agreement_weights, gsl_coefficients, gsl_task_weights
 
 __all__ = [
+    "MlpStep",
     "agreement_weights",
     "combine",
     "combine_",
@@ -21,6 +23,7 @@ __all__ = [
     "inner_step",
     "inner_step_",
     "mean_similarity",
+    "mlp_step",
     "pack",
     "pack_",
     "pair_cosines",

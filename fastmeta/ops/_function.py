@@ -18,14 +18,14 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a ``torch.func`` transform or forward-mode AD is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def watched(*tensors: Tensor) -> bool:
     """Whether autograd, a ``torch.func`` transform or forward-mode AD may look at this call."""
-    return _transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def apply(function: Any, eager: Any, *args: Any) -> Any:
@@ -36,7 +36,7 @@ def apply(function: Any, eager: Any, *args: Any) -> Any:
     """
     if not torch.compiler.is_compiling():
         return eager.apply(*args)
-    return function.twin(*args) if _transformed() else function.apply(*_distinct(args))
+    return function.twin(*args) if transformed() else function.apply(*_distinct(args))
 
 
 def _distinct(args: Sequence[Any]) -> list[Any]:

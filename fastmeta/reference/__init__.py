@@ -3,6 +3,7 @@
 from fastmeta.reference.combine import combine
 from fastmeta.reference.dtypes import accumulation_dtype
 from fastmeta.reference.gram import gram
+from fastmeta.reference.mlp import mlp_step
 from fastmeta.reference.pack import pack, pack_, unpack_
 from fastmeta.reference.similarity import mean_similarity, row_similarity
 from fastmeta.reference.step import hvp_difference, hvp_perturb, inner_step
@@ -17,6 +18,7 @@ __all__ = [
     "hvp_perturb",
     "inner_step",
     "mean_similarity",
+    "mlp_step",
     "pack",
     "pack_",
     "row_similarity",

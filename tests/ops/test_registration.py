@@ -30,6 +30,11 @@ SAMPLES = {
     ),
     "hvp_perturb": lambda g: (g, g + 1, torch.rand(3)),
     "hvp_difference": lambda g: (g, g + 1, g + 2, torch.rand(3), torch.rand(7)),
+    "mlp_step": lambda g: (
+        [torch.randn(4, 7), torch.randn(4), torch.randn(2, 4)],
+        *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randn(3, 6, 7), torch.randn(3, 6, 2)),
+        *([1], 0, 0.1, 2, True, True),
+    ),
     "gsl_coefficients": lambda g: (
         torch.rand(3, 2, 3),
         torch.rand(3),
