@@ -29,6 +29,41 @@ inline void store(A* p, Vec<A> v) {
   memcpy(p, &v, sizeof(v));
 }
 
+// The first n (0 to all) elements; the other lanes take `fill`.
+template <class A>
+inline Vec<A> load_some(const A* p, int64_t n, Vec<A> fill) {
+  if (n == kLanes<A>) return load(p);
+#if FM_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(A) == 4)
+    return reinterpret_cast<Vec<A>>(
+        _mm512_mask_loadu_ps(reinterpret_cast<__m512>(fill), static_cast<__mmask16>(mask), p));
+  else
+    return reinterpret_cast<Vec<A>>(
+        _mm512_mask_loadu_pd(reinterpret_cast<__m512d>(fill), static_cast<__mmask8>(mask), p));
+#else
+  A parts[kLanes<A>];
+  store(parts, fill);
+  for (int64_t i = 0; i < n; ++i) parts[i] = p[i];
+  return load(parts);
+#endif
+}
+template <class A>
+inline void store_some(A* p, int64_t n, Vec<A> v) {
+  if (n == kLanes<A>) return store(p, v);
+#if FM_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(A) == 4)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), reinterpret_cast<__m512>(v));
+  else
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512d>(v));
+#else
+  A parts[kLanes<A>];
+  store(parts, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = parts[i];
+#endif
+}
+
 inline Vec<float> load(const BFloat16* p) {
   constexpr int64_t n = kLanes<float>;
   typedef uint16_t Narrow __attribute__((vector_size(2 * n)));

@@ -3,6 +3,7 @@
 from fastmeta.reference.combine import combine
 from fastmeta.reference.dtypes import accumulation_dtype
 from fastmeta.reference.gram import gram
+from fastmeta.reference.norm import batch_norm_relu, norm_backward, norm_second, norm_tangent
 from fastmeta.reference.pack import pack, pack_, unpack_
 from fastmeta.reference.similarity import mean_similarity, row_similarity
 from fastmeta.reference.step import hvp_difference, hvp_perturb, inner_step
@@ -10,12 +11,16 @@ from fastmeta.reference.weights import gsl_coefficients, task_weights
 
 __all__ = [
     "accumulation_dtype",
+    "batch_norm_relu",
     "combine",
     "gram",
     "gsl_coefficients",
     "hvp_difference",
     "hvp_perturb",
     "inner_step",
+    "norm_backward",
+    "norm_second",
+    "norm_tangent",
     "mean_similarity",
     "pack",
     "pack_",
