@@ -31,16 +31,16 @@ struct Input {
 
   Input(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double eps, bool pool)
       : x(dense(x_)), weight(dense(weight_)), bias(dense(bias_)), args{} {
-    FM_REQUIRE(x.dim() == 4 && x.numel() > 0,
-               "batch_norm_relu: expected a non-empty (N, C, H, W) input, got shape " +
-                   shape_of(x) + ".");
+    FM_REQUIRE(
+        x.dim() == 4 && x.numel() > 0,
+        "batch_norm_relu: expected a non-empty (N, C, H, W) input, got shape " + shape_of(x) + ".");
     FM_REQUIRE(
         x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
         "batch_norm_relu: the input must be float32 or float64. Convert it with .to(), or use "
         "torch's batch_norm.");
-    FM_REQUIRE(!pool || (x.size(2) >= 2 && x.size(3) >= 2),
-               "batch_norm_relu: 2x2 pooling needs planes of 2x2 or more, got shape " +
-                   shape_of(x) + ".");
+    FM_REQUIRE(
+        !pool || (x.size(2) >= 2 && x.size(3) >= 2),
+        "batch_norm_relu: 2x2 pooling needs planes of 2x2 or more, got shape " + shape_of(x) + ".");
     require_channels(weight, x, "weight");
     require_channels(bias, x, "bias");
     args = {dtype_of(x),
@@ -62,9 +62,9 @@ Tensors norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, 
   const Ints channels{x.size(1)};
   Tensors out{empty(x, shape_like(x, pool), x.scalar_type()), empty(x, channels, x.scalar_type()),
               empty(x, channels, x.scalar_type())};
-  cpu::kernels().norm_forward({in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(),
-                               out[2].mutable_data_ptr()},
-                              torch_threads());
+  cpu::kernels().norm_forward(
+      {in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
+      torch_threads());
   return out;
 }
 

@@ -261,13 +261,13 @@ void each_channel(const NormInput& in, const Parallel& parallel, const Task& tas
 
 }  // namespace
 
-#define FM_NORM(name, Args)                                                   \
-  void norm_##name(const Args& args, const Parallel& parallel) {              \
-    each_channel(args.in, parallel, [&](auto& channel, auto* scratch) {       \
-      using T = std::remove_pointer_t<decltype(scratch)>;                     \
-      args.in.pool ? name<T, true>(args, channel, scratch)                    \
-                   : name<T, false>(args, channel, scratch);                  \
-    });                                                                       \
+#define FM_NORM(name, Args)                                             \
+  void norm_##name(const Args& args, const Parallel& parallel) {        \
+    each_channel(args.in, parallel, [&](auto& channel, auto* scratch) { \
+      using T = std::remove_pointer_t<decltype(scratch)>;               \
+      args.in.pool ? name<T, true>(args, channel, scratch)              \
+                   : name<T, false>(args, channel, scratch);            \
+    });                                                                 \
   }
 FM_NORM(forward, NormForwardArgs)
 FM_NORM(backward, NormBackwardArgs)

@@ -18,9 +18,9 @@ void norm_backward(const NormBackwardArgs&, const Parallel&);
 void norm_second(const NormSecondArgs&, const Parallel&);
 
 const Kernels* table() {
-  static const Kernels kernels = {FM_NAME(FM_ISA), gram,       row_similarity, mean_similarity,
-                                  combine,         inner_step, hvp_perturb,    hvp_difference,
- norm_forward, norm_backward, norm_second};
+  static const Kernels kernels = {FM_NAME(FM_ISA), gram,          row_similarity, mean_similarity,
+                                  combine,         inner_step,    hvp_perturb,    hvp_difference,
+                                  norm_forward,    norm_backward, norm_second};
   return &kernels;
 }
 

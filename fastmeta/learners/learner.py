@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.functional import Buffers, FunctionalModule
+from fastmeta.fusion import FusedModule
 from fastmeta.metagrad import Episode, MetaGradient
 from fastmeta.rows import RowBuffer
 from fastmeta.tasks import Task, TaskBatch
@@ -49,6 +50,8 @@ class MetaLearner:
         metagrad: room 2, the meta-gradient of a task.
         aggregation: room 3, the weights of the tasks.
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
+        fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``
+            as one compiled op (see :class:`fastmeta.fusion.FusedModule`).
     """
 
     def __init__(
@@ -60,13 +63,14 @@ class MetaLearner:
         metagrad: MetaGradient,
         aggregation: Aggregation,
         optimizer: OptimizerFactory | None = None,
+        fuse: bool = True,
     ) -> None:
         self.module = module
         self.loss = loss
         self.adaptation = adaptation
         self.metagrad = metagrad
         self.aggregation = aggregation
-        self._model = FunctionalModule(module)
+        self._model = FusedModule(module) if fuse else FunctionalModule(module)
         params = self._model.params
         self.optimizer = (
             torch.optim.Adam(params, lr=1e-3) if optimizer is None else optimizer(params)

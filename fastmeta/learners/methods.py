@@ -22,6 +22,7 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
+        fuse: see :class:`MetaLearner`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class MAML(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        fuse: bool = True,
     ) -> None:
         super().__init__(
             module,
@@ -40,6 +42,7 @@ class MAML(MetaLearner):
             metagrad=meta.Exact(),
             aggregation=Mean(),
             optimizer=optimizer,
+            fuse=fuse,
         )
 
 
@@ -54,6 +57,7 @@ class FOMAML(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        fuse: bool = True,
     ) -> None:
         super().__init__(
             module,
@@ -62,6 +66,7 @@ class FOMAML(MetaLearner):
             metagrad=meta.FirstOrder(),
             aggregation=Mean(),
             optimizer=optimizer,
+            fuse=fuse,
         )
 
 
@@ -75,6 +80,7 @@ class Reptile(MetaLearner):
         inner_steps: inner steps during meta-training; with one step it is joint training.
         optimizer: makes the outer optimizer; ``lambda p: torch.optim.SGD(p, lr=e)`` is the paper's
             ``theta + e (theta_K - theta)``, Adam with 1e-3 the default.
+        fuse: see :class:`MetaLearner`.
         use_query: train on support and query examples together, as the paper does.
     """
 
@@ -86,6 +92,7 @@ class Reptile(MetaLearner):
         inner_lr: float,
         inner_steps: int = 5,
         optimizer: OptimizerFactory | None = None,
+        fuse: bool = True,
         use_query: bool = True,
     ) -> None:
         super().__init__(
@@ -95,6 +102,7 @@ class Reptile(MetaLearner):
             metagrad=meta.Reptile(use_query),
             aggregation=Mean(),
             optimizer=optimizer,
+            fuse=fuse,
         )
 
 
@@ -107,6 +115,7 @@ class GSL(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
+        fuse: see :class:`MetaLearner`.
         variant: R0, R1, R2 or R3, see :class:`fastmeta.metagrad.GslRule`.
         **options: further options of :class:`fastmeta.metagrad.GslRule` (R3: ``lam_c``, ``lam_2``
             and ``tau``).
@@ -120,6 +129,7 @@ class GSL(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        fuse: bool = True,
         variant: str = "R1",
         **options: Any,
     ) -> None:
@@ -131,6 +141,7 @@ class GSL(MetaLearner):
             metagrad=meta.FirstOrder() if by_task else meta.GSL(variant=variant, **options),
             aggregation=GslWeights(**options) if by_task else Mean(),
             optimizer=optimizer,
+            fuse=fuse,
         )
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm with batch statistics, ReLU and max-pooling as one op, twice differentiable at speed."""
+"""BatchNorm with batch statistics, ReLU and max-pooling as one op with fused second derivatives."""
 
 from __future__ import annotations
 
@@ -43,26 +43,20 @@ def batch_norm_relu(
     return z, mean, var
 
 
-def _backward(
-    dz: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (dz, x, weight, bias, mean, var)
-    if watched(*tensors):
-        dx, d_weight, d_bias = apply(_Backward, _BackwardEager, *tensors, eps, pool)
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``dz, x, weight, bias, mean, var, eps, pool``: gradients of ``x``, ``weight``, ``bias``."""
+    if watched(*args[:6]):
+        dx, d_weight, d_bias = apply(_Backward, _BackwardEager, *args)
     else:
-        dx, d_weight, d_bias = kernels.norm_backward.default(*tensors, eps, pool)
+        dx, d_weight, d_bias = kernels.norm_backward.default(*args)
     return dx, d_weight, d_bias
 
 
 def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``dz, u, p, q, x, weight, bias, mean, var, eps, pool``: see ``csrc/include/.../norm.h``."""
+    """``dz, u, p, q, x, weight, bias, mean, var, eps, pool``: changes along ``(u, p, q)``.
+
+    Of the output and of the gradients of ``x`` and ``weight``; ``csrc/include/fastmeta/norm.h``.
+    """
     if watched(*args[:9]):
         d_dz, dx, d_weight = apply(_Second, _SecondEager, *args)
     else:
@@ -143,10 +137,10 @@ class _Backward(torch.autograd.Function):
 
 class _BackwardEager(_Backward):
     @staticmethod
-    def jvp(ctx: Any, d_dz: Tensor, u: Tensor, p: Tensor, q: Tensor, *_: Any) -> Any:
+    def jvp(ctx: Any, d_dz: Tensor, u: Tensor, p: Tensor, q: Tensor, *_rest: Any) -> Any:
         dz, *others = ctx.saved_tensors
         linear = _backward(d_dz, *others, ctx.eps, ctx.pool)
-        change, dx, d_weight = _second(dz, u, p, q, *others, ctx.eps, ctx.pool)
+        _, dx, d_weight = _second(dz, u, p, q, *others, ctx.eps, ctx.pool)
         return linear[0] + dx, linear[1] + d_weight, linear[2]
 
 
@@ -161,7 +155,7 @@ class _ByTwin(torch.autograd.Function):
 
 
 def _pull(twin: Any, ctx: Any, grads: Any) -> Any:
-    _, pull = torch.func.vjp(lambda *t: twin(*t, ctx.eps, ctx.pool), *ctx.saved_tensors)
+    pull = torch.func.vjp(lambda *t: twin(*t, ctx.eps, ctx.pool), *ctx.saved_tensors)[1]
     return *pull(grads), *(None,) * 4
 
 

@@ -28,8 +28,7 @@ def norm_backward(
     def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return batch_norm_relu(x, weight, bias, eps, pool)[0]
 
-    _, pull = torch.func.vjp(block, x, weight, bias)
-    grads: tuple[Tensor, Tensor, Tensor] = pull(dz)
+    grads: tuple[Tensor, Tensor, Tensor] = torch.func.vjp(block, x, weight, bias)[1](dz)
     return grads
 
 
@@ -48,9 +47,8 @@ def norm_tangent(
     def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return batch_norm_relu(x, weight, bias, eps, pool)[0]
 
-    _, change = torch.func.jvp(block, (x, weight, bias), (u, p, q))
-    result: Tensor = change
-    return result
+    change: Tensor = torch.func.jvp(block, (x, weight, bias), (u, p, q))[1]
+    return change
 
 
 def norm_second(
@@ -70,6 +68,5 @@ def norm_second(
         z = batch_norm_relu(x, weight, bias, eps, pool)[0]
         return z, *norm_backward(dz, x, weight, bias, eps, pool)[:2]
 
-    _, changes = torch.func.jvp(both, (x, weight, bias), (u, p, q))
-    result: tuple[Tensor, Tensor, Tensor] = changes
-    return result
+    changes: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(both, (x, weight, bias), (u, p, q))[1]
+    return changes

@@ -96,8 +96,7 @@ FM_HD NormSecondCoef norm_second_coef(double m, double r, double weight, double 
   const double rest = sums.udy / m - u * dy - b * c;
   const double k_u = -s * r * c, k_y = p * r - s * r * b;
   const double k_h = -s * r * rest - k_u * b - k_y * c;
-  return {s,   (p - s * b) * r, q - s * u,           k_u,
-          k_y, k_h * r,         -(k_u * u + k_y * dy), m * r * rest};
+  return {s, (p - s * b) * r, q - s * u, k_u, k_y, k_h * r, -(k_u * u + k_y * dy), m * r * rest};
 }
 
 }  // namespace fastmeta
