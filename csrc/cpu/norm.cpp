@@ -63,16 +63,18 @@ Vec<T> where_positive(Vec<T> y, Vec<T> value) {
 
 template <class T>
 void moments(const NormForwardArgs& args, Channel<T>& ch) {
+  // Sums of differences to a value of the channel: rounding grows with its spread, not its mean.
+  const Vec<T> anchor = splat(*ch.x(0));
   Sums<T, 1> first, second;
   for (int64_t n = 0; n < ch.in.n; ++n)
     runs<T>(ch.plane, [&](int64_t begin, int64_t length) {
       const T* x = ch.x(n) + begin;
       sweep<T>(length, [&](auto lanes, int64_t i, auto k) {
-        first.lanes[0][k] += lanes.load(x + i, kZero<T>);
+        first.lanes[0][k] += lanes.load(x + i, anchor) - anchor;
       });
       first.hold(length);
     });
-  const T mean = static_cast<T>(first.total(0) / ch.m);
+  const T mean = static_cast<T>(static_cast<double>(*ch.x(0)) + first.total(0) / ch.m);
   const Vec<T> centre = splat(mean);
   for (int64_t n = 0; n < ch.in.n; ++n)
     runs<T>(ch.plane, [&](int64_t begin, int64_t length) {
