@@ -4,6 +4,7 @@
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
 #include "fastmeta/mlp.h"
+#include "fastmeta/norm.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
 
@@ -19,6 +20,9 @@ struct Kernels {
   void (*hvp_perturb)(const PerturbArgs&, const Parallel&);
   void (*hvp_difference)(const DifferenceArgs&, const Parallel&);
   void (*mlp_step)(const MlpArgs&, const Parallel&);
+  void (*norm_forward)(const NormForwardArgs&, const Parallel&);
+  void (*norm_backward)(const NormBackwardArgs&, const Parallel&);
+  void (*norm_second)(const NormSecondArgs&, const Parallel&);
 };
 
 // The table of one instruction set ("baseline", "avx2", "avx512"); null where the processor or the

@@ -12,6 +12,7 @@ from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.engines import EngineName, Loss, Method, Rows, StepResult, check_name, choose
 from fastmeta.functional import Buffers, FunctionalModule
+from fastmeta.fusion import FusedModule
 from fastmeta.metagrad import MetaGradient
 from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
@@ -37,6 +38,8 @@ class MetaLearner:
             ``"mlp"``, one compiled call, takes plain multi-layer perceptrons on the CPU (see
             :class:`fastmeta.engines.MlpEngine`) and says what is in its way; ``"auto"`` takes the
             fastest that can run.
+        fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``
+            as one compiled op (see :class:`fastmeta.fusion.FusedModule`).
 
     Raises:
         ValueError: if the engine is unknown, or the module has nothing to train.
@@ -52,6 +55,7 @@ class MetaLearner:
         aggregation: Aggregation,
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
+        fuse: bool = True,
     ) -> None:
         check_name(engine)
         self.engine = engine
@@ -60,7 +64,7 @@ class MetaLearner:
         self.adaptation = adaptation
         self.metagrad = metagrad
         self.aggregation = aggregation
-        self._model = FunctionalModule(module)
+        self._model = FusedModule(module) if fuse else FunctionalModule(module)
         adaptation.bind(self._model.params)
         self._learned = [*self._model.params, *adaptation.rates]
         self.optimizer = (

