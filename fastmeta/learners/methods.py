@@ -14,7 +14,35 @@ from fastmeta.engines import EngineName, Loss
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
 
-class MAML(MetaLearner):
+class _Classic(MetaLearner):
+    """Inner gradient descent, one meta-gradient without options, and the mean over tasks."""
+
+    _metagrad: type[meta.MetaGradient]
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        *,
+        inner_lr: float,
+        inner_steps: int = 1,
+        optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
+        fuse: bool = True,
+    ) -> None:
+        super().__init__(
+            module,
+            loss,
+            adaptation=SGD(inner_lr, inner_steps),
+            metagrad=self._metagrad(),
+            aggregation=Mean(),
+            optimizer=optimizer,
+            engine=engine,
+            fuse=fuse,
+        )
+
+
+class MAML(_Classic):
     """Model-Agnostic Meta-Learning with the exact meta-gradient (Finn et al. 2017).
 
     Args:
@@ -27,53 +55,13 @@ class MAML(MetaLearner):
         fuse: see :class:`fastmeta.MetaLearner`.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        *,
-        inner_lr: float,
-        inner_steps: int = 1,
-        optimizer: OptimizerFactory | None = None,
-        engine: EngineName = "auto",
-        fuse: bool = True,
-    ) -> None:
-        super().__init__(
-            module,
-            loss,
-            adaptation=SGD(inner_lr, inner_steps),
-            metagrad=meta.Exact(),
-            aggregation=Mean(),
-            optimizer=optimizer,
-            engine=engine,
-            fuse=fuse,
-        )
+    _metagrad = meta.Exact
 
 
-class FOMAML(MetaLearner):
+class FOMAML(_Classic):
     """First-order MAML (Finn et al. 2017, section 5.2); arguments as :class:`MAML`."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        *,
-        inner_lr: float,
-        inner_steps: int = 1,
-        optimizer: OptimizerFactory | None = None,
-        engine: EngineName = "auto",
-        fuse: bool = True,
-    ) -> None:
-        super().__init__(
-            module,
-            loss,
-            adaptation=SGD(inner_lr, inner_steps),
-            metagrad=meta.FirstOrder(),
-            aggregation=Mean(),
-            optimizer=optimizer,
-            engine=engine,
-            fuse=fuse,
-        )
+    _metagrad = meta.FirstOrder
 
 
 class Reptile(MetaLearner):
