@@ -65,6 +65,28 @@ Array<T> combine(const std::string& isa, const Array<T>& g, const Array<T>& coef
   return out;
 }
 
+// Forward, backward at dz, and second along u (and the weights' own values), one after the other.
+template <class T>
+std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Array<T>& weight,
+                           const Array<T>& bias, const Array<T>& dz, const Array<T>& u, bool pool) {
+  const NormInput in{kDType<T>, x.shape(0), x.shape(1), x.shape(2),    x.shape(3),
+                     1e-3,      pool,       x.data(),   weight.data(), bias.data()};
+  const std::vector<py::ssize_t> like_x(x.shape(), x.shape() + 4),
+      like_z(dz.shape(), dz.shape() + 4);
+  Array<T> z(like_z), mean(in.c), var(in.c), dx(like_x), dweight(in.c), dbias(in.c), out_z(like_z),
+      out_x(like_x), out_weight(in.c);
+  const Parallel serial(run_serially);
+  table(isa).norm_forward({in, z.mutable_data(), mean.mutable_data(), var.mutable_data()}, serial);
+  table(isa).norm_backward({in, mean.data(), var.data(), dz.data(), dx.mutable_data(),
+                            dweight.mutable_data(), dbias.mutable_data()},
+                           serial);
+  table(isa).norm_second(
+      {in, mean.data(), var.data(), dz.data(), u.data(), weight.data(), bias.data(),
+       out_z.mutable_data(), out_x.mutable_data(), out_weight.mutable_data()},
+      serial);
+  return {z, mean, var, dx, dweight, dbias, out_z, out_x, out_weight};
+}
+
 // Storage conversions of the portable core, on raw bits.
 template <class S>
 Array<float> widen_bits(const Array<uint16_t>& bits) {
@@ -96,6 +118,10 @@ PYBIND11_MODULE(_testing, m) {
   m.def("mean_similarity", &mean_similarity<double>, py::arg("isa"), py::arg("g").noconvert());
   m.def("combine", &combine<float>, py::arg("isa"), py::arg("g").noconvert(), py::arg("coef"));
   m.def("combine", &combine<double>, py::arg("isa"), py::arg("g").noconvert(), py::arg("coef"));
+  m.def("norm", &norm<float>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),
+        py::arg("bias"), py::arg("dz"), py::arg("u"), py::arg("pool"));
+  m.def("norm", &norm<double>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),
+        py::arg("bias"), py::arg("dz"), py::arg("u"), py::arg("pool"));
   m.def("widen_half", &widen_bits<Half>);
   m.def("widen_bfloat16", &widen_bits<BFloat16>);
   m.def("narrow_half", &narrow_bits<Half>);

@@ -46,10 +46,9 @@ class FlatLayout:
                 f"expected a last dimension of {self.size}, the parameters' total size, "
                 f"got shape {tuple(flat.shape)}."
             )
-        return [
-            flat[..., begin:end].unflatten(-1, shape) if shape else flat[..., begin]
-            for shape, begin, end in zip(self.shapes, self.bounds, self.bounds[1:], strict=False)
-        ]
+        lead = flat.shape[:-1]
+        parts = flat.split_with_sizes([prod(shape) for shape in self.shapes], -1)
+        return [part.view(lead + shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def attach_grads(self, params: Sequence[Tensor], row: Tensor) -> None:
         """Makes each ``.grad`` a view of ``row`` ``(P,)``, so that ``backward()`` fills the row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -31,13 +32,20 @@ class RowBuffer:
         """Forgets the rows, keeps the memory."""
         self.count = 0
 
+    def adopt(self, rows: Tensor) -> None:
+        """Takes the filled rows ``(T, P)`` as they are, in place of its own memory."""
+        self._data, self.count = rows, len(rows)
+
     def append(self, grads: Sequence[Tensor | None]) -> Tensor:
-        """Packs one task's gradients (``None`` means zero) into the next row; returns that row."""
+        """Packs one task's gradients into the next row; returns that row.
+
+        ``None`` means zero, and so do gradients left out at the end.
+        """
         dense = [
             torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
             if grad is None
             else grad
-            for grad, shape in zip(grads, self.layout.shapes, strict=True)
+            for grad, shape in zip_longest(grads, self.layout.shapes)
         ]
         row = self._next_row()
         ops.pack_(row.unsqueeze(0), dense)

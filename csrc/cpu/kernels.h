@@ -3,6 +3,8 @@
 
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
+#include "fastmeta/mlp.h"
+#include "fastmeta/norm.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
 
@@ -17,6 +19,10 @@ struct Kernels {
   void (*inner_step)(const StepArgs&, const Parallel&);
   void (*hvp_perturb)(const PerturbArgs&, const Parallel&);
   void (*hvp_difference)(const DifferenceArgs&, const Parallel&);
+  void (*mlp_step)(const MlpArgs&, const Parallel&);
+  void (*norm_forward)(const NormForwardArgs&, const Parallel&);
+  void (*norm_backward)(const NormBackwardArgs&, const Parallel&);
+  void (*norm_second)(const NormSecondArgs&, const Parallel&);
 };
 
 // The table of one instruction set ("baseline", "avx2", "avx512"); null where the processor or the

@@ -29,6 +29,64 @@ inline void store(A* p, Vec<A> v) {
   memcpy(p, &v, sizeof(v));
 }
 
+#if FM_VECTOR_BYTES == 32
+// Sets the first n of eight or four lanes.
+template <class A>
+inline __m256i first_lanes(int64_t n) {
+  alignas(32) static constexpr int64_t ones[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+  const char* end = reinterpret_cast<const char*>(ones + 4);
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(end - n * sizeof(A)));
+}
+#endif
+
+// The first n (0 to all) elements; the other lanes take `fill`.
+template <class A>
+inline Vec<A> load_some(const A* p, int64_t n, Vec<A> fill) {
+  if (n == kLanes<A>) return load(p);
+#if FM_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(A) == 4)
+    return reinterpret_cast<Vec<A>>(
+        _mm512_mask_loadu_ps(reinterpret_cast<__m512>(fill), static_cast<__mmask16>(mask), p));
+  else
+    return reinterpret_cast<Vec<A>>(
+        _mm512_mask_loadu_pd(reinterpret_cast<__m512d>(fill), static_cast<__mmask8>(mask), p));
+#elif FM_VECTOR_BYTES == 32
+  const __m256i mask = first_lanes<A>(n);
+  if constexpr (sizeof(A) == 4)
+    return reinterpret_cast<Vec<A>>(_mm256_blendv_ps(
+        reinterpret_cast<__m256>(fill), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask)));
+  else
+    return reinterpret_cast<Vec<A>>(_mm256_blendv_pd(
+        reinterpret_cast<__m256d>(fill), _mm256_maskload_pd(p, mask), _mm256_castsi256_pd(mask)));
+#else
+  A parts[kLanes<A>];
+  store(parts, fill);
+  for (int64_t i = 0; i < n; ++i) parts[i] = p[i];
+  return load(parts);
+#endif
+}
+template <class A>
+inline void store_some(A* p, int64_t n, Vec<A> v) {
+  if (n == kLanes<A>) return store(p, v);
+#if FM_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(A) == 4)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), reinterpret_cast<__m512>(v));
+  else
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512d>(v));
+#elif FM_VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4)
+    _mm256_maskstore_ps(p, first_lanes<A>(n), reinterpret_cast<__m256>(v));
+  else
+    _mm256_maskstore_pd(p, first_lanes<A>(n), reinterpret_cast<__m256d>(v));
+#else
+  A parts[kLanes<A>];
+  store(parts, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = parts[i];
+#endif
+}
+
 inline Vec<float> load(const BFloat16* p) {
   constexpr int64_t n = kLanes<float>;
   typedef uint16_t Narrow __attribute__((vector_size(2 * n)));
@@ -70,7 +128,7 @@ inline void store(Half* p, Vec<float> v) {
 
 template <class A>
 inline Vec<A> splat(A x) {
-  return Vec<A>{} + x;
+  return x - Vec<A>{};  // unlike x + 0, which is not x for -0, no operation is left of it
 }
 
 template <class A>

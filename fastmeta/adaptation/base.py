@@ -4,12 +4,63 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 # The support loss as a function of the parameters.
 LossFn = Callable[[Sequence[Tensor]], Tensor]
+Grads = Sequence[Tensor | None]
+
+
+class Cotangents(NamedTuple):
+    """Derivatives of a number in the arguments of one update.
+
+    Attributes:
+        params: in the parameters, the gradients being held fixed.
+        state: in the inner optimizer's state.
+        grads: in the gradients; ``None`` where there was none.
+        rates: in the adaptation's learned rates.
+    """
+
+    params: list[Tensor]
+    state: list[Tensor]
+    grads: list[Tensor | None]
+    rates: list[Tensor]
+
+
+# From the derivatives in one update's results (parameters, state) to those in its arguments.
+Pullback = Callable[[Sequence[Tensor], Sequence[Tensor]], Cotangents]
+
+
+@dataclass
+class InnerStep:
+    """One inner step as a walk back needs it.
+
+    Attributes:
+        params: the parameters before the step, leaves that require a gradient.
+        pullback: of the update.
+        grads: the gradients with their graph in ``params``, where the graph was kept.
+    """
+
+    params: list[Tensor]
+    pullback: Pullback
+    grads: Grads | None
+
+
+@dataclass
+class Tape:
+    """The steps of one inner loop, for a walk back.
+
+    Attributes:
+        graphs: of how many last steps the graph is kept, too.
+        steps: the steps taken.
+    """
+
+    graphs: int = 0
+    steps: list[InnerStep] = field(default_factory=list)
 
 
 @dataclass
@@ -20,23 +71,86 @@ class Adapted:
         fast: the fast weights, in the order of the parameters.
         inner_grads: gradients of each inner step, detached; empty unless they were asked for.
         losses: the support loss before each inner step, detached.
+        state: the inner optimizer's state after the last step.
     """
 
     fast: list[Tensor]
     inner_grads: list[list[Tensor | None]]
     losses: list[Tensor]
+    state: list[Tensor]
 
 
 class Adaptation(ABC):
     """Inner adaptation: from the initialisation to a task's fast weights.
 
+    A subclass says what one :meth:`update` is, on torch ops that autograd can differentiate, and
+    what its state is at the :meth:`start`.
+
     Attributes:
         steps: number of inner steps during meta-training.
+        rates: what the adaptation learns together with the initialisation; nothing by default.
     """
 
     steps: int
+    rates: Sequence[nn.Parameter] = ()
+
+    def bind(self, params: Sequence[Tensor]) -> None:  # noqa: B027  (most have nothing to learn)
+        """Makes :attr:`rates` for these parameters; a learner calls it once. Nothing by default."""
+
+    def start(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """The inner optimizer's state before the first step; none by default."""
+        return []
 
     @abstractmethod
+    def update(
+        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """One update, differentiable in ``params``, ``grads``, ``state`` and :attr:`rates`.
+
+        Args:
+            step: which inner step it is, from 0.
+            params: the parameters; not modified.
+            grads: their gradients; ``None`` leaves a parameter and its state as they are.
+            state: as :meth:`start` or the last update left it; not modified.
+
+        Returns:
+            The new parameters and the new state.
+        """
+
+    def vjp(
+        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+        """:meth:`update` without a graph, and its vector-Jacobian product.
+
+        By autograd on this one update; the pullback keeps ``params``, ``grads`` and ``state``.
+        """
+
+        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
+            known = [g for g in grads if g is not None]
+            parts = [
+                [t.detach().requires_grad_() for t in group] for group in (params, state, known)
+            ]
+            fresh = iter(parts[2])
+            again = [None if g is None else next(fresh) for g in grads]
+            with torch.enable_grad():
+                outs = self.update(step, parts[0], again, parts[1])
+            leaves = [*parts[0], *parts[1], *parts[2], *self.rates]
+            found = iter(
+                torch.autograd.grad(
+                    [*outs[0], *outs[1]], leaves, [*d_params, *d_state], materialize_grads=True
+                )
+            )
+            return Cotangents(
+                params=[next(found) for _ in params],
+                state=[next(found) for _ in state],
+                grads=[None if g is None else next(found) for g in grads],
+                rates=[next(found) for _ in self.rates],
+            )
+
+        with torch.no_grad():
+            new_params, new_state = self.update(step, params, grads, state)
+        return new_params, new_state, pullback
+
     def adapt(
         self,
         loss: LossFn,
@@ -45,6 +159,7 @@ class Adaptation(ABC):
         steps: int | None = None,
         create_graph: bool = False,
         record: bool = False,
+        tape: Tape | None = None,
     ) -> Adapted:
         """Runs the inner loop.
 
@@ -55,4 +170,29 @@ class Adaptation(ABC):
             create_graph: whether to keep the graph, so that the fast weights can be differentiated
                 in ``params``; without it they are leaves that require a gradient.
             record: whether to keep the inner gradients.
+            tape: where to note every step for a walk back; not together with ``create_graph``.
         """
+        count = self.steps if steps is None else steps
+        fast = list(params) if create_graph else [p.detach().requires_grad_() for p in params]
+        state = self.start(fast)
+        inner_grads: list[list[Tensor | None]] = []
+        losses: list[Tensor] = []
+        for k in range(count):
+            value = loss(fast)
+            graph = create_graph or (tape is not None and k >= count - tape.graphs)
+            grads = torch.autograd.grad(value, fast, create_graph=graph, allow_unused=True)
+            losses.append(value.detach())
+            plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
+            if record:
+                inner_grads.append(plain)
+            if create_graph:
+                fast, state = self.update(k, fast, grads, state)
+                continue
+            with torch.no_grad():
+                if tape is None:
+                    moved, state = self.update(k, fast, plain, state)
+                else:
+                    moved, state, pullback = self.vjp(k, fast, plain, state)
+                    tape.steps.append(InnerStep(fast, pullback, grads if graph else None))
+            fast = [t.requires_grad_() for t in moved]
+        return Adapted(fast, inner_grads, losses, state)

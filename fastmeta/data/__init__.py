@@ -10,7 +10,12 @@ from fastmeta.data.registry import DATASETS, load
 from fastmeta.data.sampler import EpisodeSampler
 from fastmeta.data.sine import SineTasks
 from fastmeta.data.source import TaskSource
-from fastmeta.data.transforms import add_inversion, add_rotations, multiply_classes
+from fastmeta.data.transforms import (
+    add_inversion,
+    add_mirrors,
+    add_rotations,
+    multiply_classes,
+)
 
 __all__ = [
     "DATASETS",
@@ -22,6 +27,7 @@ __all__ = [
     "SineTasks",
     "TaskSource",
     "add_inversion",
+    "add_mirrors",
     "add_rotations",
     "load",
     "load_digits",

@@ -1,6 +1,7 @@
 """Meta-learners built from the three rooms."""
 
-from fastmeta.learners.learner import Loss, MetaLearner, OptimizerFactory, StepResult
+from fastmeta.engines import Loss, StepResult
+from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, build
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,28 +10,14 @@ from torch import Tensor, nn
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
+from fastmeta.engines import EngineName, Loss, Method, Rows, StepResult, check_name, choose
 from fastmeta.functional import Buffers, FunctionalModule
-from fastmeta.metagrad import Episode, MetaGradient
+from fastmeta.fusion import FusedModule
+from fastmeta.metagrad import MetaGradient
 from fastmeta.rows import RowBuffer
-from fastmeta.tasks import Task, TaskBatch
+from fastmeta.tasks import TaskBatch
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one meta-step saw; detached tensors on the device, so that reading costs no sync.
-
-    Attributes:
-        support_loss: ``(T,)``, before the first inner step.
-        query_loss: ``(T,)``, after adaptation.
-        query_output: ``(T, n_query, *output)``, after adaptation.
-    """
-
-    support_loss: Tensor
-    query_loss: Tensor
-    query_output: Tensor
 
 
 class MetaLearner:
@@ -49,6 +34,15 @@ class MetaLearner:
         metagrad: room 2, the meta-gradient of a task.
         aggregation: room 3, the weights of the tasks.
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
+        engine: what runs the tasks in training: ``"loop"``, by autograd, takes anything;
+            ``"mlp"``, one compiled call, takes plain multi-layer perceptrons on the CPU (see
+            :class:`fastmeta.engines.MlpEngine`) and says what is in its way; ``"auto"`` takes the
+            fastest that can run.
+        fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``
+            as one compiled op (see :class:`fastmeta.fusion.FusedModule`).
+
+    Raises:
+        ValueError: if the engine is unknown, or the module has nothing to train.
     """
 
     def __init__(
@@ -60,59 +54,54 @@ class MetaLearner:
         metagrad: MetaGradient,
         aggregation: Aggregation,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
+        fuse: bool = True,
     ) -> None:
+        check_name(engine)
+        self.engine = engine
         self.module = module
         self.loss = loss
         self.adaptation = adaptation
         self.metagrad = metagrad
         self.aggregation = aggregation
-        self._model = FunctionalModule(module)
-        params = self._model.params
+        self._model = FusedModule(module) if fuse else FunctionalModule(module)
+        adaptation.bind(self._model.params)
+        self._learned = [*self._model.params, *adaptation.rates]
         self.optimizer = (
-            torch.optim.Adam(params, lr=1e-3) if optimizer is None else optimizer(params)
+            torch.optim.Adam(self._learned, lr=1e-3)
+            if optimizer is None
+            else optimizer(self._learned)
         )
-        self._query_rows = RowBuffer(params)
-        self._inner_rows = RowBuffer(params)
+        self._rows = Rows(RowBuffer(self._learned), RowBuffer(self._learned))
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
 
+        In the trainable parameters, followed by the adaptation's learned rates, if there are any.
         Running statistics in the module's buffers are updated, as by any forward pass in training.
 
         Raises:
-            ValueError: if the meta-batch is empty.
+            ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
         _check_not_empty(batch)
-        record = self.metagrad.records_inner or self.aggregation.records_inner
-        self._query_rows.clear()
-        self._inner_rows.clear()
-        results, buffers = [], []
-        for task in batch:
-            own = self._model.clone_buffers()
-            episode = self._episode(task, own)
-            result = self.metagrad.task(episode, self._model.params, self.adaptation, record)
-            self._query_rows.append(result.query)
-            if result.inner is not None:
-                self._inner_rows.append(result.inner)
-            results.append((result.support_loss, result.query_loss, result.query_output))
-            buffers.append(own)
-        if self.module.training:
-            self._model.merge_buffers(buffers)
+        method = Method(self._model, self.loss, self.adaptation, self.metagrad, self.aggregation)
+        rows = self._rows
+        for buffer in rows:
+            buffer.clear()
+        result = choose(self.engine, method, batch).run(rows)
         with torch.no_grad():
-            rows = self.metagrad.rows(self._query_rows, self._inner_rows if record else None)
-            flat = rows.combine(self.aggregation.weights(rows))
-        return flat, StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
+            found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
+            flat = found.combine(self.aggregation.weights(found))
+        return flat, result
 
     def step(self, batch: TaskBatch) -> StepResult:
         """One meta-training step: meta-gradient into ``.grad``, then the outer optimizer's step.
 
         Raises:
-            ValueError: if the meta-batch is empty.
+            ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
         flat, result = self.meta_gradient(batch)
-        for param, grad in zip(
-            self._model.params, self._query_rows.layout.views(flat), strict=True
-        ):
+        for param, grad in zip(self._learned, self._rows.query.layout.views(flat), strict=True):
             param.grad = grad
         self.optimizer.step()
         return result
@@ -151,9 +140,10 @@ class MetaLearner:
         return torch.stack(outputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, the outer optimizer and the meta-gradient."""
+        """State of the module, the learned rates, the outer optimizer and the meta-gradient."""
         return {
             "module": self.module.state_dict(),
+            "rates": [rate.detach() for rate in self.adaptation.rates],
             "optimizer": self.optimizer.state_dict(),
             "metagrad": self.metagrad.state_dict(),
         }
@@ -161,6 +151,9 @@ class MetaLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self.module.load_state_dict(state["module"])
+        with torch.no_grad():
+            for rate, saved in zip(self.adaptation.rates, state["rates"], strict=True):
+                rate.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.metagrad.load_state_dict(state["metagrad"])
 
@@ -171,19 +164,6 @@ class MetaLearner:
         with torch.enable_grad():
             fast = self.adaptation.adapt(support, self._model.params, steps=steps).fast
         return [t.detach() for t in fast]
-
-    def _episode(self, task: Task, buffers: Buffers) -> Episode:
-        def evaluate(x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
-            def run(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-                output = self._model(params, buffers, x)
-                return self.loss(output, y), output
-
-            return run
-
-        return Episode(
-            support=evaluate(task.support_x, task.support_y),
-            query=evaluate(task.query_x, task.query_y),
-        )
 
 
 def _check_not_empty(batch: TaskBatch) -> None:

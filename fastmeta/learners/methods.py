@@ -10,10 +10,39 @@ from torch import nn
 from fastmeta import metagrad as meta
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import GslWeights, Mean
-from fastmeta.learners.learner import Loss, MetaLearner, OptimizerFactory
+from fastmeta.engines import EngineName, Loss
+from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
 
-class MAML(MetaLearner):
+class _Classic(MetaLearner):
+    """Inner gradient descent, one meta-gradient without options, and the mean over tasks."""
+
+    _metagrad: type[meta.MetaGradient]
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        *,
+        inner_lr: float,
+        inner_steps: int = 1,
+        optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
+        fuse: bool = True,
+    ) -> None:
+        super().__init__(
+            module,
+            loss,
+            adaptation=SGD(inner_lr, inner_steps),
+            metagrad=self._metagrad(),
+            aggregation=Mean(),
+            optimizer=optimizer,
+            engine=engine,
+            fuse=fuse,
+        )
+
+
+class MAML(_Classic):
     """Model-Agnostic Meta-Learning with the exact meta-gradient (Finn et al. 2017).
 
     Args:
@@ -22,47 +51,17 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
+        engine: see :class:`fastmeta.MetaLearner`.
+        fuse: see :class:`fastmeta.MetaLearner`.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        *,
-        inner_lr: float,
-        inner_steps: int = 1,
-        optimizer: OptimizerFactory | None = None,
-    ) -> None:
-        super().__init__(
-            module,
-            loss,
-            adaptation=SGD(inner_lr, inner_steps),
-            metagrad=meta.Exact(),
-            aggregation=Mean(),
-            optimizer=optimizer,
-        )
+    _metagrad = meta.Exact
 
 
-class FOMAML(MetaLearner):
+class FOMAML(_Classic):
     """First-order MAML (Finn et al. 2017, section 5.2); arguments as :class:`MAML`."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        *,
-        inner_lr: float,
-        inner_steps: int = 1,
-        optimizer: OptimizerFactory | None = None,
-    ) -> None:
-        super().__init__(
-            module,
-            loss,
-            adaptation=SGD(inner_lr, inner_steps),
-            metagrad=meta.FirstOrder(),
-            aggregation=Mean(),
-            optimizer=optimizer,
-        )
+    _metagrad = meta.FirstOrder
 
 
 class Reptile(MetaLearner):
@@ -75,6 +74,8 @@ class Reptile(MetaLearner):
         inner_steps: inner steps during meta-training; with one step it is joint training.
         optimizer: makes the outer optimizer; ``lambda p: torch.optim.SGD(p, lr=e)`` is the paper's
             ``theta + e (theta_K - theta)``, Adam with 1e-3 the default.
+        engine: see :class:`fastmeta.MetaLearner`.
+        fuse: see :class:`fastmeta.MetaLearner`.
         use_query: train on support and query examples together, as the paper does.
     """
 
@@ -86,6 +87,8 @@ class Reptile(MetaLearner):
         inner_lr: float,
         inner_steps: int = 5,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
+        fuse: bool = True,
         use_query: bool = True,
     ) -> None:
         super().__init__(
@@ -95,6 +98,8 @@ class Reptile(MetaLearner):
             metagrad=meta.Reptile(use_query),
             aggregation=Mean(),
             optimizer=optimizer,
+            engine=engine,
+            fuse=fuse,
         )
 
 
@@ -107,6 +112,8 @@ class GSL(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
+        engine: see :class:`fastmeta.MetaLearner`.
+        fuse: see :class:`fastmeta.MetaLearner`.
         variant: R0, R1, R2 or R3, see :class:`fastmeta.metagrad.GslRule`.
         **options: further options of :class:`fastmeta.metagrad.GslRule` (R3: ``lam_c``, ``lam_2``
             and ``tau``).
@@ -120,6 +127,8 @@ class GSL(MetaLearner):
         inner_lr: float,
         inner_steps: int = 1,
         optimizer: OptimizerFactory | None = None,
+        engine: EngineName = "auto",
+        fuse: bool = True,
         variant: str = "R1",
         **options: Any,
     ) -> None:
@@ -131,6 +140,8 @@ class GSL(MetaLearner):
             metagrad=meta.FirstOrder() if by_task else meta.GSL(variant=variant, **options),
             aggregation=GslWeights(**options) if by_task else Mean(),
             optimizer=optimizer,
+            engine=engine,
+            fuse=fuse,
         )
 
 

@@ -5,9 +5,16 @@ from fastmeta.metagrad.exact import Exact
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl import GSL
 from fastmeta.metagrad.gsl_rule import GslRule
+from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
 
-METAGRADS = {"exact": Exact, "first-order": FirstOrder, "gsl": GSL, "reptile": Reptile}
+METAGRADS = {
+    "exact": Exact,
+    "first-order": FirstOrder,
+    "gsl": GSL,
+    "recursion": Recursion,
+    "reptile": Reptile,
+}
 
 __all__ = [
     "GSL",
@@ -17,6 +24,7 @@ __all__ = [
     "FirstOrder",
     "GslRule",
     "MetaGradient",
+    "Recursion",
     "Reptile",
     "TaskGradient",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
+from fastmeta.functional import Buffers
 from fastmeta.rows import RowBuffer, TaskRows
 
 # Loss and outputs of one split ("support" or "query") as a function of the parameters.
@@ -23,10 +24,12 @@ class Episode:
     Attributes:
         support: loss and outputs on the support set for given parameters.
         query: loss and outputs on the query set for given parameters.
+        buffers: the task's own, which both read and update; replacing an entry takes effect.
     """
 
     support: Evaluate
     query: Evaluate
+    buffers: Buffers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class TaskGradient:
     """What one task contributes to a meta-step; all tensors detached.
 
     Attributes:
-        query: the row of the task, one tensor a parameter (``None`` means zero).
+        query: the row of the task, one tensor a parameter, then one a learned rate (``None``, or
+            the rates left out, mean zero).
         inner: the mean inner gradient, if it was recorded.
         support_loss: before the first inner step.
         query_loss: after adaptation.

@@ -14,7 +14,7 @@ from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_gra
 class Exact(MetaGradient):
     """The gradient of the query loss in the initialisation, all second derivatives included.
 
-    ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1.
+    ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1. The same for learned rates.
     """
 
     def task(
@@ -26,7 +26,7 @@ class Exact(MetaGradient):
             lambda p: episode.support(p)[0], start, create_graph=True, record=record
         )
         loss, output = episode.query(adapted.fast)
-        grads = torch.autograd.grad(loss, start, allow_unused=True)
+        grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)
         return TaskGradient(
             query=grads,
             inner=mean_grads(adapted.inner_grads) if record else None,

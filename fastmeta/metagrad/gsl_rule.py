@@ -46,7 +46,7 @@ class GslRule:
     """
 
     variant: Variant = "R1"
-    eta: float = 0.3
+    eta: float = 1.0
     lam_c: float = 1.0
     lam_2: float = 0.0
     magnitude: Magnitude = "norm-match"

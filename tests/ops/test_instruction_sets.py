@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from norm_cases import norm_inputs
 
 import fastmeta
-from fastmeta import _testing
+from fastmeta import _testing, reference
 
 SETS = _testing.instruction_sets()
 
@@ -37,6 +38,30 @@ def test_every_set_is_right(isa: str, dtype: type, tasks: int, columns: int) -> 
     sums = np.abs(coef.astype(np.float64)) @ np.abs(exact)
     found = _testing.combine(isa, g, coef)
     assert (np.abs(found - coef.astype(np.float64) @ exact) <= tasks * tolerance * sums).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("pool", [False, True])
+def test_every_set_normalises(isa: str, dtype: type, pool: bool) -> None:
+    tolerance = 3e-5 if dtype is np.float32 else 1e-11
+    for n, height, width in ((1, 2, 2), (3, 7, 7), (2, 5, 33), (1, 31, 70)):
+        tensors = norm_inputs((n, 3, height, width), torch.from_numpy(np.empty(0, dtype)).dtype)
+        x, weight, bias = (t.double() for t in tensors)
+        shape = (n, 3, height // 2, width // 2) if pool else x.shape
+        u = torch.randn_like(x)
+        dz = torch.randn(shape).double()
+        arrays = [t.numpy().astype(dtype) for t in (x, weight, bias, dz, u)]
+        found = _testing.norm(isa, *arrays, pool)
+        x, weight, bias, dz, u = (torch.from_numpy(a).double() for a in arrays)
+        block = (x, weight, bias, 1e-3, pool)
+        expected = [
+            *reference.batch_norm_relu(*block),
+            *reference.norm_backward(dz, *block),
+            *reference.norm_second(dz, u, weight, bias, *block),
+        ]
+        for f, e in zip(found, expected, strict=True):
+            assert np.abs(f - e.numpy()).max() <= tolerance * (1 + e.abs().max().item())
 
 
 @pytest.mark.parametrize("isa", SETS)

@@ -7,6 +7,11 @@ import torch
 
 from fastmeta._library import kernels
 
+
+def planes(height: int = 4, width: int = 5) -> torch.Tensor:
+    return torch.randn(3, 2, height, width)
+
+
 SAMPLES = {
     "gram": lambda g: (g, (0, 2, 7)),
     "row_similarity": lambda g: (g, g + 1, (0, 2, 7)),
@@ -30,11 +35,29 @@ SAMPLES = {
     ),
     "hvp_perturb": lambda g: (g, g + 1, torch.rand(3)),
     "hvp_difference": lambda g: (g, g + 1, g + 2, torch.rand(3), torch.rand(7)),
+    "mlp_step": lambda g: (
+        [torch.randn(4, 7), torch.randn(4), torch.randn(2, 4)],
+        *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randn(3, 6, 7), torch.randn(3, 6, 2)),
+        *([1], 0, 0.1, 2, True, True),
+    ),
     "gsl_coefficients": lambda g: (
         torch.rand(3, 2, 3),
         torch.rand(3),
         torch.rand(1),
         *(1.0, 0.1, 1, 1.0, 1e-12),
+    ),
+    "norm_forward": lambda g: (planes(), torch.rand(2), g[0, :2], 1e-5, False),
+    "norm_backward": lambda g: (planes(), planes(), *torch.rand(4, 2), 1e-5, False),
+    "norm_second": lambda g: (
+        *(planes(2, 2), planes(), *torch.rand(2, 2), planes(), *torch.rand(4, 2), 1e-5, True),
+    ),
+    "norm_tangent": lambda g: (
+        planes(),
+        *torch.rand(2, 2),
+        planes(),
+        *torch.rand(4, 2),
+        1e-5,
+        True,
     ),
     "task_weights": lambda g: (torch.rand(3, 2), 0, 1.0, 0.0, 1.0),
 }

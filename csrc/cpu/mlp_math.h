@@ -1,0 +1,143 @@
+// Exponentials on vectors, and the activations with their first two derivatives as torch has them.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/simd.h"
+#include "fastmeta/mlp.h"
+
+namespace fastmeta::cpu::FM_ISA {
+namespace mlp {
+
+template <class T>
+struct Format;
+template <>
+struct Format<float> {
+  using Int = int32_t;
+  static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
+  // n * kLn2High is exact for every exponent n.
+  static constexpr float kRound = 0x1.8p23f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+  static constexpr float kLowest = -87.0f, kHighest = 88.0f;
+};
+template <>
+struct Format<double> {
+  using Int = int64_t;
+  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
+  static constexpr double kRound = 0x1.8p52, kLn2High = 0x1.62e42fefap-1,
+                          kLn2Low = 0x1.cf79abc9e3b3ap-40;
+  static constexpr double kLowest = -708.0, kHighest = 709.0;
+};
+template <class T>
+struct IntVecOf {
+  typedef typename Format<T>::Int type __attribute__((vector_size(FM_VECTOR_BYTES)));
+};
+
+// e^x = power (1 + rest): power = 2^n, rest = e^r - 1 with |r| <= ln(2) / 2.
+template <class T>
+struct Exponential {
+  Vec<T> power;
+  Vec<T> rest;
+};
+
+// x is kept where neither power nor its inverse overflows; NaN stays NaN.
+template <class T>
+inline Exponential<T> exponential(Vec<T> x) {
+  using F = Format<T>;
+  using Ints = typename IntVecOf<T>::type;
+  x = x < splat<T>(F::kLowest) ? splat<T>(F::kLowest) : x;
+  x = x > splat<T>(F::kHighest) ? splat<T>(F::kHighest) : x;
+  // Adding kRound leaves round(x / ln 2) in the lowest bits.
+  const Vec<T> shifted = x * static_cast<T>(1.4426950408889634) + F::kRound;
+  const Vec<T> n = shifted - F::kRound;
+  const Vec<T> r = (x - n * F::kLn2High) - n * F::kLn2Low;
+  Vec<T> sum = Vec<T>{};  // of r^(k-2) / k!, k = kTerms .. 2
+  T inverse[F::kTerms + 1] = {1};
+  for (int k = 1; k <= F::kTerms; ++k) inverse[k] = inverse[k - 1] / static_cast<T>(k);
+  for (int k = F::kTerms; k >= 2; --k) sum = sum * r + inverse[k];
+  const Ints bits = (reinterpret_cast<Ints>(shifted) << F::kMantissa) +
+                    (static_cast<typename F::Int>(F::kBias) << F::kMantissa);
+  return {reinterpret_cast<Vec<T>>(bits), sum * r * r + r};
+}
+
+template <class T>
+inline Vec<T> exp_of(Vec<T> x) {
+  const Exponential<T> e = exponential<T>(x);
+  return e.power * e.rest + e.power;
+}
+
+// e^x - 1, accurate near 0.
+template <class T>
+inline Vec<T> expm1_of(Vec<T> x) {
+  const Exponential<T> e = exponential<T>(x);
+  return e.power * e.rest + (e.power - 1);
+}
+
+template <class T>
+inline Vec<T> tanh_of(Vec<T> x) {
+  const Vec<T> size = x < 0 ? -x : x;
+  // tanh is 1 to rounding beyond 20, where e^2x would overflow later on.
+  const Vec<T> e = expm1_of<T>(2 * (size > 20 ? splat<T>(20) : size));
+  const Vec<T> value = e / (e + 2);
+  return x < 0 ? -value : value;
+}
+
+template <class T>
+struct Curve {
+  Vec<T> value;
+  Vec<T> slope;
+  Vec<T> bend;  // the second derivative
+};
+
+template <Activation F, class T>
+inline Curve<T> curve(Vec<T> x) {
+  const Vec<T> zero = Vec<T>{}, one = zero + 1;
+  if constexpr (F == Activation::relu) {
+    return {x <= 0 ? zero : x, x <= 0 ? zero : one, zero};
+  } else if constexpr (F == Activation::tanh) {
+    const Vec<T> y = tanh_of<T>(x);
+    const Vec<T> slope = one - y * y;
+    return {y, slope, -2 * y * slope};
+  } else if constexpr (F == Activation::elu) {
+    const Exponential<T> e = exponential<T>(x);
+    const Vec<T> below = e.power * e.rest + e.power;
+    return {x <= 0 ? e.power * e.rest + (e.power - 1) : x, x <= 0 ? below : one,
+            x < 0 ? below : zero};
+  } else if constexpr (F == Activation::silu) {
+    const Vec<T> s = one / (one + exp_of<T>(-x));
+    const Vec<T> rise = s * (one - s);
+    return {x * s, s + x * rise, rise * (2 + x * (one - 2 * s))};
+  } else if constexpr (F == Activation::sigmoid) {
+    const Vec<T> s = one / (one + exp_of<T>(-x));
+    const Vec<T> slope = s * (one - s);
+    return {s, slope, slope * (one - 2 * s)};
+  } else {
+    static_assert(F == Activation::gelu);
+    Vec<T> share;  // of the normal distribution below x
+    for (int64_t i = 0; i < kLanes<T>; ++i)
+      share[i] = T(0.5) * (T(1) + std::erf(x[i] * static_cast<T>(0.70710678118654752440)));
+    const Vec<T> density = exp_of<T>(x * x * T(-0.5)) * static_cast<T>(0.39894228040143267794);
+    return {x * share, share + x * density, density * (2 - x * x)};
+  }
+}
+
+// Calls body with the activation as a constant.
+template <class Body>
+void with_activation(Activation f, const Body& body) {
+  switch (f) {
+    case Activation::relu:
+      return body(std::integral_constant<Activation, Activation::relu>{});
+    case Activation::tanh:
+      return body(std::integral_constant<Activation, Activation::tanh>{});
+    case Activation::elu:
+      return body(std::integral_constant<Activation, Activation::elu>{});
+    case Activation::silu:
+      return body(std::integral_constant<Activation, Activation::silu>{});
+    case Activation::sigmoid:
+      return body(std::integral_constant<Activation, Activation::sigmoid>{});
+    case Activation::gelu:
+      return body(std::integral_constant<Activation, Activation::gelu>{});
+  }
+}
+
+}  // namespace mlp
+}  // namespace fastmeta::cpu::FM_ISA

@@ -1,0 +1,54 @@
+// The whole meta-step of a small multi-layer perceptron (MLP), for every task of a meta-batch:
+// K inner SGD steps on the support set, the query gradient at the fast weights, and the exact or
+// first-order meta-gradient.
+#pragma once
+
+#include "fastmeta/parallel.h"
+#include "fastmeta/platform.h"
+
+namespace fastmeta {
+
+enum class Activation : int { relu, tanh, elu, silu, sigmoid, gelu };
+constexpr int kActivations = 6;
+
+enum class MlpLoss : int { mse, cross_entropy };
+
+// Targets of cross-entropy with this value do not count, as in torch.
+constexpr int64_t kIgnoredTarget = -100;
+
+// One linear layer, its weight (out, in) as torch stores it.
+struct MlpLayer {
+  int64_t in;
+  int64_t out;
+  const void* weight;
+  const void* bias;       // (out), or null
+  Activation activation;  // after it; the last layer has none
+};
+
+// Examples of all tasks: x (tasks, n, first in), y (tasks, n, last out), or (tasks, n) int64 class
+// numbers for cross-entropy. All buffers are contiguous.
+struct MlpExamples {
+  const void* x;
+  const void* y;
+  int64_t n;
+};
+
+struct MlpArgs {
+  DType dtype;  // f32 or f64
+  const MlpLayer* layers;
+  int64_t count;
+  MlpLoss loss;
+  int64_t tasks;
+  MlpExamples support;
+  MlpExamples query;
+  double lr;
+  int64_t steps;
+  bool exact;          // with the second derivatives
+  void* rows;          // (tasks, P): the meta-gradients; weight, bias, weight, ...
+  void* inner;         // (tasks, P): the mean inner gradients, or null
+  void* support_loss;  // (tasks): before the first inner step; the query loss if there is none
+  void* query_loss;    // (tasks): after the last
+  void* query_output;  // (tasks, query.n, last out)
+};
+
+}  // namespace fastmeta

@@ -1,0 +1,127 @@
+// The MLP step as torch sees it: schema, checks and allocation.
+#include "cpu/kernels.h"
+#include "fastmeta/mlp.h"
+#include "tensors.h"
+
+namespace fastmeta {
+namespace {
+
+// Weights (out, in), each followed by its bias (out) where there is one.
+std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations) {
+  std::vector<MlpLayer> layers;
+  for (size_t k = 0; k < params.size(); ++k) {
+    const Tensor& p = params[k];
+    const std::string name = "mlp_step: parameter " + std::to_string(k);
+    FM_REQUIRE(same_kind(p, params[0]) && p.is_contiguous(),
+               name + ": all parameters must be contiguous and have one dtype and device.");
+    if (p.dim() == 1 && !layers.empty() && !layers.back().bias) {
+      FM_REQUIRE(p.size(0) == layers.back().out,
+                 name + ": the bias " + shape_of(p) + " must have one value for each of the " +
+                     std::to_string(layers.back().out) + " outputs of its layer.");
+      layers.back().bias = p.const_data_ptr();
+      continue;
+    }
+    FM_REQUIRE(p.dim() == 2 && p.numel() > 0,
+               name +
+                   ": expected weights (out, in), each followed by its bias (out) or by the "
+                   "next weight; got shape " +
+                   shape_of(p) + ".");
+    FM_REQUIRE(layers.empty() || p.size(1) == layers.back().out,
+               name + ": the weight " + shape_of(p) + " must take the " +
+                   std::to_string(layers.empty() ? 0 : layers.back().out) +
+                   " outputs of the layer before.");
+    layers.push_back({p.size(1), p.size(0), p.const_data_ptr(), nullptr, Activation::relu});
+  }
+  FM_REQUIRE(!layers.empty(), "mlp_step: expected at least one layer, got no parameter.");
+  FM_REQUIRE(activations.size() + 1 == layers.size(),
+             "mlp_step: expected an activation between each two of the " +
+                 std::to_string(layers.size()) + " layers, got " +
+                 std::to_string(activations.size()) + ".");
+  for (size_t l = 0; l < activations.size(); ++l) {
+    FM_REQUIRE(activations[l] >= 0 && activations[l] < kActivations,
+               "mlp_step: unknown activation.");
+    layers[l].activation = static_cast<Activation>(activations[l]);
+  }
+  return layers;
+}
+
+void require_classes(const Tensor& y, int64_t classes, const std::string& name) {
+  const int64_t* values = static_cast<const int64_t*>(y.const_data_ptr());
+  for (int64_t i = 0; i < y.numel(); ++i)
+    FM_REQUIRE((values[i] >= 0 && values[i] < classes) || values[i] == kIgnoredTarget,
+               name + "_y: class " + std::to_string(values[i]) + " is not one of the " +
+                   std::to_string(classes) + " outputs, 0 to " + std::to_string(classes - 1) + ".");
+}
+
+// Checks one split; x and y are made contiguous in place.
+MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t tasks, int64_t in,
+                          int64_t out, MlpLoss loss, const std::string& split) {
+  const std::string name = "mlp_step: " + split;
+  FM_REQUIRE(
+      same_kind(x, like) && x.dim() == 3 && x.size(0) == tasks && x.size(1) > 0 && x.size(2) == in,
+      name + "_x: expected (tasks, examples, " + std::to_string(in) +
+          ") numbers of the parameters' dtype, at least one example; got shape " + shape_of(x) +
+          ".");
+  const int64_t n = x.size(1);
+  if (loss == MlpLoss::cross_entropy) {
+    FM_REQUIRE(y.scalar_type() == ScalarType::Long && !y.is_cuda() && y.dim() == 2 &&
+                   y.size(0) == tasks && y.size(1) == n,
+               name + "_y: expected (tasks, examples) int64 class numbers, got shape " +
+                   shape_of(y) + ".");
+  } else {
+    FM_REQUIRE(same_kind(y, like) && y.dim() == 3 && y.size(0) == tasks && y.size(1) == n &&
+                   y.size(2) == out,
+               name + "_y: expected (tasks, examples, " + std::to_string(out) +
+                   ") numbers of the parameters' dtype, got shape " + shape_of(y) + ".");
+  }
+  x = dense(x);
+  y = dense(y);
+  if (loss == MlpLoss::cross_entropy) require_classes(y, out, name);
+  return {x.const_data_ptr(), y.const_data_ptr(), n};
+}
+
+Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tensor query_x,
+                 Tensor query_y, const Ints& activations, int64_t loss, double lr, int64_t steps,
+                 bool exact, bool record_inner) {
+  const std::vector<MlpLayer> layers = read_layers(params, activations);
+  const Tensor& like = params[0];
+  const ScalarType type = like.scalar_type();
+  FM_REQUIRE(type == ScalarType::Float || type == ScalarType::Double,
+             "mlp_step: parameters must be float32 or float64.");
+  FM_REQUIRE(loss == 0 || loss == 1, "mlp_step: unknown loss.");
+  FM_REQUIRE(steps >= 0, "mlp_step: the number of inner steps must not be negative.");
+  FM_REQUIRE(!record_inner || steps > 0,
+             "mlp_step: the mean inner gradient needs at least one inner step.");
+  FM_REQUIRE(support_x.dim() > 0, "mlp_step: support_x: expected (tasks, examples, inputs).");
+  const auto kind = static_cast<MlpLoss>(loss);
+  const int64_t tasks = support_x.size(0), in = layers.front().in, out = layers.back().out;
+  const MlpExamples support =
+      read_examples(support_x, support_y, like, tasks, in, out, kind, "support");
+  const MlpExamples query = read_examples(query_x, query_y, like, tasks, in, out, kind, "query");
+  int64_t size = 0;
+  for (const Tensor& p : params) size += p.numel();
+  Tensors results{empty(like, {tasks, size}, type),
+                  empty(like, {record_inner ? tasks : 0, size}, type), empty(like, {tasks}, type),
+                  empty(like, {tasks}, type), empty(like, {tasks, query.n, out}, type)};
+  cpu::kernels().mlp_step(
+      {dtype_of(like), layers.data(), static_cast<int64_t>(layers.size()), kind, tasks, support,
+       query, lr, steps, exact, results[0].mutable_data_ptr(),
+       record_inner ? results[1].mutable_data_ptr() : nullptr, results[2].mutable_data_ptr(),
+       results[3].mutable_data_ptr(), results[4].mutable_data_ptr()},
+      torch_threads());
+  return results;
+}
+
+}  // namespace
+}  // namespace fastmeta
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
+  m.def(
+      "mlp_step(Tensor[] params, Tensor support_x, Tensor support_y, Tensor query_x, Tensor "
+      "query_y, int[] activations, int loss, float lr, int steps, bool exact, bool record_inner) "
+      "-> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
+  m.impl("mlp_step", TORCH_BOX(&fastmeta::mlp_step));
+}

@@ -1,0 +1,168 @@
+// The norm ops as torch sees them; see ops.cpp for how gradients are made.
+#include "cpu/kernels.h"
+#include "fastmeta/norm.h"
+#include "tensors.h"
+
+namespace fastmeta {
+namespace {
+
+Ints shape_like(const Tensor& x, bool pool) {
+  return {x.size(0), x.size(1), pool ? x.size(2) / 2 : x.size(2), pool ? x.size(3) / 2 : x.size(3)};
+}
+
+void require_channels(const Tensor& t, const Tensor& x, const char* name) {
+  FM_REQUIRE(t.dim() == 1 && t.size(0) == x.size(1) && same_kind(t, x),
+             std::string("batch_norm_relu: ") + name +
+                 " must have one value a channel, of the input's dtype and device; got shape " +
+                 shape_of(t) + " for an input " + shape_of(x) + ".");
+}
+
+void require_shape(const Tensor& t, const Tensor& x, const Ints& shape, const char* name) {
+  bool same = t.dim() == 4 && same_kind(t, x);
+  for (int64_t d = 0; same && d < 4; ++d) same = t.size(d) == shape[d];
+  FM_REQUIRE(same, std::string("batch_norm_relu: ") + name + " " + shape_of(t) +
+                       " does not belong to an input " + shape_of(x) + " of its dtype and device.");
+}
+
+// Contiguous tensors, kept alive, and what the kernels see of them.
+struct Input {
+  Tensor x, weight, bias;
+  NormInput args;
+
+  Input(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double eps, bool pool)
+      : x(dense(x_)), weight(dense(weight_)), bias(dense(bias_)), args{} {
+    FM_REQUIRE(
+        x.dim() == 4 && x.numel() > 0,
+        "batch_norm_relu: expected a non-empty (N, C, H, W) input, got shape " + shape_of(x) + ".");
+    FM_REQUIRE(
+        x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
+        "batch_norm_relu: the input must be float32 or float64. Convert it with .to(), or use "
+        "torch's batch_norm.");
+    FM_REQUIRE(
+        !pool || (x.size(2) >= 2 && x.size(3) >= 2),
+        "batch_norm_relu: 2x2 pooling needs planes of 2x2 or more, got shape " + shape_of(x) + ".");
+    require_channels(weight, x, "weight");
+    require_channels(bias, x, "bias");
+    args = {dtype_of(x),
+            x.size(0),
+            x.size(1),
+            x.size(2),
+            x.size(3),
+            eps,
+            pool,
+            x.const_data_ptr(),
+            weight.const_data_ptr(),
+            bias.const_data_ptr()};
+  }
+};
+
+Tensors norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
+                     bool pool) {
+  const Input in(x, weight, bias, eps, pool);
+  const Ints channels{x.size(1)};
+  Tensors out{empty(x, shape_like(x, pool), x.scalar_type()), empty(x, channels, x.scalar_type()),
+              empty(x, channels, x.scalar_type())};
+  cpu::kernels().norm_forward(
+      {in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
+      torch_threads());
+  return out;
+}
+
+Tensors norm_backward(const Tensor& dz, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                      const Tensor& mean, const Tensor& var, double eps, bool pool) {
+  const Input in(x, weight, bias, eps, pool);
+  require_shape(dz, x, shape_like(x, pool), "the gradient of the output");
+  require_channels(mean, x, "mean");
+  require_channels(var, x, "var");
+  const Tensor parts[] = {dense(mean), dense(var), dense(dz)};
+  const Ints channels{x.size(1)};
+  Tensors out{empty(x, shape_like(x, false), x.scalar_type()), empty(x, channels, x.scalar_type()),
+              empty(x, channels, x.scalar_type())};
+  cpu::kernels().norm_backward(
+      {in.args, parts[0].const_data_ptr(), parts[1].const_data_ptr(), parts[2].const_data_ptr(),
+       out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
+      torch_threads());
+  return out;
+}
+
+NormSecondArgs second_args(const Input& in, const Tensor* parts) {
+  return {in.args,
+          parts[0].const_data_ptr(),
+          parts[1].const_data_ptr(),
+          nullptr,
+          parts[2].const_data_ptr(),
+          parts[3].const_data_ptr(),
+          parts[4].const_data_ptr(),
+          nullptr,
+          nullptr,
+          nullptr};
+}
+
+void require_direction(const Tensor& u, const Tensor& p, const Tensor& q, const Tensor& x,
+                       const Tensor& mean, const Tensor& var) {
+  require_shape(u, x, shape_like(x, false), "the direction of the input");
+  require_channels(p, x, "the direction of weight");
+  require_channels(q, x, "the direction of bias");
+  require_channels(mean, x, "mean");
+  require_channels(var, x, "var");
+}
+
+// The change of the output along (u, p, q).
+Tensor norm_tangent(const Tensor& u, const Tensor& p, const Tensor& q, const Tensor& x,
+                    const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& var,
+                    double eps, bool pool) {
+  const Input in(x, weight, bias, eps, pool);
+  require_direction(u, p, q, x, mean, var);
+  const Tensor parts[] = {dense(mean), dense(var), dense(u), dense(p), dense(q)};
+  Tensor out = empty(x, shape_like(x, pool), x.scalar_type());
+  NormSecondArgs args = second_args(in, parts);
+  args.out_z = out.mutable_data_ptr();
+  cpu::kernels().norm_second(args, torch_threads());
+  return out;
+}
+
+// The same, and the change of the gradients of input and weight at constant dz.
+Tensors norm_second(const Tensor& dz, const Tensor& u, const Tensor& p, const Tensor& q,
+                    const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean,
+                    const Tensor& var, double eps, bool pool) {
+  const Input in(x, weight, bias, eps, pool);
+  require_shape(dz, x, shape_like(x, pool), "the gradient of the output");
+  require_direction(u, p, q, x, mean, var);
+  const Tensor gradient = dense(dz);
+  const Tensor parts[] = {dense(mean), dense(var), dense(u), dense(p), dense(q)};
+  Tensors out{empty(x, shape_like(x, pool), x.scalar_type()),
+              empty(x, shape_like(x, false), x.scalar_type()),
+              empty(x, {x.size(1)}, x.scalar_type())};
+  NormSecondArgs args = second_args(in, parts);
+  args.dz = gradient.const_data_ptr();
+  args.out_z = out[0].mutable_data_ptr();
+  args.out_x = out[1].mutable_data_ptr();
+  args.out_weight = out[2].mutable_data_ptr();
+  cpu::kernels().norm_second(args, torch_threads());
+  return out;
+}
+
+}  // namespace
+}  // namespace fastmeta
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
+  m.def(
+      "norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, bool pool) "
+      "-> Tensor[]");
+  m.def(
+      "norm_backward(Tensor dz, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
+      "float eps, bool pool) -> Tensor[]");
+  m.def(
+      "norm_tangent(Tensor u, Tensor p, Tensor q, Tensor x, Tensor weight, Tensor bias, "
+      "Tensor mean, Tensor var, float eps, bool pool) -> Tensor");
+  m.def(
+      "norm_second(Tensor dz, Tensor u, Tensor p, Tensor q, Tensor x, Tensor weight, Tensor bias, "
+      "Tensor mean, Tensor var, float eps, bool pool) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
+  m.impl("norm_forward", TORCH_BOX(&fastmeta::norm_forward));
+  m.impl("norm_backward", TORCH_BOX(&fastmeta::norm_backward));
+  m.impl("norm_tangent", TORCH_BOX(&fastmeta::norm_tangent));
+  m.impl("norm_second", TORCH_BOX(&fastmeta::norm_second));
+}

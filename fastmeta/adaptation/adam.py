@@ -1,0 +1,104 @@
+"""Inner Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
+from fastmeta.adaptation.checks import check_loop
+
+
+class Adam(Adaptation):
+    """Adam in the inner loop, as ``torch.optim.Adam``; every task begins with zero moments.
+
+    Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1. Differentiable,
+    also where a gradient is exactly zero. The first update is nearly ``lr * sign(gradient)``: its
+    derivative is about ``1 / eps`` where a gradient is smaller than ``eps``. For a meta-gradient,
+    choose ``eps`` well above the rounding errors of the gradients.
+
+    Args:
+        lr: inner learning rate.
+        steps: inner steps during meta-training.
+        betas: decay of the first and the second moment, each in ``[0, 1)``.
+        eps: added to the root of the second moment; positive.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        steps: int = 1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        check_loop(lr, steps)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"both betas must be at least 0 and below 1, got {betas}.")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}.")
+        self.lr = lr
+        self.steps = steps
+        self.betas = betas
+        self.eps = eps
+
+    def start(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`Adaptation.start`: the first moments, then the second ones."""
+        return [torch.zeros_like(p) for _ in range(2) for p in params]
+
+    def update(
+        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`Adaptation.update`."""
+        count = len(params)
+        first, second = self.betas
+        bias_1, bias_2 = 1 - first ** (step + 1), 1 - second ** (step + 1)
+        moved, means, squares = list(params), list(state[:count]), list(state[count:])
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            means[i] = first * means[i] + (1 - first) * grad
+            squares[i] = second * squares[i] + (1 - second) * grad * grad
+            root = _root(squares[i] / bias_2)
+            moved[i] = params[i] - self.lr / bias_1 * means[i] / (root + self.eps)
+        return moved, [*means, *squares]
+
+    def vjp(
+        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+        """See :meth:`Adaptation.vjp`; keeps the gradients and the new state."""
+        count = len(params)
+        first, second = self.betas
+        bias_1, bias_2 = 1 - first ** (step + 1), 1 - second ** (step + 1)
+        with torch.no_grad():
+            new_params, new_state = self.update(step, params, grads, state)
+
+        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
+            d_means, d_squares = list(d_state[:count]), list(d_state[count:])
+            d_grads: list[Tensor | None] = [None] * count
+            for i, grad in enumerate(grads):
+                if grad is None:
+                    continue
+                mean, square = new_state[i], new_state[count + i]
+                root = (square / bias_2).sqrt()
+                width = root + self.eps
+                moved = d_params[i] * (self.lr / bias_1) / width
+                d_mean = d_means[i] - moved
+                # The derivative of the root; 0 where _root says so.
+                slope = moved * mean / width / (root * (2 * bias_2))
+                d_square = d_squares[i] + torch.where(square > 0, slope, 0)
+                d_grads[i] = (1 - first) * d_mean + (2 * (1 - second)) * grad * d_square
+                d_means[i], d_squares[i] = first * d_mean, second * d_square
+            return Cotangents(list(d_params), [*d_means, *d_squares], d_grads, [])
+
+        return new_params, new_state, pullback
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root with derivative 0 at 0: there every gradient so far was zero."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)

@@ -1,0 +1,94 @@
+"""What every engine is given, and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from fastmeta.adaptation import Adaptation
+from fastmeta.aggregation import Aggregation
+from fastmeta.functional import FunctionalModule
+from fastmeta.metagrad import MetaGradient
+from fastmeta.rows import RowBuffer
+from fastmeta.tasks import TaskBatch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+ENGINES = ("auto", "loop", "mlp")
+EngineName = Literal["auto", "loop", "mlp"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one meta-step saw; detached tensors on the device, so that reading costs no sync.
+
+    Attributes:
+        support_loss: ``(T,)``, before the first inner step.
+        query_loss: ``(T,)``, after adaptation.
+        query_output: ``(T, n_query, *output)``, after adaptation.
+    """
+
+    support_loss: Tensor
+    query_loss: Tensor
+    query_output: Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """A module and what is to be computed for it: the three rooms.
+
+    Attributes:
+        model: the module as a function of its parameters.
+        loss: from outputs and targets to a scalar.
+        adaptation: room 1.
+        metagrad: room 2.
+        aggregation: room 3.
+    """
+
+    model: FunctionalModule
+    loss: Loss
+    adaptation: Adaptation
+    metagrad: MetaGradient
+    aggregation: Aggregation
+
+    @property
+    def records_inner(self) -> bool:
+        """Whether a step needs the mean inner gradients."""
+        return self.metagrad.records_inner or self.aggregation.records_inner
+
+
+class Rows(NamedTuple):
+    """Where an engine writes the packed gradients of the tasks.
+
+    Attributes:
+        query: the meta-gradients.
+        inner: the mean inner gradients; stays empty unless they are recorded.
+    """
+
+    query: RowBuffer
+    inner: RowBuffer
+
+
+class UnsuitableError(Exception):
+    """Why an engine cannot run a meta-batch; :func:`fastmeta.engines.choose` acts on it."""
+
+
+class Engine(ABC):
+    """Runs all tasks of one meta-batch.
+
+    Raises:
+        UnsuitableError: if it cannot run the method on these tasks.
+    """
+
+    name: str
+
+    def __init__(self, method: Method, batch: TaskBatch) -> None:
+        self.method = method
+        self.batch = batch
+
+    @abstractmethod
+    def run(self, rows: Rows) -> StepResult:
+        """Fills the rows, which are empty, task after task; updates the module's buffers."""

@@ -1,0 +1,52 @@
+"""The general engine: one task after the other, by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastmeta.engines.base import Engine, Method, Rows, StepResult
+from fastmeta.functional import Buffers
+from fastmeta.metagrad import Episode
+from fastmeta.tasks import Task
+
+
+class LoopEngine(Engine):
+    """Runs any module and any combination of the three rooms."""
+
+    name = "loop"
+
+    def run(self, rows: Rows) -> StepResult:
+        """See :class:`Engine`."""
+        method = self.method
+        model, results, buffers = method.model, [], []
+        for task in self.batch:
+            own = model.clone_buffers()
+            result = method.metagrad.task(
+                _episode(method, task, own), model.params, method.adaptation, method.records_inner
+            )
+            rows.query.append(result.query)
+            if result.inner is not None:
+                rows.inner.append(result.inner)
+            results.append((result.support_loss, result.query_loss, result.query_output))
+            buffers.append(own)
+        if model.module.training:
+            model.merge_buffers(buffers)
+        return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
+
+
+def _episode(method: Method, task: Task, buffers: Buffers) -> Episode:
+    def evaluate(x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
+        def run(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            output = method.model(params, buffers, x)
+            return method.loss(output, y), output
+
+        return run
+
+    return Episode(
+        support=evaluate(task.support_x, task.support_y),
+        query=evaluate(task.query_x, task.query_y),
+        buffers=buffers,
+    )

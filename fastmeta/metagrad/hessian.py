@@ -1,0 +1,73 @@
+"""Exact Hessian-vector products of a loss in a list of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastmeta.adaptation import LossFn
+
+
+def hvp_reverse(
+    loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """``H v`` by reverse over reverse: the gradient of ``<grad, v>``.
+
+    Args:
+        loss: of the parameters.
+        params: leaves that require a gradient.
+        direction: ``v``, one tensor a parameter; ``None`` means zero.
+
+    Returns:
+        One tensor a parameter; ``None`` means zero.
+    """
+    grads = torch.autograd.grad(loss(params), params, create_graph=True, allow_unused=True)
+    return hvp_of_graph(grads, params, direction)
+
+
+def hvp_of_graph(
+    grads: Sequence[Tensor | None], params: Sequence[Tensor], direction: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The second half of :func:`hvp_reverse`, from gradients with a graph, which is freed."""
+    # A gradient without a graph does not depend on the parameters: its part of H v is zero.
+    pairs = [
+        (g, v)
+        for g, v in zip(grads, direction, strict=True)
+        if g is not None and g.requires_grad and v is not None
+    ]
+    if not pairs:
+        return [None] * len(params)
+    outputs, vectors = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, params, vectors, allow_unused=True))
+
+
+def hvp_forward(
+    loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """``H v`` by forward over reverse: the tangent of the gradient; arguments as the other.
+
+    ``torch.no_grad`` inside the loss does not stop a tangent, ``detach`` does.
+
+    Raises:
+        NotImplementedError: if an operation in the loss or its backward has no forward derivative.
+    """
+    try:
+        with forward_ad.dual_level():
+            duals = [
+                p if v is None else forward_ad.make_dual(p, v)
+                for p, v in zip(params, direction, strict=True)
+            ]
+            grads = torch.autograd.grad(loss(duals), duals, allow_unused=True)
+            return [None if g is None else forward_ad.unpack_dual(g).tangent for g in grads]
+    except RuntimeError as error:
+        # mse_loss with reduction="mean" is the one known to fail with the second.
+        if isinstance(error, NotImplementedError) or "ZeroTensor" in str(error):
+            raise NotImplementedError(
+                "forward over reverse needs a forward derivative of every operation of the network "
+                f"and the loss, and of their backward; torch says: {error} "
+                "Use hvp='reverse', or write that operation in others."
+            ) from error
+        raise

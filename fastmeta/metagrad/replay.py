@@ -1,0 +1,70 @@
+"""Evaluating the support loss of an inner step once more, exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmeta.adaptation import LossFn
+from fastmeta.functional import Buffers
+from fastmeta.metagrad.base import Episode
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What a forward pass depends on besides parameters and data."""
+
+    cpu: Tensor
+    device: Tensor | None
+    buffers: Buffers
+
+
+class Replay:
+    """The support loss of an episode; each evaluation can be repeated later without a trace.
+
+    A repetition draws the same random numbers (dropout masks) and begins with the same buffers.
+    Afterwards random number generators and buffers are as if it had not been.
+
+    Args:
+        episode: the task.
+        device: the parameters' device, whose generator is watched beside the CPU's.
+    """
+
+    def __init__(self, episode: Episode, device: torch.device) -> None:
+        self._episode = episode
+        self._device = device
+        self._moments: list[_Moment] = []
+
+    def loss(self, params: Sequence[Tensor]) -> Tensor:
+        """The support loss, evaluated for the first time."""
+        state = None
+        if self._device.type != "cpu":
+            state = torch.get_device_module(self._device).get_rng_state(self._device)
+        buffers = {name: b.clone() for name, b in self._episode.buffers.items()}
+        self._moments.append(_Moment(torch.get_rng_state(), state, buffers))
+        return self._episode.support(params)[0]
+
+    def forget(self) -> None:
+        """Forgets the last evaluation."""
+        self._moments.pop()
+
+    @contextmanager
+    def last(self) -> Iterator[LossFn]:
+        """The loss to repeat the last evaluation with, once, in this context; then forgets it."""
+        moment = self._moments.pop()
+        now = dict(self._episode.buffers)
+        devices = [] if moment.device is None else [self._device]
+        with torch.random.fork_rng(devices, device_type=self._device.type):
+            torch.set_rng_state(moment.cpu)
+            if moment.device is not None:
+                module = torch.get_device_module(self._device)
+                module.set_rng_state(moment.device, self._device)
+            self._episode.buffers.update(moment.buffers)
+            try:
+                yield lambda params: self._episode.support(params)[0]
+            finally:
+                self._episode.buffers.update(now)

@@ -1,0 +1,240 @@
+"""BatchNorm with batch statistics, ReLU and max-pooling as one op with fused second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import reference
+from fastmeta._library import kernels
+from fastmeta.ops._function import apply, loop_vmap, watched
+
+
+def batch_norm_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, pool: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``relu(batch_norm(x))`` with the statistics of the batch (Ioffe & Szegedy 2015, algorithm 1).
+
+    Forward, backward, double backward and forward mode are kernels of two passes each; third
+    derivatives are torch's. Sums are in double. The result is contiguous and the same for any
+    number of threads; runs on CPU.
+
+    Args:
+        x: ``(N, C, H, W)``, not empty; float32 or float64.
+        weight: ``(C,)``, dtype of ``x``.
+        bias: ``(C,)``, dtype of ``x``.
+        eps: added to the variance.
+        pool: 2x2 max-pooling with stride 2 follows (odd edges are dropped).
+
+    Returns:
+        ``z``, ``(N, C, H, W)`` or pooled ``(N, C, H // 2, W // 2)``; and the batch's mean and
+        biased variance, ``(C,)`` each, for running statistics: no gradient flows through them.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not match, or planes are too small to pool.
+        NotImplementedError: if the tensors are on a GPU.
+    """
+    if watched(x, weight, bias):
+        z, mean, var = apply(_Norm, _NormEager, x, weight, bias, eps, pool)
+    else:
+        z, mean, var = kernels.norm_forward.default(x, weight, bias, eps, pool)
+    return z, mean, var
+
+
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``dz, x, weight, bias, mean, var, eps, pool``: gradients of ``x``, ``weight``, ``bias``."""
+    if watched(*args[:6]):
+        dx, d_weight, d_bias = apply(_Backward, _BackwardEager, *args)
+    else:
+        dx, d_weight, d_bias = kernels.norm_backward.default(*args)
+    return dx, d_weight, d_bias
+
+
+def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``dz, u, p, q, x, weight, bias, mean, var, eps, pool``: changes along ``(u, p, q)``.
+
+    Of the output and of the gradients of ``x`` and ``weight``; ``csrc/include/fastmeta/norm.h``.
+    """
+    if watched(*args[:9]):
+        d_dz, dx, d_weight = apply(_Second, _SecondEager, *args)
+    else:
+        d_dz, dx, d_weight = kernels.norm_second.default(*args)
+    return d_dz, dx, d_weight
+
+
+def _tangent(*args: Any) -> Tensor:
+    """``u, p, q, x, weight, bias, mean, var, eps, pool``: the change of the output."""
+    if watched(*args[:8]):
+        z: Tensor = apply(_Tangent, _TangentEager, *args)
+    else:
+        z = kernels.norm_tangent.default(*args)
+    return z
+
+
+class _Norm(torch.autograd.Function):
+    twin = staticmethod(reference.batch_norm_relu)
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Any:
+        return tuple(kernels.norm_forward.default(x, weight, bias, eps, pool))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, weight, bias, ctx.eps, ctx.pool = inputs
+        _, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, weight, bias, mean, var)
+        ctx.save_for_forward(x, weight, bias, mean, var)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor, _mean: Any, _var: Any) -> Any:
+        return *_backward(dz, *ctx.saved_tensors, ctx.eps, ctx.pool), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(_flat, info, in_dims, args)
+
+
+class _NormEager(_Norm):
+    @staticmethod
+    def jvp(ctx: Any, u: Tensor, p: Tensor, q: Tensor, _eps: None, _pool: None) -> Any:
+        return _tangent(u, p, q, *ctx.saved_tensors, ctx.eps, ctx.pool), None, None
+
+
+def _flat(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return batch_norm_relu(x, weight, bias, eps, pool=pool)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def twin(*args: Any) -> Any:
+        return reference.norm_backward(*args[:4], *args[6:])
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return tuple(kernels.norm_backward.default(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.eps, ctx.pool = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor, p: Tensor, q: Tensor) -> Any:
+        dz, *others = ctx.saved_tensors
+        # The mean and the variance are functions of x, which the gradient in x accounts for.
+        return *_second(dz, u, p, q, *others, ctx.eps, ctx.pool), *(None,) * 5
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(_backward, info, in_dims, args)
+
+
+class _BackwardEager(_Backward):
+    @staticmethod
+    def jvp(ctx: Any, d_dz: Tensor, u: Tensor, p: Tensor, q: Tensor, *_rest: Any) -> Any:
+        dz, *others = ctx.saved_tensors
+        linear = _backward(d_dz, *others, ctx.eps, ctx.pool)
+        _, dx, d_weight = _second(dz, u, p, q, *others, ctx.eps, ctx.pool)
+        return linear[0] + dx, linear[1] + d_weight, linear[2]
+
+
+class _ByTwin(torch.autograd.Function):
+    """An op whose own derivatives, the block's third, are torch's of its twin."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, _mean, _var, ctx.eps, ctx.pool = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+
+def _pull(twin: Any, ctx: Any, grads: Any) -> Any:
+    pull = torch.func.vjp(lambda *t: twin(*t, ctx.eps, ctx.pool), *ctx.saved_tensors)[1]
+    return *pull(grads), *(None,) * 4
+
+
+def _push(twin: Any, ctx: Any, tangents: Any) -> Any:
+    tensors = ctx.saved_tensors
+    moves = tuple(tangents[: len(tensors)])
+    return torch.func.jvp(lambda *t: twin(*t, ctx.eps, ctx.pool), tensors, moves)[1]
+
+
+class _Second(_ByTwin):
+    @staticmethod
+    def twin(*args: Any) -> Any:
+        return reference.norm_second(*args[:7], *args[9:])
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return tuple(kernels.norm_second.default(*args))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _pull(reference.norm_second, ctx, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(_second, info, in_dims, args)
+
+
+class _SecondEager(_Second):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _push(reference.norm_second, ctx, tangents)
+
+
+class _Tangent(_ByTwin):
+    @staticmethod
+    def twin(*args: Any) -> Any:
+        return reference.norm_tangent(*args[:6], *args[8:])
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return kernels.norm_tangent.default(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _pull(reference.norm_tangent, ctx, grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(_tangent, info, in_dims, args)
+
+
+class _TangentEager(_Tangent):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _push(reference.norm_tangent, ctx, tangents)
+
+
+def _pooled(x: Tensor, pool: bool) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty(n, c, h // 2, w // 2) if pool else x.new_empty(x.shape)
+
+
+@torch.library.register_fake("fastmeta::norm_forward")
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> list[Tensor]:
+    return [_pooled(x, pool), weight.new_empty(weight.shape), weight.new_empty(weight.shape)]
+
+
+@torch.library.register_fake("fastmeta::norm_backward")
+def _(dz: Tensor, x: Tensor, weight: Tensor, *_: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (x, weight, weight)]
+
+
+@torch.library.register_fake("fastmeta::norm_second")
+def _(
+    dz: Tensor, u: Tensor, p: Tensor, q: Tensor, x: Tensor, weight: Tensor, *_: Any
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (dz, x, weight)]
+
+
+@torch.library.register_fake("fastmeta::norm_tangent")
+def _(u: Tensor, p: Tensor, q: Tensor, x: Tensor, *args: Any) -> Tensor:
+    return _pooled(x, args[-1])

@@ -1,0 +1,72 @@
+"""Torch twins of the norm ops: the block in plain torch, and its derivatives by torch itself."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def batch_norm_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`fastmeta.ops.batch_norm_relu`."""
+    channel = (None, slice(None), None, None)
+    mean = x.mean((0, 2, 3))
+    centred = x - mean[channel]
+    var = centred.square().mean((0, 2, 3))
+    scale = weight * torch.rsqrt(var + eps)
+    z = torch.relu(centred * scale[channel] + bias[channel])
+    return F.max_pool2d(z, 2) if pool else z, mean.detach(), var.detach()
+
+
+def norm_backward(
+    dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``<dz, z>`` in ``x``, ``weight`` and ``bias``."""
+
+    def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm_relu(x, weight, bias, eps, pool)[0]
+
+    grads: tuple[Tensor, Tensor, Tensor] = torch.func.vjp(block, x, weight, bias)[1](dz)
+    return grads
+
+
+def norm_tangent(
+    u: Tensor,
+    p: Tensor,
+    q: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    pool: bool,
+) -> Tensor:
+    """The change of ``z`` along ``(u, p, q)``."""
+
+    def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm_relu(x, weight, bias, eps, pool)[0]
+
+    change: Tensor = torch.func.jvp(block, (x, weight, bias), (u, p, q))[1]
+    return change
+
+
+def norm_second(
+    dz: Tensor,
+    u: Tensor,
+    p: Tensor,
+    q: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The change of ``z`` and of its gradients in ``x`` and ``weight`` along ``(u, p, q)``."""
+
+    def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = batch_norm_relu(x, weight, bias, eps, pool)[0]
+        return z, *norm_backward(dz, x, weight, bias, eps, pool)[:2]
+
+    changes: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(both, (x, weight, bias), (u, p, q))[1]
+    return changes
