@@ -12,7 +12,6 @@ from fastmeta.data.sine import SineTasks
 from fastmeta.data.source import TaskSource
 from fastmeta.data.transforms import (
     add_inversion,
-    add_mirrors,
     add_rotations,
     multiply_classes,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "SineTasks",
     "TaskSource",
     "add_inversion",
-    "add_mirrors",
     "add_rotations",
     "load",
     "load_digits",

@@ -20,7 +20,7 @@ from fastmeta.data.omniglot_splits import (
     lake_validation,
     read_vinyals,
 )
-from fastmeta.data.transforms import add_mirrors, multiply_classes
+from fastmeta.data.transforms import multiply_classes
 
 PROTOCOLS = ("lake", "vinyals")
 
@@ -35,7 +35,6 @@ def load_omniglot(
     protocol: str = "lake",
     image_size: int = 28,
     rotations: bool | None = None,
-    mirrors: bool = False,
     validation: int | Sequence[str] = 100,
     validation_seed: int = 0,
     splits: str | Path | None = None,
@@ -62,7 +61,6 @@ def load_omniglot(
         image_size: side of the images, resized with an antialiased bilinear filter.
         rotations: whether characters turned by 90, 180 and 270 degrees are classes of their own.
             The default ``None`` does so for "train" only; some papers test on them, too.
-        mirrors: whether the mirror image of a character (each of its turns) is a class in "train".
         validation: with "lake", how many characters are for validation, or which alphabets.
         validation_seed: of the draw of validation characters.
         splits: with "vinyals", the folder of ``train.json``, ``val.json`` and ``test.json``; by
@@ -103,8 +101,7 @@ def load_omniglot(
         train = sorted(set(range(whole.num_classes)) - set(held_out))
         dataset = whole.subset(held_out if split == "val" else train)
     turned = split == "train" if rotations is None else rotations
-    dataset = multiply_classes(dataset, rotations=turned, inversion=False)
-    return add_mirrors(dataset) if mirrors and split == "train" else dataset
+    return multiply_classes(dataset, rotations=turned, inversion=False)
 
 
 def _load_part(

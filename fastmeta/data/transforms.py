@@ -40,15 +40,6 @@ def add_inversion(dataset: ClassDataset) -> ClassDataset:
     return _join(dataset, [dataset.images, 255 - dataset.images], ("", "/inv"))
 
 
-def add_mirrors(dataset: ClassDataset) -> ClassDataset:
-    """Twice the classes: each as it is, and reflected left to right (``"name/mirror"``).
-
-    With :func:`add_rotations` before it, these are all eight symmetries of the square. Class ``c``
-    of ``n`` becomes ``c`` (its name kept) and ``n + c``.
-    """
-    return _join(dataset, [dataset.images, dataset.images.flip(-1)], ("", "/mirror"))
-
-
 def multiply_classes(dataset: ClassDataset, *, rotations: bool, inversion: bool) -> ClassDataset:
     """The classes times rotations (4) times inversion (2), as asked; ``"7/rot90/inv"`` is one."""
     if rotations:

@@ -88,15 +88,6 @@ def test_only_training_characters_turn_by_default(
     assert any(name.endswith("/rot90") for name in dataset.class_names) == (factor == 4)
 
 
-def test_only_training_characters_are_mirrored(omniglot_folder: Path) -> None:
-    turned = load_omniglot(omniglot_folder, "train", **TINY)
-    whole = load_omniglot(omniglot_folder, "train", mirrors=True, **TINY)
-    assert whole.num_classes == 2 * turned.num_classes
-    assert any(name.endswith("/rot90/mirror") for name in whole.class_names)
-    test = load_omniglot(omniglot_folder, "test", mirrors=True, **TINY)
-    assert not any("mirror" in name for name in test.class_names)
-
-
 def test_ink_is_bright_and_resizing_keeps_its_amount(omniglot_folder: Path) -> None:
     dataset = load_omniglot(omniglot_folder, "test", **TINY)
     assert dataset.images.shape == (6, 1, 28, 28)

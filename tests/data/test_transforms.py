@@ -7,7 +7,6 @@ from fastmeta.data import (
     ClassDataset,
     Normalization,
     add_inversion,
-    add_mirrors,
     add_rotations,
     multiply_classes,
 )
@@ -40,14 +39,6 @@ def test_inversion_makes_negatives(dataset: ClassDataset) -> None:
     assert torch.equal(both.images[:2], dataset.images)
     assert torch.equal(both.images[2:].int() + both.images[:2].int(), torch.full((2, 1, 2, 2), 255))
     assert both.labels.tolist() == [0, 1, 2, 3]
-
-
-def test_mirrors_reflect_left_to_right(dataset: ClassDataset) -> None:
-    both = add_mirrors(dataset)
-    assert list(both.class_names) == ["7", "8", "7/mirror", "8/mirror"]
-    assert torch.equal(both.images[2:], both.images[:2].flip(-1))
-    assert both.labels.tolist() == [0, 1, 2, 3]
-    assert add_mirrors(add_rotations(dataset)).num_classes == 16
 
 
 @pytest.mark.parametrize(
