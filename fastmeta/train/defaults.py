@@ -33,7 +33,7 @@ _DATASETS: dict[str, dict[str, Any]] = {
     "omniglot": {
         **_IMAGES,
         "downsample": "stride",
-        "eval_inner_steps": 20,
+        "eval_inner_steps": 40,
         "steps": 12000,
         "lr": 3e-3,
         "lr_schedule": "linear",
