@@ -8,23 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import images
 from measure import interleaved, report
 
-from fastmeta import TaskBatch
 from fastmeta.learners import MetaLearner, build
 from fastmeta.models import Conv4
 
 GOAL = 1.05
-
-
-def images(tasks: int, ways: int, shots: int, queries: int) -> TaskBatch:
-    """Random images of Omniglot's size: their content does not change the time."""
-
-    def draw(each: int) -> tuple[torch.Tensor, torch.Tensor]:
-        y = torch.arange(ways).repeat(each).expand(tasks, -1)
-        return torch.randn(tasks, ways * each, 1, 28, 28), y.contiguous()
-
-    return TaskBatch(*draw(shots), *draw(queries))
 
 
 def learner(method: str, **options: object) -> MetaLearner:
@@ -35,7 +25,7 @@ def learner(method: str, **options: object) -> MetaLearner:
 
 @pytest.mark.parametrize(("tasks", "steps"), [(4, 1), (16, 1), (4, 5)], ids=lambda v: str(v))
 def test_gsl_step(benchmark, tasks: int, steps: int) -> None:
-    batch = images(tasks, 5, 1, 5)
+    batch = images(tasks, queries=5)
     learners = {
         "FOMAML": learner("fomaml", inner_steps=steps),
         "GSL": learner("gsl", inner_steps=steps),

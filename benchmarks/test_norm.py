@@ -12,10 +12,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import images
 from measure import interleaved, report
 from torch import Tensor
 
-from fastmeta import FOMAML, MAML, TaskBatch, ops
+from fastmeta import FOMAML, MAML, ops
 from fastmeta.models import Conv4
 
 PLANES = {"stride": (14, 7, 4, 2), "pool": (28, 14, 7, 3)}
@@ -76,17 +77,6 @@ def test_blocks(downsample: str, images: int, threads: int) -> None:
         report(title, timings, "fastmeta")
 
 
-def meta_batch(channels: int, size: int) -> TaskBatch:
-    """Four 5-way 1-shot tasks with 15 query images a class."""
-    y = torch.arange(5)
-
-    def draw(shots: int) -> tuple[Tensor, Tensor]:
-        labels = y.repeat(shots).expand(4, -1).contiguous()
-        return torch.rand(4, 5 * shots, channels, size, size), labels
-
-    return TaskBatch(*draw(1), *draw(15))
-
-
 NETWORKS = {
     "Omniglot, 64 filters, stride": (1, 28, 64, "stride"),
     "Omniglot, 64 filters, pool": (1, 28, 64, "pool"),
@@ -102,7 +92,7 @@ def test_whole_steps(network: str, method: type, steps: int, threads: int) -> No
     torch.set_num_threads(threads)
     channels, size, hidden, downsample = NETWORKS[network]
     module = Conv4(channels, size, 5, hidden=hidden, downsample=downsample)
-    batch = meta_batch(channels, size)
+    batch = images(4, 15, channels, size)
     learners = {
         name: method(
             copy.deepcopy(module), F.cross_entropy, inner_lr=0.1, inner_steps=steps, fuse=fuse

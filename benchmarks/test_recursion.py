@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import images
 from measure import interleaved, report
 from memory import peak_bytes
 
@@ -47,15 +48,8 @@ def sine(tasks: int = 4) -> tuple[torch.nn.Module, Callable, TaskBatch]:
 
 
 def omniglot(tasks: int = 4) -> tuple[torch.nn.Module, Callable, TaskBatch]:
-    """5-way 1-shot with 15 query images a class; the images are noise."""
-    y = torch.arange(5).expand(tasks, -1)
-    batch = TaskBatch(
-        torch.rand(tasks, 5, 1, 28, 28),
-        y.contiguous(),
-        torch.rand(tasks, 75, 1, 28, 28),
-        y.repeat(1, 15),
-    )
-    return Conv4(1, 28, 5, downsample="stride"), F.cross_entropy, batch
+    """5-way 1-shot with 15 query images a class."""
+    return Conv4(1, 28, 5, downsample="stride"), F.cross_entropy, images(tasks, queries=15)
 
 
 CASES = {"sine MLP": sine, "Omniglot Conv4-64": omniglot}

@@ -9,14 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from fastmeta import ops
 from fastmeta.functional import Buffers, FunctionalModule
-
-# What torch calls around a module's forward; such a module is not ours to skip.
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+from fastmeta.hooks import globally_hooked, is_plain
 
 
 class FusedModule(FunctionalModule):
@@ -39,9 +35,8 @@ class FusedModule(FunctionalModule):
 @contextmanager
 def fused(module: nn.Module) -> Iterator[None]:
     """Runs the blocks of ``module`` (see :class:`FusedModule`) as compiled ops in this context."""
-    chains = [m for m in module.modules() if _replaceable(m)]
-    if any(_compiled(m) for m in module.modules()):
-        chains = []
+    modules = list(module.modules())
+    chains = [] if any(map(_compiled, modules)) else [m for m in modules if _replaceable(m)]
     for chain in chains:
         chain.forward = partial(_run, chain)
     try:
@@ -85,16 +80,12 @@ def _block_length(modules: Sequence[nn.Module], start: int) -> int:
         return 0
     if type(modules[start + 1]) is not nn.ReLU:
         return 0
-    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
+    if globally_hooked():
         return 0
     length = 3 if len(modules) > start + 2 and _halves(modules[start + 2]) else 2
-    if length == 3 and not _plain(modules[start + 2]):
+    if length == 3 and not is_plain(modules[start + 2]):
         length = 2
-    return length if all(_plain(m) for m in modules[start : start + 2]) else 0
-
-
-def _plain(module: nn.Module) -> bool:
-    return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
+    return length if all(is_plain(m) for m in modules[start : start + 2]) else 0
 
 
 def _halves(module: nn.Module) -> bool:

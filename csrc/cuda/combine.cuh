@@ -10,8 +10,8 @@ namespace fastmeta::cuda {
 constexpr int kCombineColumns = 4;
 constexpr int kPiecesPerLaunch = 512;
 
-// Columns inside one segment of coef and one output tensor.
-struct CombinePiece {
+// A CombinePiece on the device.
+struct CombineItem {
   void* out;  // of column `begin`
   int64_t begin;
   int64_t n;
@@ -20,7 +20,7 @@ struct CombinePiece {
 
 struct CombineTable {
   BlockMap<kPiecesPerLaunch> map;
-  CombinePiece pieces[kPiecesPerLaunch];
+  CombineItem items[kPiecesPerLaunch];
 };
 
 template <class T, int kBuffers>
@@ -28,7 +28,7 @@ __global__ void combine_kernel(Matrix g0, Matrix g1, const Acc<T>* coef, int64_t
                                const __grid_constant__ CombineTable table) {
   using A = Acc<T>;
   const int item = table.map.find(blockIdx.x);
-  const CombinePiece piece = table.pieces[item];
+  const CombineItem piece = table.items[item];
   const int64_t first =
       static_cast<int64_t>(blockIdx.x - table.map.first[item]) * kThreads * kCombineColumns;
   A acc[kCombineColumns] = {};
@@ -49,34 +49,19 @@ __global__ void combine_kernel(Matrix g0, Matrix g1, const Acc<T>* coef, int64_t
   }
 }
 
-// The columns of every output tensor, cut where the segments of coef meet.
-inline std::vector<CombinePiece> make_pieces(const CombineArgs& args, int64_t element) {
-  std::vector<CombinePiece> pieces;
-  const Segments tensors = args.pieces;
-  int64_t s = 0;
-  for (int64_t t = 0; t < tensors.count; ++t)
-    for (int64_t begin = tensors.bounds[t]; begin < tensors.bounds[t + 1];) {
-      while (args.segments.bounds[s + 1] <= begin) ++s;
-      const int64_t stop = args.segments.bounds[s + 1] < tensors.bounds[t + 1]
-                               ? args.segments.bounds[s + 1]
-                               : tensors.bounds[t + 1];
-      char* out = static_cast<char*>(args.out[t]) + (begin - tensors.bounds[t]) * element;
-      pieces.push_back({out, begin, stop - begin, s});
-      begin = stop;
-    }
-  return pieces;
-}
-
 template <class Launch>
 void launch_combine(const CombineArgs& args, const Launch& launch) {
   dispatch(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<CombinePiece> pieces = make_pieces(args, sizeof(T));
+    const std::vector<CombinePiece> pieces = make_pieces(args, args.g[0].cols);
     const auto kernel = args.buffers == 1 ? combine_kernel<T, 1> : combine_kernel<T, 2>;
     for_each_item_group<CombineTable, kPiecesPerLaunch>(
         static_cast<int64_t>(pieces.size()),
         [&](int64_t k) { return blocks_for(pieces[k].n, kThreads * kCombineColumns); },
-        [&](CombineTable& table, int slot, int64_t k) { table.pieces[slot] = pieces[k]; },
+        [&](CombineTable& table, int slot, int64_t k) {
+          const CombinePiece& piece = pieces[k];
+          table.items[slot] = {piece_out<T>(args, piece), piece.begin, piece.n, piece.segment};
+        },
         [&](const CombineTable& table, int blocks) {
           launch(kernel, blocks, kThreads, args.g[0], args.g[args.buffers - 1],
                  static_cast<const Acc<T>*>(args.coef), args.segments.count, table);

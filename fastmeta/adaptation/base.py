@@ -50,6 +50,9 @@ class InnerStep:
     grads: Grads | None
 
 
+ThroughGrads = Callable[[InnerStep, Cotangents], Sequence[Tensor]]
+
+
 @dataclass
 class Tape:
     """The steps of one inner loop, for a walk back.
@@ -61,6 +64,35 @@ class Tape:
 
     graphs: int = 0
     steps: list[InnerStep] = field(default_factory=list)
+
+    def walk_back(
+        self,
+        v: Sequence[Tensor],
+        state: Sequence[Tensor],
+        rates: Sequence[Tensor],
+        through_grads: ThroughGrads | None = None,
+    ) -> tuple[Sequence[Tensor], list[Tensor]]:
+        """From derivatives at the end of the inner loop to those at its beginning; empties it.
+
+        Args:
+            v: derivatives in the last parameters.
+            state: the last state; it is not used afterwards, so its derivative is zero.
+            rates: the learned rates.
+            through_grads: from a step and its cotangents to the derivatives in its parameters,
+                gradients included; without it the gradients are held fixed.
+
+        Returns:
+            The derivatives in the first parameters and in the rates.
+        """
+        d_state = [torch.zeros_like(s) for s in state]
+        d_rates = [torch.zeros_like(r) for r in rates]
+        while self.steps:
+            step = self.steps.pop()
+            back = step.pullback(v, d_state)
+            v = back.params if through_grads is None else through_grads(step, back)
+            d_state = back.state
+            d_rates = [a + b for a, b in zip(d_rates, back.rates, strict=True)]
+        return v, d_rates
 
 
 @dataclass

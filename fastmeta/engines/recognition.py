@@ -7,18 +7,11 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 
 from fastmeta.engines.base import Loss, UnsuitableError
+from fastmeta.hooks import globally_hooked, is_plain
 from fastmeta.models import MLP
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 _PLAIN_ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.Tanh: "tanh",
@@ -52,7 +45,7 @@ def read_mlp(module: nn.Module) -> MlpNetwork:
     Raises:
         UnsuitableError: if there is anything else in it, or anything attached to it.
     """
-    if any(getattr(global_hooks, name) for name in _GLOBAL_HOOKS):
+    if globally_hooked():
         raise UnsuitableError("a global module hook is registered")
     leaves = list(_leaves(module))
     flattens = bool(leaves) and _is_flatten(leaves[0])
@@ -88,8 +81,7 @@ def loss_name(loss: Loss) -> str:
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    own = module.__dict__
-    if any(own[name] for name in _HOOKS) or "forward" in own:
+    if not is_plain(module):
         raise UnsuitableError(f"a hook or another forward is attached to {type(module).__name__}")
     if type(module) is MLP:
         yield from _leaves(module.layers)

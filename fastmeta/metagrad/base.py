@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmeta.adaptation import Adaptation
+from fastmeta.adaptation import Adaptation, Adapted
 from fastmeta.functional import Buffers
 from fastmeta.rows import RowBuffer, TaskRows
 
@@ -50,6 +50,28 @@ class TaskGradient:
     support_loss: Tensor
     query_loss: Tensor
     query_output: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        query: Sequence[Tensor | None],
+        adapted: Adapted,
+        loss: Tensor,
+        output: Tensor,
+        record: bool,
+    ) -> TaskGradient:
+        """The row ``query`` with what the inner loop and the query pass have seen.
+
+        Raises:
+            ValueError: if inner gradients are to be recorded and there was no inner step.
+        """
+        return cls(
+            query=query,
+            inner=mean_grads(adapted.inner_grads) if record else None,
+            support_loss=adapted.losses[0] if adapted.losses else loss.detach(),
+            query_loss=loss.detach(),
+            query_output=output.detach(),
+        )
 
 
 class MetaGradient(ABC):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_grads
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 
 
 class Exact(MetaGradient):
@@ -27,10 +27,4 @@ class Exact(MetaGradient):
         )
         loss, output = episode.query(adapted.fast)
         grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)
-        return TaskGradient(
-            query=grads,
-            inner=mean_grads(adapted.inner_grads) if record else None,
-            support_loss=adapted.losses[0] if adapted.losses else loss.detach(),
-            query_loss=loss.detach(),
-            query_output=output.detach(),
-        )
+        return TaskGradient.of(grads, adapted, loss, output, record)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation, Tape
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_grads
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 
 
 class FirstOrder(MetaGradient):
@@ -30,24 +30,6 @@ class FirstOrder(MetaGradient):
         grads = torch.autograd.grad(
             loss, adapted.fast, allow_unused=True, materialize_grads=tape is not None
         )
-        d_rates = [] if tape is None else _rates(tape, grads, adapted.state, adaptation)
-        return TaskGradient(
-            query=[*grads, *d_rates],
-            inner=mean_grads(adapted.inner_grads) if record else None,
-            support_loss=adapted.losses[0] if adapted.losses else loss.detach(),
-            query_loss=loss.detach(),
-            query_output=output.detach(),
-        )
-
-
-def _rates(
-    tape: Tape, v: Sequence[Tensor], state: Sequence[Tensor], adaptation: Adaptation
-) -> list[Tensor]:
-    """The gradient in the learned rates, from the query gradient ``v``."""
-    d_state = [torch.zeros_like(s) for s in state]
-    total = [torch.zeros_like(r) for r in adaptation.rates]
-    while tape.steps:
-        back = tape.steps.pop().pullback(v, d_state)
-        v, d_state = back.params, back.state
-        total = [a + b for a, b in zip(total, back.rates, strict=True)]
-    return total
+        # The walk back over the updates alone: inner gradients are constants.
+        d_rates = [] if tape is None else tape.walk_back(grads, adapted.state, adaptation.rates)[1]
+        return TaskGradient.of([*grads, *d_rates], adapted, loss, output, record)

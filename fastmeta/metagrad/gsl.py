@@ -43,7 +43,7 @@ class GSL(FirstOrder):
             return super().rows(query, inner)
         u, v, bounds = query.filled, inner.filled, query.layout.bounds
         stats = ops.row_similarity(u, v, bounds)
-        coef = self.rule.coefficients(stats, stats.new_ones(len(u)))
+        coef = self.rule.coefficients(stats)
         return TaskRows(u, v, coef, None if coef.shape[1] == 1 else bounds)
 
     def state_dict(self) -> dict[str, Any]:

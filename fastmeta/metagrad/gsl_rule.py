@@ -84,28 +84,27 @@ class GslRule:
         """``rho(t) eta`` of the current meta-step."""
         return schedule(self.schedule)(self.step) * self.eta
 
-    def coefficients(self, stats: Tensor, weight: Tensor) -> Tensor:
+    def coefficients(self, stats: Tensor) -> Tensor:
         """The coefficients of this meta-step's rows; counts the step (and moves R2's weights).
 
         Args:
             stats: ``(T, S, 3)``: :func:`fastmeta.ops.row_similarity` of query and support rows.
-            weight: ``(T,)`` task weights to multiply with.
 
         Returns:
             R1: ``(T, 1, 2)`` (scope "vector") or ``(T, S, 2)``; R2: ``(T, S, 1)``.
         """
         if self.variant == "R2":
-            result = self._weighted(stats, weight)
+            result = self._weighted(stats)
         else:
             seen = stats.sum(1, keepdim=True) if self.scope == "vector" else stats
-            result = self._coefficients(seen, weight, self.rate, self.magnitude)
+            result = self._coefficients(seen, self.rate, self.magnitude)
         self.step += 1
         return result
 
-    def _coefficients(self, stats: Tensor, weight: Tensor, rate: float, magnitude: Any) -> Tensor:
+    def _coefficients(self, stats: Tensor, rate: float, magnitude: Magnitude) -> Tensor:
         return ops.gsl_coefficients(
             stats,
-            weight,
+            stats.new_ones(len(stats)),
             stats.new_full((1,), rate),
             lam_c=self.lam_c,
             lam_2=self.lam_2,
@@ -113,18 +112,18 @@ class GslRule:
             ratio=self.ratio,
         )
 
-    def _weighted(self, stats: Tensor, weight: Tensor) -> Tensor:
+    def _weighted(self, stats: Tensor) -> Tensor:
         w = self._current_weights(stats)
         dot, uu, vv = stats.unbind(-1)
         scaled = torch.stack([w * dot, w * w * uu, vv], dim=-1).sum(1, keepdim=True)
-        # With unit rate and weight the coefficients are 1 - p and -q of dGSL/d(wu) = p wu + q v.
-        unit = self._coefficients(scaled, torch.ones_like(weight), 1.0, "none")[:, 0]
+        # With unit rate the coefficients are 1 - p and -q of dGSL/d(wu) = p wu + q v.
+        unit = self._coefficients(scaled, 1.0, "none")[:, 0]
         p, q = 1 - unit[:, :1], -unit[:, 1:]
         slope = (p * w * uu + q * dot).mean(0)
         # An overflow spoils this meta-gradient (loss scaling skips it), not the weights for good.
         slope = torch.where(slope.isfinite(), slope, 0)
         self.layer_weights = (w - self.rate * slope).clamp(self.w_min, self.w_max)
-        return (weight[:, None] * self.layer_weights).unsqueeze(-1)
+        return self.layer_weights.expand(len(stats), -1).unsqueeze(-1)
 
     def _current_weights(self, stats: Tensor) -> Tensor:
         segments = stats.shape[1]

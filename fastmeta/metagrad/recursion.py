@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.adaptation import Adaptation, Tape
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_grads
+from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 from fastmeta.metagrad.hessian import hvp_forward, hvp_of_graph, hvp_reverse
 from fastmeta.metagrad.replay import Replay
 
@@ -70,36 +70,21 @@ class Recursion(MetaGradient):
         adapted = adaptation.adapt(replay.loss, params, record=record, tape=tape)
         loss, output = episode.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
-        loss, output = loss.detach(), output.detach()
-        # The state after the last step is not used: its derivative is zero.
-        d_state = [torch.zeros_like(s) for s in adapted.state]
-        d_rates = [torch.zeros_like(r) for r in adaptation.rates]
-        return TaskGradient(
-            query=self._walk_back(tape, replay, list(grads), d_state, d_rates),
-            inner=mean_grads(adapted.inner_grads) if record else None,
-            support_loss=adapted.losses[0] if adapted.losses else loss,
-            query_loss=loss,
-            query_output=output,
-        )
+        loss, output = loss.detach(), output.detach()  # the query's graph goes before the walk
 
-    def _walk_back(
-        self,
-        tape: Tape,
-        replay: Replay,
-        v: list[Tensor],
-        d_state: list[Tensor],
-        d_rates: list[Tensor],
-    ) -> list[Tensor]:
-        """From derivatives at the end to those in the first parameters and the learned rates."""
-        while tape.steps:
-            step = tape.steps.pop()
-            back = step.pullback(v, d_state)
-            if step.grads is not None:
-                replay.forget()
-                curved = hvp_of_graph(step.grads, step.params, back.grads)
-            else:
-                with replay.last() as loss:
-                    curved = _PRODUCTS[self.hvp](loss, step.params, back.grads)
-            v, d_state = list(ops.inner_step(back.params, curved, -1.0)), back.state
-            d_rates = [a + b for a, b in zip(d_rates, back.rates, strict=True)]
-        return [*v, *d_rates]
+        def through_grads(step: InnerStep, back: Cotangents) -> Sequence[Tensor]:
+            curved = self._product(step, back.grads, replay)
+            return ops.inner_step(back.params, curved, -1.0)
+
+        v, d_rates = tape.walk_back(grads, adapted.state, adaptation.rates, through_grads)
+        return TaskGradient.of([*v, *d_rates], adapted, loss, output, record)
+
+    def _product(
+        self, step: InnerStep, direction: Sequence[Tensor | None], replay: Replay
+    ) -> list[Tensor | None]:
+        """The Hessian of this step's support loss times ``direction``."""
+        if step.grads is not None:
+            replay.forget()
+            return hvp_of_graph(step.grads, step.params, direction)
+        with replay.last() as loss:
+            return _PRODUCTS[self.hvp](loss, step.params, direction)

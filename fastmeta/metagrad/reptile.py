@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient, mean_grads
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 
 
 class Reptile(MetaGradient):
@@ -45,11 +45,4 @@ class Reptile(MetaGradient):
                 last.append(episode.query(adapted.fast))
         with torch.no_grad():
             moved = [p - f for p, f in zip(params, adapted.fast, strict=True)]
-        query_loss, query_output = last[0]
-        return TaskGradient(
-            query=moved,
-            inner=mean_grads(adapted.inner_grads) if record else None,
-            support_loss=adapted.losses[0] if adapted.losses else query_loss,
-            query_loss=query_loss,
-            query_output=query_output,
-        )
+        return TaskGradient.of(moved, adapted, *last[0], record)

@@ -188,7 +188,7 @@ class GSLOptimizer(torch.optim.Optimizer):
         one = torch.ones_like(scale)
         stats = torch.cat([part.to(first) for part in parts], dim=1)
         stats = stats / torch.stack([scale, scale * scale, one], dim=-1)
-        coef = self.rule.coefficients(stats, first.new_ones(tasks))
+        coef = self.rule.coefficients(stats)
         if coef.shape[-1] == 2:
             coef = coef * torch.stack([one, scale], dim=-1)
         column = 0

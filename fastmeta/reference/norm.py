@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,15 +22,17 @@ def batch_norm_relu(
     return F.max_pool2d(z, 2) if pool else z, mean.detach(), var.detach()
 
 
+def _output(eps: float, pool: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The block's ``z`` alone, as a function of what it is differentiated in."""
+    return lambda x, weight, bias: batch_norm_relu(x, weight, bias, eps, pool)[0]
+
+
 def norm_backward(
     dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``<dz, z>`` in ``x``, ``weight`` and ``bias``."""
-
-    def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return batch_norm_relu(x, weight, bias, eps, pool)[0]
-
-    grads: tuple[Tensor, Tensor, Tensor] = torch.func.vjp(block, x, weight, bias)[1](dz)
+    pull = torch.func.vjp(_output(eps, pool), x, weight, bias)[1]
+    grads: tuple[Tensor, Tensor, Tensor] = pull(dz)
     return grads
 
 
@@ -43,11 +47,7 @@ def norm_tangent(
     pool: bool,
 ) -> Tensor:
     """The change of ``z`` along ``(u, p, q)``."""
-
-    def block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return batch_norm_relu(x, weight, bias, eps, pool)[0]
-
-    change: Tensor = torch.func.jvp(block, (x, weight, bias), (u, p, q))[1]
+    change: Tensor = torch.func.jvp(_output(eps, pool), (x, weight, bias), (u, p, q))[1]
     return change
 
 
@@ -65,7 +65,7 @@ def norm_second(
     """The change of ``z`` and of its gradients in ``x`` and ``weight`` along ``(u, p, q)``."""
 
     def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = batch_norm_relu(x, weight, bias, eps, pool)[0]
+        z = _output(eps, pool)(x, weight, bias)
         return z, *norm_backward(dz, x, weight, bias, eps, pool)[:2]
 
     changes: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(both, (x, weight, bias), (u, p, q))[1]

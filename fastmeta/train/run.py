@@ -170,7 +170,8 @@ def _untrained(
     """The same network without meta-training, also with more inner steps: the fair comparison."""
     learner = build_learner(config, build_module(config, test, device))
     steps = {"untrained": config.eval_inner_steps, "untrained_long": config.untrained_inner_steps}
-    return {name: _test(config, learner, test, metric, n) for name, n in steps.items() if n}
+    found = {n: _test(config, learner, test, metric, n) for n in set(steps.values()) if n}
+    return {name: found[n] for name, n in steps.items() if n}
 
 
 def _test(

@@ -20,6 +20,35 @@ struct CombineArgs {
   Segments pieces;    // the columns each tensor takes
 };
 
+// Columns inside one segment of coef and one output tensor, at most `widest` of them.
+struct CombinePiece {
+  int64_t segment;
+  int64_t begin;
+  int64_t n;
+  int64_t tensor;
+};
+
+inline std::vector<CombinePiece> make_pieces(const CombineArgs& args, int64_t widest) {
+  std::vector<CombinePiece> pieces;
+  const int64_t *segments = args.segments.bounds, *tensors = args.pieces.bounds;
+  int64_t s = 0;
+  for (int64_t t = 0; t < args.pieces.count; ++t)
+    for (int64_t begin = tensors[t]; begin < tensors[t + 1];) {
+      while (segments[s + 1] <= begin) ++s;
+      const int64_t end = segments[s + 1] < tensors[t + 1] ? segments[s + 1] : tensors[t + 1];
+      const int64_t n = end - begin < widest ? end - begin : widest;
+      pieces.push_back({s, begin, n, t});
+      begin += n;
+    }
+  return pieces;
+}
+
+// Where the first column of a piece goes; T is the storage type.
+template <class T>
+T* piece_out(const CombineArgs& args, const CombinePiece& piece) {
+  return static_cast<T*>(args.out[piece.tensor]) + piece.begin - args.pieces.bounds[piece.tensor];
+}
+
 namespace cuda {
 int combine(const CombineArgs& args, void* stream);
 }  // namespace cuda
