@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/rows.h"
 
 namespace fastmeta::cpu::FM_ISA {
 namespace {
@@ -51,52 +51,25 @@ struct MeanSums {
   Sums<A, 2> own;  // |g|^2
 };
 
-// Adds n elements of one row to its sums. `next` elements on lies the row's next block: it is
-// fetched meanwhile, since this sweep finds its own block in cache and leaves the memory idle.
+// Adds n elements of one row to its sums.
 template <class T>
-void mean_sums(const T* g, const Acc<T>* s, int64_t n, int64_t next, MeanSums<Acc<T>>& row) {
+void mean_sums(const T* g, const Acc<T>* s, int64_t n, MeanSums<Acc<T>>& row) {
   using A = Acc<T>;
   constexpr int64_t kStep = 2 * kLanes<A>;
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   const int64_t whole = n / kStep * kStep;
   MeanSums<A> sums = row;  // in registers
-  for (int64_t p = 0; p < whole; p += kStep) {
-    for (int64_t line = 0; line < kStep; line += kLine)
-      __builtin_prefetch(g + p + next + line, 0, 2);
+  for (int64_t p = 0; p < whole; p += kStep)
     for (int64_t k = 0; k < 2; ++k) {
       const Vec<A> x = load(g + p + k * kLanes<A>);
       sums.dot.lanes[k] += x * load(s + p + k * kLanes<A>);
       sums.own.lanes[k] += x * x;
     }
-  }
   for (int64_t p = whole; p < n; ++p) {
     const double x = widen(g[p]);
     sums.dot.tail += x * static_cast<double>(s[p]);
     sums.own.tail += x * x;
   }
   row = sums;
-}
-
-// s += four rows (or one) over n columns, in row order.
-template <int64_t kRows, class T>
-void add_rows(const T* g, int64_t stride, int64_t n, Acc<T>* s) {
-  using A = Acc<T>;
-  const int64_t whole = n / kLanes<A> * kLanes<A>;
-  for (int64_t p = 0; p < whole; p += kLanes<A>) {
-    Vec<A> x = load(s + p);
-    for (int64_t r = 0; r < kRows; ++r) x += load(g + r * stride + p);
-    store(s + p, x);
-  }
-  for (int64_t p = whole; p < n; ++p)
-    for (int64_t r = 0; r < kRows; ++r) s[p] += widen(g[r * stride + p]);
-}
-
-template <class T>
-void sum_rows(const T* g, int64_t rows, int64_t stride, int64_t n, Acc<T>* s) {
-  memset(s, 0, sizeof(Acc<T>) * n);
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) add_rows<4>(g + i * stride, stride, n, s);
-  for (; i < rows; ++i) add_rows<1>(g + i * stride, stride, n, s);
 }
 
 }  // namespace
@@ -130,7 +103,7 @@ void row_similarity(const RowSimilarityArgs& args, const Parallel& parallel) {
 }
 
 void mean_similarity(const MeanSimilarityArgs& args, const Parallel& parallel) {
-  constexpr int64_t kBlock = 512;  // columns whose sum row stays in the first-level cache
+  constexpr int64_t kBlock = 1024;  // columns whose sum stays in the first-level cache
   const int64_t tasks = args.g.rows;
   const int64_t bounds[2] = {0, args.g.cols};
   const std::vector<Chunk> chunks = make_chunks({bounds, 1}, args.g.cols);
@@ -138,15 +111,16 @@ void mean_similarity(const MeanSimilarityArgs& args, const Parallel& parallel) {
     using T = decltype(zero);
     const T* g = static_cast<const T*>(args.g.data);
     parallel(static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+      const Acc<T> one = 1;
       Acc<T> s[kBlock];
       std::vector<MeanSums<Acc<T>>> rows(tasks);
       for (int64_t c = begin; c < end; ++c) {
         std::fill(rows.begin(), rows.end(), MeanSums<Acc<T>>{});
         for (int64_t p = chunks[c].begin; p < chunks[c].end; p += kBlock) {
           const int64_t n = chunks[c].end - p < kBlock ? chunks[c].end - p : kBlock;
-          sum_rows(g + p, tasks, args.g.stride, n, s);
-          for (int64_t i = 0; i < tasks; ++i)
-            mean_sums(g + i * args.g.stride + p, s, n, kBlock, rows[i]);
+          memset(s, 0, sizeof(Acc<T>) * n);
+          add_rows(g + p, tasks, args.g.stride, &one, 0, n, s);
+          for (int64_t i = 0; i < tasks; ++i) mean_sums(g + i * args.g.stride + p, s, n, rows[i]);
         }
         for (int64_t i = 0; i < tasks; ++i) {
           args.partial[2 * (tasks * c + i)] = rows[i].dot.total();
