@@ -6,6 +6,22 @@
 namespace fastmeta {
 namespace {
 
+// In channels-last order, in which the kernels work; copied only if it is not.
+Tensor channels_last(const Tensor& t) {
+  int64_t stride = 1;
+  bool last = true;
+  for (int64_t d : {1, 3, 2, 0}) {
+    last = last && (t.size(d) == 1 || t.stride(d) == stride);
+    stride *= t.size(d);
+  }
+  return last ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Tensor empty_image(const Tensor& like, const Ints& shape) {
+  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
 Ints shape_like(const Tensor& x, bool pool) {
   return {x.size(0), x.size(1), pool ? x.size(2) / 2 : x.size(2), pool ? x.size(3) / 2 : x.size(3)};
 }
@@ -24,16 +40,20 @@ void require_shape(const Tensor& t, const Tensor& x, const Ints& shape, const ch
                        " does not belong to an input " + shape_of(x) + " of its dtype and device.");
 }
 
-// Contiguous tensors, kept alive, and what the kernels see of them.
+Tensor images(const Tensor& x) {
+  FM_REQUIRE(
+      x.dim() == 4 && x.numel() > 0,
+      "batch_norm_relu: expected a non-empty (N, C, H, W) input, got shape " + shape_of(x) + ".");
+  return channels_last(x);
+}
+
+// Dense tensors, kept alive, and what the kernels see of them.
 struct Input {
   Tensor x, weight, bias;
   NormInput args;
 
   Input(const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double eps, bool pool)
-      : x(dense(x_)), weight(dense(weight_)), bias(dense(bias_)), args{} {
-    FM_REQUIRE(
-        x.dim() == 4 && x.numel() > 0,
-        "batch_norm_relu: expected a non-empty (N, C, H, W) input, got shape " + shape_of(x) + ".");
+      : x(images(x_)), weight(dense(weight_)), bias(dense(bias_)), args{} {
     FM_REQUIRE(
         x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
         "batch_norm_relu: the input must be float32 or float64. Convert it with .to(), or use "
@@ -60,7 +80,7 @@ Tensors norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, 
                      bool pool) {
   const Input in(x, weight, bias, eps, pool);
   const Ints channels{x.size(1)};
-  Tensors out{empty(x, shape_like(x, pool), x.scalar_type()), empty(x, channels, x.scalar_type()),
+  Tensors out{empty_image(x, shape_like(x, pool)), empty(x, channels, x.scalar_type()),
               empty(x, channels, x.scalar_type())};
   cpu::kernels().norm_forward(
       {in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
@@ -74,9 +94,9 @@ Tensors norm_backward(const Tensor& dz, const Tensor& x, const Tensor& weight, c
   require_shape(dz, x, shape_like(x, pool), "the gradient of the output");
   require_channels(mean, x, "mean");
   require_channels(var, x, "var");
-  const Tensor parts[] = {dense(mean), dense(var), dense(dz)};
+  const Tensor parts[] = {dense(mean), dense(var), channels_last(dz)};
   const Ints channels{x.size(1)};
-  Tensors out{empty(x, shape_like(x, false), x.scalar_type()), empty(x, channels, x.scalar_type()),
+  Tensors out{empty_image(x, shape_like(x, false)), empty(x, channels, x.scalar_type()),
               empty(x, channels, x.scalar_type())};
   cpu::kernels().norm_backward(
       {in.args, parts[0].const_data_ptr(), parts[1].const_data_ptr(), parts[2].const_data_ptr(),
@@ -113,8 +133,8 @@ Tensor norm_tangent(const Tensor& u, const Tensor& p, const Tensor& q, const Ten
                     double eps, bool pool) {
   const Input in(x, weight, bias, eps, pool);
   require_direction(u, p, q, x, mean, var);
-  const Tensor parts[] = {dense(mean), dense(var), dense(u), dense(p), dense(q)};
-  Tensor out = empty(x, shape_like(x, pool), x.scalar_type());
+  const Tensor parts[] = {dense(mean), dense(var), channels_last(u), dense(p), dense(q)};
+  Tensor out = empty_image(x, shape_like(x, pool));
   NormSecondArgs args = second_args(in, parts);
   args.out_z = out.mutable_data_ptr();
   cpu::kernels().norm_second(args, torch_threads());
@@ -128,10 +148,9 @@ Tensors norm_second(const Tensor& dz, const Tensor& u, const Tensor& p, const Te
   const Input in(x, weight, bias, eps, pool);
   require_shape(dz, x, shape_like(x, pool), "the gradient of the output");
   require_direction(u, p, q, x, mean, var);
-  const Tensor gradient = dense(dz);
-  const Tensor parts[] = {dense(mean), dense(var), dense(u), dense(p), dense(q)};
-  Tensors out{empty(x, shape_like(x, pool), x.scalar_type()),
-              empty(x, shape_like(x, false), x.scalar_type()),
+  const Tensor gradient = channels_last(dz);
+  const Tensor parts[] = {dense(mean), dense(var), channels_last(u), dense(p), dense(q)};
+  Tensors out{empty_image(x, shape_like(x, pool)), empty_image(x, shape_like(x, false)),
               empty(x, {x.size(1)}, x.scalar_type())};
   NormSecondArgs args = second_args(in, parts);
   args.dz = gradient.const_data_ptr();

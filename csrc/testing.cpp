@@ -65,11 +65,12 @@ Array<T> combine(const std::string& isa, const Array<T>& g, const Array<T>& coef
   return out;
 }
 
-// Forward, backward at dz, and second along u (and the weights' own values), one after the other.
+// Of images (n, h, w, c): forward, backward at dz, and second along u (and the weights' own
+// values), one after the other.
 template <class T>
 std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Array<T>& weight,
                            const Array<T>& bias, const Array<T>& dz, const Array<T>& u, bool pool) {
-  const NormInput in{kDType<T>, x.shape(0), x.shape(1), x.shape(2),    x.shape(3),
+  const NormInput in{kDType<T>, x.shape(0), x.shape(3), x.shape(1),    x.shape(2),
                      1e-3,      pool,       x.data(),   weight.data(), bias.data()};
   const std::vector<py::ssize_t> like_x(x.shape(), x.shape() + 4),
       like_z(dz.shape(), dz.shape() + 4);

@@ -5,86 +5,110 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
+double pixels_of(const Runs<false>& runs, int64_t chunk) {
+  const int64_t each = runs.chunk * runs.kPixels, left = runs.pixels - chunk * each;
+  return static_cast<double>(left < each ? left : each);
+}
+
+// A centre near the chunk's mean, and the sums of differences to it and of their squares, (3, c):
+// they lose no digits however far the mean is from zero.
 template <class T>
-void moments(const NormForwardArgs& args, Channel<T>& ch) {
-  // Sums of differences to a value of the channel: rounding grows with its spread, not its mean.
-  const Vec<T> anchor = splat(*ch.x(0));
-  Sums<T, 1> first, second;
-  for (int64_t n = 0; n < ch.in.n; ++n)
-    runs<T>(ch.plane, [&](int64_t begin, int64_t length) {
-      const T* x = ch.x(n) + begin;
-      sweep<T>(length, [&](auto lanes, int64_t i, auto k) {
-        first.lanes[0][k] += lanes.load(x + i, anchor) - anchor;
-      });
-      first.hold(length);
+void chunk_moments(const Runs<false>& runs, int64_t chunk, const T* input, double* out) {
+  const int64_t first = chunk * runs.chunk, stop = runs.end(chunk + 1);
+  each_vector<T>(runs.c, [&](auto lanes, int64_t c) {
+    const T* x = input + c;
+    Affine<T> f{lanes.load(x + first * runs.kPixels * runs.c), {}, {}};
+    const auto sum = [&](auto& sums, const auto& add) {
+      for (int64_t run = first; run < stop; ++run, sums.spill())
+        each_pixel<T>(runs, run, lanes, x, nullptr, f,
+                      [&](int64_t, Vec<T> d, Vec<T>, auto chain) { add(sums.chains, d, chain); });
+    };
+    Sums<T, 1> to_first;
+    sum(to_first, [](auto& s, Vec<T> d, auto chain) { s[0][chain] += d; });
+    for (int64_t i = 0; i < kLanes<T>; ++i)
+      f.mean[i] += static_cast<T>(to_first.wide[0][i] / pixels_of(runs, chunk));
+    Sums<T, 2> to_mean;
+    sum(to_mean, [](auto& s, Vec<T> d, auto chain) {
+      s[0][chain] += d;
+      s[1][chain] += d * d;
     });
-  const T mean = static_cast<T>(static_cast<double>(*ch.x(0)) + first.total(0) / ch.m);
-  const Vec<T> centre = splat(mean);
-  for (int64_t n = 0; n < ch.in.n; ++n)
-    runs<T>(ch.plane, [&](int64_t begin, int64_t length) {
-      const T* x = ch.x(n) + begin;
-      sweep<T>(length, [&](auto lanes, int64_t i, auto k) {
-        const Vec<T> d = lanes.load(x + i, centre) - centre;
-        second.lanes[0][k] += d * d;
-      });
-      second.hold(length);
-    });
-  const T var = static_cast<T>(second.total(0) / ch.m);
-  static_cast<T*>(args.mean)[ch.c] = mean;
-  static_cast<T*>(args.var)[ch.c] = var;
-  ch.set(mean, var);
+    for (int64_t i = 0; i < lanes.n; ++i) out[c + i] = static_cast<double>(f.mean[i]);
+    to_mean.write(out + runs.c + c, lanes.n, runs.c);
+  });
+}
+
+template <class T>
+void moments(const NormForwardArgs& args, const Parallel& parallel) {
+  const Runs<false> runs(args.in);
+  const int64_t each = 3 * runs.c;
+  std::vector<double> parts(runs.chunks * each);
+  parallel(runs.chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk)
+      chunk_moments(runs, chunk, static_cast<const T*>(args.in.x), parts.data() + chunk * each);
+  });
+  const double m = static_cast<double>(runs.pixels);
+  for (int64_t c = 0; c < runs.c; ++c) {
+    double mean = 0, var = 0;
+    for (int64_t k = 0; k < runs.chunks; ++k) {
+      const double* part = parts.data() + k * each + c;
+      mean += (pixels_of(runs, k) * part[0] + part[runs.c]) / m;
+    }
+    const T rounded = static_cast<T>(mean);
+    for (int64_t k = 0; k < runs.chunks; ++k) {
+      const double* part = parts.data() + k * each + c;
+      const double gap = part[0] - static_cast<double>(rounded);
+      var += part[2 * runs.c] + gap * (2 * part[runs.c] + pixels_of(runs, k) * gap);
+    }
+    static_cast<T*>(args.mean)[c] = rounded;
+    static_cast<T*>(args.var)[c] = static_cast<T>(var / m);
+  }
 }
 
 template <class T, bool kPool>
-void forward(const NormForwardArgs& args, Channel<T>& ch, T*) {
-  moments(args, ch);
-  for (int64_t n = 0; n < ch.in.n; ++n) {
-    const T* x = ch.x(n);
-    T* z = ch.at_pooled(static_cast<T*>(args.z), n);
-    if constexpr (kPool)
-      windows<T>(ch.in.h, ch.in.w, [&](int64_t count, int64_t from, int64_t to) {
-        const Vec<T> y = largest(ch.y(x + from, count));
-        store_some(z + to, count, where_positive<T>(y, y));
-      });
-    else
-      sweep<T>(ch.plane, [&](auto lanes, int64_t i, auto) {
-        const Vec<T> y = ch.y(lanes.load(x + i, kZero<T>));
-        lanes.store(z + i, where_positive<T>(y, y));
-      });
-  }
+void forward(const NormForwardArgs& args, const Parallel& parallel) {
+  moments<T>(args, parallel);
+  const Norm<T> norm(args.in, args.mean, args.var);
+  const Runs<kPool> runs(args.in);
+  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t run) {
+    const Affine<T> f = norm.affine(lanes, c);
+    write_z(runs, run, lanes, norm.x + c, static_cast<T*>(args.z) + c, f,
+            [&](int64_t, Vec<T> d) { return f.y(d); });
+  });
 }
 
 template <class T, bool kPool>
-void backward(const NormBackwardArgs& args, Channel<T>& ch, T* scratch) {
-  ch.set(static_cast<const T*>(args.mean)[ch.c], static_cast<const T*>(args.var)[ch.c]);
-  const Routed<T, kPool> routed{ch, args.dz, scratch};
-  Sums<T, 2> sums;
-  for (int64_t n = 0; n < ch.in.n; ++n) {
-    const T* dy_plane = routed.plane(n);
-    runs<T>(ch.plane, [&](int64_t begin, int64_t length) {
-      const T *x = ch.x(n) + begin, *dy = dy_plane + begin;
-      sweep<T>(length, [&](auto lanes, int64_t i, auto k) {
-        const Vec<T> d = lanes.load(x + i, ch.mean) - ch.mean;
-        const Vec<T> g = routed(d, lanes.load(dy + i, kZero<T>));
-        sums.lanes[0][k] += g;
-        sums.lanes[1][k] += g * d;
+void backward(const NormBackwardArgs& args, const Parallel& parallel) {
+  const Norm<T> norm(args.in, args.mean, args.var);
+  const Runs<kPool> runs(args.in);
+  const T* dz = static_cast<const T*>(args.dz);
+  const std::vector<double> sums =
+      channel_sums<T, 2>(runs, parallel, [&](auto& sums, auto lanes, int64_t c, int64_t run) {
+        each_pixel(runs, run, lanes, norm.x + c, dz + c, norm.affine(lanes, c),
+                   [&](int64_t, Vec<T> d, Vec<T> dy, auto chain) {
+                     sums.chains[0][chain] += dy;
+                     sums.chains[1][chain] += dy * d;
+                   });
       });
-      sums.hold(length);
-    });
+  Constants<T, 3> factors(runs.c);
+  for (int64_t c = 0; c < runs.c; ++c) {
+    const double weight = static_cast<double>(norm.weight[c]);
+    const NormBackwardCoef k =
+        norm_backward_coef(norm.m(), norm.r(c), weight, sums[c], sums[runs.c + c]);
+    factors.at(0, c) = static_cast<T>(k.dy);
+    factors.at(1, c) = static_cast<T>(k.d);
+    factors.at(2, c) = static_cast<T>(k.one);
+    static_cast<T*>(args.dweight)[c] = static_cast<T>(k.dweight);
+    static_cast<T*>(args.dbias)[c] = static_cast<T>(sums[c]);
   }
-  const NormBackwardCoef k =
-      norm_backward_coef(ch.m, ch.r, ch.weight, sums.total(0), sums.total(1));
-  const Vec<T> k_dy = splat<T>(k.dy), k_d = splat<T>(k.d), k_one = splat<T>(k.one);
-  for (int64_t n = 0; n < ch.in.n; ++n) {
-    const T *x = ch.x(n), *dy = routed.plane(n);
-    T* dx = ch.at(static_cast<T*>(args.dx), n);
-    sweep<T>(ch.plane, [&](auto lanes, int64_t i, auto) {
-      const Vec<T> d = lanes.load(x + i, ch.mean) - ch.mean;
-      lanes.store(dx + i, k_dy * routed(d, lanes.load(dy + i, kZero<T>)) + (k_d * d + k_one));
-    });
-  }
-  static_cast<T*>(args.dweight)[ch.c] = static_cast<T>(k.dweight);
-  static_cast<T*>(args.dbias)[ch.c] = static_cast<T>(sums.total(0));
+  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t run) {
+    const Vec<T> k_dy = factors.load(0, lanes, c), k_d = factors.load(1, lanes, c),
+                 k_one = factors.load(2, lanes, c);
+    T* dx = static_cast<T*>(args.dx) + c;
+    each_pixel(runs, run, lanes, norm.x + c, dz + c, norm.affine(lanes, c),
+               [&](int64_t at, Vec<T> d, Vec<T> dy, auto) {
+                 lanes.store(dx + at, k_dy * dy + (k_d * d + k_one));
+               });
+  });
 }
 
 }  // namespace

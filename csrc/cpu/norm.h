@@ -1,125 +1,91 @@
-// What the norm kernels share: the constants of a channel, the way back through ReLU and pooling,
-// and the loop over channels.
+// What the norm kernels share: the constants of all channels, and the loops over runs and channels.
 #pragma once
 
 #include <vector>
 
-#include "cpu/planes.h"
-#include "cpu/pool.h"
-#include "fastmeta/norm.h"
+#include "cpu/pixels.h"
 
 namespace fastmeta::cpu::FM_ISA {
 
-// One channel: its planes and the constants of y = slope (x - mean) + bias.
+// body(lanes, c, run) for every run and vector of channels.
+template <class T, bool kPool, class Body>
+void each_run(const Runs<kPool>& runs, const Parallel& parallel, const Body& body) {
+  parallel(runs.chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t run = begin * runs.chunk; run < runs.end(end); ++run)
+      each_vector<T>(runs.c, [&](auto lanes, int64_t c) { body(lanes, c, run); });
+  });
+}
+
+// K sums a channel, (K, c): body(sums, lanes, c, run) adds those of a run. Added up in the order of
+// the chunks, whoever ran them.
+template <class T, int K, bool kPool, class Body>
+std::vector<double> channel_sums(const Runs<kPool>& runs, const Parallel& parallel,
+                                 const Body& body) {
+  const int64_t each = K * runs.c;
+  std::vector<double> parts(runs.chunks * each);
+  parallel(runs.chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk)
+      each_vector<T>(runs.c, [&](auto lanes, int64_t c) {
+        Sums<T, K> sums;
+        for (int64_t run = chunk * runs.chunk; run < runs.end(chunk + 1); ++run) {
+          body(sums, lanes, c, run);
+          sums.spill();
+        }
+        sums.write(parts.data() + chunk * each + c, lanes.n, runs.c);
+      });
+  });
+  for (int64_t chunk = 1; chunk < runs.chunks; ++chunk)
+    for (int64_t i = 0; i < each; ++i) parts[i] += parts[chunk * each + i];
+  parts.resize(each);
+  return parts;
+}
+
+// K constants a channel, (K, c), for vectors of channels.
+template <class T, int K>
+struct Constants {
+  int64_t channels;
+  std::vector<T> values;
+  explicit Constants(int64_t channels) : channels(channels), values(K * channels) {}
+  T& at(int k, int64_t c) { return values[k * channels + c]; }
+  template <class Lanes>
+  Vec<T> load(int k, Lanes lanes, int64_t c) const {
+    return lanes.load(values.data() + k * channels + c);
+  }
+};
+
+// The block's constants of all channels.
 template <class T>
-struct Channel {
+struct Norm {
   const NormInput& in;
-  int64_t c;
-  int64_t plane;   // elements of a plane of x
-  int64_t pooled;  // and of z
-  double m;
-  double weight;
-  Vec<T> bias;
-  double r = 0;
-  Vec<T> mean = {};
-  Vec<T> slope = {};
+  const T *x, *weight, *mean, *var;
+  Constants<T, 1> slope;
 
-  Channel(const NormInput& in, int64_t c)
+  Norm(const NormInput& in, const void* mean_, const void* var_)
       : in(in),
-        c(c),
-        plane(in.h * in.w),
-        pooled(in.pool ? in.h / 2 * (in.w / 2) : plane),
-        m(static_cast<double>(in.n * plane)),
-        weight(static_cast<const T*>(in.weight)[c]),
-        bias(splat(static_cast<const T*>(in.bias)[c])) {}
-
-  void set(T mean_value, T var) {
-    mean = splat(mean_value);
-    r = 1 / std::sqrt(static_cast<double>(var) + in.eps);
-    slope = splat(static_cast<T>(weight * r));
+        x(static_cast<const T*>(in.x)),
+        weight(static_cast<const T*>(in.weight)),
+        mean(static_cast<const T*>(mean_)),
+        var(static_cast<const T*>(var_)),
+        slope(in.c) {
+    for (int64_t c = 0; c < in.c; ++c) slope.at(0, c) = static_cast<T>(weight[c] * r(c));
   }
-
-  const T* x(int64_t n) const { return at(static_cast<const T*>(in.x), n); }
-  template <class P>
-  P* at(P* x_like, int64_t n) const {
-    return x_like + (n * in.c + c) * plane;
-  }
-  template <class P>
-  P* at_pooled(P* z_like, int64_t n) const {
-    return z_like + (n * in.c + c) * pooled;
-  }
-  Vec<T> y(Vec<T> x) const { return slope * (x - mean) + bias; }
-  Corners<T> y(const T* x, int64_t windows) const {
-    const Corners<T> v = load_corners(x, in.w, windows);
-    return {{y(v.top.even), y(v.top.odd)}, {y(v.bottom.even), y(v.bottom.odd)}};
+  double m() const { return static_cast<double>(in.n * in.h * in.w); }
+  double r(int64_t c) const { return 1 / std::sqrt(static_cast<double>(var[c]) + in.eps); }
+  template <class Lanes>
+  Affine<T> affine(Lanes lanes, int64_t c) const {
+    return {lanes.load(mean + c), slope.load(0, lanes, c),
+            lanes.load(static_cast<const T*>(in.bias) + c)};
   }
 };
 
-template <class T>
-constexpr Vec<T> kZero = {};
-
-// NaN stays NaN.
-template <class T>
-Vec<T> where_positive(Vec<T> y, Vec<T> value) {
-  return y <= kZero<T> ? kZero<T> : value;
-}
-
-// The gradient of y from that of z. With pooling, a plane of it is laid out in scratch first.
-template <class T, bool kPool>
-struct Routed {
-  const Channel<T>& ch;
-  const void* dz;
-  T* scratch;
-
-  const T* plane(int64_t n) const {
-    const T* from_z = ch.at_pooled(static_cast<const T*>(dz), n);
-    if constexpr (!kPool) return from_z;
-    const T* x = ch.x(n);
-    if (ch.in.h % 2 || ch.in.w % 2) memset(scratch, 0, sizeof(T) * ch.plane);
-    windows<T>(ch.in.h, ch.in.w, [&](int64_t count, int64_t at, int64_t z) {
-      const Corners<T> y = ch.y(x + at, count);
-      const Vec<T> value = load_some(from_z + z, count, kZero<T>);
-      const Corners<T> dy = placed(y, where_positive<T>(largest(y), value));
-      store_columns(scratch + at, count, dy.top);
-      store_columns(scratch + at + ch.in.w, count, dy.bottom);
-    });
-    return scratch;
-  }
-  Vec<T> operator()(Vec<T> d, Vec<T> loaded) const {
-    return kPool ? loaded : where_positive<T>(ch.slope * d + ch.bias, loaded);
-  }
-};
-
-// task(channel, scratch) for every channel; a plane of scratch a thread.
-template <class Task>
-void each_channel(const NormInput& in, const Parallel& parallel, const Task& task) {
-  constexpr int64_t kWorthwhile = 16384;  // elements
-  const int64_t elements = in.n * in.h * in.w;
-  const int64_t grain = elements < kWorthwhile ? kWorthwhile / (elements + 1) + 1 : 1;
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    parallel(in.c, grain, [&](int64_t begin, int64_t end) {
-      std::vector<T> scratch(in.pool ? in.h * in.w : 0);
-      for (int64_t c = begin; c < end; ++c) {
-        Channel<T> channel(in, c);
-        task(channel, scratch.data());
-      }
-    });
-  };
-  if (in.dtype == DType::f64)
-    run(double{});
-  else
-    run(float{});
-}
-
-// The kernel of all channels from name<T, kPool>(args, channel, scratch) of one.
-#define FM_NORM(name, Args)                                             \
-  void norm_##name(const Args& args, const Parallel& parallel) {        \
-    each_channel(args.in, parallel, [&](auto& channel, auto* scratch) { \
-      using T = std::remove_pointer_t<decltype(scratch)>;               \
-      args.in.pool ? name<T, true>(args, channel, scratch)              \
-                   : name<T, false>(args, channel, scratch);            \
-    });                                                                 \
+// The kernel from name<T, kPool>(args, parallel).
+#define FM_NORM(name, Args)                                                            \
+  void norm_##name(const Args& args, const Parallel& parallel) {                       \
+    const bool wide = args.in.dtype == DType::f64;                                     \
+    if (args.in.pool)                                                                  \
+      wide ? name<double, true>(args, parallel) : name<float, true>(args, parallel);   \
+    else                                                                               \
+      wide ? name<double, false>(args, parallel) : name<float, false>(args, parallel); \
   }
 
 }  // namespace fastmeta::cpu::FM_ISA

@@ -4,74 +4,61 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
+// u, u d, dy, dy d, u dy; the last three are zero without dz.
 template <class T, bool kPool>
-NormSums second_sums(const NormSecondArgs& args, const Channel<T>& ch,
-                     const Routed<T, kPool>& routed) {
-  Sums<T, 5> sums;
-  for (int64_t n = 0; n < ch.in.n; ++n) {
-    const T* u_plane = ch.at(static_cast<const T*>(args.u), n);
-    const T* dy_plane = args.dz ? routed.plane(n) : nullptr;
-    runs<T>(ch.plane, [&](int64_t begin, int64_t length) {
-      const T *x = ch.x(n) + begin, *u_run = u_plane + begin;
-      sweep<T>(length, [&](auto lanes, int64_t i, auto k) {
-        const Vec<T> d = lanes.load(x + i, ch.mean) - ch.mean;
-        const Vec<T> u = lanes.load(u_run + i, kZero<T>);
-        sums.lanes[0][k] += u;
-        sums.lanes[1][k] += u * d;
-        if (!args.dz) return;
-        const Vec<T> dy = routed(d, lanes.load(dy_plane + begin + i, kZero<T>));
-        sums.lanes[2][k] += dy;
-        sums.lanes[3][k] += dy * d;
-        sums.lanes[4][k] += u * dy;
-      });
-      sums.hold(length);
-    });
-  }
-  return {sums.total(0), sums.total(1), sums.total(2), sums.total(3), sums.total(4)};
-}
-
-// The change of z: a value for each element of x, kept where y is positive and largest.
-template <class T, bool kPool>
-void change_of_z(const NormSecondArgs& args, const Channel<T>& ch, const NormSecondCoef& k,
-                 int64_t n, T* scratch) {
-  const Vec<T> k_u = splat<T>(k.z_u), k_d = splat<T>(k.z_d), k_one = splat<T>(k.z_one);
-  const T *x = ch.x(n), *u = ch.at(static_cast<const T*>(args.u), n);
-  T* out = ch.at_pooled(static_cast<T*>(args.out_z), n);
-  T* change = kPool ? scratch : out;
-  sweep<T>(ch.plane, [&](auto lanes, int64_t i, auto) {
-    const Vec<T> d = lanes.load(x + i, ch.mean) - ch.mean;
-    const Vec<T> v = k_u * lanes.load(u + i, kZero<T>) + (k_d * d + k_one);
-    lanes.store(change + i, kPool ? v : where_positive<T>(ch.slope * d + ch.bias, v));
+std::vector<double> second_sums(const NormSecondArgs& args, const Norm<T>& norm,
+                                const Runs<kPool>& runs, const Parallel& parallel) {
+  const T *directions = static_cast<const T*>(args.u), *dz = static_cast<const T*>(args.dz);
+  return channel_sums<T, 5>(runs, parallel, [&](auto& sums, auto lanes, int64_t c, int64_t run) {
+    each_pixel(runs, run, lanes, norm.x + c, dz ? dz + c : nullptr, norm.affine(lanes, c),
+               [&](int64_t at, Vec<T> d, Vec<T> dy, auto chain) {
+                 const Vec<T> u = lanes.load(directions + c + at);
+                 sums.chains[0][chain] += u;
+                 sums.chains[1][chain] += u * d;
+                 if (!dz) return;
+                 sums.chains[2][chain] += dy;
+                 sums.chains[3][chain] += dy * d;
+                 sums.chains[4][chain] += u * dy;
+               });
   });
-  if constexpr (kPool)
-    windows<T>(ch.in.h, ch.in.w, [&](int64_t count, int64_t from, int64_t to) {
-      const Corners<T> y = ch.y(x + from, count);
-      const Vec<T> v = picked(y, load_corners(change + from, ch.in.w, count));
-      store_some(out + to, count, where_positive<T>(largest(y), v));
-    });
 }
 
+enum Factor { kZU, kZD, kZOne, kXU, kXDy, kXD, kXOne, kFactors };
+
 template <class T, bool kPool>
-void second(const NormSecondArgs& args, Channel<T>& ch, T* scratch) {
-  ch.set(static_cast<const T*>(args.mean)[ch.c], static_cast<const T*>(args.var)[ch.c]);
-  const Routed<T, kPool> routed{ch, args.dz, scratch};
-  const NormSecondCoef k = norm_second_coef(
-      ch.m, ch.r, ch.weight, static_cast<double>(static_cast<const T*>(args.p)[ch.c]),
-      static_cast<double>(static_cast<const T*>(args.q)[ch.c]), second_sums(args, ch, routed));
-  const Vec<T> k_u = splat<T>(k.x_u), k_dy = splat<T>(k.x_dy), k_d = splat<T>(k.x_d),
-               k_one = splat<T>(k.x_one);
-  for (int64_t n = 0; n < ch.in.n; ++n) {
-    if (args.out_z) change_of_z<T, kPool>(args, ch, k, n, scratch);
-    if (!args.out_x) continue;
-    const T *x = ch.x(n), *u = ch.at(static_cast<const T*>(args.u), n), *dy = routed.plane(n);
-    T* out = ch.at(static_cast<T*>(args.out_x), n);
-    sweep<T>(ch.plane, [&](auto lanes, int64_t i, auto) {
-      const Vec<T> d = lanes.load(x + i, ch.mean) - ch.mean;
-      const Vec<T> g = routed(d, lanes.load(dy + i, kZero<T>));
-      lanes.store(out + i, k_u * lanes.load(u + i, kZero<T>) + (k_dy * g + (k_d * d + k_one)));
-    });
+void second(const NormSecondArgs& args, const Parallel& parallel) {
+  const Norm<T> norm(args.in, args.mean, args.var);
+  const Runs<kPool> runs(args.in);
+  const std::vector<double> sums = second_sums<T, kPool>(args, norm, runs, parallel);
+  Constants<T, kFactors> factors(runs.c);
+  for (int64_t c = 0; c < runs.c; ++c) {
+    const auto sum = [&](int k) { return sums[k * runs.c + c]; };
+    const NormSecondCoef k =
+        norm_second_coef(norm.m(), norm.r(c), static_cast<double>(norm.weight[c]),
+                         static_cast<double>(static_cast<const T*>(args.p)[c]),
+                         static_cast<double>(static_cast<const T*>(args.q)[c]),
+                         {sum(0), sum(1), sum(2), sum(3), sum(4)});
+    const double values[kFactors] = {k.z_u, k.z_d, k.z_one, k.x_u, k.x_dy, k.x_d, k.x_one};
+    for (int i = 0; i < kFactors; ++i) factors.at(i, c) = static_cast<T>(values[i]);
+    if (args.out_x) static_cast<T*>(args.out_weight)[c] = static_cast<T>(k.weight);
   }
-  if (args.out_x) static_cast<T*>(args.out_weight)[ch.c] = static_cast<T>(k.weight);
+  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t run) {
+    const Affine<T> f = norm.affine(lanes, c);
+    const T *x = norm.x + c, *u = static_cast<const T*>(args.u) + c;
+    Vec<T> k[kFactors];
+    for (int i = 0; i < kFactors; ++i) k[i] = factors.load(i, lanes, c);
+    if (args.out_z)
+      write_z(runs, run, lanes, x, static_cast<T*>(args.out_z) + c, f, [&](int64_t at, Vec<T> d) {
+        return k[kZU] * lanes.load(u + at) + (k[kZD] * d + k[kZOne]);
+      });
+    if (!args.out_x) return;
+    T* out = static_cast<T*>(args.out_x) + c;
+    each_pixel(runs, run, lanes, x, static_cast<const T*>(args.dz) + c, f,
+               [&](int64_t at, Vec<T> d, Vec<T> dy, auto) {
+                 const Vec<T> rest = k[kXD] * d + k[kXOne];
+                 lanes.store(out + at, k[kXU] * lanes.load(u + at) + (k[kXDy] * dy + rest));
+               });
+  });
 }
 
 }  // namespace

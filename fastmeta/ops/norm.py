@@ -18,8 +18,9 @@ def batch_norm_relu(
     """``relu(batch_norm(x))`` with the statistics of the batch (Ioffe & Szegedy 2015, algorithm 1).
 
     Forward, backward, double backward and forward mode are kernels of two passes each; third
-    derivatives are torch's. Sums are in double. The result is contiguous and the same for any
-    number of threads; runs on CPU.
+    derivatives are torch's. Sums are in double. The result is in channels-last order, in which the
+    kernels work (an input in another is copied), and the same for any number of threads; runs on
+    CPU.
 
     Args:
         x: ``(N, C, H, W)``, not empty; float32 or float64.
@@ -213,28 +214,29 @@ class _TangentEager(_Tangent):
         return _push(reference.norm_tangent, ctx, tangents)
 
 
-def _pooled(x: Tensor, pool: bool) -> Tensor:
+def _images(x: Tensor, pool: bool = False) -> Tensor:
     n, c, h, w = x.shape
-    return x.new_empty(n, c, h // 2, w // 2) if pool else x.new_empty(x.shape)
+    shape = (n, c, h // 2, w // 2) if pool else x.shape
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @torch.library.register_fake("fastmeta::norm_forward")
 def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> list[Tensor]:
-    return [_pooled(x, pool), weight.new_empty(weight.shape), weight.new_empty(weight.shape)]
+    return [_images(x, pool), weight.new_empty(weight.shape), weight.new_empty(weight.shape)]
 
 
 @torch.library.register_fake("fastmeta::norm_backward")
 def _(dz: Tensor, x: Tensor, weight: Tensor, *_: Any) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, weight, weight)]
+    return [_images(x), weight.new_empty(weight.shape), weight.new_empty(weight.shape)]
 
 
 @torch.library.register_fake("fastmeta::norm_second")
 def _(
     dz: Tensor, u: Tensor, p: Tensor, q: Tensor, x: Tensor, weight: Tensor, *_: Any
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (dz, x, weight)]
+    return [_images(dz), _images(x), weight.new_empty(weight.shape)]
 
 
 @torch.library.register_fake("fastmeta::norm_tangent")
 def _(u: Tensor, p: Tensor, q: Tensor, x: Tensor, *args: Any) -> Tensor:
-    return _pooled(x, args[-1])
+    return _images(x, args[-1])

@@ -127,17 +127,6 @@ def subclass(module: nn.Module) -> Tensor:
     return images()
 
 
-def channels_last(module: nn.Module) -> Tensor:
-    module.to(memory_format=torch.channels_last)
-    module[0].insert(1, Layout())
-    return images()
-
-
-class Layout(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
-
-
 def bfloat16(module: nn.Module) -> Tensor:
     module.bfloat16()
     return images(dtype=torch.bfloat16)
@@ -150,7 +139,6 @@ LEFT_ALONE = {
     "backward hook": hooked(0, "register_full_backward_hook"),
     "replaced forward": replaced_forward,
     "subclass": subclass,
-    "channels last": channels_last,
     "bfloat16": bfloat16,
 }
 
@@ -163,6 +151,34 @@ def test_left_alone(name: str, calls) -> None:
     with fused(module):
         assert torch.equal(module(x), expected)
     assert calls.call_count == 0
+
+
+class View(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)  # not for images in channels-last order
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("views", [False, True])
+def test_order_of_images(channels: int, views: bool, calls) -> None:
+    """Channels last within torch's own modules; in the usual order for others, and outside."""
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    block = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    chain = nn.Sequential(block, conv, *([View()] if views else []))
+    x = torch.randn(5, channels, 8, 9)
+    expected = copy.deepcopy(chain)(x)
+    orders = []
+    conv.register_forward_pre_hook(lambda _, args: orders.append(args[0].stride(1)))
+    with fused(chain):
+        found = chain(x)
+    assert orders == ([6 * 7] if views else [1])
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert calls.call_count == 1
+    if not views:
+        with fused(chain):
+            found = chain(x.reshape(5, 8, 9, channels).permute(0, 3, 1, 2))
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_affine_transform(calls) -> None:

@@ -25,7 +25,8 @@
 
 namespace fastmeta {
 
-// Contiguous (n, c, h, w), float32 or float64; pooled tensors are (n, c, h / 2, w / 2).
+// Images are (n, h, w, c) in memory, channels last, float32 or float64; pooled ones
+// (n, h / 2, w / 2, c).
 struct NormInput {
   DType dtype;
   int64_t n;

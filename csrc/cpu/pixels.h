@@ -1,0 +1,135 @@
+// The pixels of channels-last images in runs, and the ways from a run through ReLU and pooling and
+// back.
+#pragma once
+
+#include "cpu/channels.h"
+#include "cpu/window.h"
+#include "fastmeta/norm.h"
+
+namespace fastmeta::cpu::FM_ISA {
+
+// y = slope (x - mean) + bias, for a vector of channels.
+template <class T>
+struct Affine {
+  Vec<T> mean;
+  Vec<T> slope;
+  Vec<T> bias;
+  Vec<T> y(Vec<T> d) const { return slope * d + bias; }
+};
+
+// NaN stays NaN.
+template <class T>
+Vec<T> where_positive(Vec<T> y, Vec<T> value) {
+  return y <= Vec<T>{} ? Vec<T>{} : value;
+}
+
+// The pixels in runs, short enough for sums in T: with pooling, two rows of an image (or its last
+// one, if rows are odd).
+template <bool kPool>
+struct Runs {
+  static constexpr int64_t kPixels = 128;
+  int64_t w, c, rows, bands, pixels, count, chunk, chunks;
+
+  explicit Runs(const NormInput& in)
+      : w(in.w), c(in.c), rows(in.h), bands((in.h + 1) / 2), pixels(in.n * in.h * in.w) {
+    constexpr int64_t kWorthwhile = 32768;  // elements of a chunk, a thread's unit of work
+    count = kPool ? in.n * bands : (pixels + kPixels - 1) / kPixels;
+    chunk = kWorthwhile / ((kPool ? 2 * w : kPixels) * c) + 1;
+    chunks = (count + chunk - 1) / chunk;
+  }
+  // The run after the last of these chunks.
+  int64_t end(int64_t first_chunks) const {
+    return first_chunks * chunk < count ? first_chunks * chunk : count;
+  }
+};
+
+// body(at, d, dy, chain) for every pixel of a run: its element, its difference to the mean, and the
+// gradient of its y. All pointers are those of the first channel of the lanes; dz may be null.
+template <class T, class Lanes, class Body>
+[[gnu::always_inline]] inline void each_pixel(const Runs<false>& runs, int64_t run, Lanes lanes,
+                                              const T* x, const T* dz, const Affine<T>& f,
+                                              const Body& body) {
+  const int64_t begin = run * runs.kPixels;
+  const int64_t end = begin + runs.kPixels < runs.pixels ? begin + runs.kPixels : runs.pixels;
+  const auto pixel = [&](int64_t at, auto chain) {
+    const Vec<T> d = lanes.load(x + at) - f.mean;
+    body(at, d, dz ? where_positive<T>(f.y(d), lanes.load(dz + at)) : Vec<T>{}, chain);
+  };
+  int64_t p = begin;
+  for (; p + 2 <= end; p += 2) {
+    pixel(p * runs.c, First{});
+    pixel((p + 1) * runs.c, Second{});
+  }
+  if (p < end) pixel(p * runs.c, First{});
+}
+
+// window(at, z) for the windows of a run, and single(at) for pixels that odd edges leave over.
+template <class OnWindow, class OnSingle>
+[[gnu::always_inline]] inline void each_window(const Runs<true>& runs, int64_t run,
+                                               const OnWindow& window, const OnSingle& single) {
+  const int64_t image = run / runs.bands, band = run % runs.bands;
+  const int64_t row = runs.w * runs.c;
+  const int64_t first = (image * runs.rows + 2 * band) * row;
+  if (2 * band + 1 == runs.rows) {
+    for (int64_t j = 0; j < runs.w; ++j) single(first + j * runs.c);
+    return;
+  }
+  const int64_t out = (image * (runs.rows / 2) + band) * (runs.w / 2) * runs.c;
+  for (int64_t j = 0; j < runs.w / 2; ++j) window(first + 2 * j * runs.c, out + j * runs.c);
+  if (runs.w % 2) {
+    single(first + row - runs.c);
+    single(first + 2 * row - runs.c);
+  }
+}
+
+template <class T, class Lanes, class Body>
+[[gnu::always_inline]] inline void each_pixel(const Runs<true>& runs, int64_t run, Lanes lanes,
+                                              const T* x, const T* dz, const Affine<T>& f,
+                                              const Body& body) {
+  const int64_t offsets[4] = {0, runs.c, runs.w * runs.c, (runs.w + 1) * runs.c};
+  each_window(
+      runs, run,
+      [&](int64_t at, int64_t z) {
+        Window<T> d, y, dy{};
+        for (int k = 0; k < 4; ++k) {
+          d.pixel[k] = lanes.load(x + at + offsets[k]) - f.mean;
+          y.pixel[k] = f.y(d.pixel[k]);
+        }
+        if (dz) dy = placed(y, where_positive<T>(largest(y), lanes.load(dz + z)));
+        body(at + offsets[0], d.pixel[0], dy.pixel[0], First{});
+        body(at + offsets[1], d.pixel[1], dy.pixel[1], Second{});
+        body(at + offsets[2], d.pixel[2], dy.pixel[2], First{});
+        body(at + offsets[3], d.pixel[3], dy.pixel[3], Second{});
+      },
+      [&](int64_t at) { body(at, lanes.load(x + at) - f.mean, Vec<T>{}, First{}); });
+}
+
+// z of a run from value(at, d) of its pixels: kept where y is positive, and largest in its window.
+template <class T, class Lanes, class Value>
+[[gnu::always_inline]] inline void write_z(const Runs<false>& runs, int64_t run, Lanes lanes,
+                                           const T* x, T* z, const Affine<T>& f,
+                                           const Value& value) {
+  each_pixel<T>(runs, run, lanes, x, nullptr, f, [&](int64_t at, Vec<T> d, Vec<T>, auto) {
+    lanes.store(z + at, where_positive<T>(f.y(d), value(at, d)));
+  });
+}
+template <class T, class Lanes, class Value>
+[[gnu::always_inline]] inline void write_z(const Runs<true>& runs, int64_t run, Lanes lanes,
+                                           const T* x, T* z, const Affine<T>& f,
+                                           const Value& value) {
+  const int64_t offsets[4] = {0, runs.c, runs.w * runs.c, (runs.w + 1) * runs.c};
+  each_window(
+      runs, run,
+      [&](int64_t at, int64_t to) {
+        Window<T> y, values;
+        for (int k = 0; k < 4; ++k) {
+          const Vec<T> d = lanes.load(x + at + offsets[k]) - f.mean;
+          y.pixel[k] = f.y(d);
+          values.pixel[k] = value(at + offsets[k], d);
+        }
+        lanes.store(z + to, where_positive<T>(largest(y), picked(y, values)));
+      },
+      [](int64_t) {});
+}
+
+}  // namespace fastmeta::cpu::FM_ISA
