@@ -11,6 +11,7 @@ from fastmeta import (
     ops,
     optim,
 )
+from fastmeta.allocator import keep_freed_memory
 from fastmeta.info import BuildInfo, build_info, show_config
 from fastmeta.layout import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
@@ -33,6 +34,7 @@ __all__ = [
     "build_info",
     "data",
     "engines",
+    "keep_freed_memory",
     "learners",
     "metagrad",
     "models",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastmeta.allocator import keep_freed_memory
 from fastmeta.cli.arguments import given_options, make_parser
 from fastmeta.data import DATASETS
 from fastmeta.info import show_config
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
     given = make_parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         return {"train": _train, "evaluate": _evaluate, "info": _info}[given.command](given)
     except UserError as error:
