@@ -1,0 +1,1 @@
+"""One module a contender; ``make(case, module, batch)`` gives its meta-gradient, a callable."""

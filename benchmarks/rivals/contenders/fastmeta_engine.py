@@ -1,0 +1,17 @@
+"""fastmeta, as installed: ``MAML`` or ``FOMAML`` with everything left to ``auto``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cases import Case
+
+from contenders.losses import loss_of
+from fastmeta import FOMAML, MAML, TaskBatch
+
+
+def make(case: Case, module: Any, batch: Any) -> Any:
+    method = MAML if case.order == 2 else FOMAML
+    learner = method(module, loss_of(case), inner_lr=case.lr, inner_steps=case.steps)
+    tasks = TaskBatch(*batch)
+    return lambda: [learner.meta_gradient(tasks)[0]]

@@ -1,0 +1,33 @@
+"""A loop written by hand on ``torch.autograd.grad`` and ``functional_call``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from cases import Case
+from torch.func import functional_call
+
+from contenders.losses import loss_of
+
+
+def make(case: Case, module: Any, batch: Any) -> Any:
+    loss = loss_of(case)
+    names = [name for name, _ in module.named_parameters()]
+    start = list(module.parameters())
+
+    def task(x: Any, y: Any, query_x: Any, query_y: Any) -> Any:
+        fast = start
+        for _ in range(case.steps):
+            value = loss(functional_call(module, dict(zip(names, fast, strict=True)), x), y)
+            grads = torch.autograd.grad(value, fast, create_graph=case.order == 2)
+            fast = [p - case.lr * g for p, g in zip(fast, grads, strict=True)]
+        value = loss(functional_call(module, dict(zip(names, fast, strict=True)), query_x), query_y)
+        # First order: the Jacobian of the inner loop is the identity.
+        return torch.autograd.grad(value, start if case.order == 2 else fast)
+
+    def meta_gradient() -> Any:
+        rows = [task(*parts) for parts in zip(*batch, strict=True)]
+        return [sum(parts) / case.tasks for parts in zip(*rows, strict=True)]
+
+    return meta_gradient
