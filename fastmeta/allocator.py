@@ -15,9 +15,9 @@ def keep_freed_memory() -> bool:
 
     glibc gives blocks above 32 MB back to the system at once, and the top of its heap soon; a
     training step that allocates the like again pays for every page anew. On mini-ImageNet's images
-    that is over a quarter of a step (``benchmarks/NOTES.md``). The price is memory: the process does not
-    shrink below its peak until it ends, and may peak somewhat higher. ``fastmeta train`` does this;
-    in your own program it is your choice. There is no way back.
+    that is over a quarter of a step (``benchmarks/NOTES.md``). The price is memory: the process
+    does not shrink below its peak until it ends, and may peak somewhat higher. ``fastmeta train``
+    does this; in your own program it is your choice. There is no way back.
 
     Returns:
         Whether it could be done: on Linux with glibc.

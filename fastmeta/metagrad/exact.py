@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.hessian import twice_differentiable
 
 
 class Exact(MetaGradient):
@@ -17,6 +18,7 @@ class Exact(MetaGradient):
     ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1. The same for learned rates.
     """
 
+    @twice_differentiable
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:

@@ -11,7 +11,12 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
-from fastmeta.metagrad.hessian import hvp_forward, hvp_of_graph, hvp_reverse
+from fastmeta.metagrad.hessian import (
+    hvp_forward,
+    hvp_of_graph,
+    hvp_reverse,
+    twice_differentiable,
+)
 from fastmeta.metagrad.replay import Replay
 
 Hvp = Literal["auto", "reverse", "forward"]
@@ -58,6 +63,7 @@ class Recursion(MetaGradient):
         self.hvp = hvp
         self.graphs = graphs
 
+    @twice_differentiable
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:
