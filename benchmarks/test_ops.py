@@ -1,7 +1,9 @@
 """Similarity + weight + combine against their composition in torch, and the bandwidth floor.
 
 Guards the goals of the packed ops on two cores: at least 4x (32 tasks of a Conv-4) and 2x (16 tasks
-of 8M parameters) the naive composition. Run with ``pytest benchmarks/test_ops.py -s``.
+of 8M parameters) the naive composition, and at least 75 % of what the memory's bandwidth allows.
+Rows that fit into the last-level cache can beat that floor, so the cache's own is shown too. Run
+with ``pytest benchmarks/test_ops.py -s``.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from measure import interleaved, readers, report
+from measure import interleaved, reader, report
 
 from fastmeta import FlatLayout, ops
 
@@ -53,6 +55,7 @@ def compiled(rows: torch.Tensor, out: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize(("tasks", "size", "goal"), SIZES, ids=lambda v: str(v))
 def test_similarity_weight_combine(benchmark, tasks: int, size: int, goal: float) -> None:
     rows = torch.randn(tasks, size) + 0.3 * torch.randn(size)
+    beyond_caches = torch.randn(64_000_000)  # its read is the bandwidth of the memory
     out = {n: [torch.empty(s) for s in parameter_shapes(size)] for n in ("naive", "tuned", "ours")}
     naive(rows, out["naive"])
     tuned(rows, out["tuned"])
@@ -65,23 +68,28 @@ def test_similarity_weight_combine(benchmark, tasks: int, size: int, goal: float
             "torch, naive": lambda: naive(rows, out["naive"]),
             "torch, three matrix passes": lambda: tuned(rows, out["tuned"]),
             "fastmeta": lambda: compiled(rows, out["ours"]),
-            **readers(rows),
+            "read these rows": reader(rows),
+            "read 256 MB": reader(beyond_caches),
         }
     )
-    read = min(t.median for name, t in timings.items() if name.startswith("read"))
-    # Two reads of the rows and one write of the result, at the best read bandwidth seen.
-    floor = read * (2 + 1 / tasks)
-    of_floor = floor / timings["fastmeta"].median
-    speedup = timings["torch, naive"].median / timings["fastmeta"].median
-    bandwidth = rows.numel() * rows.element_size() / read / 1e9
-    notes = (
-        f"floor {floor * 1e3:.3f} ms (two reads, one write, at {bandwidth:.1f} GB/s): "
-        f"fastmeta reaches {of_floor:.0%} of it, {speedup:.1f}x the naive composition"
-    )
-    report(f"({tasks}, {size}) float32, packed rows", timings, "fastmeta", notes)
-    benchmark.extra_info.update(of_floor=of_floor, speedup=speedup, read_gb_per_s=bandwidth)
+    mine = timings["fastmeta"].median
+    speedup = timings["torch, naive"].median / mine
+    notes = [f"fastmeta: {speedup:.1f}x the naive composition"]
+    share = {}
+    for name, buffer in (("read 256 MB", beyond_caches), ("read these rows", rows)):
+        # Two reads of the rows and one write of the result, at the bandwidth of that read.
+        rate = buffer.nbytes / timings[name].median
+        floor = (2 * rows.nbytes + rows.nbytes / tasks) / rate
+        share[name] = floor / mine
+        notes.append(
+            f"floor {floor * 1e3:.3f} ms (two reads, one write, at the {rate / 1e9:.0f} GB/s of "
+            f"{name!r}): {floor / mine:.0%} of it reached"
+        )
+    report(f"({tasks}, {size}) float32, packed rows", timings, "fastmeta", "\n".join(notes))
+    benchmark.extra_info.update(speedup=speedup, of_floor=share["read 256 MB"])
     benchmark.pedantic(compiled, (rows, out["ours"]), rounds=9, warmup_rounds=1)
     assert speedup >= goal
+    assert share["read 256 MB"] >= 0.75
 
 
 @pytest.mark.parametrize(("tasks", "size", "goal"), SIZES, ids=lambda v: str(v))

@@ -34,6 +34,7 @@ _DATASETS: dict[str, dict[str, Any]] = {
         **_IMAGES,
         "downsample": "stride",
         "eval_inner_steps": 40,
+        "untrained_inner_steps": 0,
         "steps": 16000,
         "lr": 3e-3,
         "lr_schedule": "linear",
