@@ -1,8 +1,8 @@
 """Meta-gradients of fastmeta and of the others, side by side.
 
-Every contender runs in a process of its own, in the interpreter that has it; rounds go in turns,
-one meta-gradient each. Gradients are compared before anything is timed. What an interpreter lacks
-is left out, and said so.
+Every contender runs in a process of its own, in the interpreter that has it; they take turns of a
+tenth of a second, or one call. Gradients are compared before anything is timed. What an interpreter
+lacks is left out, and said so.
 
     python benchmarks/rivals/compare.py --out benchmarks/results/rivals-cpu --rivals PYTHON
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -94,7 +95,9 @@ def _open(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def measure(case: Case, rivals: str, seconds: float, threads: int) -> list[Row]:
+def measure(
+    case: Case, names: Sequence[str], rivals: str, seconds: float, threads: int
+) -> list[Row]:
     """All contenders that can run the case; raises if a gradient is wrong."""
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +105,7 @@ def measure(case: Case, rivals: str, seconds: float, threads: int) -> list[Row]:
         save(case, case_file)
         try:
             errors, reference = {}, torch.empty(0)
-            for name in (*RIVALS, *OURS):
+            for name in names:
                 python = rivals if name in RIVALS else sys.executable
                 workers.append(Worker(name, python, case_file, threads))
                 if not workers[-1].ready():
@@ -115,7 +118,7 @@ def measure(case: Case, rivals: str, seconds: float, threads: int) -> list[Row]:
                     raise SystemExit(f"{case.title}: {name} is off by {errors[name]:.1e}.")
             times: dict[str, list[float]] = {worker.name: [] for worker in workers}
             stop = time.monotonic() + seconds
-            while time.monotonic() < stop or len(times[REFERENCE]) < 5:
+            while time.monotonic() < stop or len(times[REFERENCE]) < 4:
                 for worker in workers:
                     times[worker.name].append(1e3 * worker.run())
         finally:
@@ -123,7 +126,7 @@ def measure(case: Case, rivals: str, seconds: float, threads: int) -> list[Row]:
                 worker.stop()
     rows = []
     for name, values in times.items():
-        low, median, high = quantiles(values[1:], n=4)
+        low, median, high = quantiles(values, n=4)
         rows.append(Row(case.title, name, median, low, high, errors[name]))
     rival = [row.ms for row in rows if row.contender == RIVAL]
     for row in rows:
@@ -144,15 +147,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
     parser.add_argument("--rivals", default=sys.executable, help="interpreter that has the others")
     parser.add_argument("--only", default="", help="part of the cases' titles")
+    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out")
     parser.add_argument("--seconds", type=float, default=20.0, help="a case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     head = f"# torch {torch.__version__}, {args.threads} threads, {time.strftime('%Y-%m-%d')}"
+    names = [name for name in (*RIVALS, *OURS) if name not in args.without]
     rows: list[Row] = []
     text = [head]
     for case in CASES:
         if args.only in case.title:
-            found = measure(case, args.rivals, args.seconds, args.threads)
+            found = measure(case, names, args.rivals, args.seconds, args.threads)
             rows += found
             text.append(table(found))
             print(text[-1], flush=True)
