@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 REFERENCE, RIVAL = "plain_autograd", "learn2learn_maml"
 RIVALS = (REFERENCE, "torch_func", RIVAL, "higher_loop", "torchopt_meta", "jax_jit")
 OURS = ("fastmeta_engine", "fastmeta_kept")
-AGREEMENT = 1e-3  # relative; float32, and ReLU and pooling may take the other side of a tie
+AGREEMENT = 1e-2  # relative; in float32 ReLU and pooling may take the other side of a tie
 
 
 @dataclass
