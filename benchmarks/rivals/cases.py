@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ NETWORKS = [
     ),
 ]
 CASES = [
-    Case(**{**asdict(case), "steps": steps, "order": order})
+    replace(case, steps=steps, order=order)
     for case in NETWORKS
     for order in (1, 2)
     for steps in ((5,) if case.network == "mlp" else (1, 5))

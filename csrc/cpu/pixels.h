@@ -37,6 +37,8 @@ struct Runs {
     chunk = kWorthwhile / ((kPool ? 2 * w : kPixels) * c) + 1;
     chunks = (count + chunk - 1) / chunk;
   }
+  // From the first pixel of a pooling window to its pixel k, in row order.
+  int64_t in_window(int64_t k) const { return (k / 2 * w + k % 2) * c; }
   // The run after the last of these chunks.
   int64_t end(int64_t first_chunks) const {
     return first_chunks * chunk < count ? first_chunks * chunk : count;
@@ -86,20 +88,19 @@ template <class T, class Lanes, class Body>
 [[gnu::always_inline]] inline void each_pixel(const Runs<true>& runs, int64_t run, Lanes lanes,
                                               const T* x, const T* dz, const Affine<T>& f,
                                               const Body& body) {
-  const int64_t offsets[4] = {0, runs.c, runs.w * runs.c, (runs.w + 1) * runs.c};
   each_window(
       runs, run,
       [&](int64_t at, int64_t z) {
         Window<T> d, y, dy{};
         for (int k = 0; k < 4; ++k) {
-          d.pixel[k] = lanes.load(x + at + offsets[k]) - f.mean;
+          d.pixel[k] = lanes.load(x + at + runs.in_window(k)) - f.mean;
           y.pixel[k] = f.y(d.pixel[k]);
         }
         if (dz) dy = placed(y, where_positive<T>(largest(y), lanes.load(dz + z)));
-        body(at + offsets[0], d.pixel[0], dy.pixel[0], First{});
-        body(at + offsets[1], d.pixel[1], dy.pixel[1], Second{});
-        body(at + offsets[2], d.pixel[2], dy.pixel[2], First{});
-        body(at + offsets[3], d.pixel[3], dy.pixel[3], Second{});
+        body(at + runs.in_window(0), d.pixel[0], dy.pixel[0], First{});
+        body(at + runs.in_window(1), d.pixel[1], dy.pixel[1], Second{});
+        body(at + runs.in_window(2), d.pixel[2], dy.pixel[2], First{});
+        body(at + runs.in_window(3), d.pixel[3], dy.pixel[3], Second{});
       },
       [&](int64_t at) { body(at, lanes.load(x + at) - f.mean, Vec<T>{}, First{}); });
 }
@@ -117,15 +118,14 @@ template <class T, class Lanes, class Value>
 [[gnu::always_inline]] inline void write_z(const Runs<true>& runs, int64_t run, Lanes lanes,
                                            const T* x, T* z, const Affine<T>& f,
                                            const Value& value) {
-  const int64_t offsets[4] = {0, runs.c, runs.w * runs.c, (runs.w + 1) * runs.c};
   each_window(
       runs, run,
       [&](int64_t at, int64_t to) {
         Window<T> y, values;
         for (int k = 0; k < 4; ++k) {
-          const Vec<T> d = lanes.load(x + at + offsets[k]) - f.mean;
+          const Vec<T> d = lanes.load(x + at + runs.in_window(k)) - f.mean;
           y.pixel[k] = f.y(d);
-          values.pixel[k] = value(at + offsets[k], d);
+          values.pixel[k] = value(at + runs.in_window(k), d);
         }
         lanes.store(z + to, where_positive<T>(largest(y), picked(y, values)));
       },

@@ -46,6 +46,10 @@ class Adam(Adaptation):
         self.betas = betas
         self.eps = eps
 
+    def _bias_corrections(self, step: int) -> tuple[float, float]:
+        first, second = self.betas
+        return 1 - first ** (step + 1), 1 - second ** (step + 1)
+
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`Adaptation.start`: the first moments, then the second ones."""
         return [torch.zeros_like(p) for _ in range(2) for p in params]
@@ -56,7 +60,7 @@ class Adam(Adaptation):
         """See :meth:`Adaptation.update`."""
         count = len(params)
         first, second = self.betas
-        bias_1, bias_2 = 1 - first ** (step + 1), 1 - second ** (step + 1)
+        bias_1, bias_2 = self._bias_corrections(step)
         moved, means, squares = list(params), list(state[:count]), list(state[count:])
         for i, grad in enumerate(grads):
             if grad is None:
@@ -73,7 +77,7 @@ class Adam(Adaptation):
         """See :meth:`Adaptation.vjp`; keeps the gradients and the new state."""
         count = len(params)
         first, second = self.betas
-        bias_1, bias_2 = 1 - first ** (step + 1), 1 - second ** (step + 1)
+        bias_1, bias_2 = self._bias_corrections(step)
         with torch.no_grad():
             new_params, new_state = self.update(step, params, grads, state)
 

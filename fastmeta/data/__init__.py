@@ -10,11 +10,7 @@ from fastmeta.data.registry import DATASETS, load
 from fastmeta.data.sampler import EpisodeSampler
 from fastmeta.data.sine import SineTasks
 from fastmeta.data.source import TaskSource
-from fastmeta.data.transforms import (
-    add_inversion,
-    add_rotations,
-    multiply_classes,
-)
+from fastmeta.data.transforms import add_inversion, add_rotations, multiply_classes
 
 __all__ = [
     "DATASETS",

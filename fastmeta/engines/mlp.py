@@ -13,7 +13,7 @@ from fastmeta.adaptation import SGD
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
 from fastmeta.engines.recognition import MlpNetwork, loss_name, read_mlp
 from fastmeta.metagrad import GSL, Exact, FirstOrder
-from fastmeta.metagrad.base import mean_grads
+from fastmeta.metagrad.base import require_inner_steps
 from fastmeta.tasks import TaskBatch
 
 
@@ -39,8 +39,8 @@ class MlpEngine(Engine):
         """See :class:`Engine`."""
         batch, adaptation, record = self.batch, self.method.adaptation, self.method.records_inner
         assert isinstance(adaptation, SGD)
-        if record and not adaptation.steps:
-            mean_grads([])  # raises: there is nothing to compare
+        if record:
+            require_inner_steps(adaptation.steps)
         step = ops.mlp_step(
             self._network.params,
             batch.support_x.flatten(2),

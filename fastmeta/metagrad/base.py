@@ -102,8 +102,8 @@ class MetaGradient(ABC):
             raise ValueError(f"{type(self).__name__} has no state, got {', '.join(state)}.")
 
 
-def mean_grads(steps: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """The mean over inner steps of each parameter's gradient; ``None`` counts as zero.
+def require_inner_steps(steps: int) -> None:
+    """Refuses to compare inner gradients where there are none.
 
     Raises:
         ValueError: if there was no inner step.
@@ -113,6 +113,15 @@ def mean_grads(steps: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
             "this combination compares inner (support) gradients, but the inner loop took no step; "
             "expected at least one inner step."
         )
+
+
+def mean_grads(steps: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """The mean over inner steps of each parameter's gradient; ``None`` counts as zero.
+
+    Raises:
+        ValueError: if there was no inner step.
+    """
+    require_inner_steps(len(steps))
     means: list[Tensor | None] = []
     for grads in zip(*steps, strict=True):
         known = [g for g in grads if g is not None]
