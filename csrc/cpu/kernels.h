@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fastmeta/combine.h"
+#include "fastmeta/conv.h"
 #include "fastmeta/gram.h"
 #include "fastmeta/mlp.h"
 #include "fastmeta/norm.h"
@@ -20,6 +21,9 @@ struct Kernels {
   void (*hvp_perturb)(const PerturbArgs&, const Parallel&);
   void (*hvp_difference)(const DifferenceArgs&, const Parallel&);
   void (*mlp_step)(const MlpArgs&, const Parallel&);
+  void (*conv_forward)(const ConvForwardArgs&, const Parallel&);
+  void (*conv_input)(const ConvInputArgs&, const Parallel&);
+  void (*conv_weight)(const ConvWeightArgs&, const Parallel&);
   void (*norm_forward)(const NormForwardArgs&, const Parallel&);
   void (*norm_backward)(const NormBackwardArgs&, const Parallel&);
   void (*norm_second)(const NormSecondArgs&, const Parallel&);

@@ -1,7 +1,6 @@
 #include <algorithm>
-#include <memory>
-#include <new>
 
+#include "cpu/arena.h"
 #include "cpu/kernels.h"
 #include "cpu/mlp_loss.h"
 
@@ -29,29 +28,6 @@ Network describe(const MlpArgs& args) {
   return net;
 }
 
-// Zeroed memory on cache lines, cut into pieces that stay on vector bounds.
-template <class T>
-class Arena {
- public:
-  explicit Arena(int64_t size)
-      : data_(static_cast<T*>(::operator new[](sizeof(T) * size, std::align_val_t(64)))) {
-    memset(data_.get(), 0, sizeof(T) * size);
-    free_ = data_.get();
-  }
-  T* take(int64_t size) {
-    T* piece = free_;
-    free_ += size;
-    return piece;
-  }
-
- private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<T, Delete> data_;
-  T* free_;
-};
-
 template <class T>
 void order_by_output(const Network& net, const Weights<T>& w) {
   for (size_t l = 1; l < net.layers.size(); ++l) {
@@ -64,7 +40,7 @@ void order_by_output(const Network& net, const Weights<T>& w) {
 template <class T>
 void read_weights(const MlpArgs& args, const Network& net, const Weights<T>& w) {
   Arena<T> arena(net.largest);
-  T* scratch = arena.take(net.largest);
+  T* scratch = arena.take_zeros(net.largest);
   for (int64_t l = 0; l < args.count; ++l) {
     const Layer& layer = net.layers[l];
     const T* weight = static_cast<const T*>(args.layers[l].weight);
@@ -116,10 +92,10 @@ class Worker {
       tapes_.push_back({new_tape(), new_tape(), args.exact && k < args.steps ? new_tape() : nullptr,
                         new_tape()});
     direction_ = new_weights();
-    grad_ = arena_.take(net.by_input);
-    inner_ = arena_.take(net.by_input);
-    scratch_ = arena_.take(net.largest);
-    motion_ = {new_tape(), new_tape(), arena_.take(most_ * net.widest)};
+    grad_ = arena_.take_zeros(net.by_input);
+    inner_ = arena_.take_zeros(net.by_input);
+    scratch_ = arena_.take_zeros(net.largest);
+    motion_ = {new_tape(), new_tape(), arena_.take_zeros(most_ * net.widest)};
   }
 
   void run(int64_t task) {
@@ -202,10 +178,10 @@ class Worker {
   }
 
   int64_t tape_size() const { return most_ * net_.units; }
-  T* new_tape() { return arena_.take(tape_size()); }
+  T* new_tape() { return arena_.take_zeros(tape_size()); }
   Weights<T> new_weights() {
-    T* by_input = arena_.take(net_.by_input);
-    return {by_input, arena_.take(net_.by_output)};
+    T* by_input = arena_.take_zeros(net_.by_input);
+    return {by_input, arena_.take_zeros(net_.by_output)};
   }
 
   const MlpArgs& args_;
@@ -227,8 +203,8 @@ template <class T>
 void step(const MlpArgs& args, const Parallel& parallel) {
   const Network net = describe<T>(args);
   Arena<T> arena(net.by_input + net.by_output);
-  T* by_input = arena.take(net.by_input);
-  const Weights<T> start{by_input, arena.take(net.by_output)};
+  T* by_input = arena.take_zeros(net.by_input);
+  const Weights<T> start{by_input, arena.take_zeros(net.by_output)};
   read_weights(args, net, start);
   parallel(args.tasks, 1, [&](int64_t begin, int64_t end) {
     Worker<T> worker(args, net, start);

@@ -4,8 +4,8 @@
 
 #include <vector>
 
+#include "cpu/matrix.h"
 #include "cpu/mlp_math.h"
-#include "cpu/mlp_matrix.h"
 
 namespace fastmeta::cpu::FM_ISA {
 namespace mlp {
@@ -66,7 +66,7 @@ void forward(const Network& net, const Weights<T>& w, const Data<T>& data, const
     const int64_t at = data.n * layer.units;
     const T* weight = w.by_input + layer.by_input;
     T* out = tape.out + at;
-    multiply<T, 1>(out, data.n, layer.out, weight + layer.in * layer.row,
+    multiply<T, 1>(out, data.n, layer.out, {weight + layer.in * layer.row, 0, 1},
                    {{from, from_row, 1, weight, layer.row, layer.in}});
     if (l + 1 < net.layers.size())
       with_activation(layer.activation, [&](auto f) {
@@ -109,16 +109,16 @@ void backward(const Network& net, const Weights<T>& w, const Data<T>& data, cons
     T* g = grad + layer.by_input;
     if (layer.bias) sum_rows(delta, data.n, layer.row, g + layer.in * layer.row);
     if (l == 0) {
-      multiply<T, 1>(g, layer.in, layer.out, nullptr,
+      multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
                      {{data.x, 1, layer.in, delta, layer.row, data.n}});
       return;
     }
     const Layer& before = net.layers[l - 1];
     const int64_t at = data.n * before.units;
-    multiply<T, 1>(g, layer.in, layer.out, nullptr,
+    multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
                    {{tape.out + at, 1, before.row, delta, layer.row, data.n}});
     T* d = tape.delta + at;
-    multiply<T, 1>(d, data.n, layer.in, nullptr,
+    multiply<T, 1>(d, data.n, layer.in, zeros<T>(),
                    {{delta, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out}});
     const int64_t size = data.n * before.row;
     if (before.activation != Activation::relu && tape.bend)
@@ -145,11 +145,11 @@ void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, con
     const T* bias = move + layer.in * layer.row;
     T* out = r.out + at;
     if (l == 0) {
-      multiply<T, 1>(out, data.n, layer.out, bias,
+      multiply<T, 1>(out, data.n, layer.out, {bias, 0, 1},
                      {{data.x, layer.in, 1, move, layer.row, layer.in}});
     } else {
       const int64_t from = data.n * net.layers[l - 1].units, row = net.layers[l - 1].row;
-      multiply<T, 2>(out, data.n, layer.out, bias,
+      multiply<T, 2>(out, data.n, layer.out, {bias, 0, 1},
                      {{tape.out + from, row, 1, move, layer.row, layer.in},
                       {r.out + from, row, 1, w.by_input + layer.by_input, layer.row, layer.in}});
     }
@@ -171,18 +171,18 @@ void r_backward(const Network& net, const Weights<T>& w, const Weights<T>& v, co
     T* g = product + layer.by_input;
     if (layer.bias) sum_rows(move, data.n, layer.row, g + layer.in * layer.row);
     if (l == 0) {
-      multiply<T, 1>(g, layer.in, layer.out, nullptr,
+      multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
                      {{data.x, 1, layer.in, move, layer.row, data.n}});
       return;
     }
     const Layer& before = net.layers[l - 1];
     const int64_t at = data.n * before.units;
-    multiply<T, 2>(g, layer.in, layer.out, nullptr,
+    multiply<T, 2>(g, layer.in, layer.out, zeros<T>(),
                    {{tape.out + at, 1, before.row, move, layer.row, data.n},
                     {r.out + at, 1, before.row, delta, layer.row, data.n}});
     const bool bent = before.activation != Activation::relu;  // r_forward left its part in r.delta
     T* moved = bent ? r.scratch : r.delta + at;
-    multiply<T, 2>(moved, data.n, layer.in, nullptr,
+    multiply<T, 2>(moved, data.n, layer.in, zeros<T>(),
                    {{move, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
                     {delta, layer.row, 1, v.by_output + layer.by_output, before.row, layer.out}});
     const int64_t size = data.n * before.row;

@@ -14,14 +14,18 @@ void inner_step(const StepArgs&, const Parallel&);
 void hvp_perturb(const PerturbArgs&, const Parallel&);
 void hvp_difference(const DifferenceArgs&, const Parallel&);
 void mlp_step(const MlpArgs&, const Parallel&);
+void conv_forward(const ConvForwardArgs&, const Parallel&);
+void conv_input(const ConvInputArgs&, const Parallel&);
+void conv_weight(const ConvWeightArgs&, const Parallel&);
 void norm_forward(const NormForwardArgs&, const Parallel&);
 void norm_backward(const NormBackwardArgs&, const Parallel&);
 void norm_second(const NormSecondArgs&, const Parallel&);
 
 const Kernels* table() {
-  static const Kernels kernels = {FM_NAME(FM_ISA), gram,         row_similarity, mean_similarity,
-                                  combine,         inner_step,   hvp_perturb,    hvp_difference,
-                                  mlp_step,        norm_forward, norm_backward,  norm_second};
+  static const Kernels kernels = {FM_NAME(FM_ISA), gram,          row_similarity, mean_similarity,
+                                  combine,         inner_step,    hvp_perturb,    hvp_difference,
+                                  mlp_step,        conv_forward,  conv_input,     conv_weight,
+                                  norm_forward,    norm_backward, norm_second};
   return &kernels;
 }
 

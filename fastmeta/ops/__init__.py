@@ -1,6 +1,7 @@
 """The compiled ops on packed task gradients; their torch twins are in :mod:`fastmeta.reference`."""
 
 from fastmeta.ops.combine import combine, combine_
+from fastmeta.ops.conv import conv3x3
 from fastmeta.ops.gram import gram, pair_cosines, pair_distances
 from fastmeta.ops.hvp import hvp_difference, hvp_perturb, hvp_radius
 from fastmeta.ops.mlp import MlpStep, mlp_step
@@ -16,6 +17,7 @@ __all__ = [
     "batch_norm_relu",
     "combine",
     "combine_",
+    "conv3x3",
     "gram",
     "gsl_coefficients",
     "gsl_task_weights",

@@ -86,6 +86,21 @@ def loop_vmap(
     return stacked, (0,) * len(stacked)
 
 
+def stacked(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
+    """A tensor under ``vmap`` with its ``size`` elements in front, repeated if they share it."""
+    return tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
+
+
+def fold(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
+    """The same for a batch: all elements' batches one after the other."""
+    return stacked(tensor, in_dim, size).flatten(0, 1)
+
+
+def unfold(batch: Tensor, size: int) -> Tensor:
+    """The elements' own batches again."""
+    return batch.unflatten(0, (size, -1))
+
+
 def cuts(rows: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
     """The segment bounds asked for: one segment over all columns by default."""
     if bounds is None:

@@ -1,6 +1,7 @@
 """Plain torch twins of every op: the oracle of the tests, and a reader's definition of the ops."""
 
 from fastmeta.reference.combine import combine
+from fastmeta.reference.conv import conv3x3, conv_input, conv_weight
 from fastmeta.reference.dtypes import accumulation_dtype
 from fastmeta.reference.gram import gram
 from fastmeta.reference.mlp import mlp_step
@@ -14,6 +15,9 @@ __all__ = [
     "accumulation_dtype",
     "batch_norm_relu",
     "combine",
+    "conv3x3",
+    "conv_input",
+    "conv_weight",
     "gram",
     "gsl_coefficients",
     "hvp_difference",

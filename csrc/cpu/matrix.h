@@ -1,0 +1,165 @@
+// Small matrix products. Rows of B and C are padded to whole vectors, so that every loop runs over
+// whole vectors; A is read element by element, in any order.
+#pragma once
+
+#include <utility>
+
+#include "cpu/simd.h"
+
+namespace fastmeta::cpu::FM_ISA {
+
+// Registers for a tile of C: kTileRows x kTileVectors sums, kTileVectors of B and one of A.
+#if FM_VECTOR_BYTES == 64
+constexpr int kTileRows = 6, kTileVectors = 4;
+#else
+constexpr int kTileRows = 4, kTileVectors = 2;
+#endif
+
+template <class T>
+int64_t padded(int64_t width) {
+  return (width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// A (rows, depth) times B (depth, columns).
+template <class T>
+struct Factors {
+  const T* a;
+  int64_t a_row;  // elements from one row of A to the next
+  int64_t a_col;  // and from one column to the next
+  const T* b;
+  int64_t b_row;
+  int64_t depth;
+};
+
+template <class T, int R, int V>
+inline void add_product(const Factors<T>& f, int64_t row, int64_t col, Vec<T> (&sum)[R][V]) {
+  const T* a = f.a + row * f.a_row;
+  const T* b = f.b + col;
+  for (int64_t k = 0; k < f.depth; ++k, a += f.a_col, b += f.b_row) {
+    Vec<T> right[V];
+    for (int v = 0; v < V; ++v) right[v] = load(b + v * kLanes<T>);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> left = splat<T>(a[r * f.a_row]);
+      for (int v = 0; v < V; ++v) sum[r][v] += left * right[v];
+    }
+  }
+}
+
+// What the sums begin at: elements from one row and from one column to the next, 0 if they are one.
+template <class T>
+struct Start {
+  const T* at;
+  int64_t row;
+  int64_t col;
+};
+template <class T>
+Start<T> zeros() {
+  static constexpr T kZeros[kTileVectors * kLanes<T>] = {};
+  return {kZeros, 0, 0};
+}
+
+// C = start + the sum of N products.
+template <class T, int N>
+struct Product {
+  T* c;
+  int64_t c_row;
+  Start<T> start;
+  const Factors<T> (&factors)[N];
+};
+
+template <int R, int V, class T, int N>
+void tile(const Product<T, N>& p, int64_t row, int64_t col) {
+  Vec<T> sum[R][V];
+  const T* start = p.start.at + row * p.start.row + col * p.start.col;
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sum[r][v] = load(start + r * p.start.row + v * kLanes<T>);
+  for (int i = 0; i < N; ++i) add_product<T, R, V>(p.factors[i], row, col, sum);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(p.c + (row + r) * p.c_row + col + v * kLanes<T>, sum[r][v]);
+}
+
+template <int R, int V, class T, int N>
+void last_rows(const Product<T, N>& p, int64_t row, int64_t rows, int64_t col) {
+  if (rows == R) {
+    tile<R, V>(p, row, col);
+  } else if constexpr (R > 1) {
+    last_rows<R - 1, V>(p, row, rows, col);
+  }
+}
+
+template <int V, class T, int N>
+void panel(const Product<T, N>& p, int64_t rows, int64_t col) {
+  int64_t row = 0;
+  for (; row + kTileRows <= rows; row += kTileRows) tile<kTileRows, V>(p, row, col);
+  if (row < rows) last_rows<kTileRows - 1, V>(p, row, rows - row, col);
+}
+
+template <int V = kTileVectors, class T, int N>
+void last_columns(const Product<T, N>& p, int64_t rows, int64_t col, int64_t vectors) {
+  if (vectors == V) {
+    panel<V>(p, rows, col);
+  } else if constexpr (V > 1) {
+    last_columns<V - 1>(p, rows, col, vectors);
+  }
+}
+
+// Every column up to the padding of `columns`.
+template <class T, int N>
+void multiply(T* c, int64_t rows, int64_t columns, const Start<T>& start,
+              const Factors<T> (&factors)[N]) {
+  const int64_t c_row = padded<T>(columns);
+  const Product<T, N> p{c, c_row, start, factors};
+  int64_t col = 0;
+  for (; col + kTileVectors * kLanes<T> <= c_row; col += kTileVectors * kLanes<T>)
+    panel<kTileVectors>(p, rows, col);
+  if (col < c_row) last_columns(p, rows, col, (c_row - col) / kLanes<T>);
+}
+
+template <class T, int Half, int... I>
+inline Vec<T> interleave(Vec<T> x, Vec<T> y, std::integer_sequence<int, I...>) {
+  constexpr int n = static_cast<int>(kLanes<T>);
+  return __builtin_shufflevector(x, y, (I % 2 * n + Half * n / 2 + I / 2)...);
+}
+
+// A square of kLanes vectors: log2(kLanes) perfect shuffles of its rows transpose it.
+template <class T>
+inline void transpose_square(Vec<T> (&v)[kLanes<T>]) {
+  constexpr int n = static_cast<int>(kLanes<T>);
+  constexpr auto lanes = std::make_integer_sequence<int, n>{};
+  for (int round = 1; round < n; round *= 2) {
+    Vec<T> next[n];
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<T, 0>(v[i], v[i + n / 2], lanes);
+      next[2 * i + 1] = interleave<T, 1>(v[i], v[i + n / 2], lanes);
+    }
+    for (int i = 0; i < n; ++i) v[i] = next[i];
+  }
+}
+
+// Element j of row i, from(i), goes to element i of row j, to(j), whose `width` first elements are
+// written: those from `rows` on with zeros.
+template <class T, class From, class To>
+void transpose(int64_t rows, int64_t columns, int64_t width, const From& from, const To& to) {
+  constexpr int64_t n = kLanes<T>;
+  for (int64_t i = 0; i < width; i += n)
+    for (int64_t j = 0; j < columns; j += n) {
+      const int64_t across = columns - j < n ? columns - j : n;
+      Vec<T> square[n];
+      for (int64_t k = 0; k < n; ++k)
+        square[k] = i + k < rows ? load_some<T>(from(i + k) + j, across, Vec<T>{}) : Vec<T>{};
+      transpose_square<T>(square);
+      for (int64_t k = 0; k < across; ++k)
+        store_some<T>(to(j + k) + i, width - i < n ? width - i : n, square[k]);
+    }
+}
+
+// Both with padded rows.
+template <class T>
+void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
+  const int64_t from_row = padded<T>(columns), to_row = padded<T>(rows);
+  transpose<T>(
+      rows, columns, to_row, [&](int64_t i) { return from + i * from_row; },
+      [&](int64_t j) { return to + j * to_row; });
+}
+
+}  // namespace fastmeta::cpu::FM_ISA
