@@ -26,18 +26,29 @@ Ints shape_like(const Tensor& x, bool pool) {
   return {x.size(0), x.size(1), pool ? x.size(2) / 2 : x.size(2), pool ? x.size(3) / 2 : x.size(3)};
 }
 
-void require_channels(const Tensor& t, const Tensor& x, const char* name) {
-  FM_REQUIRE(t.dim() == 1 && t.size(0) == x.size(1) && same_kind(t, x),
-             std::string("batch_norm_relu: ") + name +
-                 " must have one value a channel, of the input's dtype and device; got shape " +
+void require_weight(const Tensor& t, const Tensor& x) {
+  const int64_t dims = t.dim();
+  FM_REQUIRE((dims == 1 || dims == 2) && t.size(dims - 1) == x.size(1) && same_kind(t, x),
+             "batch_norm_relu: weight must have one value a channel, (C,), or one a channel of "
+             "each group of images, (G, C), of the input's dtype and device; got shape " +
                  shape_of(t) + " for an input " + shape_of(x) + ".");
+  FM_REQUIRE(dims == 1 || (t.size(0) > 0 && x.size(0) % t.size(0) == 0),
+             "batch_norm_relu: weight " + shape_of(t) + " asks for " + std::to_string(t.size(0)) +
+                 " groups of equally many images, which an input " + shape_of(x) +
+                 " cannot be cut into. Give every group as many images as the others.");
+}
+
+void require_like(const Tensor& t, const Tensor& weight, const char* name) {
+  FM_REQUIRE(t.sizes() == weight.sizes() && same_kind(t, weight),
+             std::string("batch_norm_relu: ") + name +
+                 " must have weight's shape, dtype and device; got shape " + shape_of(t) +
+                 " beside a weight " + shape_of(weight) + ".");
 }
 
 void require_shape(const Tensor& t, const Tensor& x, const Ints& shape, const char* name) {
-  bool same = t.dim() == 4 && same_kind(t, x);
-  for (int64_t d = 0; same && d < 4; ++d) same = t.size(d) == shape[d];
-  FM_REQUIRE(same, std::string("batch_norm_relu: ") + name + " " + shape_of(t) +
-                       " does not belong to an input " + shape_of(x) + " of its dtype and device.");
+  FM_REQUIRE(t.sizes() == shape && same_kind(t, x),
+             std::string("batch_norm_relu: ") + name + " " + shape_of(t) +
+                 " does not belong to an input " + shape_of(x) + " of its dtype and device.");
 }
 
 Tensor images(const Tensor& x) {
@@ -61,10 +72,12 @@ struct Input {
     FM_REQUIRE(
         !pool || (x.size(2) >= 2 && x.size(3) >= 2),
         "batch_norm_relu: 2x2 pooling needs planes of 2x2 or more, got shape " + shape_of(x) + ".");
-    require_channels(weight, x, "weight");
-    require_channels(bias, x, "bias");
+    require_weight(weight, x);
+    require_like(bias, weight, "bias");
+    const int64_t groups = weight.dim() == 2 ? weight.size(0) : 1;
     args = {dtype_of(x),
-            x.size(0),
+            groups,
+            x.size(0) / groups,
             x.size(1),
             x.size(2),
             x.size(3),
@@ -79,9 +92,8 @@ struct Input {
 Tensors norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
                      bool pool) {
   const Input in(x, weight, bias, eps, pool);
-  const Ints channels{x.size(1)};
-  Tensors out{empty_image(x, shape_like(x, pool)), empty(x, channels, x.scalar_type()),
-              empty(x, channels, x.scalar_type())};
+  Tensors out{empty_image(x, shape_like(x, pool)), torch::stable::empty_like(in.weight),
+              torch::stable::empty_like(in.weight)};
   cpu::kernels().norm_forward(
       {in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
       torch_threads());
@@ -92,12 +104,11 @@ Tensors norm_backward(const Tensor& dz, const Tensor& x, const Tensor& weight, c
                       const Tensor& mean, const Tensor& var, double eps, bool pool) {
   const Input in(x, weight, bias, eps, pool);
   require_shape(dz, x, shape_like(x, pool), "the gradient of the output");
-  require_channels(mean, x, "mean");
-  require_channels(var, x, "var");
+  require_like(mean, weight, "mean");
+  require_like(var, weight, "var");
   const Tensor parts[] = {dense(mean), dense(var), channels_last(dz)};
-  const Ints channels{x.size(1)};
-  Tensors out{empty_image(x, shape_like(x, false)), empty(x, channels, x.scalar_type()),
-              empty(x, channels, x.scalar_type())};
+  Tensors out{empty_image(x, shape_like(x, false)), torch::stable::empty_like(in.weight),
+              torch::stable::empty_like(in.weight)};
   cpu::kernels().norm_backward(
       {in.args, parts[0].const_data_ptr(), parts[1].const_data_ptr(), parts[2].const_data_ptr(),
        out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
@@ -119,12 +130,12 @@ NormSecondArgs second_args(const Input& in, const Tensor* parts) {
 }
 
 void require_direction(const Tensor& u, const Tensor& p, const Tensor& q, const Tensor& x,
-                       const Tensor& mean, const Tensor& var) {
+                       const Tensor& weight, const Tensor& mean, const Tensor& var) {
   require_shape(u, x, shape_like(x, false), "the direction of the input");
-  require_channels(p, x, "the direction of weight");
-  require_channels(q, x, "the direction of bias");
-  require_channels(mean, x, "mean");
-  require_channels(var, x, "var");
+  require_like(p, weight, "the direction of weight");
+  require_like(q, weight, "the direction of bias");
+  require_like(mean, weight, "mean");
+  require_like(var, weight, "var");
 }
 
 // The change of the output along (u, p, q).
@@ -132,7 +143,7 @@ Tensor norm_tangent(const Tensor& u, const Tensor& p, const Tensor& q, const Ten
                     const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& var,
                     double eps, bool pool) {
   const Input in(x, weight, bias, eps, pool);
-  require_direction(u, p, q, x, mean, var);
+  require_direction(u, p, q, x, weight, mean, var);
   const Tensor parts[] = {dense(mean), dense(var), channels_last(u), dense(p), dense(q)};
   Tensor out = empty_image(x, shape_like(x, pool));
   NormSecondArgs args = second_args(in, parts);
@@ -147,11 +158,11 @@ Tensors norm_second(const Tensor& dz, const Tensor& u, const Tensor& p, const Te
                     const Tensor& var, double eps, bool pool) {
   const Input in(x, weight, bias, eps, pool);
   require_shape(dz, x, shape_like(x, pool), "the gradient of the output");
-  require_direction(u, p, q, x, mean, var);
+  require_direction(u, p, q, x, weight, mean, var);
   const Tensor gradient = channels_last(dz);
   const Tensor parts[] = {dense(mean), dense(var), channels_last(u), dense(p), dense(q)};
   Tensors out{empty_image(x, shape_like(x, pool)), empty_image(x, shape_like(x, false)),
-              empty(x, {x.size(1)}, x.scalar_type())};
+              torch::stable::empty_like(in.weight)};
   NormSecondArgs args = second_args(in, parts);
   args.dz = gradient.const_data_ptr();
   args.out_z = out[0].mutable_data_ptr();

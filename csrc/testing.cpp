@@ -65,17 +65,21 @@ Array<T> combine(const std::string& isa, const Array<T>& g, const Array<T>& coef
   return out;
 }
 
-// Of images (n, h, w, c): forward, backward at dz, and second along u (and the weights' own
-// values), one after the other.
+// Of images (groups * n, h, w, c) and weights (groups, c) or (c): forward, backward at dz, and
+// second along u (and the weights' own values), one after the other.
 template <class T>
 std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Array<T>& weight,
                            const Array<T>& bias, const Array<T>& dz, const Array<T>& u, bool pool) {
-  const NormInput in{kDType<T>, x.shape(0), x.shape(3), x.shape(1),    x.shape(2),
-                     1e-3,      pool,       x.data(),   weight.data(), bias.data()};
-  const std::vector<py::ssize_t> like_x(x.shape(), x.shape() + 4),
-      like_z(dz.shape(), dz.shape() + 4);
-  Array<T> z(like_z), mean(in.c), var(in.c), dx(like_x), dweight(in.c), dbias(in.c), out_z(like_z),
-      out_x(like_x), out_weight(in.c);
+  const int64_t channels = x.shape(3), groups = weight.size() / channels;
+  const NormInput in{
+      kDType<T>, groups,   x.shape(0) / groups, channels,   x.shape(1), x.shape(2), 1e-3,
+      pool,      x.data(), weight.data(),       bias.data()};
+  const auto like = [](const Array<T>& a) {
+    return Array<T>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
+  };
+  Array<T> z = like(dz), mean = like(weight), var = like(weight), dx = like(x),
+           dweight = like(weight), dbias = like(weight), out_z = like(dz), out_x = like(x),
+           out_weight = like(weight);
   const Parallel serial(run_serially);
   table(isa).norm_forward({in, z.mutable_data(), mean.mutable_data(), var.mutable_data()}, serial);
   table(isa).norm_backward({in, mean.data(), var.data(), dz.data(), dx.mutable_data(),

@@ -6,20 +6,20 @@ namespace fastmeta::cpu::FM_ISA {
 namespace {
 
 double pixels_of(const Runs<false>& runs, int64_t chunk) {
-  const int64_t each = runs.chunk * runs.kPixels, left = runs.pixels - chunk * each;
-  return static_cast<double>(left < each ? left : each);
+  const int64_t each = runs.chunk * runs.kPixels;
+  return static_cast<double>(std::min(each, runs.pixels - chunk % runs.chunks * each));
 }
 
 // A centre near the chunk's mean, and the sums of differences to it and of their squares, (3, c):
 // they lose no digits however far the mean is from zero.
 template <class T>
 void chunk_moments(const Runs<false>& runs, int64_t chunk, const T* input, double* out) {
-  const int64_t first = chunk * runs.chunk, stop = runs.end(chunk + 1);
+  const int64_t begin = runs.begin(chunk), end = runs.end(chunk);
   each_vector<T>(runs.c, [&](auto lanes, int64_t c) {
     const T* x = input + c;
-    Affine<T> f{lanes.load(x + first * runs.kPixels * runs.c), {}, {}};
+    Affine<T> f{lanes.load(x + runs.first_pixel(begin) * runs.c), {}, {}};
     const auto sum = [&](auto& sums, const auto& add) {
-      for (int64_t run = first; run < stop; ++run, sums.spill())
+      for (int64_t run = begin; run < end; ++run, sums.spill())
         each_pixel<T>(runs, run, lanes, x, nullptr, f,
                       [&](int64_t, Vec<T> d, Vec<T>, auto chain) { add(sums.chains, d, chain); });
     };
@@ -40,27 +40,28 @@ void chunk_moments(const Runs<false>& runs, int64_t chunk, const T* input, doubl
 template <class T>
 void moments(const NormForwardArgs& args, const Parallel& parallel) {
   const Runs<false> runs(args.in);
-  const int64_t each = 3 * runs.c;
-  std::vector<double> parts(runs.chunks * each);
-  parallel(runs.chunks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t chunks = runs.groups * runs.chunks, each = 3 * runs.c;
+  std::vector<double> parts(chunks * each);
+  parallel(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk)
       chunk_moments(runs, chunk, static_cast<const T*>(args.in.x), parts.data() + chunk * each);
   });
   const double m = static_cast<double>(runs.pixels);
-  for (int64_t c = 0; c < runs.c; ++c) {
+  for (int64_t gc = 0; gc < runs.groups * runs.c; ++gc) {
+    const int64_t first = gc / runs.c * runs.chunks;
     double mean = 0, var = 0;
-    for (int64_t k = 0; k < runs.chunks; ++k) {
-      const double* part = parts.data() + k * each + c;
+    for (int64_t k = first; k < first + runs.chunks; ++k) {
+      const double* part = parts.data() + k * each + gc % runs.c;
       mean += (pixels_of(runs, k) * part[0] + part[runs.c]) / m;
     }
     const T rounded = static_cast<T>(mean);
-    for (int64_t k = 0; k < runs.chunks; ++k) {
-      const double* part = parts.data() + k * each + c;
+    for (int64_t k = first; k < first + runs.chunks; ++k) {
+      const double* part = parts.data() + k * each + gc % runs.c;
       const double gap = part[0] - static_cast<double>(rounded);
       var += part[2 * runs.c] + gap * (2 * part[runs.c] + pixels_of(runs, k) * gap);
     }
-    static_cast<T*>(args.mean)[c] = rounded;
-    static_cast<T*>(args.var)[c] = static_cast<T>(var / m);
+    static_cast<T*>(args.mean)[gc] = rounded;
+    static_cast<T*>(args.var)[gc] = static_cast<T>(var / m);
   }
 }
 
@@ -69,8 +70,8 @@ void forward(const NormForwardArgs& args, const Parallel& parallel) {
   moments<T>(args, parallel);
   const Norm<T> norm(args.in, args.mean, args.var);
   const Runs<kPool> runs(args.in);
-  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t run) {
-    const Affine<T> f = norm.affine(lanes, c);
+  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t gc, int64_t run) {
+    const Affine<T> f = norm.affine(lanes, gc);
     write_z(runs, run, lanes, norm.x + c, static_cast<T*>(args.z) + c, f,
             [&](int64_t, Vec<T> d) { return f.y(d); });
   });
@@ -81,30 +82,30 @@ void backward(const NormBackwardArgs& args, const Parallel& parallel) {
   const Norm<T> norm(args.in, args.mean, args.var);
   const Runs<kPool> runs(args.in);
   const T* dz = static_cast<const T*>(args.dz);
-  const std::vector<double> sums =
-      channel_sums<T, 2>(runs, parallel, [&](auto& sums, auto lanes, int64_t c, int64_t run) {
-        each_pixel(runs, run, lanes, norm.x + c, dz + c, norm.affine(lanes, c),
+  const std::vector<double> sums = channel_sums<T, 2>(
+      runs, parallel, [&](auto& sums, auto lanes, int64_t c, int64_t gc, int64_t run) {
+        each_pixel(runs, run, lanes, norm.x + c, dz + c, norm.affine(lanes, gc),
                    [&](int64_t, Vec<T> d, Vec<T> dy, auto chain) {
                      sums.chains[0][chain] += dy;
                      sums.chains[1][chain] += dy * d;
                    });
       });
-  Constants<T, 3> factors(runs.c);
-  for (int64_t c = 0; c < runs.c; ++c) {
-    const double weight = static_cast<double>(norm.weight[c]);
+  Constants<T, 3> factors(norm.channels);
+  for (int64_t gc = 0; gc < norm.channels; ++gc) {
+    const double weight = static_cast<double>(norm.weight[gc]);
     const NormBackwardCoef k =
-        norm_backward_coef(norm.m(), norm.r(c), weight, sums[c], sums[runs.c + c]);
-    factors.at(0, c) = static_cast<T>(k.dy);
-    factors.at(1, c) = static_cast<T>(k.d);
-    factors.at(2, c) = static_cast<T>(k.one);
-    static_cast<T*>(args.dweight)[c] = static_cast<T>(k.dweight);
-    static_cast<T*>(args.dbias)[c] = static_cast<T>(sums[c]);
+        norm_backward_coef(norm.m(), norm.r(gc), weight, sums[gc], sums[norm.channels + gc]);
+    factors.at(0, gc) = static_cast<T>(k.dy);
+    factors.at(1, gc) = static_cast<T>(k.d);
+    factors.at(2, gc) = static_cast<T>(k.one);
+    static_cast<T*>(args.dweight)[gc] = static_cast<T>(k.dweight);
+    static_cast<T*>(args.dbias)[gc] = static_cast<T>(sums[gc]);
   }
-  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t run) {
-    const Vec<T> k_dy = factors.load(0, lanes, c), k_d = factors.load(1, lanes, c),
-                 k_one = factors.load(2, lanes, c);
+  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t gc, int64_t run) {
+    const Vec<T> k_dy = factors.load(0, lanes, gc), k_d = factors.load(1, lanes, gc),
+                 k_one = factors.load(2, lanes, gc);
     T* dx = static_cast<T*>(args.dx) + c;
-    each_pixel(runs, run, lanes, norm.x + c, dz + c, norm.affine(lanes, c),
+    each_pixel(runs, run, lanes, norm.x + c, dz + c, norm.affine(lanes, gc),
                [&](int64_t at, Vec<T> d, Vec<T> dy, auto) {
                  lanes.store(dx + at, k_dy * dy + (k_d * d + k_one));
                });

@@ -7,74 +7,83 @@
 
 namespace fastmeta::cpu::FM_ISA {
 
-// body(lanes, c, run) for every run and vector of channels.
+// body(lanes, c, gc, run) for every run and vector of channels; gc is its first among the channels
+// of all groups.
 template <class T, bool kPool, class Body>
 void each_run(const Runs<kPool>& runs, const Parallel& parallel, const Body& body) {
-  parallel(runs.chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t run = begin * runs.chunk; run < runs.end(end); ++run)
-      each_vector<T>(runs.c, [&](auto lanes, int64_t c) { body(lanes, c, run); });
+  parallel(runs.groups * runs.chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t group = chunk / runs.chunks * runs.c;
+      for (int64_t run = runs.begin(chunk); run < runs.end(chunk); ++run)
+        each_vector<T>(runs.c, [&](auto lanes, int64_t c) { body(lanes, c, group + c, run); });
+    }
   });
 }
 
-// K sums a channel, (K, c): body(sums, lanes, c, run) adds those of a run. Added up in the order of
-// the chunks, whoever ran them.
+// K sums a channel, (K, groups, c): body(sums, lanes, c, gc, run) adds those of a run. Added up in
+// the order of the chunks, whoever ran them.
 template <class T, int K, bool kPool, class Body>
 std::vector<double> channel_sums(const Runs<kPool>& runs, const Parallel& parallel,
                                  const Body& body) {
-  const int64_t each = K * runs.c;
-  std::vector<double> parts(runs.chunks * each);
-  parallel(runs.chunks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t channels = runs.groups * runs.c, chunks = runs.groups * runs.chunks;
+  std::vector<double> parts(chunks * K * runs.c), totals(K * channels);
+  parallel(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk)
       each_vector<T>(runs.c, [&](auto lanes, int64_t c) {
         Sums<T, K> sums;
-        for (int64_t run = chunk * runs.chunk; run < runs.end(chunk + 1); ++run) {
-          body(sums, lanes, c, run);
+        for (int64_t run = runs.begin(chunk); run < runs.end(chunk); ++run) {
+          body(sums, lanes, c, chunk / runs.chunks * runs.c + c, run);
           sums.spill();
         }
-        sums.write(parts.data() + chunk * each + c, lanes.n, runs.c);
+        sums.write(parts.data() + chunk * K * runs.c + c, lanes.n, runs.c);
       });
   });
-  for (int64_t chunk = 1; chunk < runs.chunks; ++chunk)
-    for (int64_t i = 0; i < each; ++i) parts[i] += parts[chunk * each + i];
-  parts.resize(each);
-  return parts;
+  const double* part = parts.data();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t k = 0; k < K; ++k) {
+      double* total = totals.data() + k * channels + chunk / runs.chunks * runs.c;
+      for (int64_t c = 0; c < runs.c; ++c) total[c] += *part++;
+    }
+  return totals;
 }
 
-// K constants a channel, (K, c), for vectors of channels.
+// K constants a channel, (K, groups * c), for vectors of channels.
 template <class T, int K>
 struct Constants {
   int64_t channels;
   std::vector<T> values;
   explicit Constants(int64_t channels) : channels(channels), values(K * channels) {}
-  T& at(int k, int64_t c) { return values[k * channels + c]; }
+  T& at(int k, int64_t gc) { return values[k * channels + gc]; }
   template <class Lanes>
-  Vec<T> load(int k, Lanes lanes, int64_t c) const {
-    return lanes.load(values.data() + k * channels + c);
+  Vec<T> load(int k, Lanes lanes, int64_t gc) const {
+    return lanes.load(values.data() + k * channels + gc);
   }
 };
 
-// The block's constants of all channels.
+// The block's constants of all groups' channels.
 template <class T>
 struct Norm {
   const NormInput& in;
+  const int64_t channels;
   const T *x, *weight, *mean, *var;
   Constants<T, 1> slope;
 
   Norm(const NormInput& in, const void* mean_, const void* var_)
       : in(in),
+        channels(in.groups * in.c),
         x(static_cast<const T*>(in.x)),
         weight(static_cast<const T*>(in.weight)),
         mean(static_cast<const T*>(mean_)),
         var(static_cast<const T*>(var_)),
-        slope(in.c) {
-    for (int64_t c = 0; c < in.c; ++c) slope.at(0, c) = static_cast<T>(weight[c] * r(c));
+        slope(channels) {
+    for (int64_t gc = 0; gc < channels; ++gc) slope.at(0, gc) = static_cast<T>(weight[gc] * r(gc));
   }
   double m() const { return static_cast<double>(in.n * in.h * in.w); }
-  double r(int64_t c) const { return 1 / std::sqrt(static_cast<double>(var[c]) + in.eps); }
+  double r(int64_t gc) const { return 1 / std::sqrt(static_cast<double>(var[gc]) + in.eps); }
   template <class Lanes>
-  Affine<T> affine(Lanes lanes, int64_t c) const {
-    return {lanes.load(mean + c), slope.load(0, lanes, c),
-            lanes.load(static_cast<const T*>(in.bias) + c)};
+  Affine<T> affine(Lanes lanes, int64_t gc) const {
+    return {lanes.load(mean + gc), slope.load(0, lanes, gc),
+            lanes.load(static_cast<const T*>(in.bias) + gc)};
   }
 };
 

@@ -2,6 +2,8 @@
 // back.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/channels.h"
 #include "cpu/window.h"
 #include "fastmeta/norm.h"
@@ -24,14 +26,21 @@ Vec<T> where_positive(Vec<T> y, Vec<T> value) {
 }
 
 // The pixels in runs, short enough for sums in T: with pooling, two rows of an image (or its last
-// one, if rows are odd).
+// one, if rows are odd). Runs, and chunks of runs, are numbered through all groups and have pixels
+// of one group only.
 template <bool kPool>
 struct Runs {
   static constexpr int64_t kPixels = 128;
-  int64_t w, c, rows, bands, pixels, count, chunk, chunks;
+  int64_t groups, w, c, rows, bands;
+  int64_t pixels, count, chunk, chunks;  // of a group: pixels, runs, runs of a chunk, chunks
 
   explicit Runs(const NormInput& in)
-      : w(in.w), c(in.c), rows(in.h), bands((in.h + 1) / 2), pixels(in.n * in.h * in.w) {
+      : groups(in.groups),
+        w(in.w),
+        c(in.c),
+        rows(in.h),
+        bands((in.h + 1) / 2),
+        pixels(in.n * in.h * in.w) {
     constexpr int64_t kWorthwhile = 32768;  // elements of a chunk, a thread's unit of work
     count = kPool ? in.n * bands : (pixels + kPixels - 1) / kPixels;
     chunk = kWorthwhile / ((kPool ? 2 * w : kPixels) * c) + 1;
@@ -39,10 +48,11 @@ struct Runs {
   }
   // From the first pixel of a pooling window to its pixel k, in row order.
   int64_t in_window(int64_t k) const { return (k / 2 * w + k % 2) * c; }
-  // The run after the last of these chunks.
-  int64_t end(int64_t first_chunks) const {
-    return first_chunks * chunk < count ? first_chunks * chunk : count;
-  }
+  // Of a run without pooling.
+  int64_t first_pixel(int64_t run) const { return run / count * pixels + run % count * kPixels; }
+  // The first run of chunk k, and the one after its last.
+  int64_t begin(int64_t k) const { return k / chunks * count + k % chunks * chunk; }
+  int64_t end(int64_t k) const { return std::min(begin(k) + chunk, (k / chunks + 1) * count); }
 };
 
 // body(at, d, dy, chain) for every pixel of a run: its element, its difference to the mean, and the
@@ -51,8 +61,8 @@ template <class T, class Lanes, class Body>
 [[gnu::always_inline]] inline void each_pixel(const Runs<false>& runs, int64_t run, Lanes lanes,
                                               const T* x, const T* dz, const Affine<T>& f,
                                               const Body& body) {
-  const int64_t begin = run * runs.kPixels;
-  const int64_t end = begin + runs.kPixels < runs.pixels ? begin + runs.kPixels : runs.pixels;
+  const int64_t begin = runs.first_pixel(run);
+  const int64_t end = std::min(begin + runs.kPixels, (run / runs.count + 1) * runs.pixels);
   const auto pixel = [&](int64_t at, auto chain) {
     const Vec<T> d = lanes.load(x + at) - f.mean;
     body(at, d, dz ? where_positive<T>(f.y(d), lanes.load(dz + at)) : Vec<T>{}, chain);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.ops._function import apply, watched
 
 
 def batch_norm_relu(
@@ -17,24 +18,29 @@ def batch_norm_relu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``relu(batch_norm(x))`` with the statistics of the batch (Ioffe & Szegedy 2015, algorithm 1).
 
+    Several tasks run in one call: with ``weight`` and ``bias`` of shape ``(G, C)``, ``x`` is the
+    images of ``G`` groups, equally many of each, one group after the other, and every group has
+    its own statistics. ``vmap`` makes one such call.
+
     Forward, backward, double backward and forward mode are kernels of two passes each; third
     derivatives are torch's. Sums are in double. The result is in channels-last order, in which the
     kernels work (an input in another is copied), and the same for any number of threads; runs on
     CPU.
 
     Args:
-        x: ``(N, C, H, W)``, not empty; float32 or float64.
-        weight: ``(C,)``, dtype of ``x``.
-        bias: ``(C,)``, dtype of ``x``.
+        x: ``(N, C, H, W)`` or ``(G * N, C, H, W)``, not empty; float32 or float64.
+        weight: ``(C,)`` or ``(G, C)``, dtype of ``x``.
+        bias: shape and dtype of ``weight``.
         eps: added to the variance.
         pool: 2x2 max-pooling with stride 2 follows (odd edges are dropped).
 
     Returns:
-        ``z``, ``(N, C, H, W)`` or pooled ``(N, C, H // 2, W // 2)``; and the batch's mean and
-        biased variance, ``(C,)`` each, for running statistics: no gradient flows through them.
+        ``z``, shape of ``x`` or pooled ``(..., H // 2, W // 2)``; and the batch's mean and biased
+        variance, shape of ``weight`` each, for running statistics: no gradient flows through them.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices do not match, or planes are too small to pool.
+        RuntimeError: if shapes, dtypes or devices do not match, if the groups do not divide the
+            images, or if planes are too small to pool.
         NotImplementedError: if the tensors are on a GPU.
     """
     if watched(x, weight, bias):
@@ -74,6 +80,35 @@ def _tangent(*args: Any) -> Tensor:
     return z
 
 
+def _grouped_vmap(
+    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
+) -> tuple[Any, Any]:
+    """A ``vmap`` rule: one call, with a group (or ``G`` of them) an element."""
+    *tensors, eps, pool = args
+    size = info.batch_size
+    # Batched to the front; what all elements share is repeated.
+    batched = [
+        t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=False)
+    ]
+    one_group = batched[-1].dim() == 2  # the bias or the variance
+    outputs = function(*map(_joined, batched), eps, pool)
+
+    def parted(t: Tensor) -> Tensor:
+        return t if one_group and t.dim() == 2 else t.unflatten(0, (size, -1))
+
+    if isinstance(outputs, Tensor):
+        return parted(outputs), 0
+    return tuple(map(parted, outputs)), (0,) * len(outputs)
+
+
+def _joined(t: Tensor) -> Tensor:
+    """``(B, N, C, H, W)`` as ``(B * N, C, H, W)``, and ``(B[, G], C)`` as ``(B [* G], C)``."""
+    if t.dim() < 5:
+        return t.flatten(0, -2)
+    return t.movedim(2, -1).flatten(0, 1).movedim(-1, 1)  # copied, if at all, to channels-last
+
+
 class _Norm(torch.autograd.Function):
     twin = staticmethod(reference.batch_norm_relu)
 
@@ -95,7 +130,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return loop_vmap(_flat, info, in_dims, args)
+        return _grouped_vmap(_flat, info, in_dims, args)
 
 
 class _NormEager(_Norm):
@@ -133,7 +168,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return loop_vmap(_backward, info, in_dims, args)
+        return _grouped_vmap(_backward, info, in_dims, args)
 
 
 class _BackwardEager(_Backward):
@@ -181,7 +216,7 @@ class _Second(_ByTwin):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return loop_vmap(_second, info, in_dims, args)
+        return _grouped_vmap(_second, info, in_dims, args)
 
 
 class _SecondEager(_Second):
@@ -205,7 +240,7 @@ class _Tangent(_ByTwin):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return loop_vmap(_tangent, info, in_dims, args)
+        return _grouped_vmap(_tangent, info, in_dims, args)
 
 
 class _TangentEager(_Tangent):

@@ -13,12 +13,13 @@ def batch_norm_relu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`fastmeta.ops.batch_norm_relu`."""
-    channel = (None, slice(None), None, None)
-    mean = x.mean((0, 2, 3))
-    centred = x - mean[channel]
-    var = centred.square().mean((0, 2, 3))
+    images = x.unflatten(0, (*weight.shape[:-1], -1))  # (G, N, C, H, W), or as x is without groups
+    channel = (..., None, slice(None), None, None)
+    mean = images.mean((-4, -2, -1))
+    centred = images - mean[channel]
+    var = centred.square().mean((-4, -2, -1))
     scale = weight * torch.rsqrt(var + eps)
-    z = torch.relu(centred * scale[channel] + bias[channel])
+    z = torch.relu(centred * scale[channel] + bias[channel]).flatten(0, -4)
     return F.max_pool2d(z, 2) if pool else z, mean.detach(), var.detach()
 
 

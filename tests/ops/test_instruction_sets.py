@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from norm_cases import norm_inputs
+from norm_cases import grouped_norm_inputs
 
 import fastmeta
 from fastmeta import _testing, reference
@@ -45,11 +45,11 @@ def test_every_set_is_right(isa: str, dtype: type, tasks: int, columns: int) -> 
 @pytest.mark.parametrize("pool", [False, True])
 def test_every_set_normalises(isa: str, dtype: type, pool: bool) -> None:
     tolerance = 3e-5 if dtype is np.float32 else 1e-11
-    for n, channels, height, width in ((1, 2, 2, 2), (3, 21, 7, 7), (2, 16, 5, 33), (1, 3, 31, 70)):
-        shape = (n, channels, height, width)
-        x, weight, bias = norm_inputs(shape, torch.from_numpy(np.empty(0, dtype)).dtype)
-        dz = torch.randn(*shape[:2], height // 2, width // 2) if pool else torch.randn(shape)
-        x, weight, bias, dz, u = (t.to(x.dtype) for t in (x, weight, bias, dz, torch.randn(shape)))
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    for groups, *shape in ((1, 1, 2, 2, 2), (1, 3, 21, 7, 7), (2, 2, 16, 5, 33), (3, 1, 3, 31, 70)):
+        x, weight, bias = grouped_norm_inputs(groups, tuple(shape), kind)
+        dz = torch.randn_like(x[:, :, : shape[2] // 2, : shape[3] // 2] if pool else x)
+        u = torch.randn_like(x)
         images = {k: _channels_last(t) for k, t in {"x": x, "dz": dz, "u": u}.items()}
         found = _testing.norm(isa, weight=weight.numpy(), bias=bias.numpy(), pool=pool, **images)
         x, weight, bias, dz, u = (t.double() for t in (x, weight, bias, dz, u))

@@ -47,7 +47,7 @@ SAMPLES = {
         *(1.0, 0.1, 1, 1.0, 1e-12),
     ),
     "norm_forward": lambda g: (planes(), torch.rand(2), g[0, :2], 1e-5, False),
-    "norm_backward": lambda g: (planes(), planes(), *torch.rand(4, 2), 1e-5, False),
+    "norm_backward": lambda g: (planes(), planes(), *torch.rand(4, 3, 2), 1e-5, False),
     "norm_second": lambda g: (
         *(planes(2, 2), planes(), *torch.rand(2, 2), planes(), *torch.rand(4, 2), 1e-5, True),
     ),

@@ -27,3 +27,11 @@ def norm_inputs(
         threshold = threshold + 1
     bias = -weight * (threshold - mean) / (var + eps).sqrt()
     return [t.to(dtype) for t in (x, weight, bias)]
+
+
+def grouped_norm_inputs(
+    groups: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, eps: float = 1e-3
+) -> list[Tensor]:
+    """The same for groups of images of this shape: ``(G * N, C, H, W)`` and ``(G, C)``."""
+    x, weight, bias = zip(*(norm_inputs(shape, dtype, eps) for _ in range(groups)), strict=True)
+    return [torch.cat(x), torch.stack(weight), torch.stack(bias)]

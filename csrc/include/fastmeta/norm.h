@@ -8,7 +8,8 @@
 //              that gradient at constant dz, which is a Hessian (symmetric): hence it serves double
 //              backward and forward mode alike
 //
-// With <.> the mean over a channel, h = r d, and dy = dz where y > 0 (and largest in its window):
+// With <.> the mean over a channel of a group, h = r d, and dy = dz where y > 0 (and largest in its
+// window):
 //
 //   backward   dx = weight r (dy - <dy> - h <dy h>)
 //   second     with A = <u dy> - <u><dy>, b = <u h>, c = <dy h>, s = weight r:
@@ -25,10 +26,11 @@
 
 namespace fastmeta {
 
-// Images are (n, h, w, c) in memory, channels last, float32 or float64; pooled ones
-// (n, h / 2, w / 2, c).
+// Images are (groups * n, h, w, c) in memory, channels last, float32 or float64; pooled ones
+// (groups * n, h / 2, w / 2, c). A group is a task's images: statistics are its own.
 struct NormInput {
   DType dtype;
+  int64_t groups;
   int64_t n;
   int64_t c;
   int64_t h;
@@ -36,7 +38,7 @@ struct NormInput {
   double eps;
   int32_t pool;
   const void* x;
-  const void* weight;  // (c), like all that follow without a comment
+  const void* weight;  // (groups, c), like all that follow without a comment
   const void* bias;
 };
 
@@ -65,9 +67,9 @@ struct NormSecondArgs {
   const void* u;   // as x
   const void* p;
   const void* q;
-  void* out_z;       // as dz, or null
-  void* out_x;       // as x, or null together with out_weight
-  void* out_weight;  // (c)
+  void* out_z;  // as dz, or null
+  void* out_x;  // as x, or null together with out_weight
+  void* out_weight;
 };
 
 // What an elementwise pass over one channel multiplies; the same on every device.

@@ -1,0 +1,285 @@
+"""Several tasks in one call of the BatchNorm-ReLU-pool block; ``vmap``, which makes such calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from norm_cases import grouped_norm_inputs, norm_inputs
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from fastmeta import ops, reference
+from fastmeta.ops import norm
+
+EPS = 1e-3
+# (G, N, C, H, W): awkward sizes, groups of one image, groups longer than a unit of work.
+SIZES = [(1, 3, 2, 4, 5), (2, 1, 1, 2, 2), (3, 2, 5, 3, 3), (5, 31, 3, 7, 2), (2, 3, 33, 31, 33)]
+NUMBERS = (0, 1, 2)
+POOL = pytest.mark.parametrize("pool", [False, True], ids=["plain", "pool"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+
+
+def block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
+    return ops.batch_norm_relu(x, weight, bias, EPS, pool=pool)[0]
+
+
+def by_twin(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
+    return reference.batch_norm_relu(x, weight, bias, EPS, pool)[0]
+
+
+def group_by_group(
+    function: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor]
+) -> list[Tensor]:
+    """What ``function`` gives for each group by itself, put together again."""
+    x, weight, bias = tensors
+    groups = zip(x.chunk(len(weight)), weight, bias, strict=True)
+    outputs = zip(*(function(*group) for group in groups), strict=True)
+    return [(torch.cat if o[0].dim() == 4 else torch.stack)(o) for o in outputs]
+
+
+def derivatives(op: Callable[..., Any], pool: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """All outputs, the gradients of the first, and theirs."""
+
+    def results(*tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        outputs = op(*leaves, EPS, pool)
+        first = torch.autograd.grad(outputs[0].square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        return tuple(t.detach() for t in (*outputs, *first, *second))
+
+    return results
+
+
+@POOL
+@DTYPES
+def test_same_bits_as_one_call_a_group(dtype: torch.dtype, pool: bool) -> None:
+    for groups, *shape in SIZES:
+        tensors = grouped_norm_inputs(groups, tuple(shape), dtype, EPS)
+        run = derivatives(norm._flat, pool)
+        for found, expected in zip(run(*tensors), group_by_group(run, tensors), strict=True):
+            assert torch.equal(found, expected)
+
+
+@POOL
+@DTYPES
+def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
+    tensors = grouped_norm_inputs(3, (5, 13, 21, 22), dtype, EPS)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results.append(derivatives(norm._flat, pool)(*tensors))
+    for other in results[1:]:
+        assert all(torch.equal(f, e) for f, e in zip(other, results[0], strict=True))
+
+
+@POOL
+def test_the_twin_has_the_same_groups(pool: bool) -> None:
+    tensors = grouped_norm_inputs(3, (2, 5, 4, 6), torch.float64, EPS)
+    ours, twins = (derivatives(op, pool) for op in (norm._flat, reference.batch_norm_relu))
+    torch.testing.assert_close(ours(*tensors), twins(*tensors))
+    torch.testing.assert_close(list(twins(*tensors)), group_by_group(twins, tensors))
+
+
+@POOL
+def test_gradcheck_and_third_derivatives(pool: bool) -> None:
+    tensors = grouped_norm_inputs(2, (2, 3, 4, 3), torch.float64, EPS)
+    leaves = [t.requires_grad_() for t in tensors]
+    assert gradcheck(lambda *t: block(*t, pool=pool), leaves, check_forward_ad=True)
+    assert gradgradcheck(lambda *t: block(*t, pool=pool), leaves, check_fwd_over_rev=True)
+    results = []
+    for function in (block, by_twin):
+        value = function(*leaves, pool=pool).square().sum()
+        for _ in range(3):
+            grads = torch.autograd.grad(value, leaves, create_graph=True)
+            value = sum(g.square().sum() for g in grads)
+        results.append(value.detach())
+    torch.testing.assert_close(*results)
+
+
+@POOL
+def test_compiled(pool: bool) -> None:
+    leaves = grouped_norm_inputs(2, (3, 2, 4, 5), torch.float64, EPS)
+    leaves = [t.requires_grad_() for t in leaves]
+    torch._dynamo.reset()
+
+    def value(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *t: function(*t, pool=pool).square().sum()
+
+    for transform in (lambda f: f, lambda f: torch.func.grad(f, NUMBERS)):
+        run = torch.compile(transform(value(block)), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(run(*leaves), transform(value(by_twin))(*leaves))
+
+
+# --- vmap ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls():
+    """Counts the calls of the forward kernel."""
+    with mock.patch.object(norm, "kernels", wraps=norm.kernels) as counted:
+        yield counted.norm_forward.default
+
+
+def elements(size: int, groups: int | None = None) -> list[list[Tensor]]:
+    """The inputs of each element of a batch for ``vmap``."""
+    shape = (3, 2, 4, 5)
+    if groups is None:
+        return [norm_inputs(shape) for _ in range(size)]
+    return [grouped_norm_inputs(groups, shape) for _ in range(size)]
+
+
+IN_DIMS = [
+    *((0, 0, 0), (1, 1, 1), (-1, -1, -1), (2, 0, 1)),
+    *((0, None, None), (None, 0, None), (None, None, 1), (3, None, 0), (None, 0, 0)),
+]
+
+
+def scalar(function: Callable[..., Tensor], pool: bool) -> Callable[..., Tensor]:
+    """The block as a number, which depends on every output in its own way."""
+
+    def value(*tensors: Tensor) -> Tensor:
+        z = function(*tensors, pool=pool)
+        return (z.square() * torch.arange(1.0, 1 + z.numel()).view(z.shape).sin()).sum()
+
+    return value
+
+
+def gradient(f: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    return torch.func.grad(f, NUMBERS)
+
+
+def along(f: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Forward mode, along a direction that depends on the point."""
+    return torch.func.jvp(f, tensors, tuple(t.cos() for t in tensors))
+
+
+TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., object]]] = {
+    "grad": gradient,
+    "jvp": lambda f: lambda *t: along(f, *t),
+    "jvp of grad": lambda f: lambda *t: along(gradient(f), *t),
+    "grad of jvp": lambda f: gradient(lambda *t: along(f, *t)[1]),
+    "grad of grad": lambda f: gradient(lambda *t: sum(g.sin().sum() for g in gradient(f)(*t))),
+}
+
+
+def batch_of(batch: list[list[Tensor]], dims: tuple[int | None, ...]) -> list[Tensor]:
+    """The elements' inputs along ``dims``; where there is none, the first element's for all."""
+    columns = list(zip(*batch, strict=True))
+    return [
+        column[0] if dim is None else torch.stack(column, dim)
+        for column, dim in zip(columns, dims, strict=True)
+    ]
+
+
+def element(tensors: list[Tensor], dims: tuple[int | None, ...], i: int) -> list[Tensor]:
+    return [t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)]
+
+
+@POOL
+@pytest.mark.parametrize("groups", [None, 2])
+def test_vmap_is_one_call(groups: int | None, pool: bool, calls) -> None:
+    batch = elements(4, groups)
+    for dims in IN_DIMS:
+        calls.reset_mock()
+        tensors = batch_of(batch, dims)
+        found = torch.vmap(
+            lambda *t: ops.batch_norm_relu(*t, EPS, pool=pool), in_dims=dims, out_dims=(0, 1, 0)
+        )(*tensors)
+        assert calls.call_count == 1
+        found = (found[0], found[1].movedim(1, 0), found[2])
+        for i in range(4):
+            expected = reference.batch_norm_relu(*element(tensors, dims, i), EPS, pool)
+            torch.testing.assert_close(tuple(f[i] for f in found), expected)
+
+
+@POOL
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_vmap_of_derivatives(transform: str, groups: int | None, pool: bool) -> None:
+    batch = elements(3, groups)
+    ours, twins = (TRANSFORMS[transform](scalar(f, pool)) for f in (block, by_twin))
+    for dims in IN_DIMS:
+        tensors = batch_of(batch, dims)
+        found = torch.vmap(ours, in_dims=dims)(*tensors)
+        for i in range(3):
+            torch.testing.assert_close(
+                torch.utils._pytree.tree_map(lambda f, i=i: f[i], found),
+                twins(*element(tensors, dims, i)),
+            )
+
+
+@POOL
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_derivatives_of_vmap(transform: str, pool: bool) -> None:
+    tensors = batch_of(elements(3), (0, 0, None))
+
+    def total(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        batched = torch.vmap(scalar(function, pool), in_dims=(0, 0, None))
+        return lambda *t: batched(*t).square().sum()
+
+    results = [TRANSFORMS[transform](total(f))(*tensors) for f in (block, by_twin)]
+    torch.testing.assert_close(*results)
+
+
+@POOL
+@pytest.mark.parametrize("groups", [None, 2])
+def test_nested_vmap_is_one_call(groups: int | None, pool: bool, calls) -> None:
+    batches = [batch_of(elements(3, groups), (1, 0, 0)) for _ in range(2)]
+    outer = batch_of(batches, (0, None, 1))
+    run = torch.vmap(
+        torch.vmap(lambda *t: block(*t, pool=pool), in_dims=(1, 0, 0)), in_dims=(0, None, 1)
+    )
+    found = run(*outer)
+    assert calls.call_count == 1
+    slopes = torch.vmap(
+        torch.vmap(gradient(scalar(block, pool)), in_dims=(1, 0, 0)), in_dims=(0, None, 1)
+    )(*outer)
+    for i in range(2):
+        for k in range(3):
+            own = element(element(outer, (0, None, 1), i), (1, 0, 0), k)
+            torch.testing.assert_close(found[i, k], by_twin(*own, pool=pool))
+            torch.testing.assert_close(
+                tuple(s[i, k] for s in slopes), gradient(scalar(by_twin, pool))(*own)
+            )
+
+
+@POOL
+def test_vmap_of_images_in_any_order(pool: bool) -> None:
+    x, weight, bias = batch_of(elements(3), (0, 0, 0))
+    orders = (
+        x.flatten(0, 1).to(memory_format=torch.channels_last).view(x.shape),
+        x.transpose(0, 3).contiguous().transpose(0, 3),
+        torch.stack([x, x], -1)[..., 1],
+    )
+    expected = torch.vmap(lambda *t: block(*t, pool=pool))(x, weight, bias)
+    for other in orders:
+        found = torch.vmap(lambda *t: block(*t, pool=pool))(other, weight, bias)
+        assert torch.equal(found, expected)
+
+
+def test_an_empty_vmap_says_so() -> None:
+    with pytest.raises(RuntimeError, match="non-empty"):
+        torch.vmap(block)(torch.randn(0, 3, 2, 4, 4), torch.rand(0, 2), torch.rand(0, 2))
+
+
+ERRORS = {
+    "groups do not divide": (lambda: (torch.randn(5, 4, 2, 2), *torch.rand(2, 3, 4)), "3 groups"),
+    "no groups": (lambda: (torch.randn(5, 4, 2, 2), *torch.rand(2, 0, 4)), "0 groups"),
+    "channels": (lambda: (torch.randn(6, 4, 2, 2), *torch.rand(2, 3, 5)), "one value a channel"),
+    "dimensions": (
+        lambda: (torch.randn(6, 4, 2, 2), *torch.rand(2, 1, 3, 4)),
+        r"\(G, C\).*got shape \(1, 3, 4\)",
+    ),
+    "bias": (lambda: (torch.randn(6, 4, 2, 2), torch.rand(3, 4), torch.rand(4)), "weight's shape"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str) -> None:
+    make, message = ERRORS[name]
+    with pytest.raises(RuntimeError, match=message):
+        ops.batch_norm_relu(*make())
