@@ -59,7 +59,10 @@ def _chains(modules: Sequence[nn.Module]) -> dict[Any, bool]:
         parts = list(module._modules.values())
         if type(module).__module__.startswith("torch.nn.") and torchs.issuperset(parts):
             torchs.add(module)
-        has_block = any(part in chains or _block_length(parts, i) for i, part in enumerate(parts))
+        has_block = any(
+            part in chains or _convolves(part) or _block_length(parts, i)
+            for i, part in enumerate(parts)
+        )
         own = type(module).forward is nn.Sequential.forward and "forward" not in vars(module)
         if has_block and own:
             chains[module] = module in torchs
@@ -72,27 +75,26 @@ def _compiled(module: nn.Module) -> bool:
 
 
 def _run(chain: Any, any_order: bool, x: Any) -> Any:
-    """``nn.Sequential.forward`` with fused blocks, if possible in channels-last order."""
-    reordered = any_order and _reorderable(x)
-    if reordered:
+    """``nn.Sequential.forward`` with compiled ops, if possible in channels-last order."""
+    usual = _images(x) and x.is_contiguous() and x.stride(1) != 1
+    if usual and any_order:
         x = _channels_last(x)
     modules = list(chain)
-    i = 0
+    i, ours = 0, False
     while i < len(modules):
         length = _block_length(modules, i)
         if length and _same_result(modules[i], x, pool=length == 3):
-            x = _block(modules[i], x, pool=length == 3)
+            x, ours = _block(modules[i], x, pool=length == 3), True
             i += length
+            continue
+        if _convolves(modules[i]) and _fits(modules[i], x):
+            x, ours = _convolution(modules[i], x), True
         else:
-            x = modules[i](x)
-            i += 1
-    return x.contiguous() if reordered and isinstance(x, Tensor) else x
-
-
-def _reorderable(x: Any) -> bool:
-    """Whether these are images in torch's usual order that the op would take."""
-    usual = _images(x) and x.is_contiguous() and x.stride(1) != 1
-    return usual and not torch._C._are_functorch_transforms_active()
+            # A user's module may ``view`` what torch would have left in the usual order.
+            x = modules[i](x.contiguous() if usual and ours and not any_order else x)
+            ours = False
+        i += 1
+    return x.contiguous() if usual and (ours or any_order) and isinstance(x, Tensor) else x
 
 
 def _images(x: Any) -> bool:
@@ -108,10 +110,34 @@ def _images(x: Any) -> bool:
 
 def _channels_last(x: Tensor) -> Tensor:
     if x.shape[1] > 1:
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # also under ``vmap``
     # One channel is in both orders; only the strides tell torch's convolutions which is meant.
     n, _, height, width = x.shape
     return x.reshape(n, height, width, 1).permute(0, 3, 1, 2)
+
+
+def _convolves(module: Any) -> bool:
+    """Whether this is a plain 3x3 convolution that the op knows."""
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == (3, 3)
+        and module.stride in ((1, 1), (2, 2))
+        and module.padding in ((1, 1), "same")
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and is_plain(module)
+        and not globally_hooked()
+    )
+
+
+def _fits(convolution: Any, x: Any) -> bool:
+    fits = _images(x) and convolution.weight.dtype == x.dtype and x.numel() > 0
+    return bool(fits and x.shape[1] == convolution.in_channels)
+
+
+def _convolution(module: Any, x: Tensor) -> Tensor:
+    return ops.conv3x3(x, module.weight, module.bias, stride=module.stride[0])
 
 
 def _block_length(modules: Sequence[Any], start: int) -> int:
