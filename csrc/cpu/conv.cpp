@@ -5,136 +5,139 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-// One sum over neighbours, the output or the gradient in the input, for all images.
+// An output or the gradient in the input: sums over neighbours in `from`, a start for each group.
 template <class T>
-class Correlation {
- public:
-  Correlation(const ConvShape& shape, const Neighbours& at, bool for_input, bool winograd,
-              const Images<const T>& from, const Images<T>& to)
-      : shape_(shape), at_(at), for_input_(for_input), winograd_(winograd), from_(from), to_(to) {}
+struct Correlation {
+  const ConvShape& shape;
+  bool for_input;
+  Images<const T> from;
+  Images<T> to;
+  const T* weight;
+  const T* bias;
 
-  void run(const T* weight, const T* bias, const Parallel& parallel) const {
-    const int64_t groups = shape_.groups, blocks = blocks_of(units());
-    Arena<T> arena(groups * (weights_size() + row_));
-    T* weights = arena.take(groups * weights_size());
-    T* start = arena.take_zeros(groups * row_);
-    parallel(groups, grain_of(weights_size()), [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g) {
-        order(weight + g * 9 * shape_.in * shape_.out, weights + g * weights_size());
-        if (bias) copy(bias + g * to_.c, to_.c, start + g * row_);
-      }
-    });
-    const int64_t work = std::min(units(), kBlock) * weights_size();
-    parallel(groups * blocks, grain_of(work), [&](int64_t begin, int64_t end) {
-      Arena<T> own(block_size());
-      T* memory = own.take(block_size());
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t g = item / blocks, first = item % blocks * kBlock;
-        block(g, first, std::min(units() - first, kBlock), weights + g * weights_size(),
-              start + g * row_, memory);
-      }
-    });
+  int64_t row() const { return padded<T>(to.c); }
+  const T* weight_of(int64_t group) const { return weight + group * 9 * shape.in * shape.out; }
+  void write_start(int64_t group, T* start) const {
+    memset(start, 0, sizeof(T) * row());
+    if (bias) copy(bias + group * to.c, to.c, start);
   }
-
- private:
-  int64_t tile_rows() const { return (to_.h + 1) / 2; }
-  int64_t tile_columns() const { return (to_.w + 1) / 2; }
-  // Tiles or pixels of a group.
-  int64_t units() const {
-    return shape_.n * (winograd_ ? tile_rows() * tile_columns() : at_.pixels());
-  }
-  int64_t depth() const { return at_.count() * from_.c; }
-  int64_t weights_size() const {
-    return (winograd_ ? winograd::kPlaces * from_.c : depth()) * row_;
-  }
-  int64_t block_size() const {
-    const int64_t each = winograd_ ? winograd::kPlaces * (from_row_ + row_) : depth() + row_;
-    return kBlock * each + kLanes<T>;
-  }
-
-  void order(const T* weight, T* to) const {
-    if (!winograd_) return order_weights(weight, shape_, at_, for_input_, to);
-    Arena<T> own(9 * from_.c * row_);
-    T* nine = own.take(9 * from_.c * row_);
-    order_weights(weight, shape_, at_, for_input_, nine);
-    winograd::weight_transform(nine, from_.c * row_, to);
-  }
-
-  void block(int64_t group, int64_t first, int64_t count, const T* weights, const T* start,
-             T* memory) const {
-    if (winograd_)
-      tiles(group * shape_.n, first, count, weights, start, memory);
-    else
-      pixels(group * shape_.n, first, count, weights, start, memory);
-  }
-
-  void pixels(int64_t image, int64_t first, int64_t count, const T* weights, const T* start,
-              T* memory) const {
-    T* out = memory + count * row_;
-    const bool in_place = at_.y.apart == 1 && row_ == to_.c;
-    T* sums = in_place ? to_.at(image, 0, 0) + first * to_.c : memory;
-    gather({from_.at(image, 0, 0), from_.h, from_.w, from_.c}, at_, first, first + count, out);
-    for (int64_t k = 0; k < depth(); k += kDepth) {
-      const int64_t some = std::min(kDepth, depth() - k);
-      multiply<T, 1>(sums, count, to_.c, k ? Start<T>{sums, row_, 1} : Start<T>{start, 0, 1},
-                     {{out + k, depth(), 1, weights + k * row_, row_, some}});
-    }
-    if (in_place) return;
-    Pixel p(first, at_.y.size, at_.x.size);
-    for (int64_t i = 0; i < count; ++i, p.next(at_.y.size, at_.x.size))
-      copy(sums + i * row_, to_.c,
-           to_.at(image + p.image, at_.y.begin + at_.y.apart * p.y,
-                  at_.x.begin + at_.x.apart * p.x));
-  }
-
-  void tiles(int64_t image, int64_t first, int64_t count, const T* weights, const T* start,
-             T* memory) const {
-    const int64_t in = count * from_row_, out = count * row_;
-    T* sums = memory + winograd::kPlaces * in;
-    Pixel p(first, tile_rows(), tile_columns());
-    for (int64_t i = 0; i < count; ++i, p.next(tile_rows(), tile_columns()))
-      winograd::input_tile(from_, image + p.image, 2 * p.y - 1, 2 * p.x - 1, memory + i * from_row_,
-                           in);
-    for (int k = 0; k < winograd::kPlaces; ++k)
-      multiply<T, 1>(
-          sums + k * out, count, to_.c, zeros<T>(),
-          {{memory + k * in, from_row_, 1, weights + k * from_.c * row_, row_, from_.c}});
-    p = Pixel(first, tile_rows(), tile_columns());
-    for (int64_t i = 0; i < count; ++i, p.next(tile_rows(), tile_columns()))
-      winograd::output_tile(sums + i * row_, out, start, to_, image + p.image, 2 * p.y, 2 * p.x);
-  }
-
-  const ConvShape& shape_;
-  const Neighbours at_;
-  const bool for_input_;
-  const bool winograd_;
-  const Images<const T> from_;
-  const Images<T> to_;
-  const int64_t row_ = padded<T>(to_.c);
-  const int64_t from_row_ = padded<T>(from_.c);
 };
+
+// `kinds` of output pixels, each with its neighbours.
+template <class T>
+void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
+                const Parallel& parallel) {
+  const int64_t groups = c.shape.groups, row = c.row(), size = (9 * c.from.c + 1) * row;
+  std::vector<Block> blocks;
+  int64_t weights_size = 0;
+  for (size_t k = 0; k < kinds.size(); ++k) {
+    const Neighbours& at = kinds[k];
+    cut(at, static_cast<int>(k), weights_size, c.shape.n, c.from.h, c.from.w, kBlock, blocks);
+    weights_size += at.y.count * at.x.count * c.from.c * row;
+  }
+  Arena<T> arena(groups * size);
+  T* weights = arena.take(groups * size);
+  parallel(groups, grain_of(size), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      T* to = weights + g * size;
+      c.write_start(g, to);
+      to += row;
+      for (const Neighbours& at : kinds) {
+        order_weights(c.weight_of(g), c.shape, at, c.for_input, to);
+        to += at.y.count * at.x.count * c.from.c * row;
+      }
+    }
+  });
+  const int64_t count = static_cast<int64_t>(blocks.size()), pixels = most_pixels(blocks);
+  const int64_t buffer_size = pixels * (row + 9 * c.from.c) + kLanes<T>;
+  parallel(groups * count, grain_of(kBlock * size), [&](int64_t begin, int64_t end) {
+    Arena<T> own(buffer_size);
+    T* buffer = own.take(buffer_size);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t g = item / count;
+      const Block& b = blocks[item % count];
+      const T* start = weights + g * size;
+      const direct::Weights<T> w{start + row + b.weights, row, kinds[b.kind].x.count, start};
+      direct::correlate(c.from, c.to, g * c.shape.n, b, w, buffer);
+    }
+  });
+}
+
+template <class T>
+void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel& parallel) {
+  const int64_t groups = c.shape.groups, row = c.row(), from_row = padded<T>(c.from.c);
+  const int64_t matrix = c.from.c * row, size = winograd::kPlaces * matrix + row;
+  Arena<T> arena(groups * size);
+  T* weights = arena.take(groups * size);
+  parallel(groups, grain_of(size), [&](int64_t begin, int64_t end) {
+    Arena<T> own(9 * matrix);
+    T* nine = own.take(9 * matrix);
+    for (int64_t g = begin; g < end; ++g) {
+      T* to = weights + g * size;
+      c.write_start(g, to);
+      order_weights(c.weight_of(g), c.shape, at, c.for_input, nine);
+      winograd::weight_transform(nine, matrix, to + row);
+    }
+  });
+  const winograd::Tiles tiles(c.to.h, c.to.w);
+  const int64_t units = c.shape.n * tiles.count(), blocks = (units + kBlock - 1) / kBlock;
+  const int64_t buffer_size = kBlock * winograd::kPlaces * (from_row + row);
+  parallel(groups * blocks, grain_of(kBlock * size), [&](int64_t begin, int64_t end) {
+    Arena<T> own(buffer_size);
+    T* inputs = own.take(kBlock * winograd::kPlaces * from_row);
+    T* sums = own.take(kBlock * winograd::kPlaces * row);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / blocks * c.shape.n, first = item % blocks * kBlock;
+      const int64_t count = std::min(kBlock, units - first);
+      const T* start = weights + item / blocks * size;
+      tiles.each(first, count, [&](int64_t i, int64_t n, int64_t y, int64_t x) {
+        winograd::input_tile(c.from, image + n, y - 1, x - 1, inputs + i * from_row,
+                             count * from_row);
+      });
+      for (int k = 0; k < winograd::kPlaces; ++k)
+        multiply<T, 1>(sums + k * count * row, count, c.to.c, zeros<T>(),
+                       {{inputs + k * count * from_row, from_row, 1, start + row + k * matrix, row,
+                         c.from.c}});
+      tiles.each(first, count, [&](int64_t i, int64_t n, int64_t y, int64_t x) {
+        winograd::output_tile(sums + i * row, count * row, start, c.to, image + n, y, x);
+      });
+    }
+  });
+}
 
 template <class T>
 void forward(const ConvForwardArgs& args, const Parallel& parallel) {
   const ConvShape& s = args.shape;
+  const Correlation<T> c{s,
+                         false,
+                         {static_cast<const T*>(args.x), s.h, s.w, s.in},
+                         {static_cast<T*>(args.y), s.out_h(), s.out_w(), s.out},
+                         static_cast<const T*>(args.weight),
+                         static_cast<const T*>(args.bias)};
   const Neighbours at{reads_input(s.h, s.stride), reads_input(s.w, s.stride)};
-  const Images<const T> x{static_cast<const T*>(args.x), s.h, s.w, s.in};
-  const Images<T> y{static_cast<T*>(args.y), s.out_h(), s.out_w(), s.out};
-  Correlation<T>(s, at, false, by_winograd(s), x, y)
-      .run(static_cast<const T*>(args.weight), static_cast<const T*>(args.bias), parallel);
+  if (by_winograd(s))
+    run_winograd(c, at, parallel);
+  else
+    run_direct(c, {at}, parallel);
 }
 
 template <class T>
 void input(const ConvInputArgs& args, const Parallel& parallel) {
   const ConvShape& s = args.shape;
-  const Images<const T> dy{static_cast<const T*>(args.dy), s.out_h(), s.out_w(), s.out};
-  const Images<T> dx{static_cast<T*>(args.dx), s.h, s.w, s.in};
-  for (int odd_y = 0; odd_y < s.stride; ++odd_y)
-    for (int odd_x = 0; odd_x < s.stride; ++odd_x) {
-      const Neighbours at{reads_output(s.h, s.stride, odd_y), reads_output(s.w, s.stride, odd_x)};
-      Correlation<T>(s, at, true, by_winograd(s), dy, dx)
-          .run(static_cast<const T*>(args.weight), nullptr, parallel);
-    }
+  const Correlation<T> c{s,
+                         true,
+                         {static_cast<const T*>(args.dy), s.out_h(), s.out_w(), s.out},
+                         {static_cast<T*>(args.dx), s.h, s.w, s.in},
+                         static_cast<const T*>(args.weight),
+                         nullptr};
+  std::vector<Neighbours> kinds;
+  for (int y = 0; y < s.stride; ++y)
+    for (int x = 0; x < s.stride; ++x)
+      kinds.push_back({reads_output(s.h, s.stride, y), reads_output(s.w, s.stride, x)});
+  if (by_winograd(s))
+    run_winograd(c, kinds.front(), parallel);
+  else
+    run_direct(c, kinds, parallel);
 }
 
 }  // namespace

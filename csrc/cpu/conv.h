@@ -1,31 +1,26 @@
-// What the products of a convolution share: which method runs, and how pixels are cut into blocks.
+// What the products of a convolution share: which method runs, and what a thread takes at once.
 #pragma once
 
-#include <algorithm>
-
 #include "cpu/arena.h"
-#include "cpu/neighbours.h"
+#include "cpu/direct.h"
 #include "cpu/winograd.h"
 
 namespace fastmeta::cpu::FM_ISA {
 
-constexpr int64_t kBlock = 48;  // pixels or tiles that stay in the second-level cache
-constexpr int64_t kDepth = 96;
-constexpr int64_t kLeastWork = int64_t{1} << 19;  // multiply-adds that are worth a thread
+constexpr int64_t kBlock = 48;  // pixels or tiles, whose numbers stay in the second-level cache
 
 // Whether Winograd's products, half as many again for the transforms, are fewer.
 inline bool by_winograd(const ConvShape& s) {
   if (s.stride != 1 || std::min(s.in, s.out) < 16) return false;
   const int64_t tiles = (s.h + 1) / 2 * ((s.w + 1) / 2);
-  return 3 * winograd::kPlaces * tiles < 2 * 9 * s.h * s.w;
+  const int64_t neighbours = (3 * s.h - 2) * (3 * s.w - 2);
+  return 3 * winograd::kPlaces * tiles < 2 * neighbours;
 }
 
-inline int64_t blocks_of(int64_t units) {
-  return (units + kBlock - 1) / kBlock;
-}
-
+// Pieces of so many multiply-adds that are worth a thread.
 inline int64_t grain_of(int64_t work) {
-  return kLeastWork / std::max<int64_t>(1, std::min(work, kLeastWork));
+  constexpr int64_t kLeast = int64_t{1} << 19;
+  return kLeast / std::clamp<int64_t>(work, 1, kLeast);
 }
 
 }  // namespace fastmeta::cpu::FM_ISA

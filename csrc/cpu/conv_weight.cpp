@@ -4,159 +4,189 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-constexpr int64_t kChunk = 8 * kBlock;  // least pixels or tiles of a partial sum
 constexpr int64_t kMostChunks = 16;
 
-// The gradients in weight and bias. Partial sums over chunks of pixels (or tiles), cut by sizes
-// alone, are added in order; a partial sum of pixels is three, by the rows of the kernel.
+// The gradients in weight and bias of all groups: partial sums over chunks of the pixels, which are
+// cut by sizes alone, are added in order. A part is `places` matrices (in, out) and the bias.
 template <class T>
-class WeightGradient {
- public:
-  explicit WeightGradient(const ConvWeightArgs& args)
-      : args_(args),
-        shape_(args.shape),
-        winograd_(by_winograd(shape_)),
-        x_{static_cast<const T*>(args.x), shape_.h, shape_.w, shape_.in},
-        dy_{static_cast<const T*>(args.dy), shape_.out_h(), shape_.out_w(), shape_.out} {}
+struct Sums {
+  const ConvShape& shape;
+  int64_t places;
+  int64_t units;   // blocks of a group, shared out evenly among chunks
+  int64_t chunks;  // of a group
+  int64_t row = padded<T>(shape.out);
+  int64_t matrix = shape.in * row;
+  int64_t part = places * matrix + row;
+  Arena<T> arena{shape.groups * chunks * part};
+  T* parts = arena.take(shape.groups * chunks * part);
 
-  void run(const Parallel& parallel) const {
-    const int64_t parts = shape_.groups * chunks_;
-    Arena<T> arena(parts * part_size());
-    T* sums = arena.take(parts * part_size());
-    const int64_t rows = winograd_ ? 1 : 3, work = units_ / chunks_ * part_size() / rows;
-    parallel(parts * rows, grain_of(work), [&](int64_t begin, int64_t end) {
-      Arena<T> own(block_size());
-      T* memory = own.take(block_size());
-      for (int64_t item = begin; item < end; ++item)
-        chunk(item / rows, static_cast<int>(item % rows), sums + item / rows * part_size(), memory);
+  Sums(const ConvShape& shape_, int64_t places_, int64_t units_, int64_t least)
+      : shape(shape_),
+        places(places_),
+        units(units_),
+        chunks(std::clamp<int64_t>(units_ / least, 1, kMostChunks)) {}
+
+  int64_t begin(int64_t chunk) const { return units * (chunk % chunks) / chunks; }
+  int64_t end(int64_t chunk) const { return units * (chunk % chunks + 1) / chunks; }
+
+  // Adds the parts of each group to its first.
+  void add(const Parallel& parallel) const {
+    constexpr int64_t kPiece = 4096;
+    const int64_t pieces = (part + kPiece - 1) / kPiece;
+    parallel(shape.groups * pieces, grain_of(chunks * kPiece), [&](int64_t from, int64_t to) {
+      for (int64_t item = from; item < to; ++item) {
+        T* first = parts + item / pieces * chunks * part;
+        const int64_t at = item % pieces * kPiece;
+        for (int64_t i = at; i < std::min(at + kPiece, part); i += kLanes<T>) {
+          Vec<T> sum = load(first + i);
+          for (int64_t k = 1; k < chunks; ++k) sum += load(first + k * part + i);
+          store(first + i, sum);
+        }
+      }
     });
-    parallel(shape_.groups * pieces(), grain_of(chunks_ * kPiece), [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item)
-        add_parts(sums + item / pieces() * chunks_ * part_size(), item % pieces() * kPiece);
-    });
-    parallel(shape_.groups, grain_of(part_size()), [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g) write(g, sums + g * chunks_ * part_size());
-    });
   }
 
- private:
-  static constexpr int64_t kPiece = 4096;
-
-  int64_t matrix_size() const { return (winograd_ ? winograd::kPlaces : 9) * shape_.in * row_; }
-  int64_t part_size() const { return matrix_size() + row_; }  // and the bias
-  int64_t pieces() const { return (part_size() + kPiece - 1) / kPiece; }
-  int64_t block_size() const {
-    const int64_t each = winograd_ ? winograd::kPlaces * (in_row_ + row_) : 3 * shape_.in + row_;
-    return kBlock * each + kLanes<T>;
-  }
-
-  // Units of chunk `k` begin at: even shares.
-  int64_t begin_of(int64_t k) const { return units_ * k / chunks_; }
-
-  void chunk(int64_t part, int kernel_row, T* sums, T* memory) const {
-    const int64_t image = part / chunks_ * shape_.n, k = part % chunks_;
-    T* bias = sums + matrix_size();
-    if (winograd_) {
-      clear(part_size(), sums);
-    } else {
-      clear(3 * shape_.in * row_, sums + kernel_row * 3 * shape_.in * row_);
-      if (kernel_row == 0) clear(row_, bias);
-    }
-    for (int64_t first = begin_of(k); first < begin_of(k + 1); first += kBlock) {
-      const int64_t count = std::min(kBlock, begin_of(k + 1) - first);
-      if (winograd_)
-        add_tiles(image, first, count, sums, bias, memory);
-      else
-        add_pixels(image, first, count, kernel_row, sums, bias, memory);
-    }
-  }
-
-  void add_pixels(int64_t image, int64_t first, int64_t count, int kernel_row, T* sums, T* bias,
-                  T* memory) const {
-    Neighbours at{reads_input(shape_.h, shape_.stride), reads_input(shape_.w, shape_.stride)};
-    at.y.first += kernel_row;
-    at.y.count = 1;
-    const int64_t run = 3 * shape_.in;
-    const T* dy = dy_.at(image, 0, 0) + first * shape_.out;
-    if (row_ != shape_.out) {
-      T* rows = memory + count * run;
-      for (int64_t i = 0; i < count; ++i) copy(dy + i * shape_.out, shape_.out, rows + i * row_);
-      dy = rows;
-    }
-    gather({x_.at(image, 0, 0), x_.h, x_.w, x_.c}, at, first, first + count, memory);
-    add_product(memory, run, run, dy, count, sums + kernel_row * run * row_);
-    if (kernel_row == 0) add_rows(dy, count, bias);
-  }
-
-  void add_tiles(int64_t image, int64_t first, int64_t count, T* sums, T* bias, T* memory) const {
-    const int64_t rows = (shape_.h + 1) / 2, columns = (shape_.w + 1) / 2;
-    const int64_t in = count * in_row_, out = count * row_;
-    T* of_dy = memory + winograd::kPlaces * in;
-    Pixel p(first, rows, columns);
-    for (int64_t i = 0; i < count; ++i, p.next(rows, columns)) {
-      winograd::input_tile(x_, image + p.image, 2 * p.y - 1, 2 * p.x - 1, memory + i * in_row_, in);
-      winograd::gradient_tile(dy_, image + p.image, 2 * p.y, 2 * p.x, of_dy + i * row_, out);
-    }
-    for (int k = 0; k < winograd::kPlaces; ++k)
-      add_product(memory + k * in, in_row_, shape_.in, of_dy + k * out, count,
-                  sums + k * shape_.in * row_);
-    add_rows(of_dy + 5 * out, count, bias);  // in the middle, the transform is the tile's sum
-  }
-
-  // sums (rows, out) += left' dy
-  void add_product(const T* left, int64_t left_row, int64_t rows, const T* dy, int64_t count,
-                   T* sums) const {
-    multiply<T, 1>(sums, rows, shape_.out, {sums, row_, 1}, {{left, 1, left_row, dy, row_, count}});
-  }
-  void add_rows(const T* dy, int64_t count, T* bias) const {
-    static constexpr T kOne = 1;
-    multiply<T, 1>(bias, 1, shape_.out, {bias, 0, 1}, {{&kOne, 0, 0, dy, row_, count}});
-  }
-
-  void add_parts(T* parts, int64_t first) const {
-    const int64_t end = std::min(first + kPiece, part_size());
-    for (int64_t i = first; i < end; i += kLanes<T>) {
-      Vec<T> sum = load(parts + i);
-      for (int64_t k = 1; k < chunks_; ++k) sum += load(parts + k * part_size() + i);
-      store(parts + i, sum);
-    }
-  }
-
-  void write(int64_t group, const T* sums) const {
-    const int64_t in = shape_.in, out = shape_.out;
-    copy(sums + matrix_size(), out, static_cast<T*>(args_.dbias) + group * out);
-    T* to = static_cast<T*>(args_.dweight) + group * 9 * in * out;
-    Arena<T> own(9 * in * row_);
-    const T* nine = sums;
-    if (winograd_) {
-      T* folded = own.take(9 * in * row_);
-      winograd::weight_gradient(sums, in * row_, folded);
-      nine = folded;
-    }
+  // Writes the bias of a group, and the weight from nine matrices.
+  void write(const ConvWeightArgs& args, int64_t group, const T* nine) const {
+    const int64_t in = shape.in, out = shape.out;
+    copy(parts + group * chunks * part + places * matrix, out,
+         static_cast<T*>(args.dbias) + group * out);
+    T* to = static_cast<T*>(args.dweight) + group * 9 * in * out;
     transpose<T>(
-        9 * in, out, 9 * in, [&](int64_t k) { return nine + (k % 9 * in + k / 9) * row_; },
+        9 * in, out, 9 * in, [&](int64_t k) { return nine + (k % 9 * in + k / 9) * row; },
         [&](int64_t o) { return to + o * 9 * in; });
   }
-
-  const ConvWeightArgs& args_;
-  const ConvShape& shape_;
-  const bool winograd_;
-  const Images<const T> x_;
-  const Images<const T> dy_;
-  const int64_t row_ = padded<T>(shape_.out);
-  const int64_t in_row_ = padded<T>(shape_.in);
-  const int64_t units_ =
-      shape_.n * (winograd_ ? (shape_.h + 1) / 2 * ((shape_.w + 1) / 2) : dy_.h * dy_.w);
-  const int64_t chunks_ = std::clamp<int64_t>(units_ / kChunk, 1, kMostChunks);
 };
+
+// bias += the sum of rows
+template <class T>
+void add_rows(const T* rows, int64_t row, int64_t count, int64_t out, T* bias) {
+  static constexpr T kOne = 1;
+  multiply<T, 1>(bias, 1, out, {bias, 0, 1}, {{&kOne, 0, 0, rows, row, count}});
+}
+
+// What a block's pixels add to some rows of the kernel, and to the bias with the first.
+template <class T>
+void add_block(const ConvShape& s, const Images<const T>& x, const Images<const T>& dy,
+               int64_t image, const Block& b, int64_t first, int64_t end, const Sums<T>& sums,
+               T* part, T* rows, T* near) {
+  const Axis &v = b.at.y, &h = b.at.x;
+  const int64_t n = b.first / v.size + image, y = b.first % v.size, run = h.count * s.in;
+  const bool in_place = b.rows == 1 && s.out == sums.row;
+  const T* left = in_place ? dy.at(n, v.begin + y, h.begin) : rows;
+  if (!in_place)
+    b.each_row([&](int64_t i, int64_t row, int64_t before) {
+      for (int64_t j = 0; j < h.size; ++j)
+        copy(dy.at(image + i, v.begin + row, h.begin + j), s.out, rows + (before + j) * sums.row);
+    });
+  for (int64_t k = std::max(first, v.skipped); k < std::min(end, v.skipped + v.count); ++k) {
+    const T* right = near;
+    if (in_place)
+      right = x.at(n, v.step * y + v.first + k - v.skipped, h.first);
+    else
+      direct::gather(x, image, b, k - v.skipped, near, run);
+    T* to = part + (3 * k + h.skipped) * sums.matrix;
+    multiply<T, 1>(to, run, s.out, {to, sums.row, 1},
+                   {{right, 1, in_place ? h.step * s.in : run, left, sums.row, b.pixels()}});
+  }
+  if (first == 0) add_rows(left, sums.row, b.pixels(), s.out, part + 9 * sums.matrix);
+}
+
+template <class T>
+void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
+  const ConvShape& s = args.shape;
+  const Images<const T> x{static_cast<const T*>(args.x), s.h, s.w, s.in};
+  const Images<const T> dy{static_cast<const T*>(args.dy), s.out_h(), s.out_w(), s.out};
+  std::vector<Block> blocks;
+  cut({reads_input(s.h, s.stride), reads_input(s.w, s.stride)}, 0, 0, s.n, s.h, s.w, kBlock,
+      blocks);
+  const Sums<T> sums(s, 9, static_cast<int64_t>(blocks.size()), 8);
+  const int64_t pixels = most_pixels(blocks), row = sums.row;
+  // Small images have one chunk only; the rows of the kernel are apart, too, where they are work.
+  const int64_t slabs = s.in < 16 ? 1 : 3;
+  const int64_t work = sums.units * kBlock / sums.chunks * 9 / slabs * sums.matrix;
+  parallel(s.groups * sums.chunks * slabs, grain_of(work), [&](int64_t begin, int64_t end) {
+    Arena<T> own(pixels * (row + 3 * s.in) + kLanes<T>);
+    T* rows = own.take(pixels * row);
+    T* near = own.take(pixels * 3 * s.in + kLanes<T>);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t chunk = item / slabs, first = item % slabs * 3 / slabs;
+      T* part = sums.parts + chunk * sums.part;
+      memset(part + first * 3 * sums.matrix, 0, sizeof(T) * 9 / slabs * sums.matrix);
+      if (first == 0) memset(part + 9 * sums.matrix, 0, sizeof(T) * row);
+      for (int64_t k = sums.begin(chunk); k < sums.end(chunk); ++k)
+        add_block(s, x, dy, chunk / sums.chunks * s.n, blocks[k], first, first + 3 / slabs, sums,
+                  part, rows, near);
+    }
+  });
+  sums.add(parallel);
+  parallel(s.groups, grain_of(sums.part), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g)
+      sums.write(args, g, sums.parts + g * sums.chunks * sums.part);
+  });
+}
+
+template <class T>
+void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
+  const ConvShape& s = args.shape;
+  const Images<const T> x{static_cast<const T*>(args.x), s.h, s.w, s.in};
+  const Images<const T> dy{static_cast<const T*>(args.dy), s.h, s.w, s.out};
+  const winograd::Tiles tiles(s.h, s.w);
+  const int64_t units = s.n * tiles.count();
+  const Sums<T> sums(s, winograd::kPlaces, units, 8 * kBlock);
+  const int64_t row = sums.row, in_row = padded<T>(s.in);
+  parallel(s.groups * sums.chunks, 1, [&](int64_t begin, int64_t end) {
+    Arena<T> own(kBlock * winograd::kPlaces * (in_row + row));
+    T* inputs = own.take(kBlock * winograd::kPlaces * in_row);
+    T* outputs = own.take(kBlock * winograd::kPlaces * row);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t image = chunk / sums.chunks * s.n;
+      T* to = sums.parts + chunk * sums.part;
+      memset(to, 0, sizeof(T) * sums.part);
+      for (int64_t first = sums.begin(chunk); first < sums.end(chunk); first += kBlock) {
+        const int64_t count = std::min(kBlock, sums.end(chunk) - first);
+        tiles.each(first, count, [&](int64_t i, int64_t n, int64_t ty, int64_t tx) {
+          winograd::input_tile(x, image + n, ty - 1, tx - 1, inputs + i * in_row, count * in_row);
+          winograd::gradient_tile(dy, image + n, ty, tx, outputs + i * row, count * row);
+        });
+        for (int k = 0; k < winograd::kPlaces; ++k) {
+          T* place = to + k * sums.matrix;
+          multiply<T, 1>(
+              place, s.in, s.out, {place, row, 1},
+              {{inputs + k * count * in_row, 1, in_row, outputs + k * count * row, row, count}});
+        }
+        // In the middle, the transform is the tile's sum.
+        add_rows(outputs + 5 * count * row, row, count, s.out,
+                 to + winograd::kPlaces * sums.matrix);
+      }
+    }
+  });
+  sums.add(parallel);
+  parallel(s.groups, grain_of(sums.part), [&](int64_t begin, int64_t end) {
+    Arena<T> own(9 * sums.matrix);
+    T* nine = own.take(9 * sums.matrix);
+    for (int64_t g = begin; g < end; ++g) {
+      winograd::weight_gradient(sums.parts + g * sums.chunks * sums.part, sums.matrix, nine);
+      sums.write(args, g, nine);
+    }
+  });
+}
+
+template <class T>
+void weight(const ConvWeightArgs& args, const Parallel& parallel) {
+  if (by_winograd(args.shape))
+    run_winograd<T>(args, parallel);
+  else
+    run_direct<T>(args, parallel);
+}
 
 }  // namespace
 
 void conv_weight(const ConvWeightArgs& args, const Parallel& parallel) {
   if (args.shape.dtype == DType::f64)
-    WeightGradient<double>(args).run(parallel);
+    weight<double>(args, parallel);
   else
-    WeightGradient<float>(args).run(parallel);
+    weight<float>(args, parallel);
 }
 
 }  // namespace fastmeta::cpu::FM_ISA

@@ -31,17 +31,31 @@ struct Factors {
   int64_t depth;
 };
 
+// body(integral constants 0 to N - 1). In a plain loop, GCC copies arrays of sums from registers to
+// the stack and back at both ends.
+#define FM_INLINE __attribute__((always_inline))
+
+template <class Body, int... I>
+FM_INLINE inline void each_of(std::integer_sequence<int, I...>, const Body& body) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class Body>
+FM_INLINE inline void unrolled(const Body& body) {
+  each_of(std::make_integer_sequence<int, N>{}, body);
+}
+
 template <class T, int R, int V>
-inline void add_product(const Factors<T>& f, int64_t row, int64_t col, Vec<T> (&sum)[R][V]) {
+FM_INLINE inline void add_product(const Factors<T>& f, int64_t row, int64_t col,
+                                  Vec<T> (&sum)[R][V]) {
   const T* a = f.a + row * f.a_row;
   const T* b = f.b + col;
   for (int64_t k = 0; k < f.depth; ++k, a += f.a_col, b += f.b_row) {
     Vec<T> right[V];
-    for (int v = 0; v < V; ++v) right[v] = load(b + v * kLanes<T>);
-    for (int r = 0; r < R; ++r) {
+    unrolled<V>([&](auto v) FM_INLINE { right[v] = load(b + v * kLanes<T>); });
+    unrolled<R>([&](auto r) FM_INLINE {
       const Vec<T> left = splat<T>(a[r * f.a_row]);
-      for (int v = 0; v < V; ++v) sum[r][v] += left * right[v];
-    }
+      unrolled<V>([&](auto v) FM_INLINE { sum[r][v] += left * right[v]; });
+    });
   }
 }
 
@@ -71,11 +85,15 @@ template <int R, int V, class T, int N>
 void tile(const Product<T, N>& p, int64_t row, int64_t col) {
   Vec<T> sum[R][V];
   const T* start = p.start.at + row * p.start.row + col * p.start.col;
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sum[r][v] = load(start + r * p.start.row + v * kLanes<T>);
+  unrolled<R>([&](auto r) FM_INLINE {
+    unrolled<V>([&](auto v)
+                    FM_INLINE { sum[r][v] = load(start + r * p.start.row + v * kLanes<T>); });
+  });
   for (int i = 0; i < N; ++i) add_product<T, R, V>(p.factors[i], row, col, sum);
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(p.c + (row + r) * p.c_row + col + v * kLanes<T>, sum[r][v]);
+  T* c = p.c + row * p.c_row + col;
+  unrolled<R>([&](auto r) FM_INLINE {
+    unrolled<V>([&](auto v) FM_INLINE { store(c + r * p.c_row + v * kLanes<T>, sum[r][v]); });
+  });
 }
 
 template <int R, int V, class T, int N>
@@ -103,16 +121,21 @@ void last_columns(const Product<T, N>& p, int64_t rows, int64_t col, int64_t vec
   }
 }
 
-// Every column up to the padding of `columns`.
+// Every column up to the padding of `columns`, to rows of C so far apart.
+template <class T, int N>
+void multiply(T* c, int64_t c_row, int64_t rows, int64_t columns, const Start<T>& start,
+              const Factors<T> (&factors)[N]) {
+  const int64_t end = padded<T>(columns);
+  const Product<T, N> p{c, c_row, start, factors};
+  int64_t col = 0;
+  for (; col + kTileVectors * kLanes<T> <= end; col += kTileVectors * kLanes<T>)
+    panel<kTileVectors>(p, rows, col);
+  if (col < end) last_columns(p, rows, col, (end - col) / kLanes<T>);
+}
 template <class T, int N>
 void multiply(T* c, int64_t rows, int64_t columns, const Start<T>& start,
               const Factors<T> (&factors)[N]) {
-  const int64_t c_row = padded<T>(columns);
-  const Product<T, N> p{c, c_row, start, factors};
-  int64_t col = 0;
-  for (; col + kTileVectors * kLanes<T> <= c_row; col += kTileVectors * kLanes<T>)
-    panel<kTileVectors>(p, rows, col);
-  if (col < c_row) last_columns(p, rows, col, (c_row - col) / kLanes<T>);
+  multiply(c, padded<T>(columns), rows, columns, start, factors);
 }
 
 template <class T, int Half, int... I>

@@ -14,6 +14,27 @@ namespace winograd {
 
 constexpr int kPlaces = 16;
 
+// The 2x2 tiles of images' outputs, the last of which may reach beyond the edge.
+struct Tiles {
+  int64_t rows, columns;
+
+  Tiles(int64_t h, int64_t w) : rows((h + 1) / 2), columns((w + 1) / 2) {}
+  int64_t count() const { return rows * columns; }
+  // body(i, image, y, x) for the i-th of `some` from the first on, at its first pixel
+  template <class Body>
+  void each(int64_t first, int64_t some, const Body& body) const {
+    int64_t image = first / count(), y = first / columns % rows, x = first % columns;
+    for (int64_t i = 0; i < some; ++i) {
+      body(i, image, 2 * y, 2 * x);
+      if (++x < columns) continue;
+      x = 0;
+      if (++y < rows) continue;
+      y = 0;
+      ++image;
+    }
+  }
+};
+
 // Rows of a matrix are channels of a tile; `place` elements lie between the matrices of two places.
 template <class T, int N>
 inline void store_row(const Vec<T> (&v)[N], T* to, int64_t place) {
