@@ -50,10 +50,10 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
   });
   const int64_t count = static_cast<int64_t>(blocks.size()), pixels = most_pixels(blocks);
   const int64_t buffer_size = pixels * (row + 9 * c.from.c) + kLanes<T>;
-  parallel(groups * count, grain_of(kBlock * size), [&](int64_t begin, int64_t end) {
+  parallel.by_turns(groups * count, grain_of(kBlock * size), [&](const auto& next) {
     Arena<T> own(buffer_size);
     T* buffer = own.take(buffer_size);
-    for (int64_t item = begin; item < end; ++item) {
+    for (int64_t item = next(); item < groups * count; item = next()) {
       const int64_t g = item / count;
       const Block& b = blocks[item % count];
       const T* start = weights + g * size;
@@ -82,11 +82,11 @@ void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel&
   const winograd::Tiles tiles(c.to.h, c.to.w);
   const int64_t units = c.shape.n * tiles.count(), blocks = (units + kBlock - 1) / kBlock;
   const int64_t buffer_size = kBlock * winograd::kPlaces * (from_row + row);
-  parallel(groups * blocks, grain_of(kBlock * size), [&](int64_t begin, int64_t end) {
+  parallel.by_turns(groups * blocks, grain_of(kBlock * size), [&](const auto& next) {
     Arena<T> own(buffer_size);
     T* inputs = own.take(kBlock * winograd::kPlaces * from_row);
     T* sums = own.take(kBlock * winograd::kPlaces * row);
-    for (int64_t item = begin; item < end; ++item) {
+    for (int64_t item = next(); item < groups * blocks; item = next()) {
       const int64_t image = item / blocks * c.shape.n, first = item % blocks * kBlock;
       const int64_t count = std::min(kBlock, units - first);
       const T* start = weights + item / blocks * size;

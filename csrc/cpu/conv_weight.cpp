@@ -105,11 +105,12 @@ void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
   // Small images have one chunk only; the rows of the kernel are apart, too, where they are work.
   const int64_t slabs = s.in < 16 ? 1 : 3;
   const int64_t work = sums.units * kBlock / sums.chunks * 9 / slabs * sums.matrix;
-  parallel(s.groups * sums.chunks * slabs, grain_of(work), [&](int64_t begin, int64_t end) {
+  const int64_t items = s.groups * sums.chunks * slabs;
+  parallel.by_turns(items, grain_of(work), [&](const auto& next) {
     Arena<T> own(pixels * (row + 3 * s.in) + kLanes<T>);
     T* rows = own.take(pixels * row);
     T* near = own.take(pixels * 3 * s.in + kLanes<T>);
-    for (int64_t item = begin; item < end; ++item) {
+    for (int64_t item = next(); item < items; item = next()) {
       const int64_t chunk = item / slabs, first = item % slabs * 3 / slabs;
       T* part = sums.parts + chunk * sums.part;
       memset(part + first * 3 * sums.matrix, 0, sizeof(T) * 9 / slabs * sums.matrix);
@@ -135,11 +136,12 @@ void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
   const int64_t units = s.n * tiles.count();
   const Sums<T> sums(s, winograd::kPlaces, units, 8 * kBlock);
   const int64_t row = sums.row, in_row = padded<T>(s.in);
-  parallel(s.groups * sums.chunks, 1, [&](int64_t begin, int64_t end) {
+  const int64_t chunks = s.groups * sums.chunks;
+  parallel.by_turns(chunks, 1, [&](const auto& next) {
     Arena<T> own(kBlock * winograd::kPlaces * (in_row + row));
     T* inputs = own.take(kBlock * winograd::kPlaces * in_row);
     T* outputs = own.take(kBlock * winograd::kPlaces * row);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
+    for (int64_t chunk = next(); chunk < chunks; chunk = next()) {
       const int64_t image = chunk / sums.chunks * s.n;
       T* to = sums.parts + chunk * sums.part;
       memset(to, 0, sizeof(T) * sums.part);

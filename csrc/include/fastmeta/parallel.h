@@ -1,6 +1,7 @@
 // The caller's thread pool (torch's, or a plain loop), handed to the CPU kernels.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace fastmeta {
@@ -20,6 +21,16 @@ class Parallel {
       (*static_cast<const Body*>(context))(begin, end);
     };
     run_(0, count, grain, range, const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+  // For items of unequal work: every thread runs body(next), in which next() hands out items until
+  // it returns `count` or more.
+  template <class Body>
+  void by_turns(int64_t count, int64_t grain, const Body& body) const {
+    std::atomic<int64_t> taken{0};
+    (*this)(count, grain, [&](int64_t, int64_t) {
+      body([&] { return taken.fetch_add(1, std::memory_order_relaxed); });
+    });
   }
 
  private:
