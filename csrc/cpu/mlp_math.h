@@ -1,10 +1,8 @@
-// Exponentials on vectors, and the activations with their first two derivatives as torch has them.
+// Exponentials on vectors.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/simd.h"
-#include "fastmeta/mlp.h"
+#include "fastmeta/activation.h"
 
 namespace fastmeta::cpu::FM_ISA {
 namespace mlp {
@@ -81,63 +79,19 @@ inline Vec<T> tanh_of(Vec<T> x) {
   return x < 0 ? -value : value;
 }
 
+// For the activations.
 template <class T>
-struct Curve {
-  Vec<T> value;
-  Vec<T> slope;
-  Vec<T> bend;  // the second derivative
+struct VectorMath {
+  using Scalar = T;
+  using Value = Vec<T>;
+  static Value exp(Value x) { return exp_of<T>(x); }
+  static Value expm1(Value x) { return expm1_of<T>(x); }
+  static Value tanh(Value x) { return tanh_of<T>(x); }
+  static Value erf(Value x) {
+    for (int64_t i = 0; i < kLanes<T>; ++i) x[i] = std::erf(x[i]);
+    return x;
+  }
 };
-
-template <Activation F, class T>
-inline Curve<T> curve(Vec<T> x) {
-  const Vec<T> zero = Vec<T>{}, one = zero + 1;
-  if constexpr (F == Activation::relu) {
-    return {x <= 0 ? zero : x, x <= 0 ? zero : one, zero};
-  } else if constexpr (F == Activation::tanh) {
-    const Vec<T> y = tanh_of<T>(x);
-    const Vec<T> slope = one - y * y;
-    return {y, slope, -2 * y * slope};
-  } else if constexpr (F == Activation::elu) {
-    const Exponential<T> e = exponential<T>(x);
-    const Vec<T> below = e.power * e.rest + e.power;
-    return {x <= 0 ? e.power * e.rest + (e.power - 1) : x, x <= 0 ? below : one,
-            x < 0 ? below : zero};
-  } else if constexpr (F == Activation::silu) {
-    const Vec<T> s = one / (one + exp_of<T>(-x));
-    const Vec<T> rise = s * (one - s);
-    return {x * s, s + x * rise, rise * (2 + x * (one - 2 * s))};
-  } else if constexpr (F == Activation::sigmoid) {
-    const Vec<T> s = one / (one + exp_of<T>(-x));
-    const Vec<T> slope = s * (one - s);
-    return {s, slope, slope * (one - 2 * s)};
-  } else {
-    static_assert(F == Activation::gelu);
-    Vec<T> share;  // of the normal distribution below x
-    for (int64_t i = 0; i < kLanes<T>; ++i)
-      share[i] = T(0.5) * (T(1) + std::erf(x[i] * static_cast<T>(0.70710678118654752440)));
-    const Vec<T> density = exp_of<T>(x * x * T(-0.5)) * static_cast<T>(0.39894228040143267794);
-    return {x * share, share + x * density, density * (2 - x * x)};
-  }
-}
-
-// Calls body with the activation as a constant.
-template <class Body>
-void with_activation(Activation f, const Body& body) {
-  switch (f) {
-    case Activation::relu:
-      return body(std::integral_constant<Activation, Activation::relu>{});
-    case Activation::tanh:
-      return body(std::integral_constant<Activation, Activation::tanh>{});
-    case Activation::elu:
-      return body(std::integral_constant<Activation, Activation::elu>{});
-    case Activation::silu:
-      return body(std::integral_constant<Activation, Activation::silu>{});
-    case Activation::sigmoid:
-      return body(std::integral_constant<Activation, Activation::sigmoid>{});
-    case Activation::gelu:
-      return body(std::integral_constant<Activation, Activation::gelu>{});
-  }
-}
 
 }  // namespace mlp
 }  // namespace fastmeta::cpu::FM_ISA

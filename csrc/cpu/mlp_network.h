@@ -6,6 +6,7 @@
 
 #include "cpu/matrix.h"
 #include "cpu/mlp_math.h"
+#include "fastmeta/mlp.h"
 
 namespace fastmeta::cpu::FM_ISA {
 namespace mlp {
@@ -71,7 +72,7 @@ void forward(const Network& net, const Weights<T>& w, const Data<T>& data, const
     if (l + 1 < net.layers.size())
       with_activation(layer.activation, [&](auto f) {
         for (int64_t i = 0; i < data.n * layer.row; i += kLanes<T>) {
-          const Curve<T> c = curve<decltype(f)::value, T>(load(out + i));
+          const auto c = curve<decltype(f)::value, VectorMath<T>>(load(out + i));
           store(out + i, c.value);
           store(tape.slope + at + i, c.slope);
           if (decltype(f)::value != Activation::relu && tape.bend)

@@ -3,13 +3,11 @@
 // first-order meta-gradient.
 #pragma once
 
+#include "fastmeta/activation.h"
 #include "fastmeta/parallel.h"
 #include "fastmeta/platform.h"
 
 namespace fastmeta {
-
-enum class Activation : int { relu, tanh, elu, silu, sigmoid, gelu };
-constexpr int kActivations = 6;
 
 enum class MlpLoss : int { mse, cross_entropy };
 
