@@ -12,6 +12,15 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
+#if defined(__CUDACC__)
+// The block's dynamic shared memory; emulation/cuda.h has its own.
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+#endif
+
 // Sum over the lanes of a full warp; valid in lane 0.
 __device__ inline double warp_sum(double x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_down_sync(kFullWarp, x, offset);

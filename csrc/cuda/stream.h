@@ -7,10 +7,17 @@ namespace fastmeta::cuda {
 
 struct Stream {
   cudaStream_t queue;
+  size_t shared = 0;
+
+  // The same stream, for kernels with so many bytes of dynamic shared memory.
+  Stream with_shared(size_t bytes) const { return {queue, bytes}; }
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), dim3 grid, dim3 threads, const A&... args) const {
-    kernel<<<grid, threads, 0, queue>>>(args...);
+    if (shared > 0)  // beyond 48 KB the kernel must opt in
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    kernel<<<grid, threads, shared, queue>>>(args...);
   }
 };
 

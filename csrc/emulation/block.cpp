@@ -31,6 +31,9 @@ std::string heading() {
   return "in block " + text(blockIdx) + ": ";
 }
 
+constexpr size_t kStrip = 256;          // bytes behind the dynamic shared memory
+constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
+
 }  // namespace
 
 Block& block() {
@@ -46,13 +49,21 @@ void Block::run(Random& random, const std::function<void()>& body) {
   body_ = &body;
   waiting_ = ended_ = 0;
   error_ = nullptr;
+  std::fill(shared_.begin(), shared_.end(), kUnset);
   while (!error_ && !runnable_.empty()) step(random);
   if (!error_ && ended_ < count) error_ = std::make_exception_ptr(Fault(describe_stuck()));
+  if (!error_ && std::count(shared_.end() - kStrip, shared_.end(), kUnset) != kStrip)
+    error_ = std::make_exception_ptr(
+        Fault(heading() + "some thread writes past the end of the dynamic shared memory"));
   if (!error_) return;
   // Threads stopped half-way go with their stacks: device code owns nothing that must be released.
   idle_.clear();
   fibers_.clear();
   std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Block::resize_shared(size_t bytes) {
+  shared_.resize(bytes + kStrip);
 }
 
 void Block::step(Random& random) {

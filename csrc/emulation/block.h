@@ -49,6 +49,10 @@ class Block {
   // Calls `body` as each thread of blockDim. Throws the first fault or exception of any thread.
   void run(Random& random, const std::function<void()>& body);
 
+  // Dynamic shared memory of the blocks to come, each of which finds it full of NaN.
+  void resize_shared(size_t bytes);
+  void* shared() { return shared_.data(); }
+
   // __syncthreads: goes on when every thread of the block has come.
   void barrier(Place place);
 
@@ -88,6 +92,7 @@ class Block {
   std::vector<int> runnable_;
   std::vector<std::unique_ptr<Fiber>> fibers_;  // kept from block to block
   std::vector<Fiber*> idle_;
+  std::vector<unsigned char> shared_;  // and a strip behind it, which must stay as it is
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
   int current_ = 0;

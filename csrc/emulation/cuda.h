@@ -16,6 +16,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__
+#define __launch_bounds__(...)
 #define __shared__ static
 
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
@@ -89,3 +90,13 @@ template <class T>
 T __ldg(const T* pointer) {
   return *pointer;
 }
+
+namespace fastmeta::cuda {
+
+// In place of common.cuh's.
+template <class T>
+T* dynamic_shared() {
+  return static_cast<T*>(emulation::block().shared());
+}
+
+}  // namespace fastmeta::cuda

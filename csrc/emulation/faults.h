@@ -27,6 +27,15 @@ __global__ void reverse(const float* in, int n, float* out) {
   if (k < n) out[k] = tile[kSide - 1 - threadIdx.x];
 }
 
+// The same, through dynamic shared memory.
+__global__ void reverse_dynamically(const float* in, int n, float* out) {
+  float* tile = cuda::dynamic_shared<float>();
+  const int k = global_index();
+  tile[threadIdx.x] = k < n ? in[k] : 0;
+  __syncthreads();
+  if (k < n) out[k] = tile[kSide - 1 - threadIdx.x];
+}
+
 // out = the sum of the half warp's values: a partial mask that names just the lanes that come.
 __global__ void half_warp_sums(const float* in, int n, float* out) {
   const int k = global_index(), lane = threadIdx.x % 32;
@@ -145,6 +154,14 @@ __global__ void tile_too_short(const float* in, int n, float* out) {
   if (k < n) out[k] = tile[threadIdx.x];
 }
 
+__global__ void dynamic_tile_too_short(const float* in, int n, float* out) {
+  float* tile = cuda::dynamic_shared<float>();  // of kSide floats
+  const int k = global_index();
+  tile[threadIdx.x + 1] = k < n ? in[k] : 0;
+  __syncthreads();
+  if (k < n) out[k] = tile[threadIdx.x];
+}
+
 __global__ void misaligned_words(const float* in, int n, float* out) {
   const int k = global_index();
   if (2 * k + 2 < n)
@@ -167,6 +184,7 @@ struct Entry {
 #define FM_ENTRY(kernel) {#kernel, kernel}
 constexpr Entry kAll[] = {
     FM_ENTRY(reverse),
+    FM_ENTRY(reverse_dynamically),
     FM_ENTRY(half_warp_sums),
     FM_ENTRY(votes),
     FM_ENTRY(missing_barrier),
@@ -180,6 +198,7 @@ constexpr Entry kAll[] = {
     FM_ENTRY(shuffle_against_barrier),
     FM_ENTRY(writes_past_the_end),
     FM_ENTRY(tile_too_short),
+    FM_ENTRY(dynamic_tile_too_short),
     FM_ENTRY(misaligned_words),
     FM_ENTRY(throws),
 };

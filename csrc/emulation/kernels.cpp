@@ -55,7 +55,7 @@ void task_weights(const TaskWeightArgs& args, uint64_t seed) {
 }
 
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed) {
-  const Launch launch(seed);
+  const Launch launch(seed, faults::kSide * sizeof(float));
   for (const faults::Entry& entry : faults::kAll)
     if (!strcmp(entry.name, name)) {
       const int blocks = (n + faults::kSide - 1) / faults::kSide;

@@ -21,19 +21,24 @@ inline std::string text(dim3 d) {
   return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z);
 }
 
-inline void check_shape(dim3 grid, dim3 threads) {
+inline void check_shape(dim3 grid, dim3 threads, size_t shared) {
   const bool fits_grid = grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 &&
                          grid.z > 0 && grid.z <= 65535;
   const uint64_t count = uint64_t{threads.x} * threads.y * threads.z;
   if (!fits_grid || count == 0 || count > 1024 || threads.z > 64)
     throw Fault("CUDA refuses a grid of " + text(grid) + " blocks of " + text(threads) +
                 " threads");
+  if (shared > 227 * 1024)
+    throw Fault("CUDA refuses blocks with " + std::to_string(shared) + " bytes of shared memory");
 }
 
 // Blocks and threads run one at a time, in an order that depends on the seed alone.
 class Launch {
  public:
-  explicit Launch(uint64_t seed) : seed_(seed) {}
+  explicit Launch(uint64_t seed, size_t shared = 0) : seed_(seed), shared_(shared) {}
+
+  // As that of cuda/stream.h.
+  Launch with_shared(size_t bytes) const { return Launch(seed_, bytes); }
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), dim3 grid, dim3 threads, const A&... args) const {
@@ -43,9 +48,10 @@ class Launch {
 
  private:
   void run(dim3 grid, dim3 threads, const std::function<void()>& body) const {
-    check_shape(grid, threads);
+    check_shape(grid, threads, shared_);
     gridDim = grid;
     blockDim = threads;
+    block().resize_shared(shared_);
     Block::Random random(seed_);
     std::vector<uint64_t> order(uint64_t{grid.x} * grid.y * grid.z);
     std::iota(order.begin(), order.end(), 0);
@@ -58,6 +64,7 @@ class Launch {
   }
 
   uint64_t seed_;
+  size_t shared_;  // bytes of dynamic shared memory
 };
 
 }  // namespace fastmeta::emulation

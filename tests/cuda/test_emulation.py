@@ -20,6 +20,8 @@ def run(kernel: str, seed: int, n: int = 2 * SIDE) -> tuple[np.ndarray, np.ndarr
 def test_sound_kernels(seed: int) -> None:
     values, out = run("reverse", seed)
     np.testing.assert_array_equal(out, values.reshape(2, SIDE)[:, ::-1].reshape(-1))
+    values, out = run("reverse_dynamically", seed)
+    np.testing.assert_array_equal(out, values.reshape(2, SIDE)[:, ::-1].reshape(-1))
     values, out = run("half_warp_sums", seed)
     sums = values.astype(np.float64).reshape(-1, 16).sum(1).repeat(16)
     np.testing.assert_allclose(out, sums, rtol=1e-5, atol=1e-5)
@@ -65,6 +67,12 @@ def test_a_write_past_the_end_lands_in_the_strip_that_tests_keep_there() -> None
     values, out = np.ones(SIDE, np.float32), np.zeros(SIDE + 8, np.float32)
     cuda.faulty("writes_past_the_end", values, out[:SIDE], 0)
     assert out[SIDE] == 1
+
+
+def test_a_write_past_the_dynamic_shared_memory_is_found() -> None:
+    with pytest.raises(cuda.Fault, match=r"in block \(.*past the end of the dynamic shared"):
+        run("dynamic_tile_too_short", 0)
+    run("reverse_dynamically", 0)
 
 
 def test_exceptions_of_a_thread_arrive() -> None:
