@@ -4,19 +4,15 @@ several orders of blocks and threads, none of which may change a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
+from emulated import SEEDS, array, name, run
 from fastmeta._testing import cuda
 from op_cases import DTYPES, acc, thirds
 from torch import Tensor
 
 from fastmeta import reference
 
-SEEDS = (1, 2, 3)
 TOLERANCE = {
     torch.float64: 1e-13,
     torch.float32: 2e-6,  # one thread's sum of up to 16 terms is float32
@@ -25,45 +21,6 @@ TOLERANCE = {
 }
 # Tasks and columns around the tile, warp and block sizes; the last has several chunks.
 SIZES = [(1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (2, 9000)]
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def array(t: Tensor) -> np.ndarray:
-    """The tensor's memory; half precision as raw bits."""
-    return (t.view(torch.int16) if t.element_size() == 2 else t).numpy()
-
-
-STRIP = 64
-
-
-def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for an output between two strips of sevens; what is never written stays NaN."""
-    size = int(np.prod(shape))
-    whole = torch.full((size + 2 * STRIP,), 7.0, dtype=dtype)
-    whole[STRIP : STRIP + size] = float("nan")
-    return whole
-
-
-def run(
-    shapes: list[tuple[int, ...]], dtype: torch.dtype, call: Callable[..., Any]
-) -> list[Tensor]:
-    """The outputs of a kernel for several orders, which must agree to the bit."""
-    results = []
-    for seed in SEEDS:
-        memory = [guarded(shape, dtype) for shape in shapes]
-        views = [w[STRIP:-STRIP].view(shape) for w, shape in zip(memory, shapes, strict=True)]
-        call([array(view) for view in views], seed)
-        for whole in memory:
-            assert (whole[:STRIP] == 7).all()
-            assert (whole[-STRIP:] == 7).all()
-        results.append(views)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
-    return results[0]
 
 
 def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
