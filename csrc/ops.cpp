@@ -7,12 +7,6 @@
 #include "fastmeta/weights.h"
 #include "tensors.h"
 
-#if defined(FM_WITH_CUDA)
-#define FM_CUDA(call) [&]([[maybe_unused]] void* stream) { return cuda::call; }
-#else
-#define FM_CUDA(call) [](void*) { return 0; }
-#endif
-
 namespace fastmeta {
 namespace {
 

@@ -1,9 +1,29 @@
 // The MLP step as torch sees it: schema, checks and allocation.
 #include "cpu/kernels.h"
-#include "fastmeta/mlp.h"
+#include "fastmeta/mlp_plan.h"
 #include "tensors.h"
 
 namespace fastmeta {
+
+#if defined(FM_WITH_CUDA)
+namespace cuda {
+
+// Checks the limits, and brings the scratch of the blocks.
+static int mlp_step(const MlpArgs& args, const Tensor& like, void* stream) {
+  FM_REQUIRE(args.count <= kMostMlpLayers && mlp_products(args) <= kMostMlpProducts,
+             "mlp_step: on CUDA at most " + std::to_string(kMostMlpLayers) + " layers and " +
+                 std::to_string(kMostMlpProducts) +
+                 " multiplications of one forward pass over a task's examples; got " +
+                 std::to_string(args.count) + " and " + std::to_string(mlp_products(args)) +
+                 ". Move parameters and tasks with .cpu().");
+  const MlpPlan plan = plan_mlp(args, mlp_room(args.dtype));
+  const Tensor scratch = empty(like, {plan.blocks * plan.scratch}, like.scalar_type());
+  return mlp_step(args, plan, scratch.mutable_data_ptr(), stream);
+}
+
+}  // namespace cuda
+#endif
+
 namespace {
 
 // Weights (out, in), each followed by its bias (out) where there is one.
@@ -45,6 +65,7 @@ std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations
   return layers;
 }
 
+// Of memory on the CPU. Looking at the GPU's would wait for it; there such a class makes NaN.
 void require_classes(const Tensor& y, int64_t classes, const std::string& name) {
   const int64_t* values = static_cast<const int64_t*>(y.const_data_ptr());
   for (int64_t i = 0; i < y.numel(); ++i)
@@ -64,9 +85,11 @@ MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t task
           ".");
   const int64_t n = x.size(1);
   if (loss == MlpLoss::cross_entropy) {
-    FM_REQUIRE(y.scalar_type() == ScalarType::Long && !y.is_cuda() && y.dim() == 2 &&
+    FM_REQUIRE(y.scalar_type() == ScalarType::Long && same_device(y, like) && y.dim() == 2 &&
                    y.size(0) == tasks && y.size(1) == n,
-               name + "_y: expected (tasks, examples) int64 class numbers, got shape " +
+               name +
+                   "_y: expected (tasks, examples) int64 class numbers on the parameters' device, "
+                   "got shape " +
                    shape_of(y) + ".");
   } else {
     FM_REQUIRE(same_kind(y, like) && y.dim() == 3 && y.size(0) == tasks && y.size(1) == n &&
@@ -76,7 +99,7 @@ MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t task
   }
   x = dense(x);
   y = dense(y);
-  if (loss == MlpLoss::cross_entropy) require_classes(y, out, name);
+  if (loss == MlpLoss::cross_entropy && !y.is_cuda()) require_classes(y, out, name);
   return {x.const_data_ptr(), y.const_data_ptr(), n};
 }
 
@@ -103,13 +126,30 @@ Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tens
   Tensors results{empty(like, {tasks, size}, type),
                   empty(like, {record_inner ? tasks : 0, size}, type), empty(like, {tasks}, type),
                   empty(like, {tasks}, type), empty(like, {tasks, query.n, out}, type)};
-  cpu::kernels().mlp_step(
-      {dtype_of(like), layers.data(), static_cast<int64_t>(layers.size()), kind, tasks, support,
-       query, lr, steps, exact, results[0].mutable_data_ptr(),
-       record_inner ? results[1].mutable_data_ptr() : nullptr, results[2].mutable_data_ptr(),
-       results[3].mutable_data_ptr(), results[4].mutable_data_ptr()},
-      torch_threads());
+  const MlpArgs args{dtype_of(like),
+                     layers.data(),
+                     static_cast<int64_t>(layers.size()),
+                     kind,
+                     tasks,
+                     support,
+                     query,
+                     lr,
+                     steps,
+                     exact,
+                     results[0].mutable_data_ptr(),
+                     record_inner ? results[1].mutable_data_ptr() : nullptr,
+                     results[2].mutable_data_ptr(),
+                     results[3].mutable_data_ptr(),
+                     results[4].mutable_data_ptr()};
+  run(
+      like, "mlp_step", [&](const Parallel& p) { cpu::kernels().mlp_step(args, p); },
+      FM_CUDA(mlp_step(args, like, stream)));
   return results;
+}
+
+// What the CUDA kernel takes: layers, and multiplications of one forward pass over a task.
+Ints mlp_limits() {
+  return {kMostMlpLayers, kMostMlpProducts};
 }
 
 }  // namespace
@@ -120,8 +160,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
       "mlp_step(Tensor[] params, Tensor support_x, Tensor support_y, Tensor query_x, Tensor "
       "query_y, int[] activations, int loss, float lr, int steps, bool exact, bool record_inner) "
       "-> Tensor[]");
+  m.def("mlp_limits() -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
   m.impl("mlp_step", TORCH_BOX(&fastmeta::mlp_step));
+}
+#if defined(FM_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, m) {
+  m.impl("mlp_step", TORCH_BOX(&fastmeta::mlp_step));
+}
+#endif
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CompositeExplicitAutograd, m) {
+  m.impl("mlp_limits", TORCH_BOX(&fastmeta::mlp_limits));
 }

@@ -64,9 +64,12 @@ inline int64_t element_size(const Tensor& t) {
   return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2;
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 inline bool same_kind(const Tensor& a, const Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && a.is_cuda() == b.is_cuda() &&
-         a.get_device_index() == b.get_device_index();
+  return a.scalar_type() == b.scalar_type() && same_device(a, b);
 }
 
 inline Tensor dense(const Tensor& t) {
@@ -119,6 +122,13 @@ inline void* current_stream(int32_t device) {
       "cannot find torch's current CUDA stream. Install a CUDA build of torch 2.11 or newer.");
   return stream;
 }
+#endif
+
+// The call of a CUDA kernel, for run(); nothing in a build without them.
+#if defined(FM_WITH_CUDA)
+#define FM_CUDA(call) [&]([[maybe_unused]] void* stream) { return cuda::call; }
+#else
+#define FM_CUDA(call) [](void*) { return 0; }
 #endif
 
 // Runs `on_cpu(parallel)` or `on_cuda(stream)` under the tensor's device, and checks the launch.

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "emulation/block.h"
 #include "emulation/kernels.h"
 
@@ -126,6 +128,54 @@ void task_weights(const std::string& dtype, const py::array& stats, int rule, do
                           seed);
 }
 
+std::vector<MlpLayer> layers_of(const std::vector<py::array>& params,
+                                const std::vector<int>& activations) {
+  std::vector<MlpLayer> layers;
+  for (const py::array& p : params)
+    if (p.ndim() == 2)
+      layers.push_back({p.shape(1), p.shape(0), p.data(), nullptr, Activation::relu});
+    else
+      layers.back().bias = p.data();
+  for (size_t l = 0; l < activations.size(); ++l)
+    layers[l].activation = static_cast<Activation>(activations[l]);
+  return layers;
+}
+
+// `data`: x and y of the support set and of the query set. `out`: rows, inner (or an empty array),
+// support and query loss, query output. At most `room` elements of shared memory a block, and at
+// most `blocks` of them. Returns the elements of shared memory and of scratch a block has.
+py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& params,
+                   const std::vector<py::array>& data, const std::vector<int>& activations,
+                   int loss, double lr, int64_t steps, bool exact, int64_t room, int64_t blocks,
+                   std::vector<py::array> out, uint64_t seed) {
+  const std::vector<MlpLayer> layers = layers_of(params, activations);
+  const MlpArgs args{dtype_named(dtype),
+                     layers.data(),
+                     static_cast<int64_t>(layers.size()),
+                     static_cast<MlpLoss>(loss),
+                     data[0].shape(0),
+                     {data[0].data(), data[1].data(), data[0].shape(1)},
+                     {data[2].data(), data[3].data(), data[2].shape(1)},
+                     lr,
+                     steps,
+                     exact,
+                     out[0].mutable_data(),
+                     out[1].size() ? out[1].mutable_data() : nullptr,
+                     out[2].mutable_data(),
+                     out[3].mutable_data(),
+                     out[4].mutable_data()};
+  MlpPlan plan = plan_mlp(args, room);
+  plan.blocks = std::min(plan.blocks, blocks);
+  constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
+  constexpr int64_t kStrip = 256;
+  const int64_t size = args.dtype == DType::f64 ? 8 : 4;
+  std::vector<unsigned char> scratch(plan.blocks * plan.scratch * size + kStrip, kUnset);
+  emulation::mlp_step(args, plan, scratch.data(), seed);
+  if (std::count(scratch.end() - kStrip, scratch.end(), kUnset) != kStrip)
+    throw emulation::Fault("some thread writes past the end of the scratch memory");
+  return py::make_tuple(plan.shared, plan.scratch);
+}
+
 void faulty(const std::string& name, const py::array& in, py::array out, uint64_t seed) {
   emulation::faulty(name.c_str(), static_cast<const float*>(in.data()), static_cast<int>(in.size()),
                     static_cast<float*>(out.mutable_data()), seed);
@@ -146,6 +196,7 @@ void add_emulation(py::module_& m) {
   cuda.def("pack", &pack);
   cuda.def("gsl_coefficients", &gsl_coefficients);
   cuda.def("task_weights", &task_weights);
+  cuda.def("mlp_step", &mlp_step);
   cuda.def("faulty", &faulty);
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 
 import torch
@@ -46,6 +47,13 @@ def build_info() -> BuildInfo:
         cuda=cuda or None,
         cuda_architectures=tuple(architectures.split(",")) if architectures else (),
     )
+
+
+@cache
+def kernel_devices() -> tuple[str, ...]:
+    """The types of device there are kernels for: ``cpu``, and ``cuda`` in a build with CUDA."""
+    _, _, _, cuda, _ = kernels.build_info().split(";")
+    return ("cpu", "cuda") if cuda else ("cpu",)
 
 
 def show_config() -> None:

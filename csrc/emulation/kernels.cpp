@@ -6,6 +6,7 @@
 // The kernels need the names above.
 #include "cuda/combine.cuh"
 #include "cuda/gram.cuh"
+#include "cuda/mlp.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/similarity.cuh"
 #include "cuda/step.cuh"
@@ -52,6 +53,10 @@ void gsl_coefficients(const GslArgs& args, uint64_t seed) {
 
 void task_weights(const TaskWeightArgs& args, uint64_t seed) {
   cuda::launch_task_weights(args, Launch(seed));
+}
+
+void mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, uint64_t seed) {
+  cuda::launch_mlp_step(args, plan, scratch, Launch(seed));
 }
 
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed) {

@@ -4,6 +4,7 @@
 
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
+#include "fastmeta/mlp_plan.h"
 #include "fastmeta/pack.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
@@ -21,6 +22,7 @@ void hvp_difference(const DifferenceArgs& args, uint64_t seed);
 void pack(const Copy* copies, int64_t count, uint64_t seed);
 void gsl_coefficients(const GslArgs& args, uint64_t seed);
 void task_weights(const TaskWeightArgs& args, uint64_t seed);
+void mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, uint64_t seed);
 
 // Runs the kernel `name` of faults.h on `in`, n values, and writes n to `out`.
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed);

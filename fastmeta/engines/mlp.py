@@ -12,16 +12,19 @@ from fastmeta import ops
 from fastmeta.adaptation import SGD
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
 from fastmeta.engines.recognition import MlpNetwork, loss_name, read_mlp
+from fastmeta.info import kernel_devices
 from fastmeta.metagrad import GSL, Exact, FirstOrder
 from fastmeta.metagrad.base import require_inner_steps
+from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
 from fastmeta.tasks import TaskBatch
 
 
 class MlpEngine(Engine):
-    """Runs MAML, FOMAML and GSL on a plain MLP on the CPU, see :func:`fastmeta.ops.mlp_step`.
+    """Runs MAML, FOMAML and GSL on a plain MLP, see :func:`fastmeta.ops.mlp_step`.
 
     It takes over where nothing of the user's can be skipped: linear layers and activations without
     hooks or parametrizations, every parameter trained, a loss of torch's with its default options.
+    On CUDA the network must be within the kernel's limits.
     """
 
     name = "mlp"
@@ -34,6 +37,8 @@ class MlpEngine(Engine):
         _check_params(method.model.params, self._network)
         for split in ("support", "query"):
             _check_examples(batch, split, self._network, self._loss)
+        if batch.support_x.is_cuda:
+            _check_limits(batch, self._network)
 
     def run(self, rows: Rows) -> StepResult:
         """See :class:`Engine`."""
@@ -81,18 +86,19 @@ def _check_params(params: Sequence[Tensor], network: MlpNetwork) -> None:
         if type(param) is not nn.Parameter or not param.is_contiguous():
             raise UnsuitableError("a parameter is not a plain contiguous nn.Parameter")
     like = params[0]
-    if like.dtype not in (torch.float32, torch.float64) or not like.is_cpu:
+    if like.dtype not in (torch.float32, torch.float64) or like.device.type not in kernel_devices():
         raise UnsuitableError(
-            f"the parameters are {like.dtype} on {like.device}; expected float32 or float64 on cpu"
+            f"the parameters are {like.dtype} on {like.device}; expected float32 or float64 on "
+            f"{' or '.join(kernel_devices())}"
         )
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(like.device.type):
         raise UnsuitableError("autocast is on")
 
 
 def _check_examples(batch: TaskBatch, split: str, network: MlpNetwork, loss: str) -> None:
     x, y = getattr(batch, f"{split}_x"), getattr(batch, f"{split}_y")
-    dtype, examples = network.params[0].dtype, tuple(x.shape[:2])
-    _check_tensor(x, f"{split}_x", dtype)
+    like, examples = network.params[0], tuple(x.shape[:2])
+    _check_tensor(x, f"{split}_x", like.dtype, like.device)
     flat = x.dim() == 3 or (x.dim() > 3 and network.flattens)
     if not flat or x.shape[2:].numel() != network.inputs:
         raise UnsuitableError(
@@ -101,15 +107,28 @@ def _check_examples(batch: TaskBatch, split: str, network: MlpNetwork, loss: str
         )
     if not examples[1]:
         raise UnsuitableError(f"{split}_x holds no example")
-    _check_tensor(y, f"{split}_y", dtype if loss == "mse" else torch.int64)
+    _check_tensor(y, f"{split}_y", like.dtype if loss == "mse" else torch.int64, like.device)
     expected = (*examples, network.outputs) if loss == "mse" else examples
     if y.shape != expected:
         raise UnsuitableError(f"{split}_y has the shape {tuple(y.shape)}; expected {expected}")
 
 
-def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype) -> None:
-    if type(tensor) is not Tensor or tensor.dtype != dtype or not tensor.is_cpu:
+def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype, device: torch.device) -> None:
+    if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.device != device:
         raise UnsuitableError(
             f"{name} is a {type(tensor).__name__} of {tensor.dtype} on {tensor.device}; expected a "
-            f"plain tensor of {dtype} on cpu"
+            f"plain tensor of {dtype} on {device}"
+        )
+
+
+def _check_limits(batch: TaskBatch, network: MlpNetwork) -> None:
+    layers = len(network.activations) + 1
+    if layers > MOST_LAYERS:
+        raise UnsuitableError(f"the network has {layers} layers; on CUDA at most {MOST_LAYERS}")
+    examples = max(batch.support_x.shape[1], batch.query_x.shape[1])
+    products = examples * sum(p.numel() for p in network.params if p.dim() == 2)
+    if products > MOST_PRODUCTS:
+        raise UnsuitableError(
+            f"a forward pass over a task takes {products} multiplications; on CUDA at most "
+            f"{MOST_PRODUCTS}"
         )

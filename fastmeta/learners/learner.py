@@ -35,7 +35,7 @@ class MetaLearner:
         aggregation: room 3, the weights of the tasks.
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
         engine: what runs the tasks in training: ``"loop"``, by autograd, takes anything;
-            ``"mlp"``, one compiled call, takes plain multi-layer perceptrons on the CPU (see
+            ``"mlp"``, one compiled call, takes plain multi-layer perceptrons (see
             :class:`fastmeta.engines.MlpEngine`) and says what is in its way; ``"auto"`` takes the
             fastest that can run.
         fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from fastmeta._library import kernels
+from fastmeta.info import kernel_devices
 from fastmeta.ops._function import transformed
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
+
+# On CUDA: layers, and multiplications of one forward pass over the larger set of a task, its
+# examples times the weights' elements (csrc/include/fastmeta/mlp_plan.h says why).
+MOST_LAYERS, MOST_PRODUCTS = kernels.mlp_limits.default()
 
 _ACTIVATION_NUMBERS = {name: k for k, name in enumerate(ACTIVATIONS)}
 _LOSS_NUMBERS = {name: k for k, name in enumerate(LOSSES)}
@@ -52,16 +57,18 @@ def mlp_step(
 
     Forward, backward, ``steps`` inner steps, the query gradient ``v`` and, if ``exact``, the
     recursion ``v <- v - lr H_k v`` of the exact meta-gradient (Finn et al. 2017, eq. 1), with
-    Hessian-vector products by the R-operator (Pearlmutter 1994). Threads share the tasks; the
-    result does not depend on their number. On the CPU only, and not differentiable: it is itself
-    the gradient. Each thread keeps the activations of all inner steps if ``exact``.
+    Hessian-vector products by the R-operator (Pearlmutter 1994). Not differentiable: it is itself
+    the gradient. Threads, or the blocks of one CUDA launch, share the tasks; the result does not
+    depend on their number. Each keeps the activations of all inner steps if ``exact``. CUDA has the
+    limits ``MOST_LAYERS`` and ``MOST_PRODUCTS`` of this module.
 
     Args:
         params: weight ``(out, in)`` of every linear layer, each followed by its bias ``(out,)`` if
             it has one; contiguous, float64 or float32.
         support_x: ``(T, n_support, in)``, of the parameters' dtype.
         support_y: ``(T, n_support, out)`` of the same dtype, or ``(T, n_support)`` int64 class
-            numbers for ``"cross_entropy"``; -100 marks an example that does not count.
+            numbers for ``"cross_entropy"``; -100 marks an example that does not count. On CUDA,
+            where looking would take a sync, a class that is no output makes its task's results NaN.
         query_x: ``(T, n_query, in)``.
         query_y: as ``support_y``.
         activations: one between each two layers: ``"relu"``, ``"tanh"``, ``"elu"``, ``"silu"``,
@@ -75,8 +82,8 @@ def mlp_step(
 
     Raises:
         ValueError: if an activation or the loss is unknown.
-        RuntimeError: if shapes, dtypes, devices or class numbers do not fit, or a ``torch.func``
-            transform is active.
+        RuntimeError: if shapes, dtypes, devices or class numbers do not fit, the network is beyond
+            the limits of CUDA, or a ``torch.func`` transform is active.
     """
     numbers = [_number(_ACTIVATION_NUMBERS, name, "activation") for name in activations]
     loss_number = _number(_LOSS_NUMBERS, loss, "loss")
@@ -87,10 +94,10 @@ def mlp_step(
         )
     tensors = list(params)
     for tensor in (*tensors, support_x, support_y, query_x, query_y):
-        if not tensor.is_cpu:
+        if tensor.device.type not in kernel_devices():
             raise RuntimeError(
-                f"fastmeta: mlp_step: runs on the CPU, got a tensor on {tensor.device}. Move "
-                "parameters and tasks with .cpu()."
+                f"fastmeta: mlp_step: this build runs on {' and '.join(kernel_devices())}, got a "
+                f"tensor on {tensor.device}. Move parameters and tasks with .cpu()."
             )
     with torch.no_grad():
         rows, inner, *rest = kernels.mlp_step.default(

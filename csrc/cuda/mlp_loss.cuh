@@ -1,0 +1,86 @@
+// Mean squared error and cross-entropy, both as means, by a block of threads: value, gradient, and
+// its motion (see cpu/mlp_loss.h).
+#pragma once
+
+#include "cuda/mlp_network.cuh"
+
+namespace fastmeta::cuda {
+
+// 1 / the number of examples (for mse, of numbers) that count.
+template <class T>
+__device__ T example_share(MlpLoss loss, const void* y, int n, int out) {
+  if (loss == MlpLoss::mse) return T(1) / static_cast<T>(n * out);
+  int count = 0;
+  for (int i = 0; i < n; ++i) count += static_cast<const int64_t*>(y)[i] != kIgnoredTarget;
+  return T(1) / static_cast<T>(count);
+}
+
+// Softmax of one row of outputs, and log of the sum of its exponentials.
+template <class T>
+__device__ double softmax(const T* z, int classes, T* p) {
+  T top = z[0], sum = 0;
+  for (int j = 1; j < classes; ++j) top = z[j] > top ? z[j] : top;
+  for (int j = 0; j < classes; ++j) sum += p[j] = std::exp(z[j] - top);
+  for (int j = 0; j < classes; ++j) p[j] /= sum;
+  return static_cast<double>(top) + std::log(static_cast<double>(sum));
+}
+
+// One example: its loss, and its share of the gradient. A class that is none makes NaN: refusing it
+// would mean waiting for the GPU.
+template <class T>
+__device__ double cross_entropy(const T* z, int64_t y, int classes, T share, T* p, T* delta) {
+  const double log_sum = softmax(z, classes, p);
+  const bool counts = y != kIgnoredTarget, known = y >= 0 && y < classes;
+  if (counts && !known) share = static_cast<T>(NAN);
+  for (int j = 0; j < classes; ++j)
+    delta[j] = counts ? share * (p[j] - static_cast<T>(j == y)) : T(0);
+  if (!counts) return 0;
+  return known ? log_sum - static_cast<double>(z[y]) : static_cast<double>(share);
+}
+
+// The mean loss, valid in thread 0; leaves its gradient in the last delta.
+template <class T>
+__device__ T loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape) {
+  const MlpPlanLayer& last = net.layers[net.count - 1];
+  const int at = data.n * last.units, out = last.out;
+  const T* z = tape.out + at;
+  T* delta = tape.delta + at;
+  double total = 0;
+  if (kind == MlpLoss::mse) {
+    for (int k = threadIdx.x; k < data.n * out; k += kThreads) {
+      const T error = z[k] - static_cast<const T*>(data.y)[k];
+      total += static_cast<double>(error) * static_cast<double>(error);
+      delta[k] = 2 * data.share * error;
+    }
+  } else {
+    for (int i = threadIdx.x; i < data.n; i += kThreads)
+      total += cross_entropy(z + i * out, static_cast<const int64_t*>(data.y)[i], out, data.share,
+                             tape.slope + at + i * out, delta + i * out);
+  }
+  total = block_sum(total);  // its barriers follow the deltas
+  return static_cast<T>(total * static_cast<double>(data.share));
+}
+
+// How the last delta moves, from how the outputs do.
+template <class T>
+__device__ void r_loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape,
+                       const Tape<T>& motion) {
+  const MlpPlanLayer& last = net.layers[net.count - 1];
+  const int at = data.n * last.units, out = last.out;
+  if (kind == MlpLoss::mse) {
+    for (int k = at + threadIdx.x; k < at + data.n * out; k += kThreads)
+      motion.delta[k] = 2 * data.share * motion.out[k];
+  } else {
+    for (int i = threadIdx.x; i < data.n; i += kThreads) {
+      const bool counts = static_cast<const int64_t*>(data.y)[i] != kIgnoredTarget;
+      const T *p = tape.slope + at + i * out, *move = motion.out + at + i * out;
+      T mean = 0;
+      for (int j = 0; j < out; ++j) mean += p[j] * move[j];
+      for (int j = 0; j < out; ++j)
+        motion.delta[at + i * out + j] = counts ? data.share * p[j] * (move[j] - mean) : T(0);
+    }
+  }
+  __syncthreads();
+}
+
+}  // namespace fastmeta::cuda

@@ -1,0 +1,235 @@
+"""The CUDA kernel of the MLP step against its twin: emulated on the CPU, and on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from emulated import array, name, run
+from fastmeta._testing import cuda
+from mlp_cases import NETWORKS, check, examples, network, options, problem
+from problems import tasks
+from torch import Tensor, nn
+
+from fastmeta import MAML, TaskBatch, ops
+from fastmeta.engines.base import UnsuitableError
+from fastmeta.engines.mlp import _check_limits
+from fastmeta.engines.recognition import read_mlp
+from fastmeta.info import kernel_devices
+from fastmeta.models import MLP
+from fastmeta.ops import MlpStep
+from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
+from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
+
+ROOM = 28_000  # elements of shared memory: 219 KB of float64
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or "cuda" not in kernel_devices(), reason="needs a CUDA device"
+)
+
+
+def emulated(
+    args: list[Any], how: dict[str, Any], room: int = ROOM, blocks: int = 2**31
+) -> tuple[MlpStep, tuple[int, int]]:
+    """The results of several orders, which agree to the bit; and the elements of a block's shared
+    memory and scratch.
+    """
+    params, *data = args
+    count, dtype, steps = len(data[0]), data[0].dtype, how["steps"]
+    size, out = sum(p.numel() for p in params), params[-1].shape[0]
+    numbers = [list(ACTIVATIONS).index(a) for a in how["activations"]]
+    memory = []
+
+    def call(results: list[Any], seed: int) -> None:
+        memory.append(
+            cuda.mlp_step(
+                name(dtype),
+                *([array(t) for t in tensors] for tensors in (params, data)),
+                *(numbers, list(LOSSES).index(how["loss"]), how["lr"], steps, how["exact"]),
+                *(room, blocks, results, seed),
+            )
+        )
+
+    output = (count, data[2].shape[1], out)
+    shapes = [(count, size), (count if steps else 0, size), (count,), (count,), output]
+    rows, inner, *rest = run(shapes, dtype, call)
+    return MlpStep(rows, inner if steps else None, *rest), memory[0]
+
+
+def compare(args: list[Any], how: dict[str, Any]) -> None:
+    check(emulated(args, how)[0], args, how)
+
+
+def wide(loss: str, dtype: torch.dtype = torch.float64) -> tuple[list[Any], dict[str, Any]]:
+    """Products of both kinds of thread, one sum or squares of sums; more support than query."""
+    widths = [31, 67, 33, 5]
+    args = [network(widths, dtype), *examples(widths, loss, 2, dtype, shots=(33, 29))]
+    how = {"activations": ["silu", "tanh"], "loss": loss, "lr": 0.07, "steps": 2, "exact": True}
+    return args, how
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+@pytest.mark.parametrize("shape", NETWORKS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_matches_the_twin(loss: str, shape: str, steps: int, exact: bool) -> None:
+    compare(problem(shape, loss), options(shape, loss) | {"steps": steps, "exact": exact})
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation: str, exact: bool) -> None:
+    compare(problem("sine"), options("sine", "mse", activation) | {"exact": exact})
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "relu"])
+def test_float32(activation: str, loss: str, exact: bool) -> None:
+    """Without ReLU: within rounding of a kink the two dtypes are two functions."""
+    shape = "sine" if loss == "mse" else "three hidden"
+    how = options(shape, loss, activation) | {"exact": exact}
+    compare(problem(shape, loss, dtype=torch.float32), how)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_wide_layers(loss: str, dtype: torch.dtype) -> None:
+    compare(*wide(loss, dtype))
+
+
+def test_layers_without_bias() -> None:
+    compare(problem("three hidden", bias=False), options("three hidden") | {"exact": True})
+    args = problem("sine")
+    del args[0][3]  # the bias of the second layer alone
+    compare(args, options() | {"exact": True})
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_wherever_the_buffers_lie(exact: bool) -> None:
+    args, how = problem("sine", tasks=2), options() | {"exact": exact}
+    expected, (shared, scratch) = emulated(args, how)
+    assert shared > 0
+    assert scratch == 0
+    everything = shared
+    for room in range(0, everything, everything // 9):
+        found, (shared, scratch) = emulated(args, how, room)
+        assert shared <= room
+        assert scratch == everything - shared > 0
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("room", [0, ROOM])
+def test_more_tasks_than_blocks(room: int) -> None:
+    args, how = problem(tasks=5), options() | {"exact": True}
+    expected, _ = emulated(args, how)
+    found, _ = emulated(args, how, room, blocks=2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    check(found, args, how)
+
+
+def test_targets_that_do_not_count() -> None:
+    shape, loss = "three hidden", "cross_entropy"
+    args, how = problem(shape, loss), options(shape, loss) | {"exact": True}
+    args[2][:, :4] = -100
+    args[4][:, 5] = -100
+    compare(args, how)
+    args[4][1] = -100  # a mean over nothing
+    assert emulated(args, how)[0].query_loss.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("place", [2, 4])
+@pytest.mark.parametrize("number", [-1, 3, 2**40])
+def test_a_class_that_is_none_makes_nan(place: int, number: int) -> None:
+    shape, loss = "three hidden", "cross_entropy"
+    args, how = problem(shape, loss), options(shape, loss) | {"exact": True}
+    args[place][1, 3] = number
+    found, _ = emulated(args, how)
+    assert found.rows.isnan().all(1).tolist() == [False, True, False]
+    assert found.query_loss.isnan().tolist() == [False, True, False]
+
+
+def test_no_tasks() -> None:
+    params, *rest = problem("sine")
+    found, _ = emulated([params, *(t[:0] for t in rest)], options() | {"exact": True})
+    assert found.query_output.shape == (0, 10, 1)
+
+
+def of_zeros(examples: int) -> TaskBatch:
+    """A task with a query set of that size."""
+    x = torch.zeros(1, 1, 2)
+    return TaskBatch(x, x, *(x.expand(1, examples, 2),) * 2)
+
+
+def test_beyond_the_limits_of_cuda_the_loop_runs() -> None:
+    small = read_mlp(MLP(2, 2, (4,)))  # 16 weights
+    most = MOST_PRODUCTS // 16
+    _check_limits(of_zeros(most), small)
+    with pytest.raises(UnsuitableError, match=f"takes {MOST_PRODUCTS + 16} multiplications"):
+        _check_limits(of_zeros(most + 1), small)
+    _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MOST_LAYERS - 1))))
+    with pytest.raises(UnsuitableError, match=f"has {MOST_LAYERS + 1} layers; on CUDA at most"):
+        _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MOST_LAYERS)))
+
+
+def on_gpu(args: list[Any]) -> list[Any]:
+    return [[p.cuda() for p in args[0]], *(t.cuda() for t in args[1:])]
+
+
+def on_cpu(found: MlpStep) -> MlpStep:
+    return MlpStep(*(t if t is None else t.cpu() for t in found))
+
+
+@needs_gpu
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("shape", NETWORKS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gpu_matches_the_twin(activation: str, loss: str, shape: str, exact: bool) -> None:
+    args, how = problem(shape, loss, 33), options(shape, loss, activation) | {"exact": exact}
+    check(on_cpu(ops.mlp_step(*on_gpu(args), record_inner=True, **how)), args, how)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gpu_with_scratch(loss: str, dtype: torch.dtype) -> None:
+    args, how = wide(loss, dtype)
+    how["steps"] = 40  # more than shared memory holds
+    check(on_cpu(ops.mlp_step(*on_gpu(args), record_inner=True, **how)), args, how)
+
+
+@needs_gpu
+def test_gpu_graphs() -> None:
+    args, how = on_gpu(problem()), options()
+    expected = ops.mlp_step(*args, **how)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = ops.mlp_step(*args, **how)
+    graph.replay()
+    assert torch.equal(found.rows, expected.rows)
+
+
+@needs_gpu
+def test_gpu_engine() -> None:
+    batch = tasks(5).to("cuda")
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    module = module.double().cuda()
+    (expected, _), (found, _) = (
+        MAML(module, F.cross_entropy, inner_lr=0.2, inner_steps=3, engine=engine).meta_gradient(
+            batch
+        )
+        for engine in ("loop", "mlp")
+    )
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+@needs_gpu
+def test_gpu_limits() -> None:
+    params: list[Tensor] = [torch.ones(1, 1, device="cuda")] * (MOST_LAYERS + 1)
+    data = [torch.ones(1, 1, 1, device="cuda")] * 4
+    how: dict[str, Any] = {"loss": "mse", "lr": 0.1, "steps": 1}
+    with pytest.raises(RuntimeError, match=f"on CUDA at most {MOST_LAYERS} layers"):
+        ops.mlp_step(params, *data, activations=["tanh"] * MOST_LAYERS, **how)
+    ops.mlp_step(params[1:], *data, activations=["tanh"] * (MOST_LAYERS - 1), **how)
