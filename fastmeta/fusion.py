@@ -14,6 +14,9 @@ from fastmeta import ops
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.hooks import globally_hooked, is_plain
 
+# Beyond some 180 channels the op's weights outgrow the caches, and torch's convolution is as fast.
+_WIDEST = 1 << 15
+
 
 class FusedModule(FunctionalModule):
     """A :class:`~fastmeta.functional.FunctionalModule` whose blocks run as compiled ops.
@@ -125,6 +128,7 @@ def _convolves(module: Any) -> bool:
         and module.padding in ((1, 1), "same")
         and module.dilation == (1, 1)
         and module.groups == 1
+        and module.in_channels * module.out_channels <= _WIDEST
         and module.padding_mode == "zeros"
         and is_plain(module)
         and not globally_hooked()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,14 +16,15 @@ class Case:
     """A meta-gradient: the mean over tasks of the query loss's gradient in the initial weights."""
 
     name: str
-    network: str  # "mlp", "strided" or "pooled"
+    network: str  # "mlp", "strided", "pooled", "resnet" or "transformer"
     tasks: int
     ways: int = 5
     shots: int = 1
     queries: int = 15
     channels: int = 1
-    size: int = 28
-    hidden: int = 64
+    size: int = 28  # pixels across, or tokens
+    hidden: int = 64  # channels, of the first block in a ResNet; numbers in a token
+    depth: int = 4
     steps: int = 1
     order: int = 2
     lr: float = 0.01
@@ -42,8 +44,10 @@ NETWORKS = [
     Case("sine MLP 1-40-40-1, 4 tasks", "mlp", 4, shots=10, queries=10),
     Case("sine MLP 1-40-40-1, 32 tasks", "mlp", 32, shots=10, queries=10),
     Case("Omniglot Conv4-64, 5-way 1-shot, 4 tasks", "strided", 4),
+    Case("Omniglot Conv4-64, 5-way 1-shot, 32 tasks", "strided", 32),
     Case("Omniglot Conv4-64, 20-way 1-shot, 4 tasks", "strided", 4, ways=20, queries=5),
     Case("Omniglot Conv4-64 pooled, 5-way 1-shot, 4 tasks", "pooled", 4),
+    Case("Omniglot Conv4-64 pooled, 20-way 1-shot, 4 tasks", "pooled", 4, ways=20, queries=5),
     Case(
         "mini-ImageNet Conv4-32, 5-way 1-shot, 4 tasks", "pooled", 4, channels=3, size=84, hidden=32
     ),
@@ -56,17 +60,38 @@ NETWORKS = [
         size=84,
         hidden=32,
     ),
+    Case(
+        "ResNet-12, 32x32 images, 5-way 1-shot, 2 tasks",
+        "resnet",
+        2,
+        queries=5,
+        channels=3,
+        size=32,
+    ),
+    Case(
+        "12-layer transformer, 16 tokens of 64, 5-way 1-shot, 4 tasks",
+        "transformer",
+        4,
+        queries=5,
+        size=16,
+        depth=12,
+    ),
 ]
+STEPS = {"mlp": (5,), "resnet": (1,)}
 CASES = [
     replace(case, steps=steps, order=order)
     for case in NETWORKS
     for order in (1, 2)
-    for steps in ((5,) if case.network == "mlp" else (1, 5))
+    for steps in STEPS.get(case.network, (1, 5))
 ]
 
 
-def build(case: Case) -> nn.Sequential:
+def build(case: Case) -> nn.Module:
     """The network, in plain torch."""
+    if case.network == "resnet":
+        return ResNet12(case)
+    if case.network == "transformer":
+        return Transformer(case)
     if case.network == "mlp":
         hidden = (nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU())
         return nn.Sequential(*hidden, nn.Linear(40, 1))
@@ -86,6 +111,57 @@ def build(case: Case) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, case.ways))
 
 
+class Residual(nn.Module):
+    """Three convolutions beside one of 1x1, then pooling."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for k in range(3):
+            layers += [
+                nn.Conv2d(width if k else channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width, track_running_stats=False),
+                nn.ReLU(),
+            ]
+        self.body = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(channels, width, 1, bias=False),
+            nn.BatchNorm2d(width, track_running_stats=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs, ``(n, ...)``."""
+        return F.max_pool2d(F.relu(self.body(x) + self.shortcut(x)), 2)
+
+
+class ResNet12(nn.Module):
+    """The few-shot ResNet-12 (Mishra et al. 2018) with widths 1, 2.5, 5 and 10 times ``hidden``."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        widths = [case.channels, *(int(case.hidden * k) for k in (1, 2.5, 5, 10))]
+        self.blocks = nn.Sequential(*map(Residual, widths, widths[1:]))
+        self.head = nn.Linear(widths[-1], case.ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs, ``(n, ...)``."""
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """Encoder layers without dropout, the mean over tokens, and a linear head."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(case.hidden, 4, 4 * case.hidden, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, case.depth, enable_nested_tensor=False)
+        self.head = nn.Linear(case.hidden, case.ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs, ``(n, ...)``."""
+        return self.head(self.encoder(x).mean(1))
+
+
 def batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``support_x, support_y, query_x, query_y``, each with the tasks first."""
 
@@ -94,7 +170,9 @@ def batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             x = 10 * torch.rand(case.tasks, each, 1) - 5
             return x, torch.sin(x + phase)
         y = torch.arange(case.ways).repeat(each).expand(case.tasks, -1).contiguous()
-        return torch.rand(case.tasks, y.shape[1], case.channels, case.size, case.size), y
+        if case.network == "transformer":
+            return torch.randn(*y.shape, case.size, case.hidden), y
+        return torch.rand(*y.shape, case.channels, case.size, case.size), y
 
     phase = 3 * torch.rand(case.tasks, 1, 1)
     return *draw(case.shots), *draw(case.queries)
@@ -107,7 +185,7 @@ def save(case: Case, path: Path) -> None:
     torch.save(content, path)
 
 
-def load(path: Path) -> tuple[Case, nn.Sequential, Any]:
+def load(path: Path) -> tuple[Case, nn.Module, Any]:
     """The case of a file, its network with the initial weights, and its tasks."""
     content = torch.load(path)
     case = Case(**content["case"])

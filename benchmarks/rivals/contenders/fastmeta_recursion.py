@@ -1,0 +1,25 @@
+"""fastmeta's walk back over the inner steps, ``metagrad.Recursion``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cases import Case
+
+from contenders.losses import loss_of
+from fastmeta import MetaLearner, TaskBatch
+from fastmeta.adaptation import SGD
+from fastmeta.aggregation import Mean
+from fastmeta.metagrad import Recursion
+
+
+def make(case: Case, module: Any, batch: Any) -> Any:
+    learner = MetaLearner(
+        module,
+        loss_of(case),
+        adaptation=SGD(case.lr, case.steps),
+        metagrad=Recursion(),
+        aggregation=Mean(),
+    )
+    tasks = TaskBatch(*batch)
+    return lambda: [learner.meta_gradient(tasks)[0]]

@@ -1,0 +1,65 @@
+"""Peak memory of the exact meta-gradient as the inner steps grow, side by side.
+
+    python benchmarks/rivals/peak.py --out benchmarks/results/rivals-memory.txt --rivals PYTHON
+
+What torch allocates at most beyond what there was before, Omniglot Conv4-64, one task. "Kept" are
+the fast weights of every step, which no exact method can do without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from cases import Case, build, save
+from compare import RIVALS, Worker
+
+CASE = Case("Omniglot Conv4-64, 5-way 1-shot, 1 task", "strided", 1)
+CONTENDERS = ("plain_autograd", "learn2learn_maml", "fastmeta_engine", "fastmeta_recursion")
+STEPS = (1, 5, 50)
+
+
+def peak(name: str, case: Case, rivals: str) -> float:
+    """Bytes, not a number where the contender cannot run."""
+    with tempfile.TemporaryDirectory() as folder:
+        case_file = Path(folder) / "case.pt"
+        save(case, case_file)
+        worker = Worker(name, rivals if name in RIVALS else sys.executable, case_file, threads=1)
+        try:
+            return worker.run("memory") if worker.ready() else float("nan")
+        finally:
+            worker.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rivals", default=sys.executable, help="interpreter that has the others")
+    args = parser.parse_args()
+    kept = sum(p.nbytes for p in build(CASE).parameters())
+    lines = [
+        f"# torch {torch.__version__}, {time.strftime('%Y-%m-%d')}: {CASE.name}, order 2, MB",
+        f"{'inner steps':<20}"
+        + "".join(f"{k:>9}" for k in STEPS)
+        + f"{'5 to 50, beyond kept':>24}",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in CONTENDERS:
+        peaks = [peak(name, replace(CASE, steps=k), args.rivals) for k in STEPS]
+        bare = [most - k * kept for most, k in zip(peaks, STEPS, strict=True)]
+        lines.append(
+            f"{name:<20}"
+            + "".join(f"{most / 1e6:>9.1f}" for most in peaks)
+            + f"{bare[2] / bare[1] - 1:>+24.1%}"
+        )
+        print(lines[-1], flush=True)
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
