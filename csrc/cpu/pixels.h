@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "cpu/channels.h"
-#include "cpu/window.h"
 #include "fastmeta/norm.h"
+#include "fastmeta/window.h"
 
 namespace fastmeta::cpu::FM_ISA {
 
@@ -18,12 +18,6 @@ struct Affine {
   Vec<T> bias;
   Vec<T> y(Vec<T> d) const { return slope * d + bias; }
 };
-
-// NaN stays NaN.
-template <class T>
-Vec<T> where_positive(Vec<T> y, Vec<T> value) {
-  return y <= Vec<T>{} ? Vec<T>{} : value;
-}
 
 // The pixels in runs, short enough for sums in T: with pooling, two rows of an image (or its last
 // one, if rows are odd). Runs, and chunks of runs, are numbered through all groups and have pixels
@@ -65,7 +59,7 @@ template <class T, class Lanes, class Body>
   const int64_t end = std::min(begin + runs.kPixels, (run / runs.count + 1) * runs.pixels);
   const auto pixel = [&](int64_t at, auto chain) {
     const Vec<T> d = lanes.load(x + at) - f.mean;
-    body(at, d, dz ? where_positive<T>(f.y(d), lanes.load(dz + at)) : Vec<T>{}, chain);
+    body(at, d, dz ? where_positive(f.y(d), lanes.load(dz + at)) : Vec<T>{}, chain);
   };
   int64_t p = begin;
   for (; p + 2 <= end; p += 2) {
@@ -101,12 +95,12 @@ template <class T, class Lanes, class Body>
   each_window(
       runs, run,
       [&](int64_t at, int64_t z) {
-        Window<T> d, y, dy{};
+        Window<Vec<T>> d, y, dy{};
         for (int k = 0; k < 4; ++k) {
           d.pixel[k] = lanes.load(x + at + runs.in_window(k)) - f.mean;
           y.pixel[k] = f.y(d.pixel[k]);
         }
-        if (dz) dy = placed(y, where_positive<T>(largest(y), lanes.load(dz + z)));
+        if (dz) dy = placed(y, where_positive(largest(y), lanes.load(dz + z)));
         body(at + runs.in_window(0), d.pixel[0], dy.pixel[0], First{});
         body(at + runs.in_window(1), d.pixel[1], dy.pixel[1], Second{});
         body(at + runs.in_window(2), d.pixel[2], dy.pixel[2], First{});
@@ -121,7 +115,7 @@ template <class T, class Lanes, class Value>
                                            const T* x, T* z, const Affine<T>& f,
                                            const Value& value) {
   each_pixel<T>(runs, run, lanes, x, nullptr, f, [&](int64_t at, Vec<T> d, Vec<T>, auto) {
-    lanes.store(z + at, where_positive<T>(f.y(d), value(at, d)));
+    lanes.store(z + at, where_positive(f.y(d), value(at, d)));
   });
 }
 template <class T, class Lanes, class Value>
@@ -131,13 +125,13 @@ template <class T, class Lanes, class Value>
   each_window(
       runs, run,
       [&](int64_t at, int64_t to) {
-        Window<T> y, values;
+        Window<Vec<T>> y, values;
         for (int k = 0; k < 4; ++k) {
           const Vec<T> d = lanes.load(x + at + runs.in_window(k)) - f.mean;
           y.pixel[k] = f.y(d);
           values.pixel[k] = value(at + runs.in_window(k), d);
         }
-        lanes.store(z + to, where_positive<T>(largest(y), picked(y, values)));
+        lanes.store(z + to, where_positive(largest(y), picked(y, values)));
       },
       [](int64_t) {});
 }
