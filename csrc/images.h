@@ -5,7 +5,7 @@
 
 namespace fastmeta {
 
-// Copied only if it is not in that order.
+// In that order, and on a GPU aligned for loads of 16 bytes; copied only if it is not.
 inline Tensor channels_last(const Tensor& t) {
   int64_t stride = 1;
   bool last = true;
@@ -13,7 +13,9 @@ inline Tensor channels_last(const Tensor& t) {
     last = last && (t.size(d) == 1 || t.stride(d) == stride);
     stride *= t.size(d);
   }
-  return last ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+  if (!last) return torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return aligned || !t.is_cuda() ? t : torch::stable::clone(t);
 }
 
 inline Tensor empty_images(const Tensor& like, const Ints& shape) {

@@ -1,26 +1,12 @@
 // The norm ops as torch sees them; see ops.cpp for how gradients are made.
 #include "cpu/kernels.h"
-#include "fastmeta/norm.h"
-#include "tensors.h"
+#include "fastmeta/norm_plan.h"
+#include "images.h"
 
 namespace fastmeta {
 namespace {
 
-// In channels-last order, in which the kernels work; copied only if it is not.
-Tensor channels_last(const Tensor& t) {
-  int64_t stride = 1;
-  bool last = true;
-  for (int64_t d : {1, 3, 2, 0}) {
-    last = last && (t.size(d) == 1 || t.stride(d) == stride);
-    stride *= t.size(d);
-  }
-  return last ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_image(const Tensor& like, const Ints& shape) {
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
+constexpr char kOp[] = "batch_norm_relu";
 
 Ints shape_like(const Tensor& x, bool pool) {
   return {x.size(0), x.size(1), pool ? x.size(2) / 2 : x.size(2), pool ? x.size(3) / 2 : x.size(3)};
@@ -75,6 +61,9 @@ struct Input {
     require_weight(weight, x);
     require_like(bias, weight, "bias");
     const int64_t groups = weight.dim() == 2 ? weight.size(0) : 1;
+    FM_REQUIRE(!x.is_cuda() || x.size(0) / groups * x.size(2) * x.size(3) <= kMostNormPixels,
+               "batch_norm_relu: a group has at most 2^30 pixels on a GPU, got an input " +
+                   shape_of(x) + ". Use torch's batch_norm.");
     args = {dtype_of(x),
             groups,
             x.size(0) / groups,
@@ -89,14 +78,31 @@ struct Input {
   }
 };
 
+// The memory that CUDA kernels need between their passes; none on the CPU.
+struct Scratch {
+  Tensors parts;
+  NormScratch pointers{};
+
+  Scratch(const Input& in, bool pool, int sums, int coefs) {
+    if (!in.x.is_cuda()) return;
+    const int64_t partials = count_norm_partials(in.args, norm_plan(in.args, pool), sums);
+    parts = {empty(in.x, {partials}, ScalarType::Double),
+             empty(in.x, {coefs, in.weight.numel()}, in.x.scalar_type())};
+    pointers = {static_cast<double*>(parts[0].mutable_data_ptr()), parts[1].mutable_data_ptr()};
+  }
+};
+
 Tensors norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
                      bool pool) {
   const Input in(x, weight, bias, eps, pool);
-  Tensors out{empty_image(x, shape_like(x, pool)), torch::stable::empty_like(in.weight),
+  Tensors out{empty_images(x, shape_like(x, pool)), torch::stable::empty_like(in.weight),
               torch::stable::empty_like(in.weight)};
-  cpu::kernels().norm_forward(
-      {in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
-      torch_threads());
+  const NormForwardArgs args{in.args, out[0].mutable_data_ptr(), out[1].mutable_data_ptr(),
+                             out[2].mutable_data_ptr()};
+  const Scratch scratch(in, false, kNormMoments, 0);
+  run(
+      x, kOp, [&](const Parallel& p) { cpu::kernels().norm_forward(args, p); },
+      FM_CUDA(norm_forward(args, scratch.pointers.partial, stream)));
   return out;
 }
 
@@ -107,12 +113,19 @@ Tensors norm_backward(const Tensor& dz, const Tensor& x, const Tensor& weight, c
   require_like(mean, weight, "mean");
   require_like(var, weight, "var");
   const Tensor parts[] = {dense(mean), dense(var), channels_last(dz)};
-  Tensors out{empty_image(x, shape_like(x, false)), torch::stable::empty_like(in.weight),
+  Tensors out{empty_images(x, shape_like(x, false)), torch::stable::empty_like(in.weight),
               torch::stable::empty_like(in.weight)};
-  cpu::kernels().norm_backward(
-      {in.args, parts[0].const_data_ptr(), parts[1].const_data_ptr(), parts[2].const_data_ptr(),
-       out[0].mutable_data_ptr(), out[1].mutable_data_ptr(), out[2].mutable_data_ptr()},
-      torch_threads());
+  const NormBackwardArgs args{in.args,
+                              parts[0].const_data_ptr(),
+                              parts[1].const_data_ptr(),
+                              parts[2].const_data_ptr(),
+                              out[0].mutable_data_ptr(),
+                              out[1].mutable_data_ptr(),
+                              out[2].mutable_data_ptr()};
+  const Scratch scratch(in, pool, kNormBackwardSums, kNormBackwardCoefs);
+  run(
+      x, kOp, [&](const Parallel& p) { cpu::kernels().norm_backward(args, p); },
+      FM_CUDA(norm_backward(args, scratch.pointers, stream)));
   return out;
 }
 
@@ -127,6 +140,13 @@ NormSecondArgs second_args(const Input& in, const Tensor* parts) {
           nullptr,
           nullptr,
           nullptr};
+}
+
+void run_second(const Input& in, const NormSecondArgs& args) {
+  const Scratch scratch(in, args.in.pool, kNormSecondSums, kNormSecondCoefs);
+  run(
+      in.x, kOp, [&](const Parallel& p) { cpu::kernels().norm_second(args, p); },
+      FM_CUDA(norm_second(args, scratch.pointers, stream)));
 }
 
 void require_direction(const Tensor& u, const Tensor& p, const Tensor& q, const Tensor& x,
@@ -145,10 +165,10 @@ Tensor norm_tangent(const Tensor& u, const Tensor& p, const Tensor& q, const Ten
   const Input in(x, weight, bias, eps, pool);
   require_direction(u, p, q, x, weight, mean, var);
   const Tensor parts[] = {dense(mean), dense(var), channels_last(u), dense(p), dense(q)};
-  Tensor out = empty_image(x, shape_like(x, pool));
+  Tensor out = empty_images(x, shape_like(x, pool));
   NormSecondArgs args = second_args(in, parts);
   args.out_z = out.mutable_data_ptr();
-  cpu::kernels().norm_second(args, torch_threads());
+  run_second(in, args);
   return out;
 }
 
@@ -161,15 +181,22 @@ Tensors norm_second(const Tensor& dz, const Tensor& u, const Tensor& p, const Te
   require_direction(u, p, q, x, weight, mean, var);
   const Tensor gradient = channels_last(dz);
   const Tensor parts[] = {dense(mean), dense(var), channels_last(u), dense(p), dense(q)};
-  Tensors out{empty_image(x, shape_like(x, pool)), empty_image(x, shape_like(x, false)),
+  Tensors out{empty_images(x, shape_like(x, pool)), empty_images(x, shape_like(x, false)),
               torch::stable::empty_like(in.weight)};
   NormSecondArgs args = second_args(in, parts);
   args.dz = gradient.const_data_ptr();
   args.out_z = out[0].mutable_data_ptr();
   args.out_x = out[1].mutable_data_ptr();
   args.out_weight = out[2].mutable_data_ptr();
-  cpu::kernels().norm_second(args, torch_threads());
+  run_second(in, args);
   return out;
+}
+
+void register_kernels(torch::stable::detail::StableLibrary& m) {
+  m.impl("norm_forward", TORCH_BOX(&norm_forward));
+  m.impl("norm_backward", TORCH_BOX(&norm_backward));
+  m.impl("norm_tangent", TORCH_BOX(&norm_tangent));
+  m.impl("norm_second", TORCH_BOX(&norm_second));
 }
 
 }  // namespace
@@ -191,8 +218,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
-  m.impl("norm_forward", TORCH_BOX(&fastmeta::norm_forward));
-  m.impl("norm_backward", TORCH_BOX(&fastmeta::norm_backward));
-  m.impl("norm_tangent", TORCH_BOX(&fastmeta::norm_tangent));
-  m.impl("norm_second", TORCH_BOX(&fastmeta::norm_second));
+  fastmeta::register_kernels(m);
 }
+#if defined(FM_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, m) {
+  fastmeta::register_kernels(m);
+}
+#endif

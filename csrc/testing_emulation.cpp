@@ -176,6 +176,83 @@ py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& param
   return py::make_tuple(plan.shared, plan.scratch);
 }
 
+// Images (groups * n, h, w, c); weights (groups, c).
+NormInput norm_input(const std::string& dtype, const py::array& x, const py::array& weight,
+                     const py::array& bias, double eps, bool pool) {
+  const int64_t groups = weight.shape(0);
+  return {dtype_named(dtype),
+          groups,
+          x.shape(0) / groups,
+          x.shape(3),
+          x.shape(1),
+          x.shape(2),
+          eps,
+          pool,
+          x.data(),
+          weight.data(),
+          bias.data()};
+}
+
+// Memory between the passes of a norm kernel: unset, with a strip past its end.
+struct NormMemory {
+  static constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
+  static constexpr int64_t kStrip = 256;
+  std::vector<unsigned char> partial, coef;
+  NormScratch pointers;
+
+  NormMemory(const NormInput& in, bool pool, int sums, int coefs)
+      : partial(8 * count_norm_partials(in, norm_plan(in, pool), sums) + kStrip, kUnset),
+        coef((in.dtype == DType::f64 ? 8 : 4) * coefs * in.groups * in.c + kStrip, kUnset),
+        pointers{reinterpret_cast<double*>(partial.data()), coef.data()} {}
+  void check() const {
+    for (const auto* part : {&partial, &coef})
+      if (std::count(part->end() - kStrip, part->end(), kUnset) != kStrip)
+        throw emulation::Fault("some thread writes past the end of the scratch memory");
+  }
+};
+
+// out: z, mean, var.
+void norm_forward(const std::string& dtype, const py::array& x, const py::array& weight,
+                  const py::array& bias, double eps, bool pool, std::vector<py::array> out,
+                  uint64_t seed) {
+  const NormInput in = norm_input(dtype, x, weight, bias, eps, pool);
+  NormMemory memory(in, false, kNormMoments, 0);
+  emulation::norm_forward({in, out[0].mutable_data(), out[1].mutable_data(), out[2].mutable_data()},
+                          memory.pointers.partial, seed);
+  memory.check();
+}
+
+// out: the gradients of x, weight and bias.
+void norm_backward(const std::string& dtype, const py::array& dz, const py::array& x,
+                   const py::array& weight, const py::array& bias, const py::array& mean,
+                   const py::array& var, double eps, bool pool, std::vector<py::array> out,
+                   uint64_t seed) {
+  const NormInput in = norm_input(dtype, x, weight, bias, eps, pool);
+  NormMemory memory(in, pool, kNormBackwardSums, kNormBackwardCoefs);
+  emulation::norm_backward({in, mean.data(), var.data(), dz.data(), out[0].mutable_data(),
+                            out[1].mutable_data(), out[2].mutable_data()},
+                           memory.pointers, seed);
+  memory.check();
+}
+
+// direction: u, p, q; out: the changes of z and of the gradients of x and weight, or that of z
+// alone, which takes no dz.
+void norm_second(const std::string& dtype, const py::array& dz,
+                 const std::vector<py::array>& direction, const py::array& x,
+                 const py::array& weight, const py::array& bias, const py::array& mean,
+                 const py::array& var, double eps, bool pool, std::vector<py::array> out,
+                 uint64_t seed) {
+  const NormInput in = norm_input(dtype, x, weight, bias, eps, pool);
+  NormMemory memory(in, pool, kNormSecondSums, kNormSecondCoefs);
+  const bool all = out.size() > 1;
+  emulation::norm_second(
+      {in, mean.data(), var.data(), all ? dz.data() : nullptr, direction[0].data(),
+       direction[1].data(), direction[2].data(), out[0].mutable_data(),
+       all ? out[1].mutable_data() : nullptr, all ? out[2].mutable_data() : nullptr},
+      memory.pointers, seed);
+  memory.check();
+}
+
 void faulty(const std::string& name, const py::array& in, py::array out, uint64_t seed) {
   emulation::faulty(name.c_str(), static_cast<const float*>(in.data()), static_cast<int>(in.size()),
                     static_cast<float*>(out.mutable_data()), seed);
@@ -197,6 +274,9 @@ void add_emulation(py::module_& m) {
   cuda.def("gsl_coefficients", &gsl_coefficients);
   cuda.def("task_weights", &task_weights);
   cuda.def("mlp_step", &mlp_step);
+  cuda.def("norm_forward", &norm_forward);
+  cuda.def("norm_backward", &norm_backward);
+  cuda.def("norm_second", &norm_second);
   cuda.def("faulty", &faulty);
 }
 

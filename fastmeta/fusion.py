@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastmeta import ops
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.hooks import globally_hooked, is_plain
+from fastmeta.info import kernel_devices
 
 # Beyond some 180 channels the op's weights outgrow the caches, and torch's convolution is as fast.
 _WIDEST = 1 << 15
@@ -24,11 +25,11 @@ class FusedModule(FunctionalModule):
     In every ``nn.Sequential`` of the module, ``BatchNorm2d`` directly followed by ``ReLU``, and by
     ``MaxPool2d(2)`` if there is one, runs as :func:`fastmeta.ops.batch_norm_relu` wherever that op
     computes the same: batch statistics (with running statistics updated as torch does), an affine
-    transform, float32 or float64 tensors on the CPU, no autocast, no hooks. All else runs as it is,
-    but inside a ``Sequential`` of torch's own modules with such blocks images are in channels-last
-    order, for which the CPU's convolutions are faster too; what leaves it is as it would be. The
-    module changes during a call only; a call of one module from several threads at once is
-    therefore not possible.
+    transform, float32 or float64 tensors on the CPU or (if the CUDA kernels are built) on a GPU, no
+    autocast, no hooks. All else runs as it is, but inside a ``Sequential`` of torch's own modules
+    with such blocks images are in channels-last order, for which the CPU's convolutions are faster
+    too; what leaves it is as it would be. The module changes during a call only; a call of one
+    module from several threads at once is therefore not possible.
     """
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
@@ -104,9 +105,9 @@ def _images(x: Any) -> bool:
     return (
         type(x) is Tensor
         and x.dim() == 4
-        and x.device.type == "cpu"
+        and x.device.type in kernel_devices()
         and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(x.device.type)
         and not torch.compiler.is_compiling()
     )
 
@@ -136,7 +137,8 @@ def _convolves(module: Any) -> bool:
 
 
 def _fits(convolution: Any, x: Any) -> bool:
-    fits = _images(x) and convolution.weight.dtype == x.dtype and x.numel() > 0
+    """Whether the op takes ``x``; GPUs have cuDNN."""
+    fits = _images(x) and x.is_cpu and convolution.weight.dtype == x.dtype and x.numel() > 0
     return bool(fits and x.shape[1] == convolution.in_channels)
 
 
@@ -209,7 +211,7 @@ def _update(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if share is None:
-            share = 1 / float(norm.num_batches_tracked)
+            share = norm.num_batches_tracked.to(mean.dtype).reciprocal()  # no wait for a GPU
     share = 0.0 if share is None else share
     unbiased = var * (count / (count - 1))
     for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):

@@ -7,6 +7,9 @@
 #include "cuda/combine.cuh"
 #include "cuda/gram.cuh"
 #include "cuda/mlp.cuh"
+#include "cuda/norm.cuh"
+#include "cuda/norm_backward.cuh"
+#include "cuda/norm_second.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/similarity.cuh"
 #include "cuda/step.cuh"
@@ -57,6 +60,18 @@ void task_weights(const TaskWeightArgs& args, uint64_t seed) {
 
 void mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, uint64_t seed) {
   cuda::launch_mlp_step(args, plan, scratch, Launch(seed));
+}
+
+void norm_forward(const NormForwardArgs& args, double* partial, uint64_t seed) {
+  cuda::launch_norm_forward(args, partial, Launch(seed));
+}
+
+void norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, uint64_t seed) {
+  cuda::launch_norm_backward(args, scratch, Launch(seed));
+}
+
+void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_t seed) {
+  cuda::launch_norm_second(args, scratch, Launch(seed));
 }
 
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed) {

@@ -5,6 +5,7 @@
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
 #include "fastmeta/mlp_plan.h"
+#include "fastmeta/norm_plan.h"
 #include "fastmeta/pack.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
@@ -23,6 +24,9 @@ void pack(const Copy* copies, int64_t count, uint64_t seed);
 void gsl_coefficients(const GslArgs& args, uint64_t seed);
 void task_weights(const TaskWeightArgs& args, uint64_t seed);
 void mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, uint64_t seed);
+void norm_forward(const NormForwardArgs& args, double* partial, uint64_t seed);
+void norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, uint64_t seed);
+void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_t seed);
 
 // Runs the kernel `name` of faults.h on `in`, n values, and writes n to `out`.
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed);

@@ -24,8 +24,7 @@ def batch_norm_relu(
 
     Forward, backward, double backward and forward mode are kernels of two passes each; third
     derivatives are torch's. Sums are in double. The result is in channels-last order, in which the
-    kernels work (an input in another is copied), and the same for any number of threads; runs on
-    CPU.
+    kernels work (an input in another is copied), and the same for any number of threads.
 
     Args:
         x: ``(N, C, H, W)`` or ``(G * N, C, H, W)``, not empty; float32 or float64.
@@ -41,7 +40,7 @@ def batch_norm_relu(
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match, if the groups do not divide the
             images, or if planes are too small to pool.
-        NotImplementedError: if the tensors are on a GPU.
+        NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     if watched(x, weight, bias):
         z, mean, var = apply(_Norm, _NormEager, x, weight, bias, eps, pool)
