@@ -98,7 +98,8 @@ def fold(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
 
 def unfold(batch: Tensor, size: int) -> Tensor:
     """The elements' own batches again."""
-    return batch.unflatten(0, (size, -1))
+    elements: Tensor = batch.unflatten(0, (size, -1))
+    return elements
 
 
 def cuts(rows: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:

@@ -42,8 +42,10 @@ def conv_weight(x: Tensor, dy: Tensor, stride: int, groups: int | None) -> tuple
 
 def _side_by_side(x: Tensor, groups: int) -> Tensor:
     """``(G * N, C, H, W)`` as ``(N, G * C, H, W)``, which torch's grouped convolutions take."""
-    return x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    by_group: Tensor = x.unflatten(0, (groups, -1))
+    return by_group.transpose(0, 1).flatten(1, 2)
 
 
 def _one_by_one(x: Tensor, groups: int) -> Tensor:
-    return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+    by_group: Tensor = x.unflatten(1, (groups, -1))
+    return by_group.transpose(0, 1).flatten(0, 1)
