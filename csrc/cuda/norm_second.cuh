@@ -5,9 +5,13 @@
 
 namespace fastmeta::cuda {
 
+// Blocks that a multiprocessor must have room for, so that enough loads are under way. Of the float
+// sums a few then leave the registers: those in double, touched once in 16 pixels.
+constexpr int kNormResident = 2;
+
 // Sums of u, u d, dy, dy d and u dy; the last three are zero without dz.
 template <class T, int V, bool kPool>
-__global__ void __launch_bounds__(kNormThreads, 2)
+__global__ void __launch_bounds__(kNormThreads, kNormResident)
     norm_second_sums_kernel(NormSecondArgs args, NormPlan plan, double* partial) {
   const NormInput& in = args.in;
   const Share share(in, plan);
@@ -49,7 +53,7 @@ __global__ void norm_second_finish_kernel(NormSecondArgs args, int chunks, NormS
 }
 
 template <class T, int V, bool kPool>
-__global__ void __launch_bounds__(kNormThreads, 2)
+__global__ void __launch_bounds__(kNormThreads, kNormResident)
     norm_second_kernel(NormSecondArgs args, NormPlan plan, const void* coefs) {
   const NormInput& in = args.in;
   const Share share(in, plan);
