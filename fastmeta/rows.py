@@ -36,6 +36,19 @@ class RowBuffer:
         """Takes the filled rows ``(T, P)`` as they are, in place of its own memory."""
         self._data, self.count = rows, len(rows)
 
+    def fill(self, grads: Sequence[Tensor | None], count: int) -> None:
+        """Packs the gradients of all ``count`` tasks, ``(count, *shape)`` each, as :meth:`append`.
+
+        Replaces the filled rows.
+        """
+        dense = [
+            self._like.new_zeros(count, shape.numel(), requires_grad=False)
+            if grad is None
+            else grad.reshape(count, -1)
+            for grad, shape in zip_longest(grads, self.layout.shapes)
+        ]
+        self.adopt(torch.cat(dense, 1))
+
     def append(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Packs one task's gradients into the next row; returns that row.
 

@@ -29,6 +29,8 @@ class Adam(Adaptation):
         ValueError: if an argument is out of range.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         lr: float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +121,13 @@ class Adaptation(ABC):
     Attributes:
         steps: number of inner steps during meta-training.
         rates: what the adaptation learns together with the initialisation; nothing by default.
+        elementwise: whether :meth:`update`, :meth:`start` and :meth:`vjp` treat each element of a
+            parameter without regard to the others and to its shape, so that the parameters of ``T``
+            tasks can be stacked to ``(T, *shape)``. Not inherited (a subclass may change that): a
+            class that is says so in its own body.
     """
 
+    elementwise: ClassVar[bool] = False
     steps: int
     rates: Sequence[nn.Parameter] = ()
 

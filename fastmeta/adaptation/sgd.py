@@ -28,6 +28,8 @@ class SGD(Adaptation):
         ValueError: if ``lr`` is not positive, ``steps`` is negative or ``momentum`` out of range.
     """
 
+    elementwise = True
+
     def __init__(self, lr: float, steps: int = 1, momentum: float = 0.0) -> None:
         check_loop(lr, steps)
         if not 0 <= momentum < 1:

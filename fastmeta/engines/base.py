@@ -17,8 +17,8 @@ from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-ENGINES = ("auto", "loop", "mlp")
-EngineName = Literal["auto", "loop", "mlp"]
+ENGINES = ("auto", "loop", "batched", "mlp")
+EngineName = Literal["auto", "loop", "batched", "mlp"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastmeta.engines.base import ENGINES, Engine, EngineName, Method, UnsuitableError
+from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.tasks import TaskBatch
@@ -28,11 +29,12 @@ def choose(name: EngineName, method: Method, batch: TaskBatch) -> Engine:
     """
     if name == "loop":
         return LoopEngine(method, batch)
+    kind = BatchedEngine if name == "batched" else MlpEngine
     try:
-        return MlpEngine(method, batch)
+        return kind(method, batch)
     except UnsuitableError as reason:
-        if name == "mlp":
+        if name != "auto":
             raise ValueError(
-                f"engine 'mlp' cannot run this: {reason}. Use engine='auto' or 'loop'."
+                f"engine {name!r} cannot run this: {reason}. Use engine='auto' or 'loop'."
             ) from None
     return LoopEngine(method, batch)

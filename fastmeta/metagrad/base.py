@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -75,7 +75,18 @@ class TaskGradient:
 
 
 class MetaGradient(ABC):
-    """The direction in which the initialisation moves, for each task and then for all rows."""
+    """The direction in which the initialisation moves, for each task and then for all rows.
+
+    Attributes:
+        separable: whether :meth:`task` also takes ``T`` tasks as one: parameters and buffers
+            stacked to ``(T, *shape)``, an episode with the *sum* of the tasks' losses and stacked
+            outputs; and returns in ``query`` and ``inner`` the tasks' own, stacked. Its support
+            loss must be the episode's first, its query loss the last. True for what is made of
+            gradients, updates and linear combinations; norms or products over a parameter are not.
+            Not inherited (a subclass may change that): a class that is says so in its own body.
+    """
+
+    separable: ClassVar[bool] = False
 
     @property
     def records_inner(self) -> bool:

@@ -18,6 +18,8 @@ class Exact(MetaGradient):
     ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1. The same for learned rates.
     """
 
+    separable = True
+
     @twice_differentiable
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool

@@ -18,6 +18,8 @@ class FirstOrder(MetaGradient):
     Learned rates have their gradient with the inner gradients held fixed.
     """
 
+    separable = True
+
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:

@@ -24,6 +24,8 @@ class GSL(FirstOrder):
         ValueError: if an option is out of range, or the variant is R3.
     """
 
+    separable = True
+
     def __init__(self, **options: Any) -> None:
         self.rule = GslRule(**options)
         if self.rule.variant == "R3":

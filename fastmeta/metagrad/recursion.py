@@ -51,6 +51,8 @@ class Recursion(MetaGradient):
             ``hvp="forward"``, which has no use for them.
     """
 
+    separable = True
+
     def __init__(self, hvp: Hvp = "auto", graphs: int | None = None) -> None:
         if hvp not in _PRODUCTS:
             raise ValueError(f"hvp must be one of {', '.join(get_args(Hvp))}; got {hvp!r}.")

@@ -1,0 +1,150 @@
+"""The engine of all tasks at once: one call of the module for the whole meta-batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
+from fastmeta.functional import Buffers
+from fastmeta.metagrad import Episode
+from fastmeta.tasks import TaskBatch
+
+# What torch's messages have in common where vmap cannot go on.
+_GIVES_UP = ("vmap", "functorch", "Batching rule", "a batched tensor")
+
+
+class BatchedEngine(Engine):
+    """Runs the tasks as one: ``torch.vmap`` of the module and the loss over stacked parameters.
+
+    Parameters and buffers are ``(T, ...)``. Tasks share nothing after the initialisation, so the
+    gradient of the *sum* of their losses in the stacked parameters is every task's own, and rooms 1
+    and 2 run as they are where they say that they may: see
+    :attr:`fastmeta.adaptation.Adaptation.elementwise` and
+    :attr:`fastmeta.metagrad.MetaGradient.separable`. Memory grows with the number of tasks. What a
+    module does besides computing (counting its calls, say) happens once, not once a task.
+
+    :meth:`run` raises ``NotImplementedError`` where ``vmap`` cannot run the module or the loss, and
+    where random numbers are drawn: dropout's would not be the loop's.
+    """
+
+    name = "batched"
+
+    def __init__(self, method: Method, batch: TaskBatch) -> None:
+        super().__init__(method, batch)
+        _check_rooms(method)
+        for name, buffer in method.model.module.named_buffers():
+            if buffer.layout is not torch.strided:
+                raise UnsuitableError(f"the buffer {name} is {buffer.layout}, which cannot stack")
+
+    def run(self, rows: Rows) -> StepResult:
+        """See :class:`Engine`."""
+        method, batch, count = self.method, self.batch, len(self.batch)
+        model = method.model
+        buffers = {name: _own(b, count) for name, b in model.module.named_buffers()}
+        support = _Split(method, buffers, batch.support_x, batch.support_y)
+        query = _Split(method, buffers, batch.query_x, batch.query_y)
+        params = [p.detach().expand(count, *p.shape) for p in model.params]
+        with _nothing_drawn():
+            result = method.metagrad.task(
+                Episode(support, query, buffers), params, method.adaptation, method.records_inner
+            )
+        rows.query.fill(result.query, count)
+        if result.inner is not None:
+            rows.inner.fill(result.inner, count)
+        if model.module.training:
+            model.merge_buffers([{n: b[i] for n, b in buffers.items()} for i in range(count)])
+        first = (support.losses or query.losses)[0]
+        return StepResult(first, query.losses[-1], result.query_output)
+
+
+class _Split:
+    """An :data:`fastmeta.metagrad.base.Evaluate` of all tasks that notes their losses."""
+
+    def __init__(self, method: Method, buffers: Buffers, x: Tensor, y: Tensor) -> None:
+        self.method = method
+        self.buffers = buffers
+        self.x = x
+        self.y = y
+        self.losses: list[Tensor] = []
+
+    def __call__(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The sum of the losses, and the outputs ``(T, n, *output)``."""
+        with _explained():
+            losses, output = torch.vmap(self._one)(list(params), self.buffers, self.x, self.y)
+        if losses.dim() != 1:
+            raise RuntimeError(
+                f"the loss must be a scalar, got shape {tuple(losses.shape[1:])} for each task. "
+                "Average it, such as with reduction='mean'."
+            )
+        self.losses.append(losses.detach())
+        return losses.sum(), output
+
+    def _one(
+        self, params: Sequence[Tensor], buffers: Buffers, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output = self.method.model(params, buffers, x)
+        return self.method.loss(output, y), output
+
+
+def _own(buffer: Tensor, count: int) -> Tensor:
+    """A copy for every task, for it to change in place."""
+    return buffer.expand(count, *buffer.shape).clone(memory_format=torch.contiguous_format)
+
+
+def _check_rooms(method: Method) -> None:
+    # A subclass may override what its base promised: it has to say so itself.
+    rooms = ((method.adaptation, "elementwise"), (method.metagrad, "separable"))
+    for room, promise in rooms:
+        if not vars(type(room)).get(promise, False):
+            raise UnsuitableError(
+                f"{type(room).__name__} does not declare {promise} = True in its class body"
+            )
+    if method.adaptation.rates:
+        raise UnsuitableError(
+            f"{type(method.adaptation).__name__} learns rates, whose gradients would be summed "
+            "over the tasks"
+        )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Says what to do where ``vmap`` gives up."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error)
+        if "random operation" in reason:
+            raise NotImplementedError(
+                "engine 'batched' cannot run a module or a loss that draws random numbers, such as "
+                "dropout in training: they would not be the loop's. Use engine='loop'."
+            ) from error
+        if any(sign in reason for sign in _GIVES_UP):
+            raise NotImplementedError(
+                f"engine 'batched' cannot run this module or loss under torch.vmap: {reason} "
+                "Use engine='loop'."
+            ) from error
+        raise
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Refuses random numbers that ``vmap`` does not see: Python's and NumPy's."""
+    before = _generators()
+    yield
+    if _generators() != before:
+        raise NotImplementedError(
+            "engine 'batched' cannot run a module or a loss that draws random numbers: Python's or "
+            "NumPy's generator moved, once for all tasks. Use engine='loop'."
+        )
+
+
+def _generators() -> Any:
+    _, keys, position, *_ = np.random.get_state()
+    return random.getstate(), keys.tobytes(), position
