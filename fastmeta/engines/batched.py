@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
 from fastmeta.functional import Buffers
@@ -50,8 +51,10 @@ class BatchedEngine(Engine):
         buffers = {name: _own(b, count) for name, b in model.module.named_buffers()}
         support = _Split(method, buffers, batch.support_x, batch.support_y)
         query = _Split(method, buffers, batch.query_x, batch.query_y)
-        params = [p.detach().expand(count, *p.shape) for p in model.params]
-        with _nothing_drawn():
+        # Copies, too: forward mode refuses expanded tensors, and most kernels would copy them.
+        params = [_own(p.detach(), count) for p in model.params]
+        # Of torch's attentions on the CPU, only the plain one has a vmap rule; the others loop.
+        with _nothing_drawn(), sdpa_kernel(SDPBackend.MATH):
             result = method.metagrad.task(
                 Episode(support, query, buffers), params, method.adaptation, method.records_inner
             )
@@ -93,9 +96,9 @@ class _Split:
         return self.method.loss(output, y), output
 
 
-def _own(buffer: Tensor, count: int) -> Tensor:
-    """A copy for every task, for it to change in place."""
-    return buffer.expand(count, *buffer.shape).clone(memory_format=torch.contiguous_format)
+def _own(tensor: Tensor, count: int) -> Tensor:
+    """A copy for every task, buffers for it to change in place."""
+    return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
 
 def _check_rooms(method: Method) -> None:
@@ -145,6 +148,5 @@ def _nothing_drawn() -> Iterator[None]:
         )
 
 
-def _generators() -> Any:
-    _, keys, position, *_ = np.random.get_state()
-    return random.getstate(), keys.tobytes(), position
+def _generators() -> tuple[object, bytes]:
+    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))

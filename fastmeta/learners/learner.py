@@ -36,8 +36,11 @@ class MetaLearner:
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
         engine: what runs the tasks in training: ``"loop"``, by autograd, takes anything;
             ``"mlp"``, one compiled call, takes plain multi-layer perceptrons (see
-            :class:`fastmeta.engines.MlpEngine`) and says what is in its way; ``"auto"`` takes the
-            fastest that can run.
+            :class:`fastmeta.engines.MlpEngine`) and says what is in its way; ``"batched"`` runs all
+            tasks in one call of the module under ``torch.vmap``, which pays where a network is so
+            small that calls cost more than products (see
+            :class:`fastmeta.engines.BatchedEngine`); ``"auto"`` takes the MLP step where it can
+            run, else the loop.
         fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``
             as one compiled op (see :class:`fastmeta.fusion.FusedModule`).
 

@@ -305,9 +305,9 @@ def test_a_module_that_changes_is_looked_at_again() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="engine must be one of auto, loop, mlp, got 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, loop, batched, mlp, got 'fast'"):
         MAML(mlp(), F.cross_entropy, inner_lr=0.2, engine="fast")
 
 
 def test_public_names() -> None:
-    assert fastmeta.engines.ENGINES == ("auto", "loop", "mlp")
+    assert fastmeta.engines.ENGINES == ("auto", "loop", "batched", "mlp")
