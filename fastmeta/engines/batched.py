@@ -97,7 +97,7 @@ class _Split:
 
 
 def _own(tensor: Tensor, count: int) -> Tensor:
-    """A copy for every task, buffers for it to change in place."""
+    """A copy for every task; it may change its buffers in place."""
     return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
 

@@ -22,6 +22,9 @@ def check_name(name: str) -> None:
 def choose(name: EngineName, method: Method, batch: TaskBatch) -> Engine:
     """The engine asked for; for ``"auto"`` the MLP kernel where it can run, else the loop.
 
+    ``"auto"`` never takes the batched engine: on the CPU its gain turns into a loss with the size
+    of layers and batches (``benchmarks/NOTES.md``), and on a GPU it has not been measured.
+
     Looked up anew for every meta-batch, because a module can change between two of them.
 
     Raises:
@@ -29,7 +32,7 @@ def choose(name: EngineName, method: Method, batch: TaskBatch) -> Engine:
     """
     if name == "loop":
         return LoopEngine(method, batch)
-    kind = BatchedEngine if name == "batched" else MlpEngine
+    kind: type[Engine] = BatchedEngine if name == "batched" else MlpEngine
     try:
         return kind(method, batch)
     except UnsuitableError as reason:

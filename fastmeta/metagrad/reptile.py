@@ -22,6 +22,8 @@ class Reptile(MetaGradient):
         use_query: ``False`` trains on the support set alone.
     """
 
+    # Not separable: the support loss it reports is a mean of both, which stacking does not keep.
+
     def __init__(self, use_query: bool = True) -> None:
         self.use_query = use_query
 

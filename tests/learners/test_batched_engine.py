@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from problems import MODULES, WAYS, mlp, tasks
 from torch import Tensor, nn
 
-from fastmeta import FOMAML, GSL, MAML, MetaLearner, Reptile, TaskBatch, metagrad
+from fastmeta import FOMAML, GSL, MAML, MetaLearner, TaskBatch, metagrad
 from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.engines import BatchedEngine
@@ -60,7 +60,7 @@ METAGRADS: dict[str, Callable[[], MetaGradient]] = {
 ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "sgd": lambda steps: SGD(0.3, steps),
     "momentum": lambda steps: SGD(0.2, steps, momentum=0.8),
-    # A bias before BatchNorm has a gradient of pure rounding error: eps must be far above it.
+    # A bias before BatchNorm has a gradient of rounding errors: eps must be far above it.
     "adam": lambda steps: Adam(0.05, steps, eps=1e-3),
 }
 
@@ -87,15 +87,17 @@ def compare(
         )
         flat, result = learner.meta_gradient(batch)
         rows = [buffer.filled.clone() for buffer in learner._rows]
-        seen.append((flat, *rows, *vars(result).values(), *own.buffers()))
-    assert seen[0][0].norm() > 0
-    for loop, batched in zip(*seen, strict=True):
+        seen.append((*rows, *vars(result).values(), *own.buffers(), flat))
+    (*_, expected), (*_, found) = seen
+    assert expected.norm() > 0
+    # GSL by layer normalises differences, where rounding is large; its rows are compared below.
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    for loop, batched in zip(*(s[:-1] for s in seen), strict=True):
         assert batched.shape == loop.shape
         assert not batched.requires_grad
         torch.testing.assert_close(batched, loop, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("way", METAGRADS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks(network: str, way: str) -> None:
@@ -200,6 +202,7 @@ REFUSED: dict[str, tuple[nn.Module, Adaptation, MetaGradient, str]] = {
     "learned rates": (mlp(), MetaSGD(0.1), Exact(), "MetaSGD does not declare elementwise"),
     "a subclass": (mlp(), OwnSGD(0.1), Exact(), "OwnSGD does not declare elementwise = True"),
     "another meta-gradient": (mlp(), SGD(0.1), OwnExact(), "OwnExact does not declare separable"),
+    "Reptile": (mlp(), SGD(0.1), metagrad.Reptile(), "Reptile does not declare separable"),
     "a sparse buffer": (Sparse(), SGD(0.1), Exact(), "buffer graph is torch.sparse_coo"),
 }
 
@@ -217,12 +220,6 @@ def test_refused(name: str) -> None:
     )
     with pytest.raises(ValueError, match=f"engine 'batched' cannot run this: .*{reason}.*'loop'"):
         learner.meta_gradient(tasks(2, torch.float32))
-
-
-def test_reptile_is_refused() -> None:
-    learner = Reptile(mlp(), F.cross_entropy, inner_lr=0.2, engine="batched")
-    with pytest.raises(ValueError, match="Reptile does not declare separable"):
-        learner.step(tasks(2, torch.float32))
 
 
 def test_learned_rates_are_refused_whatever_is_declared() -> None:
@@ -292,9 +289,8 @@ def test_a_mean_over_batches_is_refused() -> None:
 
 
 def test_errors_of_the_users_pass() -> None:
-    learner = MAML(nn.Linear(7, 3), F.cross_entropy, inner_lr=0.2, engine="batched")
     with pytest.raises(RuntimeError, match=r"shapes|size") as caught:
-        learner.step(tasks(2, torch.float32))
+        MAML(nn.Linear(7, 3), F.cross_entropy, inner_lr=0.2, engine="batched").step(tasks(2))
     assert "engine" not in str(caught.value)
 
 
