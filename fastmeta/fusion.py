@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.functional import Buffers, FunctionalModule
-from fastmeta.hooks import globally_hooked, is_plain
+from fastmeta.functional import FunctionalModule
+from fastmeta.hooks import globally_hooked, is_compiled, is_plain
 from fastmeta.info import kernel_devices
 
 # Beyond some 180 channels the op's weights outgrow the caches, and torch's convolution is as fast.
@@ -32,17 +32,16 @@ class FusedModule(FunctionalModule):
     module from several threads at once is therefore not possible.
     """
 
-    def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
-        """See :meth:`FunctionalModule.__call__`."""
-        with fused(self.module):
-            return super().__call__(params, buffers, x)
+    def running(self, part: nn.Module) -> AbstractContextManager[None]:
+        """See :meth:`FunctionalModule.running`."""
+        return fused(part)
 
 
 @contextmanager
 def fused(module: nn.Module) -> Iterator[None]:
     """Runs the blocks of ``module`` (see :class:`FusedModule`) as compiled ops in this context."""
     modules = list(module.modules())
-    chains = {} if any(map(_compiled, modules)) else _chains(modules)
+    chains = {} if any(map(is_compiled, modules)) else _chains(modules)
     for chain, any_order in chains.items():
         chain.forward = partial(_run, chain, any_order)
     try:
@@ -71,11 +70,6 @@ def _chains(modules: Sequence[nn.Module]) -> dict[Any, bool]:
         if has_block and own:
             chains[module] = module in torchs
     return chains
-
-
-def _compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` holds a graph of the module, which a new forward would undo."""
-    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
 
 
 def _run(chain: Any, any_order: bool, x: Any) -> Any:

@@ -13,6 +13,11 @@ def globally_hooked() -> bool:
     return any(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` holds a graph of the module, which a new forward would undo."""
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether the module has no hook and no forward of its own besides its class's."""
     return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)

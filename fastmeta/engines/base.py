@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,12 +10,11 @@ from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.functional import FunctionalModule
+from fastmeta.functional import FunctionalModule, Loss
 from fastmeta.metagrad import MetaGradient
 from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 ENGINES = ("auto", "loop", "batched", "mlp")
 EngineName = Literal["auto", "loop", "batched", "mlp"]
 

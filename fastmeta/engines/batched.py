@@ -40,6 +40,8 @@ class BatchedEngine(Engine):
     def __init__(self, method: Method, batch: TaskBatch) -> None:
         super().__init__(method, batch)
         _check_rooms(method)
+        if method.model.checkpoint:
+            raise UnsuitableError("the learner has checkpoint=True")
         for name, buffer in method.model.module.named_buffers():
             if buffer.layout is not torch.strided:
                 raise UnsuitableError(f"the buffer {name} is {buffer.layout}, which cannot stack")
@@ -92,8 +94,7 @@ class _Split:
     def _one(
         self, params: Sequence[Tensor], buffers: Buffers, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        output = self.method.model(params, buffers, x)
-        return self.method.loss(output, y), output
+        return self.method.model.evaluate(self.method.loss, params, buffers, x, y)
 
 
 def _own(tensor: Tensor, count: int) -> Tensor:

@@ -40,8 +40,7 @@ class LoopEngine(Engine):
 def _episode(method: Method, task: Task, buffers: Buffers) -> Episode:
     def evaluate(x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
         def run(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            output = method.model(params, buffers, x)
-            return method.loss(output, y), output
+            return method.model.evaluate(method.loss, params, buffers, x, y)
 
         return run
 

@@ -12,6 +12,7 @@ from fastmeta import ops
 from fastmeta.adaptation import SGD
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
 from fastmeta.engines.recognition import MlpNetwork, loss_name, read_mlp
+from fastmeta.functional import FunctionalModule
 from fastmeta.info import kernel_devices
 from fastmeta.metagrad import GSL, Exact, FirstOrder
 from fastmeta.metagrad.base import require_inner_steps
@@ -31,6 +32,7 @@ class MlpEngine(Engine):
 
     def __init__(self, method: Method, batch: TaskBatch) -> None:
         super().__init__(method, batch)
+        _check_options(method.model)
         _check_rooms(method)
         self._network = read_mlp(method.model.module)
         self._loss = loss_name(method.loss)
@@ -93,6 +95,13 @@ def _check_params(params: Sequence[Tensor], network: MlpNetwork) -> None:
         )
     if torch.is_autocast_enabled(like.device.type):
         raise UnsuitableError("autocast is on")
+
+
+def _check_options(model: FunctionalModule) -> None:
+    if model.autocast is not None:
+        raise UnsuitableError(f"the learner has autocast={model.autocast}")
+    if model.checkpoint:
+        raise UnsuitableError("the learner has checkpoint=True")
 
 
 def _check_examples(batch: TaskBatch, split: str, network: MlpNetwork, loss: str) -> None:

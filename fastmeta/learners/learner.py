@@ -43,9 +43,17 @@ class MetaLearner:
             run, else the loop.
         fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``
             as one compiled op (see :class:`fastmeta.fusion.FusedModule`).
+        autocast: ``torch.bfloat16`` (or ``torch.float16``, whose small gradients vanish, because
+            losses are not scaled): forward passes and the loss run under ``torch.autocast`` with
+            this dtype. Parameters, inner steps, meta-gradients and the outer optimizer stay
+            float32. The compiled ops of ``fuse`` are not used then.
+        checkpoint: in backward passes, compute the activations within the parts of an
+            ``nn.Sequential`` or ``nn.ModuleList`` again instead of keeping them (see
+            :func:`fastmeta.recompute.recomputed`); for first-order meta-gradients.
 
     Raises:
-        ValueError: if the engine is unknown, or the module has nothing to train.
+        ValueError: if the engine is unknown, the module has nothing to train, or it does not suit
+            ``autocast`` or ``checkpoint``.
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class MetaLearner:
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
         fuse: bool = True,
+        autocast: torch.dtype | None = None,
+        checkpoint: bool = False,
     ) -> None:
         check_name(engine)
         self.engine = engine
@@ -67,7 +77,14 @@ class MetaLearner:
         self.adaptation = adaptation
         self.metagrad = metagrad
         self.aggregation = aggregation
-        self._model = FusedModule(module) if fuse else FunctionalModule(module)
+        if checkpoint and metagrad.second_order:
+            raise ValueError(
+                f"checkpoint=True saves no memory with metagrad.{type(metagrad).__name__}, whose "
+                "second derivatives keep what was computed again; expected a first-order "
+                "meta-gradient such as FirstOrder, GSL or Reptile. metagrad.Recursion needs the "
+                "least memory of the exact ones."
+            )
+        self._model = (FusedModule if fuse else FunctionalModule)(module, autocast, checkpoint)
         adaptation.bind(self._model.params)
         self._learned = [*self._model.params, *adaptation.rates]
         self.optimizer = (
@@ -162,7 +179,7 @@ class MetaLearner:
 
     def _adapt(self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None) -> list[Tensor]:
         def support(params: Sequence[Tensor]) -> Tensor:
-            return self.loss(self._model(params, buffers, x), y)
+            return self._model.evaluate(self.loss, params, buffers, x, y)[0]
 
         with torch.enable_grad():
             fast = self.adaptation.adapt(support, self._model.params, steps=steps).fast

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastmeta import metagrad as meta
@@ -29,6 +30,8 @@ class _Classic(MetaLearner):
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
         fuse: bool = True,
+        autocast: torch.dtype | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__(
             module,
@@ -39,6 +42,8 @@ class _Classic(MetaLearner):
             optimizer=optimizer,
             engine=engine,
             fuse=fuse,
+            autocast=autocast,
+            checkpoint=checkpoint,
         )
 
 
@@ -53,6 +58,9 @@ class MAML(_Classic):
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
         engine: see :class:`fastmeta.MetaLearner`.
         fuse: see :class:`fastmeta.MetaLearner`.
+        autocast: see :class:`fastmeta.MetaLearner`.
+        checkpoint: see :class:`fastmeta.MetaLearner`; refused by MAML, which is of second
+            order.
     """
 
     _metagrad = meta.Exact
@@ -76,6 +84,8 @@ class Reptile(MetaLearner):
             ``theta + e (theta_K - theta)``, Adam with 1e-3 the default.
         engine: see :class:`fastmeta.MetaLearner`.
         fuse: see :class:`fastmeta.MetaLearner`.
+        autocast: see :class:`fastmeta.MetaLearner`.
+        checkpoint: see :class:`fastmeta.MetaLearner`.
         use_query: train on support and query examples together, as the paper does.
     """
 
@@ -89,6 +99,8 @@ class Reptile(MetaLearner):
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
         fuse: bool = True,
+        autocast: torch.dtype | None = None,
+        checkpoint: bool = False,
         use_query: bool = True,
     ) -> None:
         super().__init__(
@@ -100,6 +112,8 @@ class Reptile(MetaLearner):
             optimizer=optimizer,
             engine=engine,
             fuse=fuse,
+            autocast=autocast,
+            checkpoint=checkpoint,
         )
 
 
@@ -114,6 +128,8 @@ class GSL(MetaLearner):
         optimizer: makes the outer optimizer; Adam with 1e-3 by default.
         engine: see :class:`fastmeta.MetaLearner`.
         fuse: see :class:`fastmeta.MetaLearner`.
+        autocast: see :class:`fastmeta.MetaLearner`.
+        checkpoint: see :class:`fastmeta.MetaLearner`.
         variant: R0, R1, R2 or R3, see :class:`fastmeta.metagrad.GslRule`.
         **options: further options of :class:`fastmeta.metagrad.GslRule` (R3: ``lam_c``, ``lam_2``
             and ``tau``).
@@ -129,6 +145,8 @@ class GSL(MetaLearner):
         optimizer: OptimizerFactory | None = None,
         engine: EngineName = "auto",
         fuse: bool = True,
+        autocast: torch.dtype | None = None,
+        checkpoint: bool = False,
         variant: str = "R1",
         **options: Any,
     ) -> None:
@@ -142,6 +160,8 @@ class GSL(MetaLearner):
             optimizer=optimizer,
             engine=engine,
             fuse=fuse,
+            autocast=autocast,
+            checkpoint=checkpoint,
         )
 
 

@@ -84,9 +84,11 @@ class MetaGradient(ABC):
             loss must be the episode's first, its query loss the last. True for what is made of
             gradients, updates and linear combinations; norms or products over a parameter are not.
             Not inherited (a subclass may change that): a class that is says so in its own body.
+        second_order: whether gradients of gradients are taken.
     """
 
     separable: ClassVar[bool] = False
+    second_order: ClassVar[bool] = False
 
     @property
     def records_inner(self) -> bool:

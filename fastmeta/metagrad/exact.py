@@ -19,6 +19,7 @@ class Exact(MetaGradient):
     """
 
     separable = True
+    second_order = True
 
     @twice_differentiable
     def task(

@@ -52,6 +52,7 @@ class Recursion(MetaGradient):
     """
 
     separable = True
+    second_order = True
 
     def __init__(self, hvp: Hvp = "auto", graphs: int | None = None) -> None:
         if hvp not in _PRODUCTS:
