@@ -12,7 +12,6 @@ from torch.func import functional_call
 from fastmeta.recompute import check_parts, recomputed
 
 Buffers = dict[str, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class FunctionalModule:
@@ -73,7 +72,12 @@ class FunctionalModule:
         return output
 
     def evaluate(
-        self, loss: Loss, params: Sequence[Tensor], buffers: Buffers, x: Tensor, y: Tensor
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Loss and output for ``x`` and targets ``y``."""
         with self._precision():

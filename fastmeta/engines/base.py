@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.functional import FunctionalModule, Loss
+from fastmeta.functional import FunctionalModule
 from fastmeta.metagrad import MetaGradient
 from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 ENGINES = ("auto", "loop", "batched", "mlp")
 EngineName = Literal["auto", "loop", "batched", "mlp"]
 

@@ -236,9 +236,7 @@ def test_autocast(method: str, dtype: torch.dtype) -> None:
 def test_autocast_of_images_learns(checkpoint: bool) -> None:
     batch, module = tasks(dtype=torch.float32), images()
     del module[4]  # dropout
-    learner = FOMAML(
-        module, loss, inner_lr=0.1, autocast=torch.bfloat16, checkpoint=checkpoint
-    )
+    learner = FOMAML(module, loss, inner_lr=0.1, autocast=torch.bfloat16, checkpoint=checkpoint)
     losses = [learner.step(batch).query_loss.mean().item() for _ in range(30)]
     assert losses[-1] < 0.9 * losses[0]
     assert {p.dtype for p in module.parameters()} == {torch.float32}
