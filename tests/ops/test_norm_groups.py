@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from func_transforms import TRANSFORMS, batch_of, element, gradient, waves
 from norm_cases import grouped_norm_inputs, norm_inputs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -18,7 +19,6 @@ from fastmeta.ops import norm
 EPS = 1e-3
 # (G, N, C, H, W): awkward sizes, groups of one image, groups longer than a unit of work.
 SIZES = [(1, 3, 2, 4, 5), (2, 1, 1, 2, 2), (3, 2, 5, 3, 3), (5, 31, 3, 7, 2), (2, 3, 33, 31, 33)]
-NUMBERS = (0, 1, 2)
 POOL = pytest.mark.parametrize("pool", [False, True], ids=["plain", "pool"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
@@ -109,7 +109,7 @@ def test_compiled(pool: bool) -> None:
     def value(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *t: function(*t, pool=pool).square().sum()
 
-    for transform in (lambda f: f, lambda f: torch.func.grad(f, NUMBERS)):
+    for transform in (lambda f: f, gradient):
         run = torch.compile(transform(value(block)), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(run(*leaves), transform(value(by_twin))(*leaves))
 
@@ -139,44 +139,8 @@ IN_DIMS = [
 
 
 def scalar(function: Callable[..., Tensor], pool: bool) -> Callable[..., Tensor]:
-    """The block as a number, which depends on every output in its own way."""
-
-    def value(*tensors: Tensor) -> Tensor:
-        z = function(*tensors, pool=pool)
-        return (z.square() * torch.arange(1.0, 1 + z.numel()).view(z.shape).sin()).sum()
-
-    return value
-
-
-def gradient(f: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    return torch.func.grad(f, NUMBERS)
-
-
-def along(f: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Forward mode, along a direction that depends on the point."""
-    return torch.func.jvp(f, tensors, tuple(t.cos() for t in tensors))
-
-
-TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., object]]] = {
-    "grad": gradient,
-    "jvp": lambda f: lambda *t: along(f, *t),
-    "jvp of grad": lambda f: lambda *t: along(gradient(f), *t),
-    "grad of jvp": lambda f: gradient(lambda *t: along(f, *t)[1]),
-    "grad of grad": lambda f: gradient(lambda *t: sum(g.sin().sum() for g in gradient(f)(*t))),
-}
-
-
-def batch_of(batch: list[list[Tensor]], dims: tuple[int | None, ...]) -> list[Tensor]:
-    """The elements' inputs along ``dims``; where there is none, the first element's for all."""
-    columns = list(zip(*batch, strict=True))
-    return [
-        column[0] if dim is None else torch.stack(column, dim)
-        for column, dim in zip(columns, dims, strict=True)
-    ]
-
-
-def element(tensors: list[Tensor], dims: tuple[int | None, ...], i: int) -> list[Tensor]:
-    return [t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)]
+    """The block as a number."""
+    return waves(lambda *tensors: function(*tensors, pool=pool))
 
 
 @POOL

@@ -1,0 +1,52 @@
+"""What ``torch.func`` makes of a function of tensors, and batches of them for ``vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Tensor]
+
+
+def waves(function: Function) -> Function:
+    """The function's result as a number that depends on every element in its own way."""
+
+    def value(*tensors: Tensor) -> Tensor:
+        y = function(*tensors)
+        return (y.square() * torch.arange(1.0, 1 + y.numel()).view(y.shape).sin()).sum()
+
+    return value
+
+
+def gradient(f: Function) -> Callable[..., tuple[Tensor, ...]]:
+    return lambda *t: torch.func.grad(f, tuple(range(len(t))))(*t)
+
+
+def along(f: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Forward mode, along a direction that depends on the point."""
+    return torch.func.jvp(f, tensors, tuple(t.cos() for t in tensors))
+
+
+# Of a function that gives a number.
+TRANSFORMS: dict[str, Callable[[Function], Callable[..., object]]] = {
+    "grad": gradient,
+    "jvp": lambda f: lambda *t: along(f, *t),
+    "jvp of grad": lambda f: lambda *t: along(gradient(f), *t),
+    "grad of jvp": lambda f: gradient(lambda *t: along(f, *t)[1]),
+    "grad of grad": lambda f: gradient(lambda *t: sum(g.sin().sum() for g in gradient(f)(*t))),
+}
+
+
+def batch_of(batch: list[list[Tensor]], dims: tuple[int | None, ...]) -> list[Tensor]:
+    """The elements' inputs along ``dims``; where there is none, the first element's for all."""
+    columns = list(zip(*batch, strict=True))
+    return [
+        column[0] if dim is None else torch.stack(column, dim)
+        for column, dim in zip(columns, dims, strict=True)
+    ]
+
+
+def element(tensors: list[Tensor], dims: tuple[int | None, ...], i: int) -> list[Tensor]:
+    return [t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)]
