@@ -83,16 +83,15 @@ struct Product {
 
 template <int R, int V, class T, int N>
 void tile(const Product<T, N>& p, int64_t row, int64_t col) {
-  Vec<T> sum[R][V];
-  const T* start = p.start.at + row * p.start.row + col * p.start.col;
-  unrolled<R>([&](auto r) FM_INLINE {
-    unrolled<V>([&](auto v)
-                    FM_INLINE { sum[r][v] = load(start + r * p.start.row + v * kLanes<T>); });
-  });
+  Vec<T> sum[R][V] = {};
   for (int i = 0; i < N; ++i) add_product<T, R, V>(p.factors[i], row, col, sum);
+  const T* start = p.start.at + row * p.start.row + col * p.start.col;
   T* c = p.c + row * p.c_row + col;
   unrolled<R>([&](auto r) FM_INLINE {
-    unrolled<V>([&](auto v) FM_INLINE { store(c + r * p.c_row + v * kLanes<T>, sum[r][v]); });
+    unrolled<V>([&](auto v) FM_INLINE {
+      const int64_t at = v * kLanes<T>;
+      store(c + r * p.c_row + at, load(start + r * p.start.row + at) + sum[r][v]);
+    });
   });
 }
 
