@@ -48,7 +48,7 @@ void require_channels(const Tensor& images, int64_t channels, const Tensor& weig
 }
 
 void require_output(const Tensor& dy, const ConvShape& s) {
-  FM_REQUIRE(dy.size(2) == s.out_h() && dy.size(3) == s.out_w(),
+  FM_REQUIRE(s.h > 0 && s.w > 0 && dy.size(2) == s.out_h() && dy.size(3) == s.out_w(),
              "conv3x3: a gradient " + shape_of(dy) + " does not belong to an input of " +
                  std::to_string(s.h) + " x " + std::to_string(s.w) + " pixels at stride " +
                  std::to_string(s.stride) + ".");
