@@ -65,6 +65,28 @@ Array<T> combine(const std::string& isa, const Array<T>& g, const Array<T>& coef
   return out;
 }
 
+template <class T>
+Array<T> like(const Array<T>& a) {
+  return Array<T>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
+}
+
+// Of images (groups * n, h, w, in) and weights (groups, out, in, 3, 3): forward, and the gradients
+// at dy in the images, the weights and the biases.
+template <class T>
+std::vector<Array<T>> conv(const std::string& isa, const Array<T>& x, const Array<T>& weight,
+                           const Array<T>& bias, const Array<T>& dy, int64_t stride) {
+  const int64_t groups = weight.shape(0);
+  const ConvShape shape{kDType<T>,  groups,     x.shape(0) / groups, x.shape(1),
+                        x.shape(2), x.shape(3), weight.shape(1),     stride};
+  Array<T> y = like(dy), dx = like(x), dweight = like(weight), dbias = like(bias);
+  const Parallel serial(run_serially);
+  table(isa).conv_forward({shape, x.data(), weight.data(), bias.data(), y.mutable_data()}, serial);
+  table(isa).conv_input({shape, dy.data(), weight.data(), dx.mutable_data()}, serial);
+  table(isa).conv_weight({shape, x.data(), dy.data(), dweight.mutable_data(), dbias.mutable_data()},
+                         serial);
+  return {y, dx, dweight, dbias};
+}
+
 // Of images (groups * n, h, w, c) and weights (groups, c) or (c): forward, backward at dz, and
 // second along u (and the weights' own values), one after the other.
 template <class T>
@@ -74,9 +96,6 @@ std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Arra
   const NormInput in{
       kDType<T>, groups,   x.shape(0) / groups, channels,   x.shape(1), x.shape(2), 1e-3,
       pool,      x.data(), weight.data(),       bias.data()};
-  const auto like = [](const Array<T>& a) {
-    return Array<T>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
-  };
   Array<T> z = like(dz), mean = like(weight), var = like(weight), dx = like(x),
            dweight = like(weight), dbias = like(weight), out_z = like(dz), out_x = like(x),
            out_weight = like(weight);
@@ -123,6 +142,10 @@ PYBIND11_MODULE(_testing, m) {
   m.def("mean_similarity", &mean_similarity<double>, py::arg("isa"), py::arg("g").noconvert());
   m.def("combine", &combine<float>, py::arg("isa"), py::arg("g").noconvert(), py::arg("coef"));
   m.def("combine", &combine<double>, py::arg("isa"), py::arg("g").noconvert(), py::arg("coef"));
+  m.def("conv", &conv<float>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),
+        py::arg("bias"), py::arg("dy"), py::arg("stride"));
+  m.def("conv", &conv<double>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),
+        py::arg("bias"), py::arg("dy"), py::arg("stride"));
   m.def("norm", &norm<float>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),
         py::arg("bias"), py::arg("dz"), py::arg("u"), py::arg("pool"));
   m.def("norm", &norm<double>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
 from norm_cases import grouped_norm_inputs
 
 import fastmeta
@@ -62,6 +63,30 @@ def test_every_set_normalises(isa: str, dtype: type, pool: bool) -> None:
         for f, e in zip(found, expected, strict=True):
             e = _channels_last(e) if e.dim() == 4 else e.numpy()
             assert np.abs(f - e).max() <= tolerance * (1 + np.abs(e).max())
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_set_convolves(isa: str, dtype: torch.dtype, stride: int) -> None:
+    for groups, shape in ((1, DIRECT[-1]), (3, DIRECT[-2]), (1, WINOGRAD[-1]), (2, WINOGRAD[1])):
+        x, weight, bias = conv_inputs(shape, dtype, groups)
+        dy = torch.randn_like(reference.conv3x3(x, weight, bias, stride))
+        found = _testing.conv(
+            isa, _channels_last(x), weight.numpy(), bias.numpy(), _channels_last(dy), stride
+        )
+        exact = [t.double() for t in (x, weight, bias, dy)]
+        expected, sizes = (
+            [
+                reference.conv3x3(*own[:3], stride),
+                reference.conv_input(own[3], own[1], *x.shape[2:], stride),
+                *reference.conv_weight(own[0], own[3], stride, groups),
+            ]
+            for own in (exact, [t.abs() for t in exact])
+        )
+        for f, e, size in zip(found, expected, sizes, strict=True):
+            e = _channels_last(e) if e.dim() == 4 else e.numpy()
+            assert np.linalg.norm(f - e) <= TOLERANCE[dtype] * size.norm()
 
 
 def _channels_last(images: torch.Tensor) -> np.ndarray:

@@ -46,6 +46,9 @@ SAMPLES = {
         torch.rand(1),
         *(1.0, 0.1, 1, 1.0, 1e-12),
     ),
+    "conv_forward": lambda g: (planes(), torch.randn(4, 2, 3, 3), g[0, :4], 1),
+    "conv_input": lambda g: (planes(2, 3), torch.randn(3, 2, 4, 3, 3), 4, 5, 2),
+    "conv_weight": lambda g: (planes(), planes(2, 3), 2, 3),
     "norm_forward": lambda g: (planes(), torch.rand(2), g[0, :2], 1e-5, False),
     "norm_backward": lambda g: (planes(), planes(), *torch.rand(4, 3, 2), 1e-5, False),
     "norm_second": lambda g: (
