@@ -1,4 +1,4 @@
-"""BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``, as one op."""
+"""Convolutions, and BatchNorm2d with what follows it, in an ``nn.Sequential`` as compiled ops."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ _WIDEST = 1 << 15
 class FusedModule(FunctionalModule):
     """A :class:`~fastmeta.functional.FunctionalModule` whose blocks run as compiled ops.
 
-    In every ``nn.Sequential`` of the module, ``BatchNorm2d`` directly followed by ``ReLU``, and by
-    ``MaxPool2d(2)`` if there is one, runs as :func:`fastmeta.ops.batch_norm_relu` wherever that op
-    computes the same: batch statistics (with running statistics updated as torch does), an affine
-    transform, float32 or float64 tensors on the CPU or (if the CUDA kernels are built) on a GPU, no
-    autocast, no hooks. All else runs as it is, but inside a ``Sequential`` of torch's own modules
-    with such blocks images are in channels-last order, for which the CPU's convolutions are faster
-    too; what leaves it is as it would be. The module changes during a call only; a call of one
-    module from several threads at once is therefore not possible.
+    In every ``nn.Sequential`` of the module, two things run as ops wherever these compute the same,
+    but for rounding: on float32 or float64 tensors, without autocast and hooks.
+
+    - ``Conv2d`` with 3x3 kernels, ``padding=1`` and stride 1 or 2, without dilation and groups and
+      not too wide, as :func:`fastmeta.ops.conv3x3`; on the CPU.
+    - A block of ``BatchNorm2d`` directly followed by ``ReLU``, and by ``MaxPool2d(2)`` if there is
+      one, as :func:`fastmeta.ops.batch_norm_relu`: with batch statistics (running statistics are
+      updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)
+      on a GPU.
+
+    All else runs as it is, but inside a ``Sequential`` of torch's own modules without hooks images
+    are in channels-last order, in which these ops work and the CPU's other convolutions are faster;
+    a user's module or hook, and what comes after, gets them in the order that torch would leave
+    them in. The module changes during a call only; a call of one module from several threads at
+    once is therefore not possible.
     """
 
     def running(self, part: nn.Module) -> AbstractContextManager[None]:
@@ -39,7 +46,7 @@ class FusedModule(FunctionalModule):
 
 @contextmanager
 def fused(module: nn.Module) -> Iterator[None]:
-    """Runs the blocks of ``module`` (see :class:`FusedModule`) as compiled ops in this context."""
+    """Runs blocks and convolutions of ``module`` as compiled ops (see :class:`FusedModule`)."""
     modules = list(module.modules())
     chains = {} if any(map(is_compiled, modules)) else _chains(modules)
     for chain, any_order in chains.items():
@@ -52,15 +59,17 @@ def fused(module: nn.Module) -> Iterator[None]:
 
 
 def _chains(modules: Sequence[nn.Module]) -> dict[Any, bool]:
-    """The plain ``nn.Sequential`` with blocks in them, perhaps further down.
+    """The plain ``nn.Sequential`` with blocks or convolutions in them, perhaps further down.
 
-    And whether all of it is torch's: a user's module may ``view`` images in their usual order.
+    And whether all of it is torch's: a user's module, or hook, may ``view`` images in their usual
+    order.
     """
     chains: dict[Any, bool] = {}
     torchs: set[Any] = set()
     for module in reversed(modules):  # parts come before their whole
         parts = list(module._modules.values())
-        if type(module).__module__.startswith("torch.nn.") and torchs.issuperset(parts):
+        torchs_own = type(module).__module__.startswith("torch.nn.") and is_plain(module)
+        if torchs_own and torchs.issuperset(parts):
             torchs.add(module)
         has_block = any(
             part in chains or _convolves(part) or _block_length(parts, i)
@@ -74,25 +83,27 @@ def _chains(modules: Sequence[nn.Module]) -> dict[Any, bool]:
 
 def _run(chain: Any, any_order: bool, x: Any) -> Any:
     """``nn.Sequential.forward`` with compiled ops, if possible in channels-last order."""
-    usual = _images(x) and x.is_contiguous() and x.stride(1) != 1
-    if usual and any_order:
+    owed = any_order and _images(x) and _usual(x)  # the usual order, in which torch would leave x
+    if owed:
         x = _channels_last(x)
     modules = list(chain)
-    i, ours = 0, False
+    i = 0
     while i < len(modules):
         length = _block_length(modules, i)
         if length and _same_result(modules[i], x, pool=length == 3):
-            x, ours = _block(modules[i], x, pool=length == 3), True
+            owed = owed or _usual(x)
+            x = _block(modules[i], x, pool=length == 3)
             i += length
             continue
         if _convolves(modules[i]) and _fits(modules[i], x):
-            x, ours = _convolution(modules[i], x), True
+            owed = owed or _usual(x)
+            x = _convolution(modules[i], x)
         else:
-            # A user's module may ``view`` what torch would have left in the usual order.
-            x = modules[i](x.contiguous() if usual and ours and not any_order else x)
-            ours = False
+            if owed and not any_order:
+                x, owed = x.contiguous(), False
+            x = modules[i](x)
         i += 1
-    return x.contiguous() if usual and (ours or any_order) and isinstance(x, Tensor) else x
+    return x.contiguous() if owed and isinstance(x, Tensor) else x
 
 
 def _images(x: Any) -> bool:
@@ -104,6 +115,10 @@ def _images(x: Any) -> bool:
         and not torch.is_autocast_enabled(x.device.type)
         and not torch.compiler.is_compiling()
     )
+
+
+def _usual(x: Tensor) -> bool:
+    return x.stride(1) != 1
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -132,8 +147,19 @@ def _convolves(module: Any) -> bool:
 
 def _fits(convolution: Any, x: Any) -> bool:
     """Whether the op takes ``x``; GPUs have cuDNN."""
-    fits = _images(x) and x.is_cpu and convolution.weight.dtype == x.dtype and x.numel() > 0
-    return bool(fits and x.shape[1] == convolution.in_channels)
+    weight, bias = convolution.weight, convolution.bias
+    return (
+        _images(x)
+        and x.is_cpu
+        and x.numel() > 0
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and _alike(x, weight)
+        and (bias is None or (bias.shape == weight.shape[:1] and _alike(x, bias)))
+    )
+
+
+def _alike(x: Tensor, parameter: Tensor) -> bool:
+    return parameter.dtype == x.dtype and parameter.device == x.device
 
 
 def _convolution(module: Any, x: Tensor) -> Tensor:
@@ -174,7 +200,7 @@ def _halves(module: nn.Module) -> bool:
 
 def _same_result(norm: Any, x: Any, pool: bool) -> bool:
     """Whether the op computes for ``x`` what the modules of a block would."""
-    if not _images(x) or norm.weight.dtype != x.dtype or norm.bias.dtype != x.dtype:
+    if not _images(x) or not _alike(x, norm.weight) or not _alike(x, norm.bias):
         return False
     # A transform would have to see the running statistics change in place.
     if _updates(norm) and (
