@@ -41,8 +41,8 @@ class MetaLearner:
             small that calls cost more than products (see
             :class:`fastmeta.engines.BatchedEngine`); ``"auto"`` takes the MLP step where it can
             run, else the loop.
-        fuse: run BatchNorm2d, ReLU and max-pooling that follow each other in an ``nn.Sequential``
-            as one compiled op (see :class:`fastmeta.fusion.FusedModule`).
+        fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
+            an ``nn.Sequential`` as compiled ops (see :class:`fastmeta.fusion.FusedModule`).
         autocast: ``torch.bfloat16`` (or ``torch.float16``, whose small gradients vanish, because
             losses are not scaled): forward passes and the loss run under ``torch.autocast`` with
             this dtype. Parameters, inner steps, meta-gradients and the outer optimizer stay
