@@ -91,7 +91,7 @@ ROUTES: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
 def batch_for(network: str) -> TaskBatch:
     def draw(each: int) -> tuple[Tensor, Tensor]:
         if network == "sine MLP":
-            x = 10 * torch.rand(2, each, 1, dtype=torch.float64) - 5
+            x = 4 * torch.rand(2, each, 1, dtype=torch.float64) - 2  # more would diverge
             return x, torch.sin(x)
         y = torch.arange(WAYS).repeat(each).expand(2, -1).contiguous()
         return torch.rand(2, WAYS * each, 1, 12, 12, dtype=torch.float64), y
