@@ -18,8 +18,10 @@ struct Correlation {
   int64_t row() const { return padded<T>(to.c); }
   const T* weight_of(int64_t group) const { return weight + group * 9 * shape.in * shape.out; }
   void write_start(int64_t group, T* start) const {
-    memset(start, 0, sizeof(T) * row());
-    if (bias) copy(bias + group * to.c, to.c, start);
+    if (bias)
+      copy_padded(bias + group * to.c, to.c, start);
+    else
+      memset(start, 0, sizeof(T) * row());
   }
 };
 
@@ -49,7 +51,7 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
     }
   });
   const int64_t count = static_cast<int64_t>(blocks.size()), pixels = most_pixels(blocks);
-  const int64_t buffer_size = pixels * (row + 9 * c.from.c) + kLanes<T>;
+  const int64_t buffer_size = pixels * (row + 9 * c.from.c);
   parallel.by_turns(groups * count, grain_of(kBlock * size), [&](const auto& next) {
     Arena<T> own(buffer_size);
     T* buffer = own.take(buffer_size);

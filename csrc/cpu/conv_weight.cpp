@@ -31,6 +31,7 @@ struct Sums {
 
   // Adds the parts of each group to its first.
   void add(const Parallel& parallel) const {
+    if (chunks == 1) return;
     constexpr int64_t kPiece = 4096;
     const int64_t pieces = (part + kPiece - 1) / kPiece;
     parallel(shape.groups * pieces, grain_of(chunks * kPiece), [&](int64_t from, int64_t to) {
@@ -77,7 +78,8 @@ void add_block(const ConvShape& s, const Images<const T>& x, const Images<const 
   if (!in_place)
     b.each_row([&](int64_t i, int64_t row, int64_t before) {
       for (int64_t j = 0; j < h.size; ++j)
-        copy(dy.at(image + i, v.begin + row, h.begin + j), s.out, rows + (before + j) * sums.row);
+        copy_padded(dy.at(image + i, v.begin + row, h.begin + j), s.out,
+                    rows + (before + j) * sums.row);
     });
   for (int64_t k = std::max(first, v.skipped); k < std::min(end, v.skipped + v.count); ++k) {
     const T* right = near;
@@ -107,9 +109,9 @@ void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
   const int64_t work = sums.units * kBlock / sums.chunks * 9 / slabs * sums.matrix;
   const int64_t items = s.groups * sums.chunks * slabs;
   parallel.by_turns(items, grain_of(work), [&](const auto& next) {
-    Arena<T> own(pixels * (row + 3 * s.in) + kLanes<T>);
+    Arena<T> own(pixels * (row + 3 * s.in));
     T* rows = own.take(pixels * row);
-    T* near = own.take(pixels * 3 * s.in + kLanes<T>);
+    T* near = own.take(pixels * 3 * s.in);
     for (int64_t item = next(); item < items; item = next()) {
       const int64_t chunk = item / slabs, first = item % slabs * 3 / slabs;
       T* part = sums.parts + chunk * sums.part;

@@ -59,7 +59,8 @@ FM_INLINE inline void add_product(const Factors<T>& f, int64_t row, int64_t col,
   }
 }
 
-// What the sums begin at: elements from one row and from one column to the next, 0 if they are one.
+// What is added to the sums, perhaps C itself: elements from one row and from one column to the
+// next, 0 if they are one.
 template <class T>
 struct Start {
   const T* at;

@@ -112,6 +112,12 @@ inline void copy(const T* from, int64_t size, T* to) {
     store_some<T>(to + i, n, load_some<T>(from + i, n, Vec<T>{}));
   }
 }
+// To a padded row, with zeros behind.
+template <class T>
+inline void copy_padded(const T* from, int64_t size, T* to) {
+  for (int64_t i = 0; i < size; i += kLanes<T>)
+    store(to + i, load_some<T>(from + i, std::min(size - i, kLanes<T>), Vec<T>{}));
+}
 
 // A row (out, in, 3, 3)'s neighbour and channel of the source each, of padded `columns`: for
 // outputs as they are, for inputs with `in` and `out` exchanged.
