@@ -56,7 +56,7 @@ def problem(name: str = "sine", loss: str = "mse", tasks: int = 3, **options: An
 
 def options(name: str = "sine", loss: str = "mse", activation: str = "tanh") -> dict[str, Any]:
     between = [activation] * (len(NETWORKS[name]) - 2)
-    return {"activations": between, "loss": loss, "lr": 0.07, "steps": 3}
+    return {"activations": between, "loss": loss, "lr": 0.02, "steps": 3}
 
 
 def check(found: MlpStep, args: list[Any], how: dict[str, Any]) -> None:
