@@ -31,8 +31,8 @@ HERE = Path(__file__).parent
 REFERENCE, RIVAL = "plain_autograd", "learn2learn_maml"
 RIVALS = (REFERENCE, "torch_func", RIVAL, "higher_loop", "torchopt_meta", "jax_jit")
 OURS = ("fastmeta_engine", "fastmeta_kept", "matrix_floor")
-# Relative. In float32 ReLU and pooling may take the other side of a tie, and inner steps make more of
-# it: plain autograd's own gradient was off by 8 % after five (5-way 5-shot, against float64).
+# Relative. In float32 ReLU and pooling may take the other side of a tie, and inner steps make more
+# of it: plain autograd's own gradient was off by 8 % after five (5-way 5-shot, against float64).
 AGREEMENT = 0.1
 
 
