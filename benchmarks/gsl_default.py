@@ -79,7 +79,7 @@ def main() -> None:
         if file.tell() == 0:
             table.writerow(["candidate", "seed", "steps", "accuracy", "ci95", "cosine", "length"])
         for name, options in candidates(args.steps).items():
-            learner = make(configure(base, {"method_options": options}), source)
+            learner = make(configure(base, {"metagrad_options": options}), source)
             for i in range(args.steps):
                 learner.step(source[i])
             found = evaluate(

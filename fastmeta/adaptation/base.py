@@ -131,8 +131,15 @@ class Adaptation(ABC):
     steps: int
     rates: Sequence[nn.Parameter] = ()
 
-    def bind(self, params: Sequence[Tensor]) -> None:  # noqa: B027  (most have nothing to learn)
-        """Makes :attr:`rates` for these parameters; a learner calls it once. Nothing by default."""
+    def bind(  # noqa: B027  (most have nothing to learn)
+        self, params: Sequence[Tensor], names: Sequence[str]
+    ) -> None:
+        """Prepares for these parameters; a learner calls it once. Nothing by default.
+
+        Args:
+            params: the initialisation; :attr:`rates` are made for it.
+            names: of the parameters in the module.
+        """
 
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
         """The inner optimizer's state before the first step; none by default."""

@@ -42,7 +42,7 @@ class MetaSGD(Adaptation):
         self.steps = steps
         self.per = per
 
-    def bind(self, params: Sequence[Tensor]) -> None:
+    def bind(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
         """See :meth:`Adaptation.bind`.
 
         Raises:
@@ -68,7 +68,9 @@ class MetaSGD(Adaptation):
             RuntimeError: before :meth:`bind`.
         """
         if not self.rates:
-            raise RuntimeError("MetaSGD has no rates yet: call bind(params), as a learner does.")
+            raise RuntimeError(
+                "MetaSGD has no rates yet: call bind(params, names), as a learner does."
+            )
         return list(ops.inner_step(params, grads, self.rates)), []
 
     def vjp(

@@ -2,7 +2,7 @@
 
 from fastmeta.engines import Loss, StepResult
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
-from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, build
+from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, Words, build
 
 __all__ = [
     "FOMAML",
@@ -14,5 +14,6 @@ __all__ = [
     "OptimizerFactory",
     "Reptile",
     "StepResult",
+    "Words",
     "build",
 ]

@@ -85,7 +85,7 @@ class MetaLearner:
                 "least memory of the exact ones."
             )
         self._model = (FusedModule if fuse else FunctionalModule)(module, autocast, checkpoint)
-        adaptation.bind(self._model.params)
+        adaptation.bind(self._model.params, self._model.names)
         self._learned = [*self._model.params, *adaptation.rates]
         self.optimizer = (
             torch.optim.Adam(self._learned, lr=1e-3)

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import nn
 
 from fastmeta import metagrad as meta
-from fastmeta.adaptation import SGD
-from fastmeta.aggregation import GslWeights, Mean
+from fastmeta.adaptation import ADAPTATIONS, SGD
+from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.engines import EngineName, Loss
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class _Classic(MetaLearner):
-    """Inner gradient descent, one meta-gradient without options, and the mean over tasks."""
+Room = TypeVar("Room")
 
-    _metagrad: type[meta.MetaGradient]
+
+class LearnerOptions(TypedDict, total=False):
+    """Options of every learner, see :class:`fastmeta.MetaLearner`."""
+
+    optimizer: OptimizerFactory | None
+    engine: EngineName
+    fuse: bool
+    autocast: torch.dtype | None
+    checkpoint: bool
+
+
+class MAML(MetaLearner):
+    """Model-Agnostic Meta-Learning with the exact meta-gradient (Finn et al. 2017).
+
+    Args:
+        module: the network whose initialisation is learned.
+        loss: from outputs and targets to a scalar.
+        inner_lr: learning rate of the inner loop.
+        inner_steps: inner steps during meta-training.
+        aggregation: room 3; the mean over tasks by default.
+        **options: ``optimizer``, ``engine``, ``fuse``, ``autocast`` and ``checkpoint`` of
+            :class:`fastmeta.MetaLearner`.
+    """
+
+    _metagrad: type[meta.MetaGradient] = meta.Exact
 
     def __init__(
         self,
@@ -27,46 +52,20 @@ class _Classic(MetaLearner):
         *,
         inner_lr: float,
         inner_steps: int = 1,
-        optimizer: OptimizerFactory | None = None,
-        engine: EngineName = "auto",
-        fuse: bool = True,
-        autocast: torch.dtype | None = None,
-        checkpoint: bool = False,
+        aggregation: Aggregation | None = None,
+        **options: Unpack[LearnerOptions],
     ) -> None:
         super().__init__(
             module,
             loss,
             adaptation=SGD(inner_lr, inner_steps),
             metagrad=self._metagrad(),
-            aggregation=Mean(),
-            optimizer=optimizer,
-            engine=engine,
-            fuse=fuse,
-            autocast=autocast,
-            checkpoint=checkpoint,
+            aggregation=Mean() if aggregation is None else aggregation,
+            **options,
         )
 
 
-class MAML(_Classic):
-    """Model-Agnostic Meta-Learning with the exact meta-gradient (Finn et al. 2017).
-
-    Args:
-        module: the network whose initialisation is learned.
-        loss: from outputs and targets to a scalar.
-        inner_lr: learning rate of the inner loop.
-        inner_steps: inner steps during meta-training.
-        optimizer: makes the outer optimizer; Adam with 1e-3 by default.
-        engine: see :class:`fastmeta.MetaLearner`.
-        fuse: see :class:`fastmeta.MetaLearner`.
-        autocast: see :class:`fastmeta.MetaLearner`.
-        checkpoint: see :class:`fastmeta.MetaLearner`; refused by MAML, which is of second
-            order.
-    """
-
-    _metagrad = meta.Exact
-
-
-class FOMAML(_Classic):
+class FOMAML(MAML):
     """First-order MAML (Finn et al. 2017, section 5.2); arguments as :class:`MAML`."""
 
     _metagrad = meta.FirstOrder
@@ -75,18 +74,17 @@ class FOMAML(_Classic):
 class Reptile(MetaLearner):
     """Reptile (Nichol et al. 2018); arguments as :class:`MAML`.
 
+    With one inner step it is joint training. With the optimizer ``lambda p: torch.optim.SGD(p,
+    lr=e)`` it is the paper's ``theta + e (theta_K - theta)``.
+
     Args:
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
-        inner_steps: inner steps during meta-training; with one step it is joint training.
-        optimizer: makes the outer optimizer; ``lambda p: torch.optim.SGD(p, lr=e)`` is the paper's
-            ``theta + e (theta_K - theta)``, Adam with 1e-3 the default.
-        engine: see :class:`fastmeta.MetaLearner`.
-        fuse: see :class:`fastmeta.MetaLearner`.
-        autocast: see :class:`fastmeta.MetaLearner`.
-        checkpoint: see :class:`fastmeta.MetaLearner`.
+        inner_steps: inner steps during meta-training.
+        aggregation: room 3; the mean over tasks by default.
         use_query: train on support and query examples together, as the paper does.
+        **options: see :class:`MAML`.
     """
 
     def __init__(
@@ -96,24 +94,17 @@ class Reptile(MetaLearner):
         *,
         inner_lr: float,
         inner_steps: int = 5,
-        optimizer: OptimizerFactory | None = None,
-        engine: EngineName = "auto",
-        fuse: bool = True,
-        autocast: torch.dtype | None = None,
-        checkpoint: bool = False,
+        aggregation: Aggregation | None = None,
         use_query: bool = True,
+        **options: Unpack[LearnerOptions],
     ) -> None:
         super().__init__(
             module,
             loss,
             adaptation=SGD(inner_lr, inner_steps),
             metagrad=meta.Reptile(use_query),
-            aggregation=Mean(),
-            optimizer=optimizer,
-            engine=engine,
-            fuse=fuse,
-            autocast=autocast,
-            checkpoint=checkpoint,
+            aggregation=Mean() if aggregation is None else aggregation,
+            **options,
         )
 
 
@@ -125,14 +116,10 @@ class GSL(MetaLearner):
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        optimizer: makes the outer optimizer; Adam with 1e-3 by default.
-        engine: see :class:`fastmeta.MetaLearner`.
-        fuse: see :class:`fastmeta.MetaLearner`.
-        autocast: see :class:`fastmeta.MetaLearner`.
-        checkpoint: see :class:`fastmeta.MetaLearner`.
-        variant: R0, R1, R2 or R3, see :class:`fastmeta.metagrad.GslRule`.
-        **options: further options of :class:`fastmeta.metagrad.GslRule` (R3: ``lam_c``, ``lam_2``
-            and ``tau``).
+        variant: see :class:`fastmeta.metagrad.GslRule`; R3 weights tasks, by ``lam_c``, ``lam_2``
+            and ``tau``.
+        **options: further options of :class:`fastmeta.metagrad.GslRule`, such as ``eta``, and those
+            of :class:`MAML`.
     """
 
     def __init__(
@@ -142,50 +129,107 @@ class GSL(MetaLearner):
         *,
         inner_lr: float,
         inner_steps: int = 1,
-        optimizer: OptimizerFactory | None = None,
-        engine: EngineName = "auto",
-        fuse: bool = True,
-        autocast: torch.dtype | None = None,
-        checkpoint: bool = False,
         variant: str = "R1",
         **options: Any,
     ) -> None:
+        rule = {k: v for k, v in options.items() if k not in LearnerOptions.__annotations__}
         by_task = variant == "R3"
         super().__init__(
             module,
             loss,
             adaptation=SGD(inner_lr, inner_steps),
-            metagrad=meta.FirstOrder() if by_task else meta.GSL(variant=variant, **options),
-            aggregation=GslWeights(**options) if by_task else Mean(),
-            optimizer=optimizer,
-            engine=engine,
-            fuse=fuse,
-            autocast=autocast,
-            checkpoint=checkpoint,
+            metagrad=meta.FirstOrder() if by_task else meta.GSL(variant=variant, **rule),
+            aggregation=GslWeights(**rule) if by_task else Mean(),
+            **{k: v for k, v in options.items() if k not in rule},
         )
 
 
-METHODS: dict[str, Callable[..., MetaLearner]] = {
-    "fomaml": FOMAML,
-    "gsl": GSL,
-    "maml": MAML,
-    "reptile": Reptile,
+class Words(NamedTuple):
+    """A method: one word for each room, keys of its registry.
+
+    Attributes:
+        adaptation: of :data:`fastmeta.adaptation.ADAPTATIONS`.
+        metagrad: of :data:`fastmeta.metagrad.METAGRADS`.
+        aggregation: of :data:`fastmeta.aggregation.AGGREGATIONS`.
+    """
+
+    adaptation: str = "sgd"
+    metagrad: str = "exact"
+    aggregation: str = "mean"
+
+
+METHODS: dict[str, Words] = {
+    "fomaml": Words(metagrad="first-order"),
+    "gradient-agreement": Words(metagrad="first-order", aggregation="agreement"),
+    "gradient-agreement-reptile": Words(metagrad="reptile", aggregation="agreement"),
+    "gsl": Words(metagrad="gsl"),
+    "maml": Words(),
+    "meta-sgd": Words(adaptation="meta-sgd"),
+    "reptile": Words(metagrad="reptile"),
 }
 
 
-def build(method: str, module: nn.Module, loss: Loss, **options: Any) -> MetaLearner:
-    """The learner a configuration names.
+def build(
+    method: str,
+    module: nn.Module,
+    loss: Loss,
+    *,
+    inner_lr: float,
+    inner_steps: int = 1,
+    adaptation: str | None = None,
+    metagrad: str | None = None,
+    aggregation: str | None = None,
+    adaptation_options: Mapping[str, Any] | None = None,
+    metagrad_options: Mapping[str, Any] | None = None,
+    aggregation_options: Mapping[str, Any] | None = None,
+    **options: Unpack[LearnerOptions],
+) -> MetaLearner:
+    """The learner that words name.
 
     Args:
-        method: a key of :data:`METHODS`.
+        method: a key of :data:`METHODS`, which has a word for each room.
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
-        **options: of the method.
+        inner_lr: learning rate of the inner loop.
+        inner_steps: inner steps during meta-training.
+        adaptation: another word for room 1, a key of :data:`fastmeta.adaptation.ADAPTATIONS`.
+        metagrad: another word for room 2, a key of :data:`fastmeta.metagrad.METAGRADS`.
+        aggregation: another word for room 3, a key of :data:`fastmeta.aggregation.AGGREGATIONS`.
+        adaptation_options: further arguments of room 1.
+        metagrad_options: arguments of room 2.
+        aggregation_options: arguments of room 3.
+        **options: see :class:`MAML`.
 
     Raises:
-        ValueError: if the method is unknown.
-        TypeError: if it has no such option.
+        ValueError: if a word is unknown, or an argument's value does not suit its room.
+        TypeError: if a room has no such argument.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
-    return METHODS[method](module, loss, **options)
+    words = _find("method", METHODS, method)
+    chosen = Words(
+        adaptation or words.adaptation,
+        metagrad or words.metagrad,
+        aggregation or words.aggregation,
+    )
+    rooms: tuple[Mapping[str, Callable[..., Any]], ...] = (
+        ADAPTATIONS,
+        meta.METAGRADS,
+        AGGREGATIONS,
+    )
+    room1, room2, room3 = (
+        _find(name, room, word)
+        for name, room, word in zip(Words._fields, rooms, chosen, strict=True)
+    )
+    return MetaLearner(
+        module,
+        loss,
+        adaptation=room1(lr=inner_lr, steps=inner_steps, **(adaptation_options or {})),
+        metagrad=room2(**(metagrad_options or {})),
+        aggregation=room3(**(aggregation_options or {})),
+        **options,
+    )
+
+
+def _find(kind: str, known: Mapping[str, Room], word: str) -> Room:
+    if word not in known:
+        raise ValueError(f"unknown {kind} {word!r}; expected one of {', '.join(known)}.")
+    return known[word]

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
+from fastmeta.adaptation import ADAPTATIONS
+from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.data import DATASETS
 from fastmeta.learners import METHODS
+from fastmeta.metagrad import METAGRADS
 from fastmeta.models import Downsample
 from fastmeta.train.defaults import defaults_for
 from fastmeta.train.errors import ConfigError
 from fastmeta.train.options import checked, did_you_mean, option
 
 SINE = "sine"
-TABLES = ("data_options", "method_options")
+TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation_options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,12 @@ class TrainConfig:
     data_options: Mapping[str, Any] = option("options of the data set's loader", default={})
 
     method: str = option("meta-learning method", default="gsl", choices=tuple(METHODS))
-    method_options: Mapping[str, Any] = option("options of the method", default={})
+    adaptation: str = option("room 1, the inner loop", choices=tuple(ADAPTATIONS))
+    metagrad: str = option("room 2, the meta-gradient of a task", choices=tuple(METAGRADS))
+    aggregation: str = option("room 3, the weights of the tasks", choices=tuple(AGGREGATIONS))
+    adaptation_options: Mapping[str, Any] = option("options of room 1", default={})
+    metagrad_options: Mapping[str, Any] = option("options of room 2", default={})
+    aggregation_options: Mapping[str, Any] = option("options of room 3", default={})
     ways: int = option("classes a task (1 for sine)", least=1)
     shots: int = option("support examples a class", least=1)
     queries: int = option("query examples a class in training", least=1)
@@ -135,8 +143,8 @@ def check_names(options: Mapping[str, Any], where: str) -> None:
 def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     """The configuration of several sources of options, such as a file and flags.
 
-    Later sources win; the tables ``data_options`` and ``method_options`` are merged. What none
-    names has the default for its data set and method (:mod:`fastmeta.train.defaults`).
+    Later sources win; the tables of options are merged. What none names has the default for its
+    data set and method (:mod:`fastmeta.train.defaults`).
 
     Raises:
         ConfigError: if an option is unknown, has the wrong type or value, or does not fit others.

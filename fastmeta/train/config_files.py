@@ -16,7 +16,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The options in a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file.
 
     Args:
-        path: of the file; ``[method_options]`` and ``[data_options]`` are tables in it.
+        path: of the file; ``[data_options]`` and those of the rooms are tables in it.
 
     Raises:
         ConfigError: if the file is missing or broken, of another kind, or has an unknown option.

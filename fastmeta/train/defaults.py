@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastmeta.learners import METHODS, Words
+
 _IMAGES: dict[str, Any] = {
     "ways": 5,
     "shots": 1,
@@ -62,6 +64,7 @@ _DATASETS: dict[str, dict[str, Any]] = {
 
 # With one inner step Reptile is joint training (Nichol et al. 2018, section 3).
 _METHODS: dict[str, dict[str, Any]] = {
+    "gradient-agreement-reptile": {"inner_steps": 5},
     "reptile": {"inner_steps": 5},
 }
 
@@ -71,4 +74,8 @@ def defaults_for(dataset: str, method: str) -> dict[str, Any]:
 
     An unknown name is for :class:`fastmeta.train.TrainConfig` to complain about.
     """
-    return {**_DATASETS.get(dataset, _DATASETS["digits"]), **_METHODS.get(method, {})}
+    return {
+        **_DATASETS.get(dataset, _DATASETS["digits"]),
+        **METHODS.get(method, Words())._asdict(),
+        **_METHODS.get(method, {}),
+    }

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastmeta.data import EpisodeSampler, Jitter, SineTasks, TaskSource, load
 from fastmeta.info import build_info
-from fastmeta.learners import MetaLearner, build
+from fastmeta.learners import MetaLearner, Words, build
 from fastmeta.models import MLP, Conv4
 from fastmeta.train.config import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
@@ -124,6 +124,7 @@ def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
     def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return _OPTIMIZERS[config.optimizer](params, lr=config.lr)
 
+    tables = (*Words._fields, *(f"{room}_options" for room in Words._fields))
     with _explained(f"method {config.method!r}"):
         return build(
             config.method,
@@ -132,7 +133,7 @@ def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
             inner_lr=config.inner_lr,
             inner_steps=config.inner_steps,
             optimizer=optimizer,
-            **config.method_options,
+            **{name: getattr(config, name) for name in tables},
         )
 
 

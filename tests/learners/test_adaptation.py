@@ -25,6 +25,9 @@ PAIRS: dict[
 }
 
 
+NAMES = ["a", "b", "c"]
+
+
 def quartic(params: list[Tensor]) -> Tensor:
     first, _, last = params
     return (first.pow(4).sum() + (first[:2] * last).sin().sum()) / 3
@@ -63,7 +66,7 @@ RULES: dict[str, Callable[[], Adaptation]] = {
 @pytest.mark.parametrize("name", RULES)
 def test_pullback_of_an_update(name: str, idle: bool) -> None:
     rule, params, grads = RULES[name](), start(), list(start())
-    rule.bind(params)
+    rule.bind(params, NAMES)
     state = [torch.rand_like(s) for s in rule.start(params)]
     if idle:
         grads[1] = None
@@ -107,14 +110,14 @@ def test_bad_options(make: Callable[[], Adaptation], part: str) -> None:
 @pytest.mark.parametrize("per", ["element", "tensor"])
 def test_learned_rates_belong_to_one_network(per: str) -> None:
     rule, params = MetaSGD(0.1, per=per), start()
-    with pytest.raises(RuntimeError, match=r"call bind\(params\)"):
+    with pytest.raises(RuntimeError, match=r"call bind\(params, names\)"):
         rule.update(0, params, start(), [])
-    rule.bind(params)
+    rule.bind(params, NAMES)
     before = list(rule.rates)
-    rule.bind(params)
+    rule.bind(params, NAMES)
     assert all(a is b for a, b in zip(before, rule.rates, strict=True))
     with pytest.raises(ValueError, match="rates of another network"):
-        rule.bind(params[:2])
+        rule.bind(params[:2], NAMES[:2])
     grads = start()
     found, _ = rule.update(0, params, grads, [])
     expected, _ = SGD(0.1).update(0, params, grads, [])

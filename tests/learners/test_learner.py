@@ -48,7 +48,13 @@ def test_every_method_trains_every_module(method: str, name: str) -> None:
     # The whole correction (eta = 1) need not lower the loss of a linear model on one batch.
     options = {"eta": 0.3} if method == "gsl" else {}
     learner = build(
-        method, MODULES[name](), loss, inner_lr=0.1, inner_steps=2, optimizer=adam, **options
+        method,
+        MODULES[name](),
+        loss,
+        inner_lr=0.1,
+        inner_steps=2,
+        optimizer=adam,
+        metagrad_options=options,
     )
     batch = tasks(6, torch.float32)
     losses = [learner.step(batch).query_loss.mean().item() for _ in range(25)]
@@ -202,10 +208,12 @@ def test_errors_say_how_to_mend_it() -> None:
     for call in (learner.step, learner.predict):
         with pytest.raises(ValueError, match="no tasks; expected at least one"):
             call(empty)
-    with pytest.raises(ValueError, match="expected one of fomaml, gsl, maml, reptile"):
+    with pytest.raises(ValueError, match="expected one of fomaml, gradient-agreement"):
         build("mamll", mlp(), loss, inner_lr=0.1)
+    with pytest.raises(ValueError, match="unknown aggregation .meen.; expected one of agreement"):
+        build("maml", mlp(), loss, inner_lr=0.1, aggregation="meen")
     with pytest.raises(TypeError, match="etta"):
-        build("gsl", mlp(), loss, inner_lr=0.1, etta=1)
+        build("gsl", mlp(), loss, inner_lr=0.1, metagrad_options={"etta": 1})
     with pytest.raises(ValueError, match="must be positive"):
         MAML(mlp(), loss, inner_lr=0)
     with pytest.raises(ValueError, match="must not be negative"):

@@ -27,9 +27,9 @@ def fastmeta(arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_train_then_evaluate() -> None:
-    Path("run.toml").write_text("steps = 99\nmethod = 'fomaml'\n[method_options]\neta = 9.0\n")
+    Path("run.toml").write_text("steps = 99\nmethod = 'fomaml'\n[metagrad_options]\neta = 9.0\n")
     result = fastmeta(
-        f"train --config run.toml --method gsl --method-option eta=0.2 --steps 6 {SMALL}"
+        f"train --config run.toml --method gsl --metagrad-option eta=0.2 --steps 6 {SMALL}"
     )
     assert result.returncode == 0, result.stderr
     assert "gsl, 3 inner steps" in result.stdout
@@ -37,7 +37,7 @@ def test_train_then_evaluate() -> None:
     assert "over 20 tasks" in result.stdout
     assert "tasks/s" in result.stdout
     results = json.loads(Path("run/results.json").read_text())
-    assert results["config"]["method_options"] == {"eta": 0.2}
+    assert results["config"]["metagrad_options"] == {"eta": 0.2}
     assert results["steps"] == 6
     assert Path("run/curves.png").stat().st_size > 10_000
 
@@ -72,7 +72,7 @@ def test_ctrl_c_saves_and_exits_with_130() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ("train --dataset digits --method-option eta", "takes KEY=VALUE"),
+        ("train --dataset digits --metagrad-option eta", "takes KEY=VALUE"),
         ("train --dataset omniglot --data-root nowhere", "nowhere"),
         ("train --config none.toml", "none.toml: cannot be read"),
         ("train --resume none", "no such checkpoint"),

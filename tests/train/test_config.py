@@ -14,7 +14,7 @@ OPTIONS = {
     "lr": 1e-3,
     "hidden": [48],
     "plots": False,
-    "method_options": {"eta": 0.2, "variant": "R1"},
+    "metagrad_options": {"eta": 0.2, "variant": "R1"},
 }
 FILES = {
     "a.toml": """
@@ -23,7 +23,7 @@ FILES = {
         lr = 1e-3
         hidden = [48]
         plots = false
-        [method_options]
+        [metagrad_options]
         eta = 0.2
         variant = "R1"
     """,
@@ -33,10 +33,10 @@ ways: 20
 lr: 1e-3
 hidden: [48]
 plots: false
-method_options: {eta: 0.2, variant: R1}
+metagrad_options: {eta: 0.2, variant: R1}
 """,
     "a.json": """{"dataset": "omniglot", "ways": 20, "lr": 1e-3, "hidden": [48], "plots": false,
-        "method_options": {"eta": 0.2, "variant": "R1"}}""",
+        "metagrad_options": {"eta": 0.2, "variant": "R1"}}""",
 }
 
 
@@ -49,10 +49,10 @@ def test_files_of_every_kind(name: str, tmp_path: Path) -> None:
 
 
 def test_flags_override_the_file_and_tables_are_merged() -> None:
-    config = configure(OPTIONS, {"ways": 5, "method_options": {"eta": 0.7}})
+    config = configure(OPTIONS, {"ways": 5, "metagrad_options": {"eta": 0.7}})
     assert config.ways == 5
     assert config.lr == 1e-3
-    assert config.method_options == {"eta": 0.7, "variant": "R1"}
+    assert config.metagrad_options == {"eta": 0.7, "variant": "R1"}
 
 
 def test_defaults_depend_on_data_set_and_method() -> None:
@@ -84,7 +84,7 @@ def test_it_survives_a_round_trip() -> None:
         ({"hidden": [0]}, "at least 1"),
         ({"hidden": [8, 8]}, "one number of filters"),
         ({"plots": "yes"}, "plots must be true or false"),
-        ({"method_options": [1]}, "method_options must be a table"),
+        ({"metagrad_options": [1]}, "metagrad_options must be a table"),
         ({"seed": 2**63}, "seed must be less"),
         ({"dataset": "sine", "backbone": "conv4"}, "needs backbone mlp"),
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd"),
