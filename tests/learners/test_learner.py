@@ -210,7 +210,7 @@ def test_errors_say_how_to_mend_it() -> None:
             call(empty)
     with pytest.raises(ValueError, match="expected one of fomaml, gradient-agreement"):
         build("mamll", mlp(), loss, inner_lr=0.1)
-    with pytest.raises(ValueError, match="unknown aggregation .meen.; expected one of agreement"):
+    with pytest.raises(ValueError, match=r"unknown aggregation .meen.; expected one of agreement"):
         build("maml", mlp(), loss, inner_lr=0.1, aggregation="meen")
     with pytest.raises(TypeError, match="etta"):
         build("gsl", mlp(), loss, inner_lr=0.1, metagrad_options={"etta": 1})
