@@ -56,6 +56,7 @@ class TrainConfig:
     inner_lr: float = option("learning rate of the inner loop", above=0)
     inner_steps: int = option("inner steps in training", least=0)
     eval_inner_steps: int = option("inner steps in validation and test", least=0)
+    untrained: bool = option("test the network without meta-training, too", default=True)
     untrained_inner_steps: int = option(
         "inner steps of a second test of the network without meta-training; 0 for none",
         least=0,

@@ -22,7 +22,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ConfigError: if the file is missing or broken, of another kind, or has an unknown option.
         MissingPackageError: if it is YAML and PyYAML is missing.
     """
-    path = Path(path).expanduser()
+    options = read_table(Path(path).expanduser())
+    check_names(options, str(path))
+    return options
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The content of such a file, whatever its names; raises as :func:`read_config`."""
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise ConfigError(f"{path}: expected a {', '.join(_PARSERS)} file.")
@@ -38,8 +44,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         options = {}
     if not isinstance(options, dict):
         raise ConfigError(f"{path}: expected a table of options; got {type(options).__name__}.")
-    check_names({str(name): value for name, value in options.items()}, str(path))
-    return options
+    return {str(name): value for name, value in options.items()}
 
 
 class _SyntaxError(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,26 @@ PICTURE_NAME = "curves.png"
 # What may change when a run continues: none of it changes the steps already taken.
 _MAY_CHANGE = {
     *("steps", "device", "threads", "data_root", "plots"),
-    *("val_every", "val_tasks", "test_tasks", "eval_inner_steps", "untrained_inner_steps"),
+    *("val_every", "val_tasks", "test_tasks", "eval_inner_steps"),
+    *("untrained", "untrained_inner_steps"),
     *("log", "log_every", "checkpoint_every", "keep"),
 }
 
 
-def train(config: TrainConfig) -> dict[str, Any] | None:
+def never() -> bool:
+    """Nothing but Ctrl-C stops a run."""
+    return False
+
+
+def train(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, Any] | None:
     """Runs a configuration in a new folder.
 
+    Args:
+        config: what to run.
+        stop: asked after each meta-step; true saves the run and ends it.
+
     Returns:
-        The results, as in ``results.json``, or ``None`` after Ctrl-C: the run is saved then.
+        The results, as in ``results.json``, or ``None`` if it was stopped (as Ctrl-C does).
 
     Raises:
         ConfigError: if the folder holds a run already, or the data or device cannot be had.
@@ -50,15 +60,18 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     folder = _folder(config)
     if checkpoints(folder) or (folder / RESULTS_NAME).exists():
         raise ConfigError(f"{folder} holds a run; continue it with --resume, or name another out.")
-    return _run(config, folder, None)
+    return _run(config, folder, None, stop)
 
 
-def resume(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+def resume(
+    path: str | Path, changes: Mapping[str, Any], stop: Callable[[], bool] = never
+) -> dict[str, Any] | None:
     """Continues a run exactly where its newest checkpoint is.
 
     Args:
         path: the run's folder, or its newest checkpoint.
         changes: options that differ from the run's, such as a greater ``steps``.
+        stop: see :func:`train`.
 
     Returns:
         As :func:`train`.
@@ -79,7 +92,7 @@ def resume(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any] | Non
             )
     if config.steps < content["step"]:
         raise ConfigError(f"the run has {content['step']} steps already; got steps {config.steps}.")
-    return _run(config, checkpoint.parent, content)
+    return _run(config, checkpoint.parent, content, stop)
 
 
 def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +129,9 @@ def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _run(config: TrainConfig, folder: Path, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+def _run(
+    config: TrainConfig, folder: Path, saved: dict[str, Any] | None, stop: Callable[[], bool]
+) -> dict[str, Any] | None:
     _check_packages(config)
     device = _prepare(config)
     metric = metric_of(config)
@@ -132,7 +147,7 @@ def _run(config: TrainConfig, folder: Path, saved: dict[str, Any] | None) -> dic
             for log in open_logs(config.log, folder, metric.name, trainer.history)
         ]
         interrupt = stack.enter_context(GracefulInterrupt())
-        if not trainer.fit(lambda: interrupt.requested):
+        if not trainer.fit(lambda: interrupt.requested or stop()):
             return None
     return _finish(trainer, tasks["test"], device)
 
@@ -155,7 +170,7 @@ def _finish(trainer: Trainer, test: TaskSource, device: torch.device) -> dict[st
         "best_step": trainer.best.step,
         "val": _estimate(trainer.best.val, config.eval_inner_steps),
         "test": _test(config, learner, test, metric, config.eval_inner_steps),
-        **_untrained(config, test, metric, device),
+        **(_untrained(config, test, metric, device) if config.untrained else {}),
         "config": config.to_dict(),
     }
     write_json(trainer.folder / RESULTS_NAME, results)

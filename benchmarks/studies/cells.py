@@ -1,0 +1,166 @@
+"""Cells of a table: each is run once, continues where it was cut off, and is a row of a CSV."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastmeta
+from fastmeta.train import ConfigError, DivergedError, TrainConfig, evaluate_run, resume, train
+from fastmeta.train.checkpoint import checkpoints
+from fastmeta.train.files import write_atomic
+from studies.plan import PLACE, Cell, Table, config_of
+
+COLUMNS = (
+    *("row", "seed", "status", "metric", "mean", "ci95", "tasks", "inner_steps", "steps"),
+    *("best_step", "val", "seconds", "config", "fastmeta", "torch", "date"),
+)
+
+
+class Results:
+    """The CSV of a table's finished cells, shared by processes.
+
+    Args:
+        path: of the file; it need not exist.
+        order: of the rows.
+    """
+
+    def __init__(self, path: Path, order: list[str]) -> None:
+        self.path = path
+        self._order = order
+
+    def read(self) -> dict[tuple[str, int], dict[str, str]]:
+        """The finished cells by row and seed."""
+        if not self.path.exists():
+            return {}
+        with self.path.open(newline="") as file:
+            return {(r["row"], int(r["seed"])): r for r in csv.DictReader(file)}
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Adds a cell; another process may do so at the same moment."""
+        with _locked(self.path.with_suffix(".lock")):
+            known = self.read()
+            known[found["row"], found["seed"]] = found
+            places = {name: i for i, name in enumerate(self._order)}
+            ordered = sorted(known, key=lambda k: (places.get(k[0], len(places)), k))
+            text = io.StringIO()
+            table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(known[key] for key in ordered)
+            write_atomic(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+def run_cell(
+    table: Table, cell: Cell, runs: Path, stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Runs one cell, from its last checkpoint if there is one.
+
+    Args:
+        table: of the cell.
+        cell: which.
+        runs: the folder of the table's runs.
+        stop: asked after each meta-step; true ends the cell there, with a checkpoint.
+
+    Returns:
+        Its row of the CSV, or ``None`` if it was stopped, is being run by another process, or tests
+        a run that is not finished.
+    """
+    folder = runs / f"{cell.row.of or cell.row.name}-seed{cell.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder / ".lock", wait=False):
+            results = _tested(cell, folder) if cell.row.of else _trained(cell, folder, stop)
+    except BlockingIOError:
+        return None
+    except DivergedError as error:
+        print(f"{cell.row.name}, seed {cell.seed}: {error}", flush=True)
+        results = {"status": "diverged"}
+    return None if results is None else {**_stamp(table, cell, folder), **results}
+
+
+def _trained(cell: Cell, folder: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
+    finished = folder / "results.json"
+    if finished.exists():
+        results = json.loads(finished.read_text())
+    elif checkpoints(folder):
+        results = resume(folder, {}, stop)
+    else:
+        results = train(config_of(cell, folder), stop)
+    if results is None:
+        return None
+    chosen = {name: results[name] for name in ("metric", "steps", "best_step", "seconds")}
+    return {**chosen, "val": f"{results['val']['mean']:.5g}", **_score(results["test"])}
+
+
+def _tested(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    if not (folder / "results.json").exists():
+        return None
+    results = evaluate_run(folder, cell.row.options)
+    return {"metric": results["metric"], "best_step": results["step"], **_score(results["test"])}
+
+
+def _score(test: dict[str, Any]) -> dict[str, Any]:
+    numbers = {"mean": f"{test['mean']:.5g}", "ci95": f"{test['ci95']:.2g}"}
+    return {**numbers, "tasks": test["tasks"], "inner_steps": test["inner_steps"]}
+
+
+def _stamp(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
+    return {
+        "row": cell.row.name,
+        "seed": cell.seed,
+        "status": "ok",
+        "config": fingerprint(table, cell),
+        "fastmeta": fastmeta.build_info().version,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def fingerprint(table: Table, cell: Cell) -> str:
+    """A short name of all options that decide a cell's result, the same in every process.
+
+    Options at their default have no part in it: a later version may have more of them.
+    """
+    trained = Cell(table.rows[cell.row.of], cell.seed) if cell.row.of else cell
+    usual = {item.name: item.default for item in fields(TrainConfig)}
+    kept = {
+        name: value
+        for name, value in config_of(trained, Path()).to_dict().items()
+        if name not in PLACE and value and value != usual[name]
+    }
+    if cell.row.of:
+        kept["tested with"] = dict(cell.row.options)
+    return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
+
+
+def check_same(table: Table, cell: Cell, row: dict[str, str]) -> None:
+    """Makes sure that a finished cell was run with the options that the table has now.
+
+    Raises:
+        ConfigError: if they were others.
+    """
+    now = fingerprint(table, cell)
+    if row["config"] != now:
+        raise ConfigError(
+            f"row {cell.row.name}, seed {cell.seed} was measured with other options (fingerprint "
+            f"{row['config']}, now {now}). Remove its line and its run to measure it anew."
+        )
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield

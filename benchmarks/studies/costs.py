@@ -1,0 +1,73 @@
+"""What a method's meta-step costs: time beside the others, peak memory, cosine to the exact one."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from measure import interleaved
+from memory import peak_bytes
+
+from fastmeta.learners import MetaLearner
+from fastmeta.tasks import TaskBatch
+from fastmeta.train.checkpoint import BEST, load_checkpoint
+from fastmeta.train.setup import build_learner, build_module, find_device, task_source
+from studies.plan import Cell, Row, Table, config_of
+
+COLUMNS = ("row", "milliseconds", "low", "high", "megabytes", "cosine", "threads", "torch", "date")
+_BATCHES = 3
+
+
+def measure_costs(table: Table, runs: Path, path: Path, seconds: float) -> None:
+    """Writes the costs of all rows that train, measured in one process, to a CSV.
+
+    Each learner has the state of its first seed's best checkpoint, if there is one.
+
+    Args:
+        table: whose rows.
+        runs: the folder of the table's runs.
+        path: of the CSV.
+        seconds: to time a row.
+    """
+    steps, rows = {}, {}
+    for row in table.rows.values():
+        if row.of is None:
+            learner, batches = _prepared(row, runs)
+            steps[row.name] = _step(learner, batches)
+            memory = peak_bytes(steps[row.name])
+            rows[row.name] = {"row": row.name, "megabytes": f"{memory / 1e6:.3f}"}
+    timings = interleaved(steps, seconds * len(steps))
+    for name, timing in timings.items():
+        rows[name] |= {
+            "milliseconds": f"{timing.median * 1e3:.2f}",
+            "low": f"{timing.low * 1e3:.2f}",
+            "high": f"{timing.high * 1e3:.2f}",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
+
+
+def _prepared(row: Row, runs: Path) -> tuple[MetaLearner, list[TaskBatch]]:
+    seed = row.seeds[0]
+    folder = runs / f"{row.name}-seed{seed}"
+    config = config_of(Cell(row, seed), folder)
+    device = find_device(config.device)
+    source = task_source(config, "train", device)
+    learner = build_learner(config, build_module(config, source, device))
+    if (folder / BEST).exists():
+        learner.load_state_dict(load_checkpoint(folder / BEST, device)["learner"])
+    return learner, [source[i] for i in range(_BATCHES)]
+
+
+def _step(learner: MetaLearner, batches: list[TaskBatch]) -> Callable[[], object]:
+    turn = cycle(batches)
+    return lambda: learner.step(next(turn))

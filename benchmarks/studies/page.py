@@ -1,0 +1,110 @@
+"""A table as a page: Markdown and a picture, from the CSVs of its results and costs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from studies.cells import Results
+from studies.plan import Row, Table
+
+_HEAD = ("method", "{metric}", "seeds", "time a step", "peak memory", "cos to exact", "published")
+
+
+class Score(NamedTuple):
+    """A row over its seeds.
+
+    Attributes:
+        mean: over seeds.
+        ci95: half the 95 % interval of that mean over test tasks.
+        spread: standard deviation between seeds, 0 for one seed.
+        seeds: how many.
+        metric: ``"accuracy"`` or ``"mse"``.
+    """
+
+    mean: float
+    ci95: float
+    spread: float
+    seeds: int
+    metric: str
+
+
+def write_page(table: Table, folder: Path) -> None:
+    """Writes ``NAME.md`` and ``NAME.png`` beside the CSVs in ``folder``."""
+    finished = Results(folder / f"{table.name}.csv", list(table.rows)).read()
+    costs = _read_costs(folder / f"{table.name}-costs.csv")
+    scores = {name: score for name in table.rows if (score := _score(name, finished))}
+    metric = next((score.metric for score in scores.values()), "score")
+    lines = [f"# {table.title}", "", _line([h.format(metric=metric) for h in _HEAD])]
+    lines.append(_line(["---"] * len(_HEAD)))
+    for row in table.rows.values():
+        lines.append(_line(_cells(row, scores.get(row.name), costs, table.reference)))
+    diverged = [f"{n} (seed {s})" for (n, s), r in finished.items() if r["status"] == "diverged"]
+    if diverged:
+        lines += ["", f"Diverged: {', '.join(diverged)}."]
+    lines += ["", f"![{table.title}]({table.name}.png)", "", table.notes.strip(), ""]
+    (folder / f"{table.name}.md").write_text("\n".join(lines))
+    if scores:
+        _draw(table, scores, folder / f"{table.name}.png")
+
+
+def _score(name: str, finished: dict[tuple[str, int], dict[str, str]]) -> Score | None:
+    found = [r for (row, _), r in finished.items() if row == name and r["status"] == "ok"]
+    if not found:
+        return None
+    means = [float(r["mean"]) for r in found]
+    # The seeds share their test tasks, so averaging them narrows nothing: the widest is honest.
+    widest = max(float(r["ci95"]) for r in found)
+    spread = statistics.stdev(means) if len(means) > 1 else 0.0
+    return Score(statistics.fmean(means), widest, spread, len(means), found[0]["metric"])
+
+
+def _cells(
+    row: Row, score: Score | None, costs: dict[str, dict[str, str]], reference: str
+) -> list[str]:
+    shown = "not run" if score is None else _show(score)
+    own, base = costs.get(row.name), costs.get(reference)
+    time = memory = cosine = ""
+    if own and base:
+        time = f"{float(own['milliseconds']) / float(base['milliseconds']):.2f}x"
+        memory = f"{float(own['megabytes']) / float(base['megabytes']):.2f}x"
+        cosine = own["cosine"]
+    seeds = "" if score is None else str(score.seeds)
+    return [row.label, shown, seeds, time, memory, cosine, row.published]
+
+
+def _show(score: Score) -> str:
+    factor, unit = (100, " %") if score.metric == "accuracy" else (1, "")
+    digits = 2 if score.metric == "accuracy" else 4
+    spread = f", sd {factor * score.spread:.{digits}f}" if score.seeds > 1 else ""
+    return f"{factor * score.mean:.{digits}f} ± {factor * score.ci95:.{digits}f}{spread}{unit}"
+
+
+def _read_costs(path: Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {r["row"]: r for r in csv.DictReader(file)}
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _draw(table: Table, scores: dict[str, Score], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.9 + 0.34 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    factor = 100 if next(iter(scores.values())).metric == "accuracy" else 1
+    for place, score in enumerate(reversed(scores.values())):
+        error = factor * math.hypot(score.ci95, score.spread)
+        axes.errorbar(factor * score.mean, place, xerr=error, fmt="o", color="#2a7f62", capsize=3)
+    axes.set_yticks(range(len(scores)), [table.rows[name].label for name in reversed(scores)])
+    axes.set_xlabel("accuracy, %" if factor == 100 else "mean squared error")
+    axes.set_title(table.title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)

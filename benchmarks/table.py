@@ -1,0 +1,73 @@
+"""Regenerates a table of results on real data: runs what is missing, measures costs, writes a page.
+
+    python benchmarks/table.py benchmarks/tables/omniglot-5w1s.toml --data ROOT
+
+A cell (a method with a seed) is a row of the CSV beside the file once it is finished, and is never
+run twice; one that was cut off continues from its last checkpoint. Several processes may work on
+one table. Costs are measured when all cells are finished, or with --costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from pathlib import Path
+
+import torch
+from studies.cells import Results, check_same, run_cell
+from studies.costs import measure_costs
+from studies.page import write_page
+from studies.plan import read_plan
+
+import fastmeta
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=Path, help="its TOML file")
+    parser.add_argument("--data", help="folder of the data sets; else FASTMETA_DATA")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--rows", nargs="+", default=[], help="these rows only")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="these seeds only")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--costs", action="store_true", help="measure costs (again)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    fastmeta.keep_freed_memory()
+    table = read_plan(args.table, {} if args.data is None else {"data_root": args.data})
+    folder, runs = args.table.parent, args.runs / table.name
+    results = Results(folder / f"{table.name}.csv", list(table.rows))
+    end = time.monotonic() + 60 * args.minutes
+    stopped = _Stop()
+    for cell in table.cells(args.rows, args.seeds):
+        done = results.read().get((cell.row.name, cell.seed))
+        if done:
+            check_same(table, cell, done)
+        elif not stopped.asked and time.monotonic() < end:
+            print(f"{table.name}: {cell.row.name}, seed {cell.seed}", flush=True)
+            found = run_cell(table, cell, runs, lambda: stopped.asked or time.monotonic() > end)
+            if found:
+                results.add(found)
+                print({k: found[k] for k in ("status", "mean", "ci95") if k in found}, flush=True)
+    costs = folder / f"{table.name}-costs.csv"
+    complete = len(results.read()) >= len(table.cells())
+    if args.costs or (complete and not costs.exists()):
+        measure_costs(table, runs, costs, seconds=6.0)
+    write_page(table, folder)
+
+
+class _Stop:
+    """Whether a signal asked to stop after the current meta-step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+if __name__ == "__main__":
+    main()

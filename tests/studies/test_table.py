@@ -1,0 +1,148 @@
+"""A table's runner: every cell once, continued where it was cut off, shown with what is known."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from studies.cells import Results, check_same, fingerprint, run_cell
+from studies.costs import measure_costs
+from studies.page import write_page
+from studies.plan import read_plan
+
+from fastmeta.train import ConfigError
+
+FILE = """
+title = "Sine"
+reference = "fomaml"
+seeds = [0, 1]
+notes = "Of a test."
+
+[base]
+dataset = "sine"
+steps = 6
+meta_batch = 2
+hidden = [5]
+val_every = 3
+val_tasks = 4
+test_tasks = 20
+
+[rows.fomaml]
+method = "fomaml"
+
+[rows.maml]
+method = "maml"
+label = "MAML, exact"
+published = "98 % (somebody)"
+seeds = [0]
+
+[rows.maml-long]
+of = "maml"
+eval_inner_steps = 20
+seeds = [0]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "sine.toml"
+    path.write_text(FILE)
+    return path
+
+
+def go_on() -> bool:
+    return False
+
+
+def test_cells_of_the_first_seed_come_first(plan: Path) -> None:
+    cells = [(c.row.name, c.seed) for c in read_plan(plan, {}).cells()]
+    assert cells == [("fomaml", 0), ("maml", 0), ("maml-long", 0), ("fomaml", 1)]
+
+
+def test_a_cell_that_was_cut_off_ends_as_if_it_had_not_been(plan: Path, tmp_path: Path) -> None:
+    table = read_plan(plan, {})
+    cell = table.cells(["maml"])[0]
+    whole = run_cell(table, cell, tmp_path / "whole", go_on)
+    calls = iter([False, False, True])
+    assert run_cell(table, cell, tmp_path / "cut", lambda: next(calls)) is None
+    continued = run_cell(table, cell, tmp_path / "cut", go_on)
+    assert whole is not None
+    assert continued is not None
+    clock = ("seconds",)
+    assert {k: v for k, v in whole.items() if k not in clock} == {
+        k: v for k, v in continued.items() if k not in clock
+    }
+    # Finished: read, not run again.
+    assert run_cell(table, cell, tmp_path / "cut", lambda: pytest.fail("it trains")) == continued
+
+
+def test_a_row_of_another_tests_its_run(plan: Path, tmp_path: Path) -> None:
+    table = read_plan(plan, {})
+    trained, tested = table.cells(["maml", "maml-long"])
+    assert run_cell(table, tested, tmp_path, go_on) is None
+    first = run_cell(table, trained, tmp_path, go_on)
+    second = run_cell(table, tested, tmp_path, go_on)
+    assert first is not None
+    assert second is not None
+    assert (first["inner_steps"], second["inner_steps"]) == (10, 20)
+    assert first["mean"] != second["mean"]
+
+
+def test_a_finished_cell_belongs_to_its_options(plan: Path) -> None:
+    table = read_plan(plan, {})
+    names = {(c.row.name, c.seed): fingerprint(table, c) for c in table.cells()}
+    assert len(set(names.values())) == len(names)
+    plan.write_text(FILE.replace("steps = 6", "steps = 7"))
+    changed = read_plan(plan, {})
+    for cell in changed.cells():
+        known = {"config": names[cell.row.name, cell.seed]}
+        with pytest.raises(ConfigError, match="Remove its line"):
+            check_same(changed, cell, known)
+    elsewhere = read_plan(plan, {"data_root": "elsewhere"})
+    for cell in changed.cells():
+        check_same(elsewhere, cell, {"config": fingerprint(changed, cell)})
+
+
+def test_results_keep_the_order_of_the_table(tmp_path: Path) -> None:
+    results = Results(tmp_path / "x.csv", ["b", "a"])
+    for name, seed in (("a", 1), ("b", 0), ("a", 0)):
+        results.add({"row": name, "seed": seed, "status": "ok"})
+    assert [tuple(k) for k in results.read()] == [("b", 0), ("a", 0), ("a", 1)]
+
+
+def test_page_and_costs(plan: Path, tmp_path: Path) -> None:
+    table = read_plan(plan, {})
+    results = Results(tmp_path / "sine.csv", list(table.rows))
+    write_page(table, tmp_path)
+    assert "| FOMAML | not run |" in (tmp_path / "sine.md").read_text().replace("fomaml", "FOMAML")
+    for cell in table.cells(seeds=[0]):
+        found = run_cell(table, cell, tmp_path / "runs", go_on)
+        assert found is not None
+        results.add(found)
+    measure_costs(table, tmp_path / "runs", tmp_path / "sine-costs.csv", seconds=0.01)
+    with (tmp_path / "sine-costs.csv").open() as file:
+        costs = {r["row"]: r for r in csv.DictReader(file)}
+    assert set(costs) == {"fomaml", "maml"}
+    write_page(table, tmp_path)
+    page = (tmp_path / "sine.md").read_text()
+    assert "98 % (somebody)" in page
+    assert "| 1.00x | 1.00x |" in page
+    assert "Of a test." in page
+    assert (tmp_path / "sine.png").stat().st_size > 1000
+
+
+def test_errors_name_the_row(plan: Path) -> None:
+    plan.write_text(FILE.replace('of = "maml"', 'of = "mamml"'))
+    with pytest.raises(ConfigError, match="mamml"):
+        read_plan(plan, {})
+    plan.write_text(FILE.replace("eval_inner_steps", "eval_inner_stepz"))
+    with pytest.raises(ConfigError, match="row maml-long: unknown option"):
+        read_plan(plan, {})
+
+
+def test_the_tables_of_the_house_are_readable() -> None:
+    folder = Path(sys.modules["studies"].__file__ or "").parents[1] / "tables"
+    for path in sorted(folder.glob("*.toml")):
+        assert read_plan(path, {}).cells()
