@@ -70,7 +70,7 @@ def _cells(
     time = memory = cosine = ""
     if own and base:
         time = f"{float(own['milliseconds']) / float(base['milliseconds']):.2f}x"
-        memory = f"{float(own['megabytes']) / float(base['megabytes']):.2f}x"
+        memory = f"{float(own['megabytes']):.3g} MB"
         cosine = own["cosine"]
     seeds = "" if score is None else str(score.seeds)
     return [row.label, shown, seeds, time, memory, cosine, row.published]
