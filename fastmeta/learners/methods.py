@@ -160,7 +160,7 @@ class Words(NamedTuple):
 
 METHODS: dict[str, Words] = {
     "fomaml": Words(metagrad="first-order"),
-    "gradient-agreement": Words(metagrad="first-order", aggregation="agreement"),
+    "gradient-agreement": Words(aggregation="agreement"),
     "gradient-agreement-reptile": Words(metagrad="reptile", aggregation="agreement"),
     "gsl": Words(metagrad="gsl"),
     "maml": Words(),
