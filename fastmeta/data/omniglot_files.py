@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmeta.data.cache import Arrays, cached
-from fastmeta.data.errors import DataError, data_error, missing_package
+from fastmeta.data.archives import open_zip
+from fastmeta.data.cache import Arrays, cached, fingerprint, place
+from fastmeta.data.errors import DataError, data_error
+from fastmeta.data.images import pillow
 
 SIDE = 105  # pixels of an original drawing
 SOURCE = "Download it again from https://github.com/brendenlake/omniglot."
@@ -46,22 +44,12 @@ def read_part(folder: Path, part: str, image_size: int, *, use_cache: bool) -> A
         )
     if not use_cache:
         return _decode_all(source, part, image_size)
-    place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    key = f"{_VERSION}|{image_size}|{_fingerprint(source)}"
+    files = sorted(source.glob("*/*/*.png")) if source.is_dir() else [source]
     return cached(
-        f"omniglot-{part}-{image_size}-{place}",
-        key,
+        f"omniglot-{part}-{image_size}-{place(source)}",
+        f"{_VERSION}|{image_size}|{fingerprint(files)}",
         lambda: _decode_all(source, part, image_size),
     )
-
-
-def _fingerprint(source: Path) -> str:
-    files = sorted(source.glob("*/*/*.png")) if source.is_dir() else [source]
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _decode_all(source: Path, part: str, image_size: int) -> Arrays:
@@ -89,24 +77,16 @@ def _folder_files(folder: Path) -> dict[str, bytes]:
 
 def _zip_files(path: Path, part: str) -> dict[str, bytes]:
     files = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                parts = PurePosixPath(member).parts
-                if len(parts) == 4 and parts[0] == part and member.endswith(".png"):
-                    files["/".join(parts[1:])] = archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise data_error(
-            path,
-            expected="a whole zip archive",
-            found=f"a broken or truncated one of {path.stat().st_size} bytes ({error})",
-            mend=SOURCE,
-        ) from error
+    with open_zip(path, SOURCE) as archive:
+        for member in archive.namelist():
+            parts = PurePosixPath(member).parts
+            if len(parts) == 4 and parts[0] == part and member.endswith(".png"):
+                files["/".join(parts[1:])] = archive.read(member)
     return files
 
 
 def _decode(where: str, content: bytes, image_size: int) -> NDArray[np.uint8]:
-    image_module = _pillow()
+    image_module = pillow()
     try:
         # Decoding alone ignores checksums; verifying uses the image up.
         with image_module.open(io.BytesIO(content)) as drawing:
@@ -130,11 +110,3 @@ def _decode(where: str, content: bytes, image_size: int) -> NDArray[np.uint8]:
         ) from error
     # Ink is 0 on 255 in the files.
     return 255 - np.asarray(grey, dtype=np.uint8)
-
-
-def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise missing_package("Pillow", "Decoding PNG images") from error
-    return Image
