@@ -1,0 +1,163 @@
+"""Pickles of arrays and plain containers, read without running anything they ask for."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fastmeta.data.errors import data_error
+
+
+def read_pickle(file: IO[bytes], where: Path | str, mend: str) -> dict[str, Any]:
+    """The dictionary in a pickle of Python 2 or 3, of any protocol.
+
+    A pickle is a program: it may call any function by name, and so ``pickle.load`` of a foreign
+    file can do anything. Here the few names that arrays of numbers need stand for functions of
+    this module, and any other name ends the reading.
+
+    Args:
+        file: open at the start of the pickle.
+        where: its name, for messages.
+        mend: how to get a good one.
+
+    Returns:
+        The dictionary with texts as keys. Values are ``None``, numbers, texts, arrays of numbers,
+        and lists, tuples and dictionaries of these; texts of Python 2 are bytes (see :func:`text`).
+
+    Raises:
+        DataError: if the pickle asks for another name, or is truncated or corrupt, or is not of a
+            dictionary.
+    """
+    try:
+        # The texts of Python 2, and with them the contents of its arrays, as bytes.
+        content = _Unpickler(file, encoding="bytes").load()
+    except _RefusedError as error:
+        raise data_error(
+            where,
+            expected="a pickle of arrays and plain containers",
+            found=f"one that asks for {error}",
+            mend=f"Nothing of it was run. {mend}",
+        ) from error
+    except Exception as error:  # a broken pickle may raise anything, says its documentation
+        raise data_error(
+            where,
+            expected="a whole pickle",
+            found=f"a broken or truncated one ({type(error).__name__}: {error})",
+            mend=mend,
+        ) from error
+    if not isinstance(content, dict):
+        raise data_error(
+            where, expected="a dictionary", found=f"a {type(content).__name__}", mend=mend
+        )
+    return {text(key): _plain(value) for key, value in content.items()}
+
+
+def text(value: object) -> str:
+    """A text of either Python."""
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, _Array) else value
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """The message is the name that was asked for."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # numpy 2 moved what it had in numpy.core.
+        known = (module.replace("numpy._core", "numpy.core"), name)
+        if known not in _NAMES:
+            raise _RefusedError(f"{module}.{name}")
+        return _NAMES[known]
+
+
+class _Dtype:
+    """A data type of numbers, instead of ``numpy.dtype``."""
+
+    __slots__ = ("_code", "_order")
+
+    def __init__(self, code: object, align: object = None, copy: object = None) -> None:
+        self._code, self._order = text(code), "|"
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", self._code):
+            raise pickle.UnpicklingError(f"dtype {self._code!r} is not of numbers")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order, *parts = state[1:5]
+        if text(order) not in ("|", "<", ">", "=") or parts != [None] * 3:
+            raise pickle.UnpicklingError("dtype has parts")
+        self._order = text(order)
+
+    def fitting(self, shape: object, raw: object) -> np.dtype[Any]:
+        """The data type for numpy, which takes it on trust that ``raw`` has an array's size."""
+        dtype = np.dtype(self._order + self._code)
+        if (
+            not isinstance(shape, tuple)
+            or not all(isinstance(side, int) and side >= 0 for side in shape)
+            or not isinstance(raw, bytes | bytearray)
+            or len(raw) != math.prod(shape) * dtype.itemsize
+        ):
+            raise pickle.UnpicklingError(f"contents do not fit shape {shape}")
+        return dtype
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An empty array, which the next thing in the pickle fills."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        trusted: Any = (1, shape, dtype.fitting(shape, raw), bool(fortran), raw)
+        super().__setstate__(trusted)
+
+
+class _Callable:
+    """What a name stands for: can be called, but not changed by the pickle."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("a function has no state")
+
+
+def _reconstruct(*_: object) -> object:
+    return _Array(0)
+
+
+def _frombuffer(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> object:
+    flat = np.frombuffer(raw, dtype.fitting(shape, raw))
+    return flat.reshape(shape, order=order).view(_Array)
+
+
+def _scalar(dtype: _Dtype, raw: Any) -> Any:
+    return np.frombuffer(raw, dtype.fitting((), raw)).item()
+
+
+def _encode(value: str, encoding: str) -> bytes:
+    """Bytes, as Python 3 writes them for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes encoded by {encoding!r}")
+    return value.encode("latin1")
+
+
+_NAMES: dict[tuple[str, str], object] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Callable(_reconstruct),
+    ("numpy.core.multiarray", "scalar"): _Callable(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): _Callable(_frombuffer),
+    ("numpy", "ndarray"): None,  # only ever given to _reconstruct
+    ("numpy", "dtype"): _Callable(_Dtype),
+    ("_codecs", "encode"): _Callable(_encode),
+}
