@@ -59,6 +59,10 @@ def load_mnist(
     classes are hence the same picture under two names, but no validation or test classes are. For
     Fashion-MNIST they are trouser and ankle boot for test, dress for validation.
 
+    That is 8 validation and 16 test classes. For 20 ways hold out three digits each,
+    ``val_classes=(2, 5, 9), test_classes=(3, 4, 7)``: 24, 24 and for training 32 classes. Of the
+    other digits these three look least like their own and each other's turns.
+
     "train" and "val" read the files of 60,000 images and "test" that of 10,000, whose MNIST digits
     are of other writers. The images of all classes are materialised: 263 MB for "train"; reduce
     this with ``examples_per_class``.

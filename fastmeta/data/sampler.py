@@ -96,7 +96,8 @@ def _check_enough(
     if not 1 <= ways <= dataset.num_classes:
         raise ValueError(
             f"ways must be at least 1 and at most the number of classes, {dataset.num_classes}; "
-            f"got {ways}. Ask for fewer ways, or make more classes with rotations or inversion."
+            f"got {ways}. Ask for fewer ways, or make more classes: with rotations or inversion, "
+            "or by another split."
         )
     smallest = int(counts.argmin())
     if shots + queries > counts[smallest]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fastmeta.data import DataError, load_mnist
+from fastmeta.data import DataError, EpisodeSampler, load_mnist
 from fastmeta.data.idx import read_idx
 
 WriteIdx = Callable[[Path, NDArray[np.uint8]], Path]
@@ -106,6 +106,18 @@ def test_other_classes_may_be_held_out(root: Path) -> None:
         load_mnist(root, "train", val_classes=[1], test_classes=[1])
     with pytest.raises(ValueError, match="'val' has no class"):
         load_mnist(root, "val", val_classes=[])
+
+
+def test_three_digits_held_out_make_20_ways_possible(root: Path) -> None:
+    options = {"val_classes": (2, 5, 9), "test_classes": (3, 4, 7)}
+    datasets = [load_mnist(root, split, **options) for split in ("train", "val", "test")]
+    assert [dataset.num_classes for dataset in datasets] == [32, 24, 24]
+    digits = [{name.partition("/")[0] for name in dataset.class_names} for dataset in datasets]
+    assert sorted(set.union(*digits)) == list("0123456789")
+    for dataset in datasets:
+        assert EpisodeSampler(dataset, 20, 1, 2, tasks=1)[0].query_y.unique().numel() == 20
+    with pytest.raises(ValueError, match=r"number of classes, 16; got 20.*another split"):
+        EpisodeSampler(load_mnist(root, "test"), 20, 1, 2, tasks=1)
 
 
 def test_examples_can_be_limited(root: Path) -> None:
