@@ -52,6 +52,7 @@ class TrainConfig:
     jitter_shift: float = option("largest random shift of training images, in pixels", least=0)
     jitter_degrees: float = option("largest random turn of training images", least=0)
     jitter_zoom: float = option("largest random zoom of training images, as a logarithm", least=0)
+    jitter_flip: float = option("probability that a training image is mirrored", least=0)
 
     inner_lr: float = option("learning rate of the inner loop", above=0)
     inner_steps: int = option("inner steps in training", least=0)

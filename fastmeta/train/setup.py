@@ -73,7 +73,9 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
             sine = partial(SineTasks, tasks, config.shots, queries, seed, device=device)
             return sine(**config.data_options)
         dataset = load(config.dataset, split, config.data_root, **config.data_options)
-        jitter = Jitter(config.jitter_shift, config.jitter_degrees, config.jitter_zoom)
+        jitter = Jitter(
+            config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip
+        )
         return EpisodeSampler(
             dataset,
             config.ways,

@@ -49,9 +49,31 @@ def test_the_border_is_repeated() -> None:
     torch.testing.assert_close(Jitter(3, 45, 0.5).apply(images, Draws(7, 8)), images)
 
 
+def test_flips_are_mirror_images_as_often_as_asked() -> None:
+    images = torch.rand(3, 1000, 3, 6, 5)
+    flipped = Jitter(flip=0.3).apply(images, Draws(9, 1))
+    mirrored = (flipped == images.flip(-1)).flatten(2).all(2)
+    assert torch.equal(mirrored, (flipped != images).flatten(2).any(2))
+    assert abs(mirrored.float().mean() - 0.3) < 5 * (0.3 * 0.7 / 3000) ** 0.5
+    assert torch.equal(Jitter(flip=1).apply(images, Draws(9, 1)), images.flip(-1))
+
+
+def test_a_flip_leaves_the_other_moves_as_they_are() -> None:
+    images = torch.rand(20, 3, 84, 84)
+    moved = Jitter(3, 10, 0.2).apply(images.flip(-1), Draws(1, 5))
+    assert torch.equal(Jitter(3, 10, 0.2, flip=1).apply(images, Draws(1, 5)), moved)
+
+
+def test_channels_move_together() -> None:
+    images = torch.rand(20, 1, 84, 84).expand(-1, 3, -1, -1)
+    moved = Jitter(3, 10, 0.2, 0.5).apply(images, Draws(2, 5))
+    assert torch.equal(moved, moved[:, :1].expand_as(moved))
+
+
 def test_none_changes_nothing() -> None:
     images = torch.rand(3, 4, 1, 9, 9)
     assert not Jitter()
+    assert Jitter(flip=0.1)
     torch.testing.assert_close(Jitter().apply(images, Draws(1, 1)), images)
 
 
@@ -67,7 +89,12 @@ def test_each_image_moves_by_itself_and_episodes_repeat() -> None:
     assert torch.equal(sampler[5].query_y, plain[5].query_y)
 
 
-@pytest.mark.parametrize("name", ["shift", "degrees", "zoom"])
+def test_a_flip_is_a_probability() -> None:
+    with pytest.raises(ValueError, match=r"jitter's flip must be a probability; got 1\.5"):
+        Jitter(flip=1.5)
+
+
+@pytest.mark.parametrize("name", ["shift", "degrees", "zoom", "flip"])
 def test_negative_amounts_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"jitter's {name} must be at least 0; got -1"):
         Jitter(**{name: -1})
