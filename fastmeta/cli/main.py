@@ -6,12 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastmeta.allocator import keep_freed_memory
 from fastmeta.cli.arguments import given_options, make_parser
-from fastmeta.data import DATASETS
+from fastmeta.data import datasets_in
 from fastmeta.info import show_config
 from fastmeta.learners import METHODS
 from fastmeta.train import UserError, configure, evaluate_run, read_config, resume, train
@@ -67,7 +66,7 @@ def _evaluate(given: argparse.Namespace) -> int:
 def _info(given: argparse.Namespace) -> int:
     show_config()
     root = given.data_root or os.environ.get("FASTMETA_DATA", "")
-    found = [name for name in DATASETS if root and (Path(root) / name).is_dir()]
+    found = datasets_in(root) if root else []
     print(f"{'methods:':<14}{', '.join(METHODS)}")
     print(f"{'data sets:':<14}{', '.join(['digits', 'sine', *found])}")
     return 0

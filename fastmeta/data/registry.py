@@ -6,33 +6,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastmeta.data.cifar import load_cifar_fs, load_fc100
+from fastmeta.data.cifar_files import ARCHIVE, FOLDER
 from fastmeta.data.classes import ClassDataset
 from fastmeta.data.digits import load_digits
 from fastmeta.data.folders import data_root
+from fastmeta.data.mini_imagenet import load_mini_imagenet
 from fastmeta.data.mnist import load_mnist
 from fastmeta.data.omniglot import load_omniglot
 
 _FROM_FILES: dict[str, Callable[..., ClassDataset]] = {
+    "cifar-fs": load_cifar_fs,
     "fashion-mnist": lambda root, split, **options: load_mnist(
         root, split, name="fashion-mnist", **options
     ),
+    "fc100": load_fc100,
+    "mini-imagenet": load_mini_imagenet,
     "mnist": load_mnist,
     "omniglot": load_omniglot,
 }
 
 DATASETS = ("digits", *_FROM_FILES)
 
+# Where the files are, if not in a folder of the data set's name.
+_PLACES = {"cifar-fs": (FOLDER, ARCHIVE), "fc100": (FOLDER, ARCHIVE)}
+
+
+def datasets_in(root: str | Path) -> list[str]:
+    """The data sets with files in ``root``."""
+    places = {name: _PLACES.get(name, (name,)) for name in _FROM_FILES}
+    return [n for n, paths in places.items() if any((Path(root) / p).exists() for p in paths)]
+
 
 def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> ClassDataset:
     """Loads a data set of images by name.
 
     Args:
-        name: one of ``DATASETS``: ``"digits"`` needs no files; ``"mnist"``, ``"fashion-mnist"``
-            and ``"omniglot"`` do.
+        name: one of ``DATASETS``, of which only ``"digits"`` needs no files.
         split: ``"train"``, ``"val"`` or ``"test"``.
         root: the folder of the data sets; by default the one the environment variable
             ``FASTMETA_DATA`` names. "digits" does not read it.
-        options: of :func:`load_digits`, :func:`load_mnist` or :func:`load_omniglot`.
+        options: of the data set's loader: :func:`load_digits`, :func:`load_mnist`,
+            :func:`load_omniglot`, :func:`load_mini_imagenet`, :func:`load_cifar_fs` or
+            :func:`load_fc100`.
 
     Raises:
         DataError: if files are missing, truncated or corrupt, or no root is known.

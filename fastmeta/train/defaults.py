@@ -26,6 +26,22 @@ _IMAGES: dict[str, Any] = {
     "hidden": (64,),
 }
 
+# A first guess: one inner step and 15 queries, as others train this network with; mirror images are
+# the only jitter. After 75 meta-steps of FOMAML on a third of mini-ImageNet inner_lr 0.05, 0.1 and
+# 0.3 had 29, 24 and 21 % (+- 2) of validation queries right.
+_PHOTOS: dict[str, Any] = {
+    **_IMAGES,
+    "queries": 15,
+    "meta_batch": 4,
+    "jitter_shift": 0.0,
+    "jitter_degrees": 0.0,
+    "jitter_zoom": 0.0,
+    "jitter_flip": 0.5,
+    "inner_lr": 0.05,
+    "steps": 10000,
+    "val_every": 500,
+}
+
 # Networks, inner learning rates and sine are those of Finn et al. 2017 (appendix A.1, their code),
 # who train Omniglot 5-way 1-shot for 60,000 meta-steps of 32 tasks and sine for 70,000 of 25. The
 # shorter runs here show the benefit in minutes; jitter makes up for many of the steps.
@@ -43,6 +59,9 @@ _DATASETS: dict[str, dict[str, Any]] = {
         "lr_schedule": "linear",
         "val_every": 1000,
     },
+    "mini-imagenet": {**_PHOTOS, "hidden": (32,)},
+    "cifar-fs": _PHOTOS,
+    "fc100": _PHOTOS,
     "sine": {
         "ways": 1,
         "shots": 10,

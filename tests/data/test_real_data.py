@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastmeta.data import ClassDataset, EpisodeSampler, load
+from fastmeta.data import ClassDataset, EpisodeSampler, datasets_in, load
+from fastmeta.data.cifar_splits import read_classes
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,37 @@ def test_episodes_of_one_character_look_alike(real_data: Path) -> None:
     assert accuracy > 0.4  # chance is 0.2: labels and images belong together
 
 
+def mini_imagenet(real_data: Path, split: str) -> ClassDataset:
+    if not (real_data / "mini-imagenet" / f"{split}.csv").is_file():
+        pytest.skip(f"FASTMETA_DATA has no mini-imagenet/{split}.csv")
+    return load("mini-imagenet", split, real_data, complete=False)
+
+
+def test_mini_imagenet_splits_share_no_class(real_data: Path) -> None:
+    # Not train: decoding it takes too long for a test.
+    datasets = [mini_imagenet(real_data, split) for split in ("val", "test")]
+    assert [dataset.num_classes for dataset in datasets] == [16, 20]
+    assert not set(datasets[0].class_names) & set(datasets[1].class_names)
+    for dataset in datasets:
+        assert len({len(rows) for rows in dataset.class_indices}) == 1
+        assert dataset.images.shape == (len(dataset), 3, 84, 84)
+        red, green, blue = dataset.images.float().mean((0, 2, 3))
+        assert 90 < blue < green < red < 140  # ImageNet's means are 104, 116 and 124
+
+
+def test_mini_imagenet_pickles_are_its_images(real_data: Path) -> None:
+    folder = real_data / "mini-imagenet" / "pickle-sample"
+    if not folder.is_dir():
+        pytest.skip("FASTMETA_DATA has no mini-imagenet/pickle-sample/")
+    listed = mini_imagenet(real_data, "test")
+    pickled = load("mini-imagenet", "test", folder, complete=False)
+    assert pickled.num_classes == 5
+    for name, rows in zip(pickled.class_names, pickled.class_indices, strict=True):
+        same = listed.images[listed.class_indices[list(listed.class_names).index(name)]]
+        known = {image.numpy().tobytes() for image in same}
+        assert all(image.numpy().tobytes() in known for image in pickled.images[rows])
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 @pytest.mark.parametrize(
     ("split", "classes", "total"), [("train", 7, 60_000), ("val", 1, 60_000), ("test", 2, 10_000)]
@@ -74,3 +108,46 @@ def test_mnist_shapes(real_data: Path, name: str, split: str, classes: int, tota
     assert dataset.images.shape[1:] == (1, 28, 28)
     assert abs(len(dataset) - total * classes / 10) < 0.02 * total
     assert dataset.images[:, :, 0, 0].float().mean() < 10  # the background is dark
+
+
+def test_modified_mnist_has_20_ways(real_data: Path) -> None:
+    if not (real_data / "mnist").is_dir():
+        pytest.skip("FASTMETA_DATA has no mnist/")
+    options = {"val_classes": (2, 5, 9), "test_classes": (3, 4, 7), "examples_per_class": 20}
+    for split in ("train", "val", "test"):
+        batch = EpisodeSampler(load("mnist", split, real_data, **options), 20, 5, 15, tasks=1)[0]
+        assert batch.query_x.shape == (1, 300, 1, 28, 28)
+
+
+CIFAR_SIZES = {"cifar-fs": (64, 16, 20), "fc100": (60, 20, 20)}
+SPLITS = ("train", "val", "test")
+
+
+@pytest.mark.parametrize("name", CIFAR_SIZES)
+def test_cifar_splits_share_no_class(real_data: Path, name: str) -> None:
+    if name not in datasets_in(real_data):
+        pytest.skip("FASTMETA_DATA has no cifar-100-python/ and no archive of it")
+    names = [load(name, split, real_data).class_names for split in SPLITS]
+    assert tuple(map(len, names)) == CIFAR_SIZES[name]
+    assert len(set().union(*names)) == 100
+
+
+@pytest.mark.parametrize("name", CIFAR_SIZES)
+def test_lists_of_cifar_share_no_class(real_data: Path, tmp_path: Path, name: str) -> None:
+    lists = real_data / "splits"
+    if not (lists / name).is_dir() or not (lists / "cifar-fs").is_dir():
+        pytest.skip(f"FASTMETA_DATA has no splits/cifar-fs/ or no splits/{name}/")
+    pairs = [
+        pair
+        for split in SPLITS
+        for pair in json.loads((lists / "cifar-fs" / f"{split}.json").read_text())
+    ]
+    names = ["/".join(pair) for pair in pairs]
+    ids = [read_classes(lists / name, split, names) for split in SPLITS]
+    assert tuple(map(len, ids)) == CIFAR_SIZES[name]
+    assert len(set().union(*ids)) == 100
+    for split, found in zip(SPLITS, ids, strict=True):
+        texts = lists / name / f"{split}.txt"
+        if texts.is_file():
+            shutil.copy(texts, tmp_path)
+            assert set(read_classes(tmp_path, split, names)) == set(found)

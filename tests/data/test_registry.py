@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastmeta.data import DATASETS, DataError, load
+from fastmeta.data import DATASETS, DataError, datasets_in, load
 
 
 @pytest.fixture
@@ -20,7 +20,22 @@ def root(tmp_path: Path, write_idx: Callable[[Path, NDArray[np.uint8]], Path]) -
 
 
 def test_names() -> None:
-    assert set(DATASETS) == {"digits", "mnist", "fashion-mnist", "omniglot"}
+    assert set(DATASETS) == {
+        *("digits", "mnist", "fashion-mnist", "omniglot"),
+        *("mini-imagenet", "cifar-fs", "fc100"),
+    }
+
+
+def test_what_is_there_is_told(root: Path) -> None:
+    assert datasets_in(root) == ["fashion-mnist", "mnist"]
+    (root / "mini-imagenet").mkdir()
+    (root / "cifar-100-python.tar.gz").touch()
+    found = ["cifar-fs", "fashion-mnist", "fc100", "mini-imagenet", "mnist"]
+    assert datasets_in(root) == found
+    (root / "cifar-100-python.tar.gz").unlink()
+    (root / "cifar-100-python").mkdir()
+    assert datasets_in(root) == found
+    assert datasets_in(root / "elsewhere") == []
 
 
 def test_options_reach_the_loader(root: Path) -> None:
@@ -38,6 +53,11 @@ def test_the_root_may_come_from_the_environment(
     assert load("mnist", "val").num_classes == 8
     with pytest.raises(DataError, match="omniglot"):
         load("omniglot", "train")
+    with pytest.raises(DataError, match="mini-imagenet/"):
+        load("mini-imagenet", "train")
+    for name in ("cifar-fs", "fc100"):
+        with pytest.raises(DataError, match="cifar-100-python/"):
+            load(name, "train")
 
 
 def test_a_missing_root_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,8 @@ def test_defaults_depend_on_data_set_and_method() -> None:
     assert configure({}).dataset == "digits"
     assert configure({"dataset": "sine"}).backbone == "mlp"
     assert configure({"dataset": "omniglot"}).backbone == "conv4"
+    assert configure({"dataset": "mini-imagenet"}).jitter_flip == 0.5
+    assert configure({"dataset": "omniglot"}).jitter_flip == 0
     one, many = (configure({"method": m}).inner_steps for m in ("gsl", "reptile"))
     assert many > one
 
