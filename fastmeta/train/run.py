@@ -155,7 +155,7 @@ def _run(
 def _finish(trainer: Trainer, test: TaskSource, device: torch.device) -> dict[str, Any]:
     config, metric, learner = trainer.config, trainer.metric, trainer.learner
     assert trainer.best is not None, "the last step validates"
-    learner.module.load_state_dict(trainer.best.module)
+    learner.load_state_dict({**learner.state_dict(), **trainer.best.learner})
     info = build_info()
     results = {
         "fastmeta": info.version,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from fastmeta.data import TaskSource
@@ -33,12 +33,12 @@ class Best:
     Attributes:
         step: meta-steps then.
         val: the validation score.
-        module: the module's state then, on the CPU.
+        learner: its state then, without the optimizer's.
     """
 
     step: int
     val: Estimate
-    module: dict[str, Tensor]
+    learner: dict[str, Any]
 
 
 class Trainer:
@@ -153,8 +153,8 @@ class Trainer:
         self._record(Record(self.step, "val", val.mean, val.ci95, seconds=self.seconds))
         improved = self.best is None or self.metric.better(val.mean, self.best.val.mean)
         if improved:
-            module = self.learner.module.state_dict()
-            self.best = Best(self.step, val, {k: v.cpu().clone() for k, v in module.items()})
+            state = {k: v for k, v in self.learner.state_dict().items() if k != "optimizer"}
+            self.best = Best(self.step, val, deepcopy(state))
             save_checkpoint(self.folder / BEST, self.state_dict())
         progress.say(
             f"step {self.step}: validation {self.metric.name} "
@@ -189,7 +189,7 @@ class Trainer:
             "scheduler": self._scheduler.state_dict(),
             "meter": self._meter.state_dict(),
             "history": [record.to_list() for record in self.history],
-            "best": None if best is None else [best.step, asdict(best.val), best.module],
+            "best": None if best is None else [best.step, asdict(best.val), best.learner],
             # Of torch's generators; tasks have their own, which are without state.
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         }
@@ -204,8 +204,8 @@ class Trainer:
         self._meter.load_state_dict(state["meter"], device)
         self.history = [Record(*row) for row in state["history"]]
         if state["best"] is not None:
-            step, val, module = state["best"]
-            self.best = Best(step, Estimate(**val), module)
+            step, val, learner = state["best"]
+            self.best = Best(step, Estimate(**val), learner)
         torch.set_rng_state(state["rng"]["cpu"])
         for i, generator in enumerate(state["rng"]["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(generator, i)

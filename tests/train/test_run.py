@@ -25,6 +25,7 @@ from fastmeta.train import (
 )
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+from fastmeta.train.metrics import Metric
 
 METHODS = ("gsl", "fomaml", "maml", "reptile")
 
@@ -158,6 +159,15 @@ def test_evaluation_repeats_the_test(sine: dict[str, Any]) -> None:
     more = evaluate_run("run/best.pt", {"test_tasks": 50, "eval_inner_steps": 3})
     assert more["test"]["tasks"] == 50
     assert more["test"]["inner_steps"] == 3
+
+
+def test_a_run_ends_with_the_learned_rates_of_its_best_step(
+    sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Metric, "better", lambda *_: False)  # the first validation stays the best
+    results = train(configure({**sine, "method": "meta-sgd"}))
+    assert results["best_step"] == 4
+    assert evaluate_run("run", {})["test"] == results["test"]
 
 
 def test_both_logs(sine: dict[str, Any]) -> None:
