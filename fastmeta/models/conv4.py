@@ -24,12 +24,16 @@ class Conv4(nn.Module):
         downsample: ``"pool"`` (2x2 max-pooling after each block) or ``"stride"``.
         batch_norm_stats: whether BatchNorm keeps running statistics for ``eval()``; without them
             it uses the batch's own always, as MAML does.
+        pool_last: whether ``features`` end with the last block's pooling and a flattening. If not,
+            ``head`` begins with them and ``features`` end with a map, on which the co-learner of
+            Shin et al. 2024 stands. Initial weights and outputs are the same.
 
     Input ``(n, in_channels, image_size, image_size)``, output ``(n, ways)``.
 
     Attributes:
         features: the four blocks and a flattening.
         head: the linear classifier.
+        map_size: channels and width of the map that the blocks end with.
 
     Raises:
         ValueError: if ``downsample`` is unknown or a size is below 1.
@@ -43,6 +47,7 @@ class Conv4(nn.Module):
         hidden: int = 64,
         downsample: Downsample = "pool",
         batch_norm_stats: bool = False,
+        pool_last: bool = True,
     ) -> None:
         super().__init__()
         if downsample not in ("pool", "stride"):
@@ -51,7 +56,7 @@ class Conv4(nn.Module):
         for name, value in {**sizes, "hidden": hidden}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")
-        blocks: list[nn.Module] = []
+        blocks: list[nn.Sequential] = []
         size, channels = image_size, in_channels
         for _ in range(4):
             halve = size >= 2
@@ -64,10 +69,19 @@ class Conv4(nn.Module):
             ]
             blocks.append(nn.Sequential(*block, *([nn.MaxPool2d(2)] if pooled else [])))
             channels = hidden
-            if halve:
-                size = size // 2 if pooled else (size + 1) // 2
-        self.features = nn.Sequential(*blocks, nn.Flatten())
-        self.head = nn.Linear(hidden * size * size, ways)
+            width = (size + 1) // 2 if strided else size
+            size = width // 2 if pooled else width
+        classifier = nn.Linear(hidden * size * size, ways)
+        self.features: nn.Sequential
+        self.head: nn.Module
+        if pool_last:
+            self.features, self.head = nn.Sequential(*blocks, nn.Flatten()), classifier
+            self.map_size = hidden, size
+        else:
+            pool = [blocks[-1].pop(-1)] if pooled else []
+            self.features = nn.Sequential(*blocks)
+            self.head = nn.Sequential(*pool, nn.Flatten(), classifier)
+            self.map_size = hidden, width
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(n, ways)`` of images ``(n, in_channels, image_size, image_size)``."""

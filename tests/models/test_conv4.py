@@ -72,3 +72,18 @@ def test_sizes_must_be_positive(name: str) -> None:
 def test_unknown_downsampling() -> None:
     with pytest.raises(ValueError, match="one of pool, stride; got 'mean'"):
         Conv4(1, 8, 5, downsample="mean")
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("size", [1, 8, 17, 28, 84])
+def test_where_the_last_pooling_is_changes_nothing(size: int, downsample: str) -> None:
+    x, models = torch.randn(4, 1, size, size), []
+    for pool_last in (True, False):
+        torch.manual_seed(0)
+        models.append(Conv4(1, size, 5, 3, downsample, pool_last=pool_last))
+    assert torch.equal(*(model(x) for model in models))
+    usual, mapped = models
+    assert usual.features(x).shape[1] == usual.map_size[0] * usual.map_size[1] ** 2
+    assert mapped.features(x).shape[1:] == (*mapped.map_size, mapped.map_size[1])
+    pooled = downsample == "pool" and size >= 16
+    assert isinstance(mapped.head[0], nn.MaxPool2d) == pooled
