@@ -12,6 +12,7 @@ from fastmeta import (
     optim,
 )
 from fastmeta.allocator import keep_freed_memory
+from fastmeta.co_learner import CoLearner
 from fastmeta.info import BuildInfo, build_info, show_config
 from fastmeta.layout import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
@@ -23,6 +24,7 @@ __all__ = [
     "GSL",
     "MAML",
     "BuildInfo",
+    "CoLearner",
     "FlatLayout",
     "GSLOptimizer",
     "MetaLearner",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmeta.co_learner import PREFIX, CoLearner, tapped
 from fastmeta.recompute import check_parts, recomputed
 
 Buffers = dict[str, Tensor]
@@ -26,31 +27,47 @@ class FunctionalModule:
             ``torch.float16``; ``None`` leaves autocast as it is around the call.
         checkpoint: compute activations again instead of keeping them, see
             :func:`fastmeta.recompute.recomputed`.
+        co_learner: another head, whose parameters and buffers follow the module's.
 
     Attributes:
-        module: the module; its ``training`` flag decides how BatchNorm and dropout behave.
-        names: names of the trainable parameters.
+        module: the module; its ``training`` flag decides how BatchNorm and dropout behave, in the
+            co-learner, too.
+        names: names of the trainable parameters; those of the co-learner as ``co_learner.<name>``.
         params: the trainable parameters, in the order of ``names``.
+        own: how many of them are the module's.
         autocast: see above.
         checkpoint: see above.
+        co_learner: see above.
 
     Raises:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
-            ``autocast`` is another dtype or the parameters are not float32 for it, or no part of
-            the module can be computed again.
+            ``autocast`` is another dtype or the parameters are not float32 for it, no part of
+            the module can be computed again, or the co-learner does not fit.
     """
 
     def __init__(
-        self, module: nn.Module, autocast: torch.dtype | None = None, checkpoint: bool = False
+        self,
+        module: nn.Module,
+        autocast: torch.dtype | None = None,
+        checkpoint: bool = False,
+        co_learner: CoLearner | None = None,
     ) -> None:
         self.module = module
         self.autocast = autocast
         self.checkpoint = checkpoint
+        self.co_learner = co_learner
         trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not trainable:
             raise ValueError("the module has no parameter that requires a gradient.")
         self.names = [name for name, _ in trainable]
         self.params: list[nn.Parameter] = [param for _, param in trainable]
+        self.own = len(trainable)
+        self._head: FunctionalModule | None = None
+        if co_learner is not None:
+            co_learner.check_fit(module)
+            self._head = type(self)(co_learner.head, autocast)
+            self.names += [PREFIX + name for name in self._head.names]
+            self.params += self._head.params
         kinds = {(p.dtype, p.device) for p in self.params}
         if len(kinds) > 1:
             raise ValueError(
@@ -65,9 +82,41 @@ class FunctionalModule:
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
         """The module's output for ``x`` with ``params`` (in the order of ``names``) and buffers."""
-        values = {**dict(zip(self.names, params, strict=True)), **buffers}
+        return self._run(params, buffers, x, nullcontext())
+
+    def both(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The module's and the co-learner's output for ``x``, from one forward pass.
+
+        Raises:
+            RuntimeError: if the submodule below the co-learner does not run exactly once.
+        """
+        assert self.co_learner is not None
+        assert self._head is not None
+        seen: list[Tensor] = []
+        # The tap comes last, so that fusion does not take it for a hook of the user's.
+        output = self._run(params, buffers, x, tapped(self.module, self.co_learner.at, seen))
+        if len(seen) != 1:
+            raise RuntimeError(
+                f"a forward pass ran the submodule {self.co_learner.at!r} {len(seen)} times; a "
+                "co-learner stands on one that runs once."
+            )
+        self.co_learner.head.train(self.module.training)
+        own = {n.removeprefix(PREFIX): b for n, b in buffers.items() if n.startswith(PREFIX)}
+        return output, self._head(params[self.own :], own, seen[0])
+
+    def _run(
+        self,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        tap: AbstractContextManager[None],
+    ) -> Tensor:
+        if self._head is not None:
+            params = params[: self.own]
+            buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}
+        values = {**dict(zip(self.names[: self.own], params, strict=True)), **buffers}
         again = recomputed(self.module, self.running) if self.checkpoint else None
-        with self._precision(), again or self.running(self.module):
+        with self._precision(), again or self.running(self.module), tap:
             output: Tensor = functional_call(self.module, values, (x,))
         return output
 
@@ -84,6 +133,34 @@ class FunctionalModule:
             output = self(params, buffers, x)
             return loss(output, y), output
 
+    def evaluate_query(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`evaluate` with the co-learner's loss added, if there is one."""
+        if self.co_learner is None:
+            return self.evaluate(loss, params, buffers, x, y)
+        with self._precision():
+            output, co_output = self.both(params, buffers, x)
+            return loss(output, y) + self.co_learner.gamma * loss(co_output, y), output
+
+    def evaluate_co_learner(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> Tensor:
+        """The co-learner's loss alone, with no gradient in its own parameters."""
+        fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
+        with self._precision():
+            return loss(self.both(fixed, buffers, x)[1], y)
+
     def running(self, part: nn.Module) -> AbstractContextManager[None]:
         """What the module, or a part of it, runs in; nothing here."""
         return nullcontext()
@@ -93,9 +170,16 @@ class FunctionalModule:
             return nullcontext()
         return torch.autocast(self.params[0].device.type, self.autocast)
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The module's buffers, then the co-learner's as ``co_learner.<name>``."""
+        yield from self.module.named_buffers()
+        if self._head is not None:
+            for name, buffer in self._head.named_buffers():
+                yield PREFIX + name, buffer
+
     def clone_buffers(self) -> Buffers:
-        """A copy of the module's buffers, for one task to work on."""
-        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        """A copy of the buffers, for one task to work on."""
+        return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
     def merge_buffers(self, tasks: Sequence[Buffers]) -> None:
@@ -104,7 +188,7 @@ class FunctionalModule:
         Every task begins with the module's running statistics; their mean over the meta-batch is
         what the module has when it is used without adaptation statistics (``eval()``).
         """
-        for name, buffer in self.module.named_buffers():
+        for name, buffer in self.named_buffers():
             stacked = torch.stack([task[name] for task in tasks])
             merged = stacked.mean(0) if buffer.is_floating_point() else stacked.amax(0)
             # The mean of equal numbers is not always that number: constants must not drift.

@@ -27,7 +27,7 @@ class StepResult:
 
     Attributes:
         support_loss: ``(T,)``, before the first inner step.
-        query_loss: ``(T,)``, after adaptation.
+        query_loss: ``(T,)``, after adaptation; with a co-learner's, times ``gamma``.
         query_output: ``(T, n_query, *output)``, after adaptation.
     """
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class BatchedEngine(Engine):
         _check_rooms(method)
         if method.model.checkpoint:
             raise UnsuitableError("the learner has checkpoint=True")
-        for name, buffer in method.model.module.named_buffers():
+        for name, buffer in method.model.named_buffers():
             if buffer.layout is not torch.strided:
                 raise UnsuitableError(f"the buffer {name} is {buffer.layout}, which cannot stack")
 
@@ -50,9 +51,11 @@ class BatchedEngine(Engine):
         """See :class:`Engine`."""
         method, batch, count = self.method, self.batch, len(self.batch)
         model = method.model
-        buffers = {name: _own(b, count) for name, b in model.module.named_buffers()}
-        support = _Split(method, buffers, batch.support_x, batch.support_y)
-        query = _Split(method, buffers, batch.query_x, batch.query_y)
+        buffers = {name: _own(b, count) for name, b in model.named_buffers()}
+        on_support = partial(model.evaluate, method.loss)
+        on_query = partial(model.evaluate_query, method.loss)
+        support = _Split(on_support, buffers, batch.support_x, batch.support_y)
+        query = _Split(on_query, buffers, batch.query_x, batch.query_y)
         # Copies, too: forward mode refuses expanded tensors, and most kernels would copy them.
         params = [_own(p.detach(), count) for p in model.params]
         # Of torch's attentions on the CPU, only the plain one has a vmap rule; the others loop.
@@ -69,11 +72,15 @@ class BatchedEngine(Engine):
         return StepResult(first, query.losses[-1], result.query_output)
 
 
+# Loss and output of one task for parameters, buffers, inputs and targets.
+_Evaluate = Callable[[Sequence[Tensor], Buffers, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 class _Split:
     """An :data:`fastmeta.metagrad.base.Evaluate` of all tasks that notes their losses."""
 
-    def __init__(self, method: Method, buffers: Buffers, x: Tensor, y: Tensor) -> None:
-        self.method = method
+    def __init__(self, evaluate: _Evaluate, buffers: Buffers, x: Tensor, y: Tensor) -> None:
+        self.evaluate = evaluate
         self.buffers = buffers
         self.x = x
         self.y = y
@@ -82,7 +89,7 @@ class _Split:
     def __call__(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and the outputs ``(T, n, *output)``."""
         with _explained():
-            losses, output = torch.vmap(self._one)(list(params), self.buffers, self.x, self.y)
+            losses, output = torch.vmap(self.evaluate)(list(params), self.buffers, self.x, self.y)
         if losses.dim() != 1:
             raise RuntimeError(
                 f"the loss must be a scalar, got shape {tuple(losses.shape[1:])} for each task. "
@@ -90,11 +97,6 @@ class _Split:
             )
         self.losses.append(losses.detach())
         return losses.sum(), output
-
-    def _one(
-        self, params: Sequence[Tensor], buffers: Buffers, x: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self.method.model.evaluate(self.method.loss, params, buffers, x, y)
 
 
 def _own(tensor: Tensor, count: int) -> Tensor:

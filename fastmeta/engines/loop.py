@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,14 +38,12 @@ class LoopEngine(Engine):
 
 
 def _episode(method: Method, task: Task, buffers: Buffers) -> Episode:
-    def evaluate(x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
-        def run(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            return method.model.evaluate(method.loss, params, buffers, x, y)
+    model, loss = method.model, method.loss
 
-        return run
+    def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return model.evaluate(loss, params, buffers, task.support_x, task.support_y)
 
-    return Episode(
-        support=evaluate(task.support_x, task.support_y),
-        query=evaluate(task.query_x, task.query_y),
-        buffers=buffers,
-    )
+    def query(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return model.evaluate_query(loss, params, buffers, task.query_x, task.query_y)
+
+    return Episode(support, query, buffers)

@@ -102,6 +102,8 @@ def _check_options(model: FunctionalModule) -> None:
         raise UnsuitableError(f"the learner has autocast={model.autocast}")
     if model.checkpoint:
         raise UnsuitableError("the learner has checkpoint=True")
+    if model.co_learner is not None:
+        raise UnsuitableError("the learner has a co-learner, whose loss the kernel does not know")
 
 
 def _check_examples(batch: TaskBatch, split: str, network: MlpNetwork, loss: str) -> None:

@@ -1,6 +1,7 @@
 """Meta-learners built from the three rooms."""
 
 from fastmeta.engines import Loss, StepResult
+from fastmeta.learners.descent import descent_condition
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, Words, build
 
@@ -16,4 +17,5 @@ __all__ = [
     "StepResult",
     "Words",
     "build",
+    "descent_condition",
 ]

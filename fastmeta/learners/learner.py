@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
+from fastmeta.co_learner import CoLearner, Head
 from fastmeta.engines import EngineName, Loss, Method, Rows, StepResult, check_name, choose
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.fusion import FusedModule
-from fastmeta.metagrad import MetaGradient
+from fastmeta.metagrad import MetaGradient, Reptile
 from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
 
@@ -50,10 +51,12 @@ class MetaLearner:
         checkpoint: in backward passes, compute the activations within the parts of an
             ``nn.Sequential`` or ``nn.ModuleList`` again instead of keeping them (see
             :func:`fastmeta.recompute.recomputed`); for first-order meta-gradients.
+        co_learner: another head that trains with the module and augments its meta-gradients (CML),
+            see :class:`fastmeta.CoLearner`; the module is not changed.
 
     Raises:
         ValueError: if the engine is unknown, the module has nothing to train, or it does not suit
-            ``autocast`` or ``checkpoint``.
+            ``autocast``, ``checkpoint`` or the co-learner.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class MetaLearner:
         fuse: bool = True,
         autocast: torch.dtype | None = None,
         checkpoint: bool = False,
+        co_learner: CoLearner | None = None,
     ) -> None:
         check_name(engine)
         self.engine = engine
@@ -84,7 +88,14 @@ class MetaLearner:
                 "meta-gradient such as FirstOrder, GSL or Reptile. metagrad.Recursion needs the "
                 "least memory of the exact ones."
             )
-        self._model = (FusedModule if fuse else FunctionalModule)(module, autocast, checkpoint)
+        if co_learner is not None and isinstance(metagrad, Reptile):
+            raise ValueError(
+                "a co-learner learns from a query loss that the inner loop does not train on, and "
+                "metagrad.Reptile has none; expected another meta-gradient, such as FirstOrder."
+            )
+        self.co_learner = co_learner
+        kind = FusedModule if fuse else FunctionalModule
+        self._model = kind(module, autocast, checkpoint, co_learner)
         adaptation.bind(self._model.params, self._model.names)
         self._learned = [*self._model.params, *adaptation.rates]
         self.optimizer = (
@@ -97,7 +108,8 @@ class MetaLearner:
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
 
-        In the trainable parameters, followed by the adaptation's learned rates, if there are any.
+        In the trainable parameters of the module, of the co-learner, if there is one, and in the
+        adaptation's learned rates, if there are any.
         Running statistics in the module's buffers are updated, as by any forward pass in training.
 
         Raises:
@@ -127,7 +139,9 @@ class MetaLearner:
         return result
 
     def adapt(self, x: Tensor, y: Tensor, steps: int | None = None) -> dict[str, Tensor]:
-        """The fast weights of one task, by parameter name; use with ``torch.func.functional_call``.
+        """The fast weights of the module for one task, by parameter name.
+
+        Use them with ``torch.func.functional_call``.
 
         Args:
             x: support inputs, ``(n_support, *input)``.
@@ -135,9 +149,10 @@ class MetaLearner:
             steps: inner steps; as in training by default.
         """
         fast = self._adapt(x, y, self._model.clone_buffers(), steps)
-        return dict(zip(self._model.names, fast, strict=True))
+        own = self._model.own
+        return dict(zip(self._model.names[:own], fast[:own], strict=True))
 
-    def predict(self, batch: TaskBatch, steps: int | None = None) -> Tensor:
+    def predict(self, batch: TaskBatch, steps: int | None = None, head: Head = "main") -> Tensor:
         """Query outputs after adaptation to the support sets, ``(T, n_query, *output)``.
 
         Nothing of the learner changes. BatchNorm with batch statistics sees the whole query set at
@@ -146,23 +161,37 @@ class MetaLearner:
         Args:
             batch: the tasks; query targets are not used.
             steps: inner steps; as in training by default.
+            head: ``"main"``: the module's outputs, without the co-learner (CML).
+                ``"co-learner"``: its outputs on the features of the adapted module, as in the
+                authors' code for CML-dagger. ``"co-learner-alone"``: the same, but the features
+                adapt to the co-learner's own support loss, as in equation 9 of the paper. The
+                co-learner itself never adapts.
 
         Raises:
-            ValueError: if the meta-batch is empty.
+            ValueError: if the meta-batch is empty, the head is unknown or there is no co-learner.
         """
         _check_not_empty(batch)
+        if head not in get_args(Head):
+            raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}.")
+        if head != "main" and self.co_learner is None:
+            raise ValueError(f"head={head!r} needs a learner with a co_learner; expected 'main'.")
         outputs = []
         for task in batch:
             buffers = self._model.clone_buffers()
-            fast = self._adapt(task.support_x, task.support_y, buffers, steps)
+            fast = self._adapt(task.support_x, task.support_y, buffers, steps, head)
             with torch.no_grad():
-                outputs.append(self._model(fast, buffers, task.query_x))
+                if head == "main":
+                    outputs.append(self._model(fast, buffers, task.query_x))
+                else:
+                    outputs.append(self._model.both(fast, buffers, task.query_x)[1])
         return torch.stack(outputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the module, the learned rates, the outer optimizer and the meta-gradient."""
+        """State of module, co-learner, learned rates, outer optimizer and meta-gradient."""
+        co_learner = self.co_learner
         return {
             "module": self.module.state_dict(),
+            **({} if co_learner is None else {"co_learner": co_learner.head.state_dict()}),
             "rates": [rate.detach() for rate in self.adaptation.rates],
             "optimizer": self.optimizer.state_dict(),
             "metagrad": self.metagrad.state_dict(),
@@ -170,6 +199,8 @@ class MetaLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
+        if self.co_learner is not None:
+            self.co_learner.head.load_state_dict(state["co_learner"])
         self.module.load_state_dict(state["module"])
         with torch.no_grad():
             for rate, saved in zip(self.adaptation.rates, state["rates"], strict=True):
@@ -177,8 +208,12 @@ class MetaLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.metagrad.load_state_dict(state["metagrad"])
 
-    def _adapt(self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None) -> list[Tensor]:
+    def _adapt(
+        self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None, head: Head = "main"
+    ) -> list[Tensor]:
         def support(params: Sequence[Tensor]) -> Tensor:
+            if head == "co-learner-alone":
+                return self._model.evaluate_co_learner(self.loss, params, buffers, x, y)
             return self._model.evaluate(self.loss, params, buffers, x, y)[0]
 
         with torch.enable_grad():

@@ -11,6 +11,7 @@ from torch import nn
 from fastmeta import metagrad as meta
 from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
+from fastmeta.co_learner import CoLearner
 from fastmeta.engines import EngineName, Loss
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
@@ -28,6 +29,7 @@ class LearnerOptions(TypedDict, total=False):
     fuse: bool
     autocast: torch.dtype | None
     checkpoint: bool
+    co_learner: CoLearner | None
 
 
 class MAML(MetaLearner):
@@ -39,8 +41,8 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         aggregation: room 3; the mean over tasks by default.
-        **options: ``optimizer``, ``engine``, ``fuse``, ``autocast`` and ``checkpoint`` of
-            :class:`fastmeta.MetaLearner`.
+        **options: ``optimizer``, ``engine``, ``fuse``, ``autocast``, ``checkpoint`` and
+            ``co_learner`` of :class:`fastmeta.MetaLearner`.
     """
 
     _metagrad: type[meta.MetaGradient] = meta.Exact
@@ -159,6 +161,7 @@ class Words(NamedTuple):
 
 
 METHODS: dict[str, Words] = {
+    "cml": Words(),
     "fomaml": Words(metagrad="first-order"),
     "gradient-agreement": Words(aggregation="agreement"),
     "gradient-agreement-reptile": Words(metagrad="reptile", aggregation="agreement"),
@@ -201,10 +204,13 @@ def build(
         **options: see :class:`MAML`.
 
     Raises:
-        ValueError: if a word is unknown, or an argument's value does not suit its room.
+        ValueError: if a word is unknown, an argument's value does not suit its room, or the method
+            is ``"cml"`` and there is no ``co_learner``.
         TypeError: if a room has no such argument.
     """
     words = _find("method", METHODS, method)
+    if method == "cml" and options.get("co_learner") is None:
+        raise ValueError("method 'cml' is MAML with a co-learner; expected one in co_learner.")
     chosen = Words(
         adaptation or words.adaptation,
         metagrad or words.metagrad,
