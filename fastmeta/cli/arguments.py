@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fastmeta.train import ConfigError, TrainConfig
 
-_EVALUATE = ("data_root", "eval_inner_steps", "test_tasks", "device", "threads")
+_EVALUATE = ("data_root", "eval_inner_steps", "co_test", "test_tasks", "device", "threads")
 
 
 def make_parser() -> argparse.ArgumentParser:

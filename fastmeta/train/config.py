@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
+from fastmeta.co_learner import Head
 from fastmeta.data import DATASETS
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
@@ -44,6 +45,13 @@ class TrainConfig:
     adaptation_options: Mapping[str, Any] = option("options of room 1", default={})
     metagrad_options: Mapping[str, Any] = option("options of room 2", default={})
     aggregation_options: Mapping[str, Any] = option("options of room 3", default={})
+    co_learner: bool = option("train with a co-learner, as method cml does", default=False)
+    gamma: float = option("weight of the co-learner's loss", default=1.0, least=0)
+    co_test: str = option(
+        "whose outputs the test scores: of the main head, or the co-learner's",
+        default="main",
+        choices=get_args(Head),
+    )
     ways: int = option("classes a task (1 for sine)", least=1)
     shots: int = option("support examples a class", least=1)
     queries: int = option("query examples a class in training", least=1)
@@ -72,11 +80,15 @@ class TrainConfig:
         choices=("none", "cosine", "linear"),
     )
 
-    backbone: str = option("network", choices=("conv4", "mlp"))
-    hidden: tuple[int, ...] = option("filters of conv4, or widths of the layers of mlp", least=1)
+    backbone: str = option("network", choices=("conv4", "mlp", "resnet12"))
+    hidden: tuple[int, ...] = option(
+        "filters of conv4, of the four blocks of resnet12 (one number doubles from block to "
+        "block), or widths of the layers of mlp",
+        least=1,
+    )
     downsample: str = option("downsampling of conv4", default="pool", choices=get_args(Downsample))
     batch_norm_stats: bool = option(
-        "evaluate conv4 with running statistics, not those of the batch", default=False
+        "evaluate images with running statistics, not those of the batch", default=False
     )
 
     seed: int = option("of initial weights and training tasks", default=0, least=0)
@@ -113,11 +125,22 @@ class TrainConfig:
             raise ConfigError(
                 f"backbone conv4 takes one number of filters as hidden; got {list(self.hidden)}."
             )
+        if self.backbone == "resnet12" and len(self.hidden) not in (1, 4):
+            raise ConfigError(
+                f"backbone resnet12 takes one or four numbers as hidden; got {list(self.hidden)}."
+            )
+        if self.co_test != "main" and not self.co_learner:
+            raise ConfigError(f"co_test {self.co_test!r} needs a co-learner, as method cml has.")
 
     @property
     def regression(self) -> bool:
         """Whether tasks are regression, not classification."""
         return self.dataset == SINE
+
+    @property
+    def test_head(self) -> Head:
+        """``co_test``, which is checked."""
+        return cast(Head, self.co_test)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for JSON or a checkpoint."""

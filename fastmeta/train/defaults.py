@@ -80,11 +80,13 @@ _DATASETS: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "backbone": "mlp",
         "hidden": (40, 40),
+        "gamma": 0.2,
     },
 }
 
 # With one inner step Reptile is joint training (Nichol et al. 2018, section 3).
 _METHODS: dict[str, dict[str, Any]] = {
+    "cml": {"co_learner": True},
     "gradient-agreement-reptile": {"inner_steps": 5},
     "reptile": {"inner_steps": 5},
 }

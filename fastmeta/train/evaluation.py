@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fastmeta.co_learner import Head
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
 from fastmeta.train.metrics import Estimate, Metric, estimate
@@ -25,7 +26,12 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    learner: MetaLearner, source: TaskSource, tasks: int, metric: Metric, steps: int
+    learner: MetaLearner,
+    source: TaskSource,
+    tasks: int,
+    metric: Metric,
+    steps: int,
+    head: Head = "main",
 ) -> Estimate:
     """The mean score over the first ``tasks`` tasks of a source; the host waits once, at the end.
 
@@ -35,13 +41,15 @@ def evaluate(
         tasks: how many, at least 2.
         metric: the score of a task's query outputs.
         steps: inner steps.
+        head: whose outputs are scored, see :meth:`fastmeta.MetaLearner.predict`.
     """
     scores = []
     count = i = 0
     with evaluation_mode(learner.module):
         while count < tasks:
             batch = source[i]
-            scores.append(metric.per_task(learner.predict(batch, steps), batch.query_y))
+            outputs = learner.predict(batch, steps, head)
+            scores.append(metric.per_task(outputs, batch.query_y))
             count += len(batch)
             i += 1
     return estimate(torch.cat(scores)[:tasks])

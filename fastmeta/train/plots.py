@@ -47,7 +47,7 @@ def draw(
     parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
     task = TaskBatch(*(part[:1] for part in parts))
     if config.regression:
-        _regression(right.subplots(), learner, task, config.eval_inner_steps)
+        _regression(right.subplots(), learner, task, config)
     elif task.support_x.dim() == 5:
         _episode(right, learner, task, config)
     png = BytesIO()
@@ -73,11 +73,12 @@ def _curves(axes: Any, history: Sequence[Record], metric: Metric, config: TrainC
     axes.legend(frameon=False)
 
 
-def _regression(axes: Any, learner: MetaLearner, task: TaskBatch, steps: int) -> None:
+def _regression(axes: Any, learner: MetaLearner, task: TaskBatch, config: TrainConfig) -> None:
+    steps = config.eval_inner_steps
     order = task.query_x[0, :, 0].argsort()
     x, y = (part[0, order, 0].cpu() for part in (task.query_x, task.query_y))
     for count, label, style in ((0, "before", "--"), (steps, f"after {steps} steps of", "-")):
-        output = learner.predict(task, count)[0, order, 0].cpu()
+        output = learner.predict(task, count, config.test_head)[0, order, 0].cpu()
         axes.plot(x, output, style, color=_RIGHT, label=f"prediction {label} adaptation")
     axes.plot(x, y, color="#bbbbbb", linewidth=3, zorder=0, label="truth")
     axes.plot(task.support_x[0].cpu(), task.support_y[0].cpu(), "o", color=_WRONG, label="support")
@@ -87,7 +88,8 @@ def _regression(axes: Any, learner: MetaLearner, task: TaskBatch, steps: int) ->
 
 
 def _episode(figure: Any, learner: MetaLearner, task: TaskBatch, config: TrainConfig) -> None:
-    predicted = learner.predict(task, config.eval_inner_steps)[0].argmax(-1).cpu()
+    outputs = learner.predict(task, config.eval_inner_steps, config.test_head)
+    predicted = outputs[0].argmax(-1).cpu()
     support_y, query_y = task.support_y[0].cpu(), task.query_y[0].cpu()
     shown = min(_QUERIES, config.eval_queries)
     grid = figure.subplots(config.ways, shown + 1, squeeze=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastmeta.co_learner import Head
 from fastmeta.data import TaskSource
 from fastmeta.info import build_info
 from fastmeta.learners import MetaLearner
@@ -32,7 +33,7 @@ PICTURE_NAME = "curves.png"
 _MAY_CHANGE = {
     *("steps", "device", "threads", "data_root", "plots"),
     *("val_every", "val_tasks", "test_tasks", "eval_inner_steps"),
-    *("untrained", "untrained_inner_steps"),
+    *("untrained", "untrained_inner_steps", "co_test"),
     *("log", "log_every", "checkpoint_every", "keep"),
 }
 
@@ -118,14 +119,13 @@ def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]
             f"{checkpoint}: does not fit its own configuration: {error}"
         ) from error
     metric = metric_of(config)
-    found = evaluate(learner, test, config.test_tasks, metric, config.eval_inner_steps)
     return {
         "checkpoint": str(checkpoint),
         "step": content["step"],
         "method": config.method,
         "dataset": config.dataset,
         "metric": metric.name,
-        "test": _estimate(found, config.eval_inner_steps),
+        "test": _test(config, learner, test, metric, config.eval_inner_steps, config.test_head),
     }
 
 
@@ -169,7 +169,7 @@ def _finish(trainer: Trainer, test: TaskSource, device: torch.device) -> dict[st
         "tasks_per_second": round(trainer.step * config.meta_batch / trainer.seconds, 1),
         "best_step": trainer.best.step,
         "val": _estimate(trainer.best.val, config.eval_inner_steps),
-        "test": _test(config, learner, test, metric, config.eval_inner_steps),
+        "test": _test(config, learner, test, metric, config.eval_inner_steps, config.test_head),
         **(_untrained(config, test, metric, device) if config.untrained else {}),
         "config": config.to_dict(),
     }
@@ -190,9 +190,14 @@ def _untrained(
 
 
 def _test(
-    config: TrainConfig, learner: MetaLearner, test: TaskSource, metric: Metric, steps: int
+    config: TrainConfig,
+    learner: MetaLearner,
+    test: TaskSource,
+    metric: Metric,
+    steps: int,
+    head: Head = "main",
 ) -> dict[str, Any]:
-    return _estimate(evaluate(learner, test, config.test_tasks, metric, steps), steps)
+    return _estimate(evaluate(learner, test, config.test_tasks, metric, steps, head), steps)
 
 
 def _estimate(found: Estimate, steps: int) -> dict[str, Any]:

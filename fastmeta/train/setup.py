@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmeta.co_learner import CoLearner
 from fastmeta.data import EpisodeSampler, Jitter, SineTasks, TaskSource, load
 from fastmeta.info import build_info
 from fastmeta.learners import MetaLearner, Words, build
-from fastmeta.models import MLP, Conv4
+from fastmeta.models import MLP, Conv4, ResNet12, conv_co_learner
 from fastmeta.train.config import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
 from fastmeta.train.metrics import ACCURACY, MSE, Metric
@@ -104,16 +106,50 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
             module: nn.Module = MLP(shape.numel(), outputs, config.hidden)
         else:
             if len(shape) != 3 or shape[1] != shape[2]:
-                raise ConfigError(f"conv4 needs square images; got inputs {tuple(shape)}.")
-            module = Conv4(
-                shape[0],
-                shape[1],
-                outputs,
-                hidden=config.hidden[0],
-                downsample="stride" if config.downsample == "stride" else "pool",
-                batch_norm_stats=config.batch_norm_stats,
-            )
+                raise ConfigError(
+                    f"{config.backbone} needs square images; got inputs {tuple(shape)}."
+                )
+            options: dict[str, Any] = {
+                "batch_norm_stats": config.batch_norm_stats,
+                "pool_last": not config.co_learner,
+            }
+            if config.backbone == "resnet12":
+                first, *more = config.hidden
+                hidden = config.hidden if more else [first << block for block in range(4)]
+                module = ResNet12(shape[0], shape[1], outputs, hidden, **options)
+            else:
+                options["downsample"] = config.downsample
+                module = Conv4(shape[0], shape[1], outputs, config.hidden[0], **options)
     return module.to(device)
+
+
+def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None:
+    """The freshly initialised co-learner for the network ``module``, if there is to be one.
+
+    Its weights are a function of ``config.seed``; torch's generators are left as they were.
+
+    Raises:
+        ConfigError: if none is known for the network.
+    """
+    if not config.co_learner:
+        return None
+    outputs = 1 if config.regression else config.ways
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(-1 - config.seed)  # no network's seed
+        head: nn.Module
+        if isinstance(module, MLP):
+            *_, last = module.layers
+            assert isinstance(last, nn.Linear)
+            at = f"layers.{len(module.layers) - 2}"  # the output of the last hidden layer
+            head = MLP(last.in_features, outputs, (last.in_features,))
+        elif isinstance(module, Conv4 | ResNet12):
+            at = "features"
+            head = conv_co_learner(
+                *module.map_size, outputs, batch_norm_stats=config.batch_norm_stats
+            )
+        else:
+            raise ConfigError(f"no co-learner is known for backbone {config.backbone!r}.")
+    return CoLearner(head.to(next(module.parameters()).device), at, config.gamma)
 
 
 def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
@@ -135,6 +171,7 @@ def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
             inner_lr=config.inner_lr,
             inner_steps=config.inner_steps,
             optimizer=optimizer,
+            co_learner=build_co_learner(config, module),
             **{name: getattr(config, name) for name in tables},
         )
 
