@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
+from fastmeta.metagrad.base import Episode, TaskGradient
 from fastmeta.metagrad.hessian import (
     hvp_forward,
     hvp_of_graph,
@@ -18,12 +17,13 @@ from fastmeta.metagrad.hessian import (
     twice_differentiable,
 )
 from fastmeta.metagrad.replay import Replay
+from fastmeta.metagrad.walk import WalkBack
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
 
 
-class Recursion(MetaGradient):
+class Recursion(WalkBack):
     """The meta-gradient of :class:`Exact` by a walk back over the inner steps.
 
     The inner loop keeps the parameters before each step (and what the adaptation's
@@ -75,18 +75,11 @@ class Recursion(MetaGradient):
         Raises:
             NotImplementedError: with ``hvp="forward"``, where torch has no forward derivative.
         """
-        replay, tape = Replay(episode, params[0].device), Tape(self.graphs)
-        adapted = adaptation.adapt(replay.loss, params, record=record, tape=tape)
-        loss, output = episode.query(adapted.fast)
-        grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
-        loss, output = loss.detach(), output.detach()  # the query's graph goes before the walk
+        return super().task(episode, params, adaptation, record)
 
-        def through_grads(step: InnerStep, back: Cotangents) -> Sequence[Tensor]:
-            curved = self._product(step, back.grads, replay)
-            return ops.inner_step(back.params, curved, -1.0)
-
-        v, d_rates = tape.walk_back(grads, adapted.state, adaptation.rates, through_grads)
-        return TaskGradient.of([*v, *d_rates], adapted, loss, output, record)
+    def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
+        """See :meth:`WalkBack.through_grads`."""
+        return ops.inner_step(back.params, self._product(step, back.grads, replay), -1.0)
 
     def _product(
         self, step: InnerStep, direction: Sequence[Tensor | None], replay: Replay

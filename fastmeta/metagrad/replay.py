@@ -23,6 +23,24 @@ class _Moment:
     buffers: Buffers
 
 
+@contextmanager
+def untraced(episode: Episode, device: torch.device) -> Iterator[None]:
+    """Afterwards random number generators and the episode's buffers are as before.
+
+    Args:
+        episode: the task.
+        device: the parameters' device, whose generator is watched beside the CPU's.
+    """
+    before = dict(episode.buffers)
+    episode.buffers.update(_copies(before))
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        try:
+            yield
+        finally:
+            episode.buffers.update(before)
+
+
 class Replay:
     """The support loss of an episode; each evaluation can be repeated later without a trace.
 
@@ -44,7 +62,7 @@ class Replay:
         state = None
         if self._device.type != "cpu":
             state = torch.get_device_module(self._device).get_rng_state(self._device)
-        buffers = {name: b.clone() for name, b in self._episode.buffers.items()}
+        buffers = _copies(self._episode.buffers)
         self._moments.append(_Moment(torch.get_rng_state(), state, buffers))
         return self._episode.support(params)[0]
 
@@ -54,17 +72,18 @@ class Replay:
 
     @contextmanager
     def last(self) -> Iterator[LossFn]:
-        """The loss to repeat the last evaluation with, once, in this context; then forgets it."""
+        """The loss to repeat the last evaluation with, in this context; then forgets it."""
         moment = self._moments.pop()
-        now = dict(self._episode.buffers)
-        devices = [] if moment.device is None else [self._device]
-        with torch.random.fork_rng(devices, device_type=self._device.type):
-            torch.set_rng_state(moment.cpu)
-            if moment.device is not None:
-                module = torch.get_device_module(self._device)
-                module.set_rng_state(moment.device, self._device)
-            self._episode.buffers.update(moment.buffers)
-            try:
-                yield lambda params: self._episode.support(params)[0]
-            finally:
-                self._episode.buffers.update(now)
+        with untraced(self._episode, self._device):
+            yield lambda params: self._repeat(moment, params)
+
+    def _repeat(self, moment: _Moment, params: Sequence[Tensor]) -> Tensor:
+        torch.set_rng_state(moment.cpu)
+        if moment.device is not None:
+            torch.get_device_module(self._device).set_rng_state(moment.device, self._device)
+        self._episode.buffers.update(_copies(moment.buffers))
+        return self._episode.support(params)[0]
+
+
+def _copies(buffers: Buffers) -> Buffers:
+    return {name: buffer.clone() for name, buffer in buffers.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import MODULES, WAYS, loss, mlp, tasks
+from problems import MODULES, WAYS, Drifting, Noisy, loss, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
@@ -27,35 +27,6 @@ ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
 }
 
 WAYS_TO_WALK = [{"hvp": "reverse", "graphs": 0}, {"graphs": 1}, {"graphs": 3}, {"hvp": "forward"}]
-
-
-class Noisy(nn.Module):
-    """Dropout of both kinds, so that a repeated step must see the same masks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Unflatten(-1, (4, 4)), nn.Conv2d(1, 4, 3), nn.Dropout2d(0.4), nn.Tanh(), nn.Flatten()
-        )
-        self.head = nn.Sequential(nn.Dropout(0.4), nn.Linear(16, WAYS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.net(x.flatten(2)))
-
-
-class Drifting(nn.Module):
-    """A forward pass that reads a buffer, then changes it, like batch renormalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp()
-        self.register_buffer("level", torch.ones(16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.net(x.flatten(1) * self.level)
-        with torch.no_grad():
-            self.level.mul_(0.8).add_(0.2 * x.flatten(1).std(0))
-        return y
 
 
 class Squashed(nn.Module):

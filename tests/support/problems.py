@@ -43,6 +43,35 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, WAYS))
 
 
+class Noisy(nn.Module):
+    """Dropout of both kinds, so that a repeated step must see the same masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Unflatten(-1, (4, 4)), nn.Conv2d(1, 4, 3), nn.Dropout2d(0.4), nn.Tanh(), nn.Flatten()
+        )
+        self.head = nn.Sequential(nn.Dropout(0.4), nn.Linear(16, WAYS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(x.flatten(2)))
+
+
+class Drifting(nn.Module):
+    """A forward pass that reads a buffer, then changes it, like batch renormalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+        self.register_buffer("level", torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.net(x.flatten(1) * self.level)
+        with torch.no_grad():
+            self.level.mul_(0.8).add_(0.2 * x.flatten(1).std(0))
+        return y
+
+
 def convolution(running_statistics: bool) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
