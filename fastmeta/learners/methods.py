@@ -111,17 +111,16 @@ class Reptile(MetaLearner):
 
 
 class GSL(MetaLearner):
-    """Our reconstruction of GSL/AHE (Tak & Hong 2024): FOMAML's cost, corrected gradients.
+    """Our reconstruction of GSL/AHE (Tak & Hong 2024), all variants; R1 by default.
 
     Args:
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        variant: see :class:`fastmeta.metagrad.GslRule`; R3 weights tasks, by ``lam_c``, ``lam_2``
-            and ``tau``.
-        **options: further options of :class:`fastmeta.metagrad.GslRule`, such as ``eta``, and those
-            of :class:`MAML`.
+        variant: see :func:`fastmeta.metagrad.gsl_variant`; R3 weights tasks, by ``lam_c``,
+            ``lam_2`` and ``tau``.
+        **options: further options of the variant, such as ``eta``, and those of :class:`MAML`.
     """
 
     def __init__(
@@ -140,7 +139,7 @@ class GSL(MetaLearner):
             module,
             loss,
             adaptation=SGD(inner_lr, inner_steps),
-            metagrad=meta.FirstOrder() if by_task else meta.GSL(variant=variant, **rule),
+            metagrad=meta.FirstOrder() if by_task else meta.gsl_variant(variant, **rule),
             aggregation=GslWeights(**rule) if by_task else Mean(),
             **{k: v for k, v in options.items() if k not in rule},
         )

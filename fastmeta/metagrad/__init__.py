@@ -1,17 +1,24 @@
 """Room 2: the meta-gradient of a task, and of a meta-batch of rows."""
 
+from collections.abc import Callable
+
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.calibrated import CalibratedAHE
+from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.exact import Exact
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl import GSL
+from fastmeta.metagrad.gsl_curvature import CurvatureGSL
 from fastmeta.metagrad.gsl_rule import GslRule
+from fastmeta.metagrad.gsl_variants import gsl_variant
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
 
-METAGRADS = {
+METAGRADS: dict[str, Callable[..., MetaGradient]] = {
+    "central-difference": CentralDifference,
     "exact": Exact,
     "first-order": FirstOrder,
-    "gsl": GSL,
+    "gsl": gsl_variant,
     "recursion": Recursion,
     "reptile": Reptile,
 }
@@ -19,6 +26,9 @@ METAGRADS = {
 __all__ = [
     "GSL",
     "METAGRADS",
+    "CalibratedAHE",
+    "CentralDifference",
+    "CurvatureGSL",
     "Episode",
     "Exact",
     "FirstOrder",
@@ -27,4 +37,5 @@ __all__ = [
     "Recursion",
     "Reptile",
     "TaskGradient",
+    "gsl_variant",
 ]

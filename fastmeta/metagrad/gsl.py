@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastmeta import ops
+from fastmeta.adaptation import Adaptation
+from fastmeta.metagrad.base import Episode, TaskGradient
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl_rule import GslRule
 from fastmeta.rows import RowBuffer, TaskRows
@@ -13,9 +19,11 @@ from fastmeta.rows import RowBuffer, TaskRows
 class GSL(FirstOrder):
     """FOMAML's meta-gradient corrected towards (or away from) the task's support gradient.
 
-    Our reconstruction of GSL/AHE (Tak & Hong 2024); first-order calculations only. Costs one extra
-    buffer of ``T`` rows and two passes over it. R3 is a weighting of tasks and lives in
-    :class:`fastmeta.aggregation.GslWeights`.
+    Variants R0, R1, R2 and R2p of our reconstruction of GSL/AHE (Tak & Hong 2024); first-order
+    calculations only. Costs one extra buffer of ``T`` rows and two passes over it. Learned rates,
+    which support gradients know nothing of, keep FOMAML's meta-gradient. R3 is a weighting of tasks
+    and lives in :class:`fastmeta.aggregation.GslWeights`; :func:`fastmeta.metagrad.gsl_variant` has
+    the others.
 
     Args:
         **options: of :class:`fastmeta.metagrad.GslRule`.
@@ -32,11 +40,19 @@ class GSL(FirstOrder):
             raise ValueError(
                 "variant R3 weights tasks: use aggregation='gsl' with metagrad='first-order'."
             )
+        self._params: int | None = None
 
     @property
     def records_inner(self) -> bool:
         """See :class:`MetaGradient`."""
         return self.rule.needs_inner
+
+    def task(
+        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+    ) -> TaskGradient:
+        """See :meth:`MetaGradient.task`."""
+        self._params = len(params)
+        return super().task(episode, params, adaptation, record)
 
     def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
         """See :meth:`MetaGradient.rows`."""
@@ -44,9 +60,24 @@ class GSL(FirstOrder):
             self.rule.step += 1
             return super().rows(query, inner)
         u, v, bounds = query.filled, inner.filled, query.layout.bounds
-        stats = ops.row_similarity(u, v, bounds)
-        coef = self.rule.coefficients(stats)
-        return TaskRows(u, v, coef, None if coef.shape[1] == 1 else bounds)
+        if self._params is not None:  # else an engine of its own, which takes no learned rates
+            bounds = bounds[: self._params + 1]
+        compared = slice(bounds[-1])
+        if self.rule.variant == "R2p":
+            u[:, compared] *= self.rule.element_weights(u[:, compared], v[:, compared])
+            return TaskRows(u, v)
+        stats = ops.row_similarity(u[:, compared], v[:, compared], bounds)
+        coef = self.coefficients(stats)
+        bounds = (0, bounds[-1]) if coef.shape[1] == 1 else bounds
+        if bounds[-1] < u.shape[1]:
+            plain = coef.new_tensor([1.0, 0.0])[: coef.shape[2]]
+            coef = torch.cat([coef, plain.expand(len(coef), 1, -1)], 1)
+            bounds = (*bounds, u.shape[1])
+        return TaskRows(u, v, coef, bounds)
+
+    def coefficients(self, stats: Tensor) -> Tensor:
+        """See :meth:`GslRule.coefficients`."""
+        return self.rule.coefficients(stats)
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`MetaGradient.state_dict`."""

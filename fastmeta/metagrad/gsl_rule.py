@@ -10,15 +10,16 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.ops.weights import Magnitude
+from fastmeta.reference import accumulation_dtype
 from fastmeta.schedules import schedule
 
-Variant = Literal["R0", "R1", "R2", "R3"]
+Variant = Literal["R0", "R1", "R2", "R2p", "R3"]
 Scope = Literal["vector", "layer"]
 
 
 @dataclass
 class GslRule:
-    """Our reconstruction of GSL/AHE (Tak & Hong 2024), all variants behind one switch.
+    """Our reconstruction of GSL/AHE (Tak & Hong 2024), the variants in closed form.
 
     With ``u_i`` the query and ``v_i`` the mean inner (support) gradient of task ``i`` and
     ``GSL(u, v) = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2``, the meta-gradient of the task is
@@ -27,6 +28,8 @@ class GslRule:
     * ``R1``: ``u_i - rho(t) eta scale dGSL/du_i``, in closed form, one evaluation, no inner solve;
     * ``R2``: ``w * u_i`` with one persistent weight a layer, moved once a meta-step against the
       mean ``dGSL/dw`` with rate ``rho(t) eta`` and kept in ``[w_min, w_max]``;
+    * ``R2p``: the same with one weight a parameter. Of ``P`` parameters each has about ``1/P`` of
+      the cosine loss's slope: ``eta`` is to grow with ``P``;
     * ``R3``: ``u_i``, weighted over tasks by the GSL between ``u_i`` and the mean (no ``v``).
 
     Attributes:
@@ -34,15 +37,16 @@ class GslRule:
         eta: AHE rate; signed: positive turns the update towards the support gradient. 0 is FOMAML.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
-        magnitude: length of the correction (R1), see :func:`fastmeta.ops.gsl_coefficients`.
+        magnitude: length of the correction (R1), see :func:`fastmeta.ops.gsl_coefficients`;
+            ``"clip"`` with scope "vector" is clipping by the global norm.
         ratio: see ``magnitude``.
         schedule: ``rho(t)``, see :func:`fastmeta.schedules.schedule`.
         scope: whether R1 compares whole vectors or layer by layer.
         tau: temperature of R3's softmax.
-        w_min: least weight of R2.
-        w_max: greatest weight of R2.
+        w_min: least weight of R2 and R2p.
+        w_max: greatest weight of R2 and R2p.
         step: meta-steps taken.
-        layer_weights: R2's weights, ``(S,)``.
+        weights: ``(S,)`` of R2, ``(P,)`` of R2p.
     """
 
     variant: Variant = "R1"
@@ -57,7 +61,7 @@ class GslRule:
     w_min: float = 0.1
     w_max: float = 10.0
     step: int = field(default=0, init=False)
-    layer_weights: Tensor | None = field(default=None, init=False)
+    weights: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name, choices in (("variant", Variant), ("scope", Scope), ("magnitude", Magnitude)):
@@ -77,7 +81,7 @@ class GslRule:
     @property
     def needs_inner(self) -> bool:
         """Whether support gradients are used at all."""
-        return self.eta != 0 and self.variant in ("R1", "R2")
+        return self.eta != 0 and self.variant in ("R1", "R2", "R2p")
 
     @property
     def rate(self) -> float:
@@ -113,28 +117,50 @@ class GslRule:
         )
 
     def _weighted(self, stats: Tensor) -> Tensor:
-        w = self._current_weights(stats)
+        w = self._current_weights(stats, stats.shape[1])
         dot, uu, vv = stats.unbind(-1)
-        scaled = torch.stack([w * dot, w * w * uu, vv], dim=-1).sum(1, keepdim=True)
-        # With unit rate the coefficients are 1 - p and -q of dGSL/d(wu) = p wu + q v.
-        unit = self._coefficients(scaled, 1.0, "none")[:, 0]
-        p, q = 1 - unit[:, :1], -unit[:, 1:]
-        slope = (p * w * uu + q * dot).mean(0)
+        scaled = torch.stack([w * dot, w * w * uu, vv], dim=-1)
+        p, q = self._derivative(scaled.sum(1, keepdim=True))
+        w = self._moved(w, (p * w * uu + q * dot).mean(0))
+        return w.expand(len(stats), -1).unsqueeze(-1)
+
+    def element_weights(self, query: Tensor, inner: Tensor) -> Tensor:
+        """R2p's weights ``(P,)`` after this meta-step's move; counts the step.
+
+        Args:
+            query: ``(T, P)``, the query rows.
+            inner: ``(T, P)``, the support rows.
+        """
+        acc = accumulation_dtype(query.dtype)
+        u, v = query.to(acc), inner.to(acc)
+        w = self._current_weights(u, u.shape[1])
+        p, q = self._derivative(ops.row_similarity(w * u, v))
+        w = self._moved(w, (u * (p * w * u + q * v)).mean(0))
+        self.step += 1
+        return w
+
+    def _derivative(self, stats: Tensor) -> tuple[Tensor, Tensor]:
+        """``p, q``, ``(T, 1)`` each, of ``dGSL/du = p u + q v``."""
+        # With unit rate the coefficients are 1 - p and -q.
+        unit = self._coefficients(stats, 1.0, "none")[:, 0]
+        return 1 - unit[:, :1], -unit[:, 1:]
+
+    def _moved(self, w: Tensor, slope: Tensor) -> Tensor:
         # An overflow spoils this meta-gradient (loss scaling skips it), not the weights for good.
         slope = torch.where(slope.isfinite(), slope, 0)
-        self.layer_weights = (w - self.rate * slope).clamp(self.w_min, self.w_max)
-        return self.layer_weights.expand(len(stats), -1).unsqueeze(-1)
+        self.weights = (w - self.rate * slope).clamp(self.w_min, self.w_max)
+        return self.weights
 
-    def _current_weights(self, stats: Tensor) -> Tensor:
-        segments = stats.shape[1]
-        if self.layer_weights is None:
-            return stats.new_ones(segments)
-        if len(self.layer_weights) != segments:
+    def _current_weights(self, like: Tensor, count: int) -> Tensor:
+        if self.weights is None:
+            return like.new_ones(count)
+        if len(self.weights) != count:
             raise ValueError(
-                f"R2 has {len(self.layer_weights)} layer weights, but there are {segments} "
-                "trainable parameter tensors. Was the state loaded from another model?"
+                f"{self.variant} has {len(self.weights)} gradient weights, but there are {count} "
+                f"trainable parameter{'s' if self.variant == 'R2p' else ' tensors'}. Was the state "
+                "loaded from another model or variant?"
             )
-        return self.layer_weights.to(stats)
+        return self.weights.to(like)
 
     def task_weights(self, stats: Tensor) -> Tensor:
         """R3's task weights ``(T,)``, summing to one; counts the step.
@@ -146,10 +172,10 @@ class GslRule:
         return ops.gsl_task_weights(stats, lam_c=self.lam_c, lam_2=self.lam_2, tau=self.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step count and R2's weights."""
-        return {"step": self.step, "layer_weights": self.layer_weights}
+        """The step count and the persistent weights."""
+        return {"step": self.step, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
         self.step = int(state["step"])
-        self.layer_weights = state["layer_weights"]
+        self.weights = state["weights"]

@@ -85,6 +85,11 @@ class GSLOptimizer(torch.optim.Optimizer):
         tau: float = 1.0,
         **base_options: Any,
     ) -> None:
+        if variant not in ("R0", "R1", "R2", "R3"):
+            raise ValueError(
+                f"variant must be one of R0, R1, R2, R3; got {variant!r}. For the others use "
+                "fastmeta.GSL, which runs the inner loop itself."
+            )
         self.rule = GslRule(variant, eta, lam_c, lam_2, magnitude, ratio, schedule, scope, tau)
         self.base = base(params, lr=lr, **base_options)
         super().__init__(self.base.param_groups, dict(self.base.defaults))

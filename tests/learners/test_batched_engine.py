@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import MODULES, WAYS, mlp, tasks
+from problems import MODULES, WAYS, Drifting, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import FOMAML, GSL, MAML, MetaLearner, TaskBatch, metagrad
@@ -19,22 +19,6 @@ from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.engines import BatchedEngine
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, Recursion
-
-
-class Drifting(nn.Module):
-    """A forward pass that reads a buffer, then changes it, like batch renormalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp()
-        self.register_buffer("level", torch.ones(16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.net(x.flatten(1) * self.level)
-        with torch.no_grad():
-            self.level.mul_(0.8).add_(0.2 * x.flatten(1).std(0))
-        return y
-
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **MODULES,
@@ -52,6 +36,7 @@ METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "first order": FirstOrder,
     "gsl": metagrad.GSL,
     "gsl by layer": lambda: metagrad.GSL(scope="layer"),
+    "gsl R2p": lambda: metagrad.GSL(variant="R2p", eta=9.0),
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),
     "recursion, forward": lambda: Recursion("forward"),

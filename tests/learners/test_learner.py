@@ -167,7 +167,9 @@ def test_frozen_parameters_stay() -> None:
     [
         {"variant": "R1", "eta": 0.3, "schedule": "cosine:8"},
         {"variant": "R2", "eta": 0.3, "schedule": "cosine:8"},
+        {"variant": "R2p", "eta": 9.0, "schedule": "cosine:8"},
         {"variant": "R3"},
+        {"variant": "R4", "every": 2},
     ],
 )
 def test_a_saved_learner_continues_as_if_never_stopped(options) -> None:
@@ -233,7 +235,7 @@ def test_errors_say_how_to_mend_it() -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"variant": "R9"}, "variant must be one of R0, R1, R2, R3"),
+        ({"variant": "R9"}, "variant must be one of R0, R1, R2, R2p, R3"),
         ({"magnitude": "loud"}, "magnitude must be one of none"),
         ({"scope": "all"}, "scope must be one of vector, layer"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine'"),

@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[..., MetaLearner]] = {
     "gsl": GSL,
     "gsl by layer": lambda *a, **k: GSL(*a, scope="layer", eta=0.3, **k),
     "gsl R2": lambda *a, **k: GSL(*a, variant="R2", eta=0.3, **k),
+    "gsl R2p": lambda *a, **k: GSL(*a, variant="R2p", eta=9.0, **k),
     "gsl R3": lambda *a, **k: GSL(*a, variant="R3", **k),
     "agreement": lambda module, loss, inner_lr, inner_steps, **k: MetaLearner(
         module,

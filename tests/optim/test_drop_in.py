@@ -292,8 +292,9 @@ def test_support_gradients_of_another_shape_are_refused() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="variant must be one of"):
-        GSLOptimizer(mlp().parameters(), lr=0.1, variant="R8")
+    for variant in ("R2p", "R4", "R8"):
+        with pytest.raises(ValueError, match=rf"R0, R1, R2, R3; got '{variant}'.*fastmeta\.GSL"):
+            GSLOptimizer(mlp().parameters(), lr=0.1, variant=variant)
     with pytest.raises(TypeError):
         GSLOptimizer(mlp().parameters(), lr=0.1, momentums=1)
     with pytest.raises(ValueError, match="scale must be positive"):
