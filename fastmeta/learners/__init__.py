@@ -2,6 +2,7 @@
 
 from fastmeta.engines import Loss, StepResult
 from fastmeta.learners.descent import descent_condition
+from fastmeta.learners.fidelity import Fidelity, against_exact
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, Words, build
 
@@ -10,12 +11,14 @@ __all__ = [
     "GSL",
     "MAML",
     "METHODS",
+    "Fidelity",
     "Loss",
     "MetaLearner",
     "OptimizerFactory",
     "Reptile",
     "StepResult",
     "Words",
+    "against_exact",
     "build",
     "descent_condition",
 ]

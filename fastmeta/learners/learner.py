@@ -15,7 +15,7 @@ from fastmeta.engines import EngineName, Loss, Method, Rows, StepResult, check_n
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.fusion import FusedModule
 from fastmeta.metagrad import MetaGradient, Reptile
-from fastmeta.rows import RowBuffer
+from fastmeta.rows import RowBuffer, TaskRows
 from fastmeta.tasks import TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -115,6 +115,13 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
+        found, result = self._task_rows(batch)
+        with torch.no_grad():
+            flat = found.combine(self.aggregation.weights(found))
+        return flat, result
+
+    def _task_rows(self, batch: TaskBatch) -> tuple[TaskRows, StepResult]:
+        """The meta-gradients of the tasks, in memory that the next call uses again."""
         _check_not_empty(batch)
         method = Method(self._model, self.loss, self.adaptation, self.metagrad, self.aggregation)
         rows = self._rows
@@ -123,8 +130,7 @@ class MetaLearner:
         result = choose(self.engine, method, batch).run(rows)
         with torch.no_grad():
             found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
-            flat = found.combine(self.aggregation.weights(found))
-        return flat, result
+        return found, result
 
     def step(self, batch: TaskBatch) -> StepResult:
         """One meta-training step: meta-gradient into ``.grad``, then the outer optimizer's step.
