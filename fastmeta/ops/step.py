@@ -34,13 +34,21 @@ def inner_step(
         frozen: parameters to leave as they are (a copy is returned).
 
     Returns:
-        ``L`` new contiguous tensors.
+        ``L`` contiguous tensors, new ones but for parameters without a gradient.
 
     Raises:
         RuntimeError: if lengths, shapes, dtypes or devices do not match.
         ValueError: if ``alpha`` has neither one value nor one for each tensor.
     """
     theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
+    known = [i for i, g in enumerate(grad) if g is not None]
+    if len(known) < len(theta):
+        new = {i: t.contiguous() for i, t in enumerate(theta)}
+        if known:
+            some, g, r = ([part[i] for i in known] for part in (theta, grads, rates))
+            moved = inner_step(some, g, r, [bool(stop[i]) for i in known])
+            new.update(zip(known, moved, strict=True))
+        return tuple(new.values())
     if watched(*theta, *grads, *rates):
         return tuple(apply(_InnerStep, _InnerStepEager, stop, *theta, *grads, *rates))
     return tuple(kernels.inner_step.default(theta, grads, rates, stop))

@@ -115,9 +115,13 @@ def test_frozen_and_unused_parameters_stay() -> None:
     grad = [torch.randn(4), None, torch.randn(6)]
     new = ops.inner_step(theta, grad, 0.1, frozen=[True, False, False])
     assert torch.equal(new[0], theta[0])
-    assert torch.equal(new[1], theta[1])
+    assert new[1] is theta[1]
     torch.testing.assert_close(new[2], theta[2] - 0.1 * grad[2])
     assert new[0].data_ptr() != theta[0].data_ptr()
+    rates = [torch.rand(4), torch.rand(5), torch.rand(6)]
+    few = ops.inner_step(theta, grad, rates)
+    torch.testing.assert_close(few[2], theta[2] - rates[2] * grad[2])
+    assert ops.inner_step(theta, [None] * 3, 0.1) == tuple(theta)
 
 
 WRITES = {
