@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta.co_learner import PREFIX, CoLearner, tapped
+from fastmeta.memo import remembering
 from fastmeta.recompute import check_parts, recomputed
 
 Buffers = dict[str, Tensor]
@@ -116,7 +117,9 @@ class FunctionalModule:
             buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}
         values = {**dict(zip(self.names[: self.own], params, strict=True)), **buffers}
         again = recomputed(self.module, self.running) if self.checkpoint else None
-        with self._precision(), again or self.running(self.module), tap:
+        own = self.params[: self.own]
+        kept = nullcontext() if again else remembering(self.module, own, params)
+        with self._precision(), again or self.running(self.module), kept, tap:
             output: Tensor = functional_call(self.module, values, (x,))
         return output
 

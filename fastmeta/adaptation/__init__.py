@@ -1,5 +1,7 @@
 """Room 1: inner adaptation, from the initialisation to a task's fast weights."""
 
+from collections.abc import Callable
+
 from fastmeta.adaptation.adam import Adam
 from fastmeta.adaptation.base import (
     Adaptation,
@@ -12,9 +14,15 @@ from fastmeta.adaptation.base import (
     Tape,
 )
 from fastmeta.adaptation.meta_sgd import MetaSGD
+from fastmeta.adaptation.pattern import Lambda, by_word
 from fastmeta.adaptation.sgd import SGD
 
-ADAPTATIONS = {"adam": Adam, "meta-sgd": MetaSGD, "sgd": SGD}
+ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
+    "adam": Adam,
+    "meta-sgd": MetaSGD,
+    "sgd": SGD,
+}
+ADAPTATIONS |= by_word(ADAPTATIONS)
 
 __all__ = [
     "ADAPTATIONS",
@@ -25,6 +33,7 @@ __all__ = [
     "Cotangents",
     "Grads",
     "InnerStep",
+    "Lambda",
     "LossFn",
     "MetaSGD",
     "Pullback",

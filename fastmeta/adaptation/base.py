@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fastmeta.memo import Memo
 
 # The support loss as a function of the parameters.
 LossFn = Callable[[Sequence[Tensor]], Tensor]
@@ -124,10 +127,10 @@ class Adaptation(ABC):
         elementwise: whether :meth:`update`, :meth:`start` and :meth:`vjp` treat each element of a
             parameter without regard to the others and to its shape, so that the parameters of ``T``
             tasks can be stacked to ``(T, *shape)``. Not inherited (a subclass may change that): a
-            class that is says so in its own body.
+            class that is says so in its own body; an instance may take it back.
     """
 
-    elementwise: ClassVar[bool] = False
+    elementwise: bool = False
     steps: int
     rates: Sequence[nn.Parameter] = ()
 
@@ -140,6 +143,13 @@ class Adaptation(ABC):
             params: the initialisation; :attr:`rates` are made for it.
             names: of the parameters in the module.
         """
+
+    def moving(self, step: int, params: Sequence[Tensor]) -> Sequence[bool]:
+        """Which parameters inner step ``step`` adapts; all by default.
+
+        Gradients are asked for these alone; for the others they are ``None``.
+        """
+        return [True] * len(params)
 
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
         """The inner optimizer's state before the first step; none by default."""
@@ -154,7 +164,8 @@ class Adaptation(ABC):
         Args:
             step: which inner step it is, from 0.
             params: the parameters; not modified.
-            grads: their gradients; ``None`` leaves a parameter and its state as they are.
+            grads: their gradients; ``None`` leaves a parameter and its state as they are (the same
+                tensors).
             state: as :meth:`start` or the last update left it; not modified.
 
         Returns:
@@ -221,10 +232,20 @@ class Adaptation(ABC):
         state = self.start(fast)
         inner_grads: list[list[Tensor | None]] = []
         losses: list[Tensor] = []
+        moving = [self.moving(k, fast) for k in range(count)]
+        memo = Memo(_constant(fast, moving))
         for k in range(count):
-            value = loss(fast)
-            graph = create_graph or (tape is not None and k >= count - tape.graphs)
-            grads = torch.autograd.grad(value, fast, create_graph=graph, allow_unused=True)
+            # A graph for the walk back leads to the frozen parameters, too.
+            taped = tape is not None and k >= count - tape.graphs
+            graph = create_graph or taped
+            if not graph:
+                for t, moves in zip(fast, moving[k], strict=True):
+                    t.requires_grad_(moves)
+            elif create_graph and k:
+                fast = _apart(fast, moving[k - 1], moving[k])
+            with nullcontext() if taped else memo.used():
+                value = loss(fast)
+            grads = _gradients(value, fast, moving[k], graph)
             losses.append(value.detach())
             plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
             if record:
@@ -240,3 +261,30 @@ class Adaptation(ABC):
                     tape.steps.append(InnerStep(fast, pullback, grads if graph else None))
             fast = [t.requires_grad_() for t in moved]
         return Adapted(fast, inner_grads, losses, state)
+
+
+def _constant(params: Sequence[Tensor], moving: Sequence[Sequence[bool]]) -> list[Tensor]:
+    """The parameters that none of several steps adapts."""
+    if len(moving) < 2:
+        return []
+    return [p for p, *moves in zip(params, *moving, strict=True) if not any(moves)]
+
+
+def _apart(params: Sequence[Tensor], before: Sequence[bool], now: Sequence[bool]) -> list[Tensor]:
+    """The parameters, those that begin to move as new nodes of the graph.
+
+    Others have moved with gradients that depend on them: that is no part of this step's gradient.
+    """
+    return [p.view_as(p) if m and not b else p for p, b, m in zip(params, before, now, strict=True)]
+
+
+def _gradients(
+    value: Tensor, params: Sequence[Tensor], moves: Sequence[bool], create_graph: bool
+) -> list[Tensor | None]:
+    """The gradients in the parameters that move; ``None`` for the others and unused ones."""
+    if not all(moves) and not value.requires_grad:
+        return [None] * len(params)
+    asked = [p for p, m in zip(params, moves, strict=True) if m]
+    found = torch.autograd.grad(value, asked, create_graph=create_graph, allow_unused=True)
+    known = iter(found)
+    return [next(known) if m else None for m in moves]

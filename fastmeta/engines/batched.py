@@ -108,7 +108,7 @@ def _check_rooms(method: Method) -> None:
     # A subclass may override what its base promised: it has to say so itself.
     rooms = ((method.adaptation, "elementwise"), (method.metagrad, "separable"))
     for room, promise in rooms:
-        if not vars(type(room)).get(promise, False):
+        if promise not in vars(type(room)) or not getattr(room, promise):
             raise UnsuitableError(
                 f"{type(room).__name__} does not declare {promise} = True in its class body"
             )

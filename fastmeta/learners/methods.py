@@ -160,11 +160,14 @@ class Words(NamedTuple):
 
 
 METHODS: dict[str, Words] = {
+    "anil": Words(adaptation="anil"),
+    "boil": Words(adaptation="boil"),
     "cml": Words(),
     "fomaml": Words(metagrad="first-order"),
     "gradient-agreement": Words(aggregation="agreement"),
     "gradient-agreement-reptile": Words(metagrad="reptile", aggregation="agreement"),
     "gsl": Words(metagrad="gsl"),
+    "lambda": Words(adaptation="lambda"),
     "maml": Words(),
     "meta-sgd": Words(adaptation="meta-sgd"),
     "reptile": Words(metagrad="reptile"),

@@ -28,8 +28,12 @@ def hvp_reverse(
     Returns:
         One tensor a parameter; ``None`` means zero.
     """
-    grads = torch.autograd.grad(loss(params), params, create_graph=True, allow_unused=True)
-    return hvp_of_graph(grads, params, direction)
+    pairs = [(p, v) for p, v in zip(params, direction, strict=True) if v is not None]
+    if not pairs:
+        return [None] * len(params)
+    asked, vectors = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(loss(params), asked, create_graph=True, allow_unused=True)
+    return hvp_of_graph(grads, params, vectors)
 
 
 def hvp_of_graph(
