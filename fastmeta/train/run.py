@@ -86,7 +86,7 @@ def resume(
     config = configure(content["config"], changes)
     old = content["config"]
     for name, value in config.to_dict().items():
-        if name not in _MAY_CHANGE and value != old[name]:
+        if name not in _MAY_CHANGE and value != old.get(name, value):
             raise ConfigError(
                 f"a resumed run keeps its {name}: it has {old[name]!r}, not {value!r}. "
                 "Start a new run for that."
