@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from fastmeta.train import ConfigError, TrainConfig
 
 _EVALUATE = ("data_root", "eval_inner_steps", "co_test", "test_tasks", "device", "threads")
+_ADAPTATION = ("adaptation", "adaptation_options")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,11 +28,26 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="test a trained learner on held-out tasks")
     evaluate.add_argument("run", type=Path, help="a run's folder, or a checkpoint")
     evaluate.add_argument("--json", type=Path, help="write the result here too")
-    _add_options(evaluate, [item for item in fields(TrainConfig) if item.name in _EVALUATE])
+    _add_options(evaluate, _options(*_EVALUATE, *_ADAPTATION))
+    tune = commands.add_parser("tune-pattern", help="find the layers that need to be adapted")
+    tune.add_argument("run", type=Path, help="a run's folder, or a checkpoint")
+    tune.add_argument(
+        "--allowed-loss",
+        type=float,
+        default=1.0,
+        metavar="PERCENT",
+        help="how much worse than with all layers: of all queries, or of the squared error",
+    )
+    tune.add_argument("--tasks", type=int, default=200, help="validation tasks (default: 200)")
+    _add_options(tune, _options(*_EVALUATE))
     commands.add_parser("info", help="the active backend, methods and data sets").add_argument(
         "--data-root", help="folder of the data sets; by default the one FASTMETA_DATA names"
     )
     return parser
+
+
+def _options(*names: str) -> list[Field[Any]]:
+    return [item for item in fields(TrainConfig) if item.name in names]
 
 
 def _add_options(parser: argparse.ArgumentParser, options: Iterable[Field[Any]]) -> None:

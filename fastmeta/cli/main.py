@@ -16,6 +16,7 @@ from fastmeta.learners import METHODS
 from fastmeta.train import UserError, configure, evaluate_run, read_config, resume, train
 from fastmeta.train.files import write_json
 from fastmeta.train.metrics import ACCURACY, MSE
+from fastmeta.tuning import tune_run
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -29,8 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = make_parser().parse_args(arguments)
     keep_freed_memory()
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "tune-pattern": _tune_pattern,
+        "info": _info,
+    }
     try:
-        return {"train": _train, "evaluate": _evaluate, "info": _info}[given.command](given)
+        return commands[given.command](given)
     except UserError as error:
         print(f"fastmeta: {error}", file=sys.stderr)
         return USER_ERROR
@@ -60,6 +67,12 @@ def _evaluate(given: argparse.Namespace) -> int:
     if given.json:
         write_json(given.json, results)
     print(f"{results['metric']}: {_score(results, 'test')}")
+    return 0
+
+
+def _tune_pattern(given: argparse.Namespace) -> int:
+    options = given_options(given)
+    print(tune_run(given.run, options, allowed_loss=given.allowed_loss, tasks=given.tasks))
     return 0
 
 

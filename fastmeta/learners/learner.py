@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
@@ -191,6 +192,19 @@ class MetaLearner:
                 else:
                     outputs.append(self._model.both(fast, buffers, task.query_x)[1])
         return torch.stack(outputs)
+
+    def with_adaptation(self, adaptation: Adaptation) -> MetaLearner:
+        """This learner with another inner loop for :meth:`adapt` and :meth:`predict`.
+
+        It is the same in all else, and shares it: the module, to begin with.
+
+        Raises:
+            ValueError: if the adaptation does not suit the module.
+        """
+        adaptation.bind(self._model.params, self._model.names)
+        other = copy.copy(self)
+        other.adaptation = adaptation
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """State of module, co-learner, learned rates, outer optimizer and meta-gradient."""

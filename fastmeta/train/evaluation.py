@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmeta.co_learner import Head
 from fastmeta.data import TaskSource
@@ -33,7 +33,14 @@ def evaluate(
     steps: int,
     head: Head = "main",
 ) -> Estimate:
-    """The mean score over the first ``tasks`` tasks of a source; the host waits once, at the end.
+    """The mean of :func:`task_scores`; the host waits once, at the end."""
+    return estimate(task_scores(learner, source, tasks, metric, steps))
+
+
+def task_scores(
+    learner: MetaLearner, source: TaskSource, tasks: int, metric: Metric, steps: int
+) -> Tensor:
+    """The scores ``(tasks,)`` of the first ``tasks`` tasks of a source.
 
     Args:
         learner: adapts its module to each support set; nothing of it changes.
@@ -52,4 +59,4 @@ def evaluate(
             scores.append(metric.per_task(outputs, batch.query_y))
             count += len(batch)
             i += 1
-    return estimate(torch.cat(scores)[:tasks])
+    return torch.cat(scores)[:tasks]

@@ -54,6 +54,10 @@ class Metric:
         """Whether ``new`` is strictly better than ``old``."""
         return new > old if self.higher_is_better else new < old
 
+    def loss(self, new: float, old: float) -> float:
+        """How much worse ``new`` is, in percent of all queries (accuracy) or of ``old`` (mse)."""
+        return 100 * (old - new) if self.higher_is_better else 100 * (new / old - 1)
+
     def show(self, mean: float, ci95: float | None = None) -> str:
         """A mean in words, such as ``"97.31 ± 0.42 %"`` or ``"0.0312 ± 0.0021"``."""
         if self.name == "accuracy":

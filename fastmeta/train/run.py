@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,27 @@ _MAY_CHANGE = {
     *("untrained", "untrained_inner_steps", "co_test"),
     *("log", "log_every", "checkpoint_every", "keep"),
 }
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run read back.
+
+    Attributes:
+        checkpoint: where it was read.
+        step: meta-steps taken.
+        config: its options.
+        device: where the learner is.
+        test: the test tasks.
+        learner: trained.
+    """
+
+    checkpoint: Path
+    step: int
+    config: TrainConfig
+    device: torch.device
+    test: TaskSource
+    learner: MetaLearner
 
 
 def never() -> bool:
@@ -106,6 +128,21 @@ def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         CheckpointError: if there is no usable checkpoint.
     """
+    run = load_run(path, changes)
+    config, metric = run.config, metric_of(run.config)
+    steps = config.eval_inner_steps
+    return {
+        "checkpoint": str(run.checkpoint),
+        "step": run.step,
+        "method": config.method,
+        "dataset": config.dataset,
+        "metric": metric.name,
+        "test": _test(config, run.learner, run.test, metric, steps, config.test_head),
+    }
+
+
+def load_run(path: str | Path, changes: Mapping[str, Any]) -> SavedRun:
+    """The best learner of a run; arguments and errors as :func:`evaluate_run`."""
     checkpoint = find_best(Path(path))
     content = load_checkpoint(checkpoint)
     config = configure(content["config"], changes)
@@ -118,15 +155,7 @@ def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]
         raise CheckpointError(
             f"{checkpoint}: does not fit its own configuration: {error}"
         ) from error
-    metric = metric_of(config)
-    return {
-        "checkpoint": str(checkpoint),
-        "step": content["step"],
-        "method": config.method,
-        "dataset": config.dataset,
-        "metric": metric.name,
-        "test": _test(config, learner, test, metric, config.eval_inner_steps, config.test_head),
-    }
+    return SavedRun(checkpoint, content["step"], config, device, test, learner)
 
 
 def _run(

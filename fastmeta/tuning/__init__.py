@@ -1,0 +1,16 @@
+"""Which layers to adapt: the fastest Lambda pattern that is good enough."""
+
+from fastmeta.tuning.cost import CostModel, measure_cost
+from fastmeta.tuning.run import tune_run
+from fastmeta.tuning.search import Trial, TunedPattern, layer_names, tune_pattern, with_pattern
+
+__all__ = [
+    "CostModel",
+    "Trial",
+    "TunedPattern",
+    "layer_names",
+    "measure_cost",
+    "tune_pattern",
+    "tune_run",
+    "with_pattern",
+]

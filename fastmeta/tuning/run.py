@@ -1,0 +1,85 @@
+"""The search for a Lambda pattern of a trained run, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastmeta.data import TaskSource
+from fastmeta.learners import MetaLearner
+from fastmeta.train.errors import ConfigError, require
+from fastmeta.train.evaluation import task_scores
+from fastmeta.train.files import write_json
+from fastmeta.train.metrics import Metric, estimate
+from fastmeta.train.run import load_run
+from fastmeta.train.setup import metric_of, task_source
+from fastmeta.tuning.report import ROLES, Search, draw, table, write_csv
+from fastmeta.tuning.search import TunedPattern, tune_pattern, with_pattern
+
+CSV_NAME = "patterns.csv"
+JSON_NAME = "patterns.json"
+PICTURE_NAME = "pareto.png"
+
+
+def tune_run(
+    path: str | Path, changes: Mapping[str, Any], *, allowed_loss: float = 1.0, tasks: int = 200
+) -> str:
+    """Finds a pattern for the best learner of a run, and tests it on test tasks.
+
+    Twice: for the inner steps of its evaluation, and for a single one. Writes ``patterns.csv``,
+    ``patterns.json`` and ``pareto.png`` into the run's folder.
+
+    Args:
+        path: the run's folder, or a checkpoint.
+        changes: options that differ from the run's, such as ``test_tasks``.
+        allowed_loss: see :func:`fastmeta.tuning.tune_pattern`.
+        tasks: validation tasks.
+
+    Returns:
+        The table, as text.
+
+    Raises:
+        CheckpointError: if there is no usable checkpoint.
+        ConfigError: if a number is too small.
+        MissingPackageError: if matplotlib is missing.
+    """
+    require("matplotlib", "The picture of the patterns")
+    run = load_run(path, changes)
+    config, metric, learner = run.config, metric_of(run.config), run.learner
+    val = task_source(config, "val", run.device)
+    searches = []
+    for steps in dict.fromkeys((config.eval_inner_steps, 1)):
+        try:
+            tuned = tune_pattern(learner, val, tasks, steps, allowed_loss, metric)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        searches.append(_tested(tuned, learner, run.test, config.test_tasks, metric))
+    folder = run.checkpoint.parent
+    content = {
+        "checkpoint": str(run.checkpoint),
+        "dataset": config.dataset,
+        "method": config.method,
+        "metric": metric.name,
+        "allowed_loss": allowed_loss,
+        "searches": [search.summary() for search in searches],
+    }
+    write_json(folder / JSON_NAME, content)
+    write_csv(folder / CSV_NAME, searches, metric)
+    draw(folder / PICTURE_NAME, searches, metric)
+    return table(searches, metric)
+
+
+def _tested(
+    tuned: TunedPattern, learner: MetaLearner, test: TaskSource, tasks: int, metric: Metric
+) -> Search:
+    patterns = dict.fromkeys(getattr(tuned, role).pattern for role in ROLES)
+    scores = {
+        p: task_scores(with_pattern(learner, p), test, tasks, metric, tuned.steps) for p in patterns
+    }
+    full = scores[tuned.full.pattern]
+    return Search(
+        tuned,
+        test={p: estimate(s) for p, s in scores.items()},
+        change={p: estimate(s - full) for p, s in scores.items()},
+    )

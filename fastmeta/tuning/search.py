@@ -1,0 +1,175 @@
+"""The search for a Lambda pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+
+from fastmeta.adaptation import Lambda
+from fastmeta.data import TaskSource
+from fastmeta.learners import MetaLearner
+from fastmeta.tasks import Task
+from fastmeta.train.evaluation import evaluate, evaluation_mode
+from fastmeta.train.metrics import ACCURACY, Estimate, Metric
+from fastmeta.tuning.cost import measure_cost
+from fastmeta.tuning.timing import medians
+
+_EXHAUSTIVE = 6  # layers: 63 patterns
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pattern that was tried.
+
+    Attributes:
+        pattern: bits, one a layer.
+        score: on the query sets of the tasks.
+        seconds: of adapting to one task, median.
+    """
+
+    pattern: str
+    score: Estimate
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TunedPattern:
+    """The outcome of a search.
+
+    Attributes:
+        steps: inner steps.
+        layers: names of the layers.
+        trials: all that were tried, the fastest first.
+        front: those with a better score than all faster ones (the Pareto front).
+        full: all layers.
+        chosen: the fastest that is good enough.
+        best: the one with the best score.
+    """
+
+    steps: int
+    layers: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]
+    full: Trial
+    chosen: Trial
+    best: Trial
+
+
+def tune_pattern(
+    learner: MetaLearner,
+    source: TaskSource,
+    tasks: int,
+    steps: int,
+    allowed_loss: float = 1.0,
+    metric: Metric = ACCURACY,
+) -> TunedPattern:
+    """The fastest pattern that is good enough, for a trained learner at test time.
+
+    Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): the one of least time whose score on
+    validation tasks is at most ``allowed_loss`` worse than that of all layers. Up to six layers all
+    patterns are tried. Of more, layers are taken away one by one: always the one without which the
+    pattern is still good enough and, as predicted by :class:`fastmeta.tuning.CostModel`, fastest.
+
+    Chosen among many, the pattern's score on these tasks flatters it: report it on others.
+
+    Args:
+        learner: trained; a pattern that it may have is left aside. Nothing of it changes.
+        source: of validation tasks; its first ones decide the score, the next one is timed.
+        tasks: how many decide the score, at least 2.
+        steps: inner steps, at least 1.
+        allowed_loss: in percent of all queries for an accuracy, of the error for ``"mse"``.
+        metric: the score of a task's query outputs.
+
+    Raises:
+        ValueError: if a number is too small.
+    """
+    if tasks < 2 or steps < 1 or not allowed_loss >= 0:
+        raise ValueError(
+            "expected at least 2 tasks, 1 inner step and an allowed loss that is not negative; got "
+            f"{tasks}, {steps} and {allowed_loss}."
+        )
+    patterned = cache(partial(with_pattern, learner))
+    layers = layer_names(learner)
+    everything = "1" * len(layers)
+    task = _task_after(source, tasks)
+
+    def adapt(bits: str, count: int) -> None:
+        patterned(bits).adapt(task.support_x, task.support_y, count)
+
+    @cache
+    def score(bits: str) -> Estimate:
+        return evaluate(patterned(bits), source, tasks, metric, steps)
+
+    def good(bits: str) -> bool:
+        return metric.loss(score(bits).mean, score(everything).mean) <= allowed_loss
+
+    device = task.support_x.device
+    with evaluation_mode(learner.module):
+        if len(layers) <= _EXHAUSTIVE:
+            tried = ["".join(bits) for bits in product("01", repeat=len(layers))][1:]
+        else:
+            cost = measure_cost(adapt, len(layers), steps, device)
+            tried = _take_away(everything, good, partial(cost.predict, steps=steps))
+        seconds = medians({bits: partial(adapt, bits, steps) for bits in tried}, device)
+    trials = [
+        Trial(bits, score(bits), seconds[bits]) for bits in sorted(tried, key=seconds.__getitem__)
+    ]
+    front: list[Trial] = []
+    for trial in trials:
+        if not front or metric.better(trial.score.mean, front[-1].score.mean):
+            front.append(trial)
+    return TunedPattern(
+        steps,
+        layers,
+        tuple(trials),
+        tuple(front),
+        full=next(t for t in trials if t.pattern == everything),
+        chosen=next(t for t in trials if good(t.pattern)),
+        best=front[-1],
+    )
+
+
+def with_pattern(learner: MetaLearner, pattern: str) -> MetaLearner:
+    """The learner with its inner loop on some layers only, see :class:`fastmeta.adaptation.Lambda`.
+
+    Raises:
+        ValueError: if the pattern does not suit the network.
+    """
+    inner = learner.adaptation
+    return learner.with_adaptation(
+        Lambda(inner.inner if isinstance(inner, Lambda) else inner, pattern)
+    )
+
+
+def layer_names(learner: MetaLearner) -> tuple[str, ...]:
+    """The names of the layers of a learner's network, one for each bit of a pattern."""
+    adaptation = with_pattern(learner, "full").adaptation
+    assert isinstance(adaptation, Lambda)
+    return tuple(layer.name for layer in adaptation.layers)
+
+
+def _task_after(source: TaskSource, tasks: int) -> Task:
+    """A task of the first meta-batch behind ``tasks`` tasks."""
+    count = i = 0
+    while count < tasks:
+        count += len(source[i])
+        i += 1
+    return source[i][0]
+
+
+def _take_away(
+    pattern: str, good: Callable[[str], bool], cost: Callable[[str], float]
+) -> list[str]:
+    """``pattern``, and all that were tried while taking away its layers one by one."""
+    tried = [pattern]
+    while pattern.count("1") > 1:
+        bits = [k for k, bit in enumerate(pattern) if bit == "1"]
+        fewer = [f"{pattern[:k]}0{pattern[k + 1 :]}" for k in bits]
+        tried += fewer
+        enough = [p for p in fewer if good(p)]
+        if not enough:
+            break
+        pattern = min(enough, key=cost)
+    return tried
