@@ -34,11 +34,16 @@ def evaluate(
     head: Head = "main",
 ) -> Estimate:
     """The mean of :func:`task_scores`; the host waits once, at the end."""
-    return estimate(task_scores(learner, source, tasks, metric, steps))
+    return estimate(task_scores(learner, source, tasks, metric, steps, head))
 
 
 def task_scores(
-    learner: MetaLearner, source: TaskSource, tasks: int, metric: Metric, steps: int
+    learner: MetaLearner,
+    source: TaskSource,
+    tasks: int,
+    metric: Metric,
+    steps: int,
+    head: Head = "main",
 ) -> Tensor:
     """The scores ``(tasks,)`` of the first ``tasks`` tasks of a source.
 
