@@ -35,9 +35,10 @@ class Memo:
     A prefix is what an ``nn.Sequential`` begins with, up to the first part that has a parameter
     which is adapted, or that may do anything but compute its output from input, parameters and
     buffers: users' modules, hooks, dropout in training, BatchNorm that updates running statistics.
-    Its output is computed once for an input, and taken again while input, parameters and buffers
-    are the same tensors and neither they nor the output were changed in place. It keeps its graph:
-    derivatives are those of computing it again.
+    It may end within an ``nn.Sequential`` in this one. Its output is computed once for an input,
+    and taken again while input, parameters and buffers are the same tensors and neither they nor
+    the output were changed in place. It keeps its graph: derivatives are those of computing it
+    again, but for the order of sums.
 
     Args:
         constant: the parameters that no inner step adapts, the same objects in all of them.
@@ -161,7 +162,7 @@ class _Prefix:
 
     def _output(self, forward: Forward, x: Any) -> Any:
         if type(x) is not Tensor or x.requires_grad or x.is_inference():
-            return self._only("before", forward, x)  # such an input does not come again
+            return self._only("before", forward, x)  # with a graph, it comes from this very step
         sources = [tensors[name] for tensors, name in self._places]
         stamp = [torch.is_grad_enabled(), *(t._version for t in (x, *sources))]
         known: _Known | None = self._known.get(x)

@@ -82,18 +82,14 @@ class Lambda(Adaptation):
     def update(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """See :meth:`Adaptation.update`; takes no notice of the gradients of frozen layers."""
-        return self.inner.update(step, params, self._masked(step, grads), state)
+        """See :meth:`Adaptation.update`."""
+        return self.inner.update(step, params, grads, state)
 
     def vjp(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Pullback]:
         """See :meth:`Adaptation.vjp`."""
-        return self.inner.vjp(step, params, self._masked(step, grads), state)
-
-    def _masked(self, step: int, grads: Grads) -> Grads:
-        moving = self.moving(step, ())
-        return [g if moves else None for g, moves in zip(grads, moving, strict=True)]
+        return self.inner.vjp(step, params, grads, state)
 
 
 def read_pattern(pattern: str, layers: Sequence[str]) -> list[list[int]]:

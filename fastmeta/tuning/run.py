@@ -75,7 +75,8 @@ def _tested(
 ) -> Search:
     patterns = dict.fromkeys(getattr(tuned, role).pattern for role in ROLES)
     scores = {
-        p: task_scores(with_pattern(learner, p), test, tasks, metric, tuned.steps) for p in patterns
+        p: task_scores(with_pattern(learner, p), test, tasks, metric, tuned.steps).double()
+        for p in patterns
     }
     full = scores[tuned.full.pattern]
     return Search(

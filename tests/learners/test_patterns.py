@@ -90,7 +90,7 @@ def test_full_pattern_is_the_adaptation_itself(name: str, metagrad) -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_all_patterns_of_conv4(pattern: str) -> None:
-    module, batch = conv4(), images()
+    module, batch = conv4(), images(1)
     routes = {**SECOND_ORDER, "first order": FirstOrder}
     expected = {
         second: by_pattern(module, batch, [pattern] * 3, second).mean(0) for second in (True, False)
@@ -169,7 +169,7 @@ def networks(draw: st.DrawFn) -> tuple[list[int], list[str]]:
     return widths, steps
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(networks(), st.sampled_from(["loop", "batched"]))
 def test_any_pattern_of_any_mlp(case: tuple[list[int], list[str]], engine: str) -> None:
     widths, steps = case
@@ -409,7 +409,7 @@ def test_a_number_of_bits_is_a_pattern() -> None:
 def test_one_object_for_one_network() -> None:
     rule = Lambda(SGD(0.1), "head")
     with pytest.raises(RuntimeError, match=r"knows no layers yet: call bind\(params, names\)"):
-        rule.update(0, [torch.zeros(2)], [torch.zeros(2)], [])
+        rule.moving(0, [torch.zeros(2)])
     for module in (mlp(), mlp()):
         rule.bind(list(module.parameters()), [n for n, _ in module.named_parameters()])
     other = MLP(2, 2)

@@ -74,7 +74,7 @@ def test_what_it_leaves(name: str, capsys: pytest.CaptureFixture) -> None:
             assert float(row["seconds"]) == trial["seconds"]
             assert (trial["val"]["tasks"], trial["test"]["tasks"]) == (10, 20)
             change = trial["test"]["mean"] - found["full"]["test"]["mean"]
-            assert trial["change"]["mean"] == pytest.approx(change, abs=1e-6)
+            assert trial["change"]["mean"] == pytest.approx(change, abs=1e-12)
             assert trial["pattern"] in printed
     assert "against full" in printed
 
