@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from fastmeta import ops
 from fastmeta.functional import FunctionalModule
 from fastmeta.hooks import globally_hooked, is_compiled, is_plain
 from fastmeta.info import kernel_devices
+from fastmeta.models import PerStepBatchNorm2d
 
 # Beyond some 180 channels the op's weights outgrow the caches, and torch's convolution is as fast.
 _WIDEST = 1 << 15
@@ -30,7 +31,7 @@ class FusedModule(FunctionalModule):
     - A block of ``BatchNorm2d`` directly followed by ``ReLU``, and by ``MaxPool2d(2)`` if there is
       one, as :func:`fastmeta.ops.batch_norm_relu`: with batch statistics (running statistics are
       updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)
-      on a GPU.
+      on a GPU. ``models.PerStepBatchNorm2d`` is the BatchNorm2d of the inner step.
 
     All else runs as it is, but inside a ``Sequential`` of torch's own modules without hooks images
     are in channels-last order, in which these ops work and the CPU's other convolutions are faster;
@@ -68,9 +69,10 @@ def _chains(modules: Sequence[nn.Module]) -> dict[Any, bool]:
     torchs: set[Any] = set()
     for module in reversed(modules):  # parts come before their whole
         parts = list(module._modules.values())
-        torchs_own = type(module).__module__.startswith("torch.nn.") and is_plain(module)
-        if torchs_own and torchs.issuperset(parts):
+        known = type(module).__module__.startswith("torch.nn.") or _per_step(module)
+        if known and is_plain(module) and torchs.issuperset(parts):
             torchs.add(module)
+        parts = _of_step(parts)
         has_block = any(
             part in chains or _convolves(part) or _block_length(parts, i)
             for i, part in enumerate(parts)
@@ -86,7 +88,7 @@ def _run(chain: Any, any_order: bool, x: Any) -> Any:
     owed = any_order and _images(x) and _usual(x)  # the usual order, in which torch would leave x
     if owed:
         x = _channels_last(x)
-    modules = list(chain)
+    modules = _of_step(chain)
     i = 0
     while i < len(modules):
         length = _block_length(modules, i)
@@ -104,6 +106,15 @@ def _run(chain: Any, any_order: bool, x: Any) -> Any:
             x = modules[i](x)
         i += 1
     return x.contiguous() if owed and isinstance(x, Tensor) else x
+
+
+def _per_step(module: Any) -> bool:
+    return type(module) is PerStepBatchNorm2d and is_plain(module) and not globally_hooked()
+
+
+def _of_step(modules: Iterable[Any]) -> list[Any]:
+    """The modules, each per-step BatchNorm being that of the current inner step."""
+    return [m.current if _per_step(m) else m for m in modules]
 
 
 def _images(x: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from fastmeta.hooks import is_compiled
+from fastmeta.steps import at_step, current_step
 
 # What a part of a module runs in, the first time and again.
 Around = Callable[[nn.Module], AbstractContextManager[None]]
@@ -25,7 +26,8 @@ def recomputed(module: nn.Module, around: Around) -> Iterator[None]:
     A part is what keeps nothing but its inputs: in every ``nn.Sequential`` a composite module, or a
     layer with a weight matrix and what follows it (so that normalisation, activation and pooling
     stay with their layer); in every ``nn.ModuleList`` or ``nn.ModuleDict`` a composite member. They
-    are run again with the same parameters, random numbers and buffers, which change only once.
+    are run again with the same parameters, random numbers and buffers, which change only once, and
+    for the same inner step.
     """
     units = [unit for unit in dict.fromkeys(_units(module)) if "forward" not in vars(unit)]
     for unit in units:
@@ -100,11 +102,11 @@ def _again(part: nn.Module, around: Around, *args: Any, **kwargs: Any) -> Any:
     """Runs a part so that the backward pass can repeat it, when ``part`` has other tensors."""
     params = dict(part.named_parameters())
     before = {name: buffer.clone() for name, buffer in part.named_buffers()}
-    first = True
+    step, first = current_step(), True
 
     def run(*args: Any, **kwargs: Any) -> Any:
         nonlocal first
-        with around(part):
+        with at_step(step), around(part):
             if first:
                 first = False
                 return part(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Room 1: inner adaptation, from the initialisation to a task's fast weights."""
 
 from collections.abc import Callable
+from functools import partial
 
 from fastmeta.adaptation.adam import Adam
 from fastmeta.adaptation.base import (
@@ -15,11 +16,14 @@ from fastmeta.adaptation.base import (
 )
 from fastmeta.adaptation.meta_sgd import MetaSGD
 from fastmeta.adaptation.pattern import Lambda, by_word
+from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.sgd import SGD
 
 ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
     "adam": Adam,
+    "lslr": partial(MetaSGD, per="tensor", per_step=True),
     "meta-sgd": MetaSGD,
+    "proximal": ProximalSGD,
     "sgd": SGD,
 }
 ADAPTATIONS |= by_word(ADAPTATIONS)
@@ -36,6 +40,7 @@ __all__ = [
     "Lambda",
     "LossFn",
     "MetaSGD",
+    "ProximalSGD",
     "Pullback",
     "Tape",
 ]

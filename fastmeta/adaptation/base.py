@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.memo import Memo
+from fastmeta.steps import at_step
 
 # The support loss as a function of the parameters.
 LossFn = Callable[[Sequence[Tensor]], Tensor]
@@ -219,7 +220,8 @@ class Adaptation(ABC):
         """Runs the inner loop.
 
         Args:
-            loss: the support loss as a function of the parameters.
+            loss: the support loss as a function of the parameters; evaluated
+                :func:`~fastmeta.steps.at_step` after step.
             params: where to start; not modified.
             steps: inner steps, ``self.steps`` by default.
             create_graph: whether to keep the graph, so that the fast weights can be differentiated
@@ -243,7 +245,7 @@ class Adaptation(ABC):
                     t.requires_grad_(moves)
             elif create_graph and k:
                 fast = _apart(fast, moving[k - 1], moving[k])
-            with nullcontext() if taped else memo.used():
+            with at_step(k), nullcontext() if taped else memo.used():
                 value = loss(fast)
             grads = _gradients(value, fast, moving[k], graph)
             losses.append(value.detach())

@@ -167,8 +167,10 @@ METHODS: dict[str, Words] = {
     "gradient-agreement": Words(aggregation="agreement"),
     "gradient-agreement-reptile": Words(metagrad="reptile", aggregation="agreement"),
     "gsl": Words(metagrad="gsl"),
+    "imaml": Words(adaptation="proximal", metagrad="implicit"),
     "lambda": Words(adaptation="lambda"),
     "maml": Words(),
+    "maml++": Words(adaptation="lslr", metagrad="multi-step"),
     "meta-sgd": Words(adaptation="meta-sgd"),
     "reptile": Words(metagrad="reptile"),
 }

@@ -11,6 +11,8 @@ from fastmeta.metagrad.gsl import GSL
 from fastmeta.metagrad.gsl_curvature import CurvatureGSL
 from fastmeta.metagrad.gsl_rule import GslRule
 from fastmeta.metagrad.gsl_variants import gsl_variant
+from fastmeta.metagrad.implicit import Implicit
+from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
 
@@ -19,6 +21,8 @@ METAGRADS: dict[str, Callable[..., MetaGradient]] = {
     "exact": Exact,
     "first-order": FirstOrder,
     "gsl": gsl_variant,
+    "implicit": Implicit,
+    "multi-step": MultiStep,
     "recursion": Recursion,
     "reptile": Reptile,
 }
@@ -33,7 +37,9 @@ __all__ = [
     "Exact",
     "FirstOrder",
     "GslRule",
+    "Implicit",
     "MetaGradient",
+    "MultiStep",
     "Recursion",
     "Reptile",
     "TaskGradient",

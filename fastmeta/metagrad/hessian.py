@@ -37,9 +37,12 @@ def hvp_reverse(
 
 
 def hvp_of_graph(
-    grads: Sequence[Tensor | None], params: Sequence[Tensor], direction: Sequence[Tensor | None]
+    grads: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    direction: Sequence[Tensor | None],
+    retain_graph: bool = False,
 ) -> list[Tensor | None]:
-    """The second half of :func:`hvp_reverse`, from gradients with a graph, which is freed."""
+    """The second half of :func:`hvp_reverse`, from gradients with a graph, which it may free."""
     # A gradient without a graph does not depend on the parameters: its part of H v is zero.
     pairs = [
         (g, v)
@@ -49,7 +52,9 @@ def hvp_of_graph(
     if not pairs:
         return [None] * len(params)
     outputs, vectors = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(outputs, params, vectors, allow_unused=True))
+    return list(
+        torch.autograd.grad(outputs, params, vectors, retain_graph=retain_graph, allow_unused=True)
+    )
 
 
 def hvp_forward(

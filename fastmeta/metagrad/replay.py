@@ -1,4 +1,4 @@
-"""Evaluating the support loss of an inner step once more, exactly as it was."""
+"""Evaluating a support loss without a trace, also once more exactly as it was."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmeta.adaptation import LossFn
 from fastmeta.functional import Buffers
 from fastmeta.metagrad.base import Episode
+from fastmeta.steps import at_step, current_step
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class _Moment:
     cpu: Tensor
     device: Tensor | None
     buffers: Buffers
+    step: int | None
 
 
 @contextmanager
@@ -44,12 +46,12 @@ def untraced(episode: Episode, device: torch.device) -> Iterator[None]:
 class Replay:
     """The support loss of an episode; each evaluation can be repeated later without a trace.
 
-    A repetition draws the same random numbers (dropout masks) and begins with the same buffers.
-    Afterwards random number generators and buffers are as if it had not been.
+    A repetition draws the same random numbers (dropout masks), begins with the same buffers and is
+    for the same inner step. Afterwards generators and buffers are as if it had not been.
 
     Args:
         episode: the task.
-        device: the parameters' device, whose generator is watched beside the CPU's.
+        device: see :func:`untraced`.
     """
 
     def __init__(self, episode: Episode, device: torch.device) -> None:
@@ -63,7 +65,7 @@ class Replay:
         if self._device.type != "cpu":
             state = torch.get_device_module(self._device).get_rng_state(self._device)
         buffers = _copies(self._episode.buffers)
-        self._moments.append(_Moment(torch.get_rng_state(), state, buffers))
+        self._moments.append(_Moment(torch.get_rng_state(), state, buffers, current_step()))
         return self._episode.support(params)[0]
 
     def forget(self) -> None:
@@ -74,7 +76,7 @@ class Replay:
     def last(self) -> Iterator[LossFn]:
         """The loss to repeat the last evaluation with, in this context; then forgets it."""
         moment = self._moments.pop()
-        with untraced(self._episode, self._device):
+        with untraced(self._episode, self._device), at_step(moment.step):
             yield lambda params: self._repeat(moment, params)
 
     def _repeat(self, moment: _Moment, params: Sequence[Tensor]) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
+
+from fastmeta.models.per_step_norm import PerStepBatchNorm2d
 
 Downsample = Literal["pool", "stride"]
 
@@ -27,6 +31,8 @@ class Conv4(nn.Module):
         pool_last: whether ``features`` end with the last block's pooling and a flattening. If not,
             ``head`` begins with them and ``features`` end with a map, on which the co-learner of
             Shin et al. 2024 stands. Initial weights and outputs are the same.
+        batch_norm_steps: BatchNorms a block; more than one are one an inner step, see
+            :class:`PerStepBatchNorm2d`.
 
     Input ``(n, in_channels, image_size, image_size)``, output ``(n, ways)``.
 
@@ -48,14 +54,19 @@ class Conv4(nn.Module):
         downsample: Downsample = "pool",
         batch_norm_stats: bool = False,
         pool_last: bool = True,
+        batch_norm_steps: int = 1,
     ) -> None:
         super().__init__()
         if downsample not in ("pool", "stride"):
             raise ValueError(f"downsample must be one of pool, stride; got {downsample!r}.")
         sizes = {"in_channels": in_channels, "image_size": image_size, "ways": ways}
-        for name, value in {**sizes, "hidden": hidden}.items():
+        counts = {"hidden": hidden, "batch_norm_steps": batch_norm_steps}
+        for name, value in {**sizes, **counts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")
+        norm: Callable[..., nn.Module] = nn.BatchNorm2d
+        if batch_norm_steps > 1:
+            norm = partial(PerStepBatchNorm2d, steps=batch_norm_steps)
         blocks: list[nn.Sequential] = []
         size, channels = image_size, in_channels
         for _ in range(4):
@@ -64,7 +75,7 @@ class Conv4(nn.Module):
             pooled = halve and downsample == "pool"
             block: list[nn.Module] = [
                 nn.Conv2d(channels, hidden, 3, stride=2 if strided else 1, padding=1),
-                nn.BatchNorm2d(hidden, track_running_stats=batch_norm_stats),
+                norm(hidden, track_running_stats=batch_norm_stats),
                 nn.ReLU(),
             ]
             blocks.append(nn.Sequential(*block, *([nn.MaxPool2d(2)] if pooled else [])))

@@ -90,6 +90,7 @@ class TrainConfig:
     batch_norm_stats: bool = option(
         "evaluate images with running statistics, not those of the batch", default=False
     )
+    per_step_batch_norm: bool = option("a BatchNorm of conv4 for each inner step", default=False)
 
     seed: int = option("of initial weights and training tasks", default=0, least=0)
     device: str = option("auto, cpu, cuda or cuda:N", default="auto")
@@ -112,6 +113,9 @@ class TrainConfig:
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be less than 2**63; got {self.seed}.")
         self._check_fit()
+        if self.metagrad == "multi-step":  # a tenth, as in the authors' runs on Omniglot
+            table = {"anneal_steps": self.steps // 10, **self.metagrad_options}
+            object.__setattr__(self, "metagrad_options", table)
 
     def _check_fit(self) -> None:
         if self.dataset == SINE and (self.backbone != "mlp" or self.ways != 1):

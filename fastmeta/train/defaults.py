@@ -88,6 +88,13 @@ _DATASETS: dict[str, dict[str, Any]] = {
 _METHODS: dict[str, dict[str, Any]] = {
     "cml": {"co_learner": True},
     "gradient-agreement-reptile": {"inner_steps": 5},
+    "imaml": {"inner_steps": 16, "eval_inner_steps": 16},
+    "maml++": {
+        "inner_steps": 5,
+        "eval_inner_steps": 5,
+        "lr_schedule": "cosine",
+        "per_step_batch_norm": True,
+    },
     "reptile": {"inner_steps": 5},
 }
 

@@ -119,6 +119,8 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
                 module = ResNet12(shape[0], shape[1], outputs, hidden, **options)
             else:
                 options["downsample"] = config.downsample
+                if config.per_step_batch_norm:
+                    options["batch_norm_steps"] = max(config.inner_steps, 1)
                 module = Conv4(shape[0], shape[1], outputs, config.hidden[0], **options)
     return module.to(device)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD, ProximalSGD
 
 PAIRS: dict[
     str, tuple[Callable[[], Adaptation], Callable[[list[Tensor]], torch.optim.Optimizer]]
@@ -59,6 +59,9 @@ RULES: dict[str, Callable[[], Adaptation]] = {
     **{name: pair[0] for name, pair in PAIRS.items()},
     "learned rates": lambda: MetaSGD(0.2),
     "learned rate a tensor": lambda: MetaSGD(0.2, per="tensor"),
+    "learned rates a step": lambda: MetaSGD(0.2, 4, per_step=True),
+    "learned rates a tensor and step": lambda: MetaSGD(0.2, 2, per="tensor", per_step=True),
+    "proximal": lambda: ProximalSGD(0.2, lam=0.7),
 }
 
 
@@ -84,6 +87,22 @@ def test_pullback_of_an_update(name: str, idle: bool) -> None:
             assert a is b or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_proximal_descends_the_augmented_loss(create_graph: bool) -> None:
+    begin = start()
+    params = [p.clone().requires_grad_() for p in begin]
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        pull = sum((p - b).square().sum() for p, b in zip(params, begin, strict=True))
+        (quartic(params) + 0.7 / 2 * (pull - (params[1] - begin[1]).square().sum())).backward()
+        optimizer.step()
+    leaves = [p.clone().requires_grad_() for p in begin]
+    adapted = ProximalSGD(0.1, 6, lam=0.7).adapt(quartic, leaves, create_graph=create_graph)
+    torch.testing.assert_close(adapted.fast, params)
+    assert torch.equal(adapted.fast[1], begin[1])  # it never had a gradient
+
+
 def test_adam_is_differentiable_where_a_gradient_is_zero() -> None:
     params = [torch.zeros(3, dtype=torch.float64, requires_grad=True)]
     fast = Adam(0.1, 3).adapt(lambda p: p[0].pow(2).sum(), params, create_graph=True).fast
@@ -99,6 +118,7 @@ def test_adam_is_differentiable_where_a_gradient_is_zero() -> None:
         (lambda: Adam(0.1, -1), "must not be negative, got -1"),
         (lambda: Adam(0.1, betas=(0.9, 1.0)), "both betas"),
         (lambda: Adam(0.1, eps=0.0), "eps must be positive"),
+        (lambda: ProximalSGD(0.1, lam=-1.0), "lam must not be negative, got -1.0"),
         (lambda: MetaSGD(0.1, per="row"), "one of element, tensor; got 'row'"),
     ],
 )

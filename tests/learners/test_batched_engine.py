@@ -15,7 +15,7 @@ from problems import MODULES, WAYS, Drifting, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import FOMAML, GSL, MAML, MetaLearner, TaskBatch, metagrad
-from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD, ProximalSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.engines import BatchedEngine
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, Recursion
@@ -40,6 +40,8 @@ METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),
     "recursion, forward": lambda: Recursion("forward"),
+    "multi-step": lambda: metagrad.MultiStep(9),
+    "multi-step, first order": lambda: metagrad.MultiStep(9, 9),
 }
 
 ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
@@ -47,6 +49,7 @@ ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "momentum": lambda steps: SGD(0.2, steps, momentum=0.8),
     # A bias before BatchNorm has a gradient of rounding errors: eps must be far above it.
     "adam": lambda steps: Adam(0.05, steps, eps=1e-3),
+    "proximal": lambda steps: ProximalSGD(0.3, steps, lam=0.8),
 }
 
 
@@ -186,6 +189,7 @@ REFUSED: dict[str, tuple[nn.Module, Adaptation, MetaGradient, str]] = {
     "a subclass": (mlp(), OwnSGD(0.1), Exact(), "OwnSGD does not declare elementwise = True"),
     "another meta-gradient": (mlp(), SGD(0.1), OwnExact(), "OwnExact does not declare separable"),
     "Reptile": (mlp(), SGD(0.1), metagrad.Reptile(), "Reptile does not declare separable"),
+    "Implicit": (mlp(), SGD(0.1), metagrad.Implicit(), "Implicit does not declare separable"),
     "a sparse buffer": (Sparse(), SGD(0.1), Exact(), "buffer graph is torch.sparse_coo"),
 }
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from problems import MODULES, WAYS, Drifting, Noisy, loss, mlp, tasks
+from saved import most_saved
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD, ProximalSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.metagrad import Exact, MetaGradient, Recursion
 
@@ -24,6 +25,8 @@ ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "adam": lambda steps: Adam(0.05, steps, eps=1e-3),
     "learned rates": lambda steps: MetaSGD(0.3, steps),
     "learned rate a tensor": lambda steps: MetaSGD(0.3, steps, per="tensor"),
+    "learned rates a step": lambda steps: MetaSGD(0.3, steps, per="tensor", per_step=True),
+    "proximal": lambda steps: ProximalSGD(0.3, steps, lam=0.8),
 }
 
 WAYS_TO_WALK = [{"hvp": "reverse", "graphs": 0}, {"graphs": 1}, {"graphs": 3}, {"hvp": "forward"}]
@@ -152,42 +155,18 @@ def test_training_is_that_of_the_exact_meta_gradient(adaptation: str) -> None:
         torch.testing.assert_close(trained[1][name], value, rtol=1e-8, atol=1e-10)
 
 
-class Meter:
-    """Bytes of the tensors that autograd holds, now and at most."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        return torch.autograd.graph.saved_tensors_hooks(lambda t: Held(self, t), lambda h: h.tensor)
-
-
-class Held:
-    def __init__(self, meter: Meter, tensor: Tensor) -> None:
-        self.meter, self.tensor = meter, tensor
-        meter.now += tensor.nbytes
-        meter.most = max(meter.most, meter.now)
-
-    def __del__(self) -> None:
-        self.meter.now -= self.tensor.nbytes
-
-
-def most_saved(metagrad: MetaGradient, adaptation: Adaptation) -> int:
+def memory(metagrad: MetaGradient, adaptation: Adaptation) -> int:
     model, batch = learner(MODULES["batch norm"](), metagrad, adaptation), tasks(2, torch.float32)
-    meter = Meter()
-    with meter.hooks():
-        model.meta_gradient(batch)
-    assert meter.now == 0
-    return meter.most
+    return most_saved(lambda: model.meta_gradient(batch))
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_memory_does_not_grow_with_the_inner_steps(adaptation: str) -> None:
     make = ADAPTATIONS[adaptation]
-    one, many = (most_saved(Exact(), make(steps)) for steps in (1, 8))
+    one, many = (memory(Exact(), make(steps)) for steps in (1, 8))
     assert many > 4 * one
     for graphs in (0, 1):
-        few, same = (most_saved(Recursion(graphs=graphs), make(steps)) for steps in (1, 8))
+        few, same = (memory(Recursion(graphs=graphs), make(steps)) for steps in (1, 8))
         assert same == few
         assert few <= one
 

@@ -62,7 +62,9 @@ def test_batch_statistics_by_default() -> None:
             assert torch.allclose(model(x)[:3], model(x[:3]), atol=1e-6) == same
 
 
-@pytest.mark.parametrize("name", ["in_channels", "image_size", "ways", "hidden"])
+@pytest.mark.parametrize(
+    "name", ["in_channels", "image_size", "ways", "hidden", "batch_norm_steps"]
+)
 def test_sizes_must_be_positive(name: str) -> None:
     sizes = {"in_channels": 1, "image_size": 8, "ways": 5, "hidden": 4, name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):

@@ -65,6 +65,15 @@ def test_defaults_depend_on_data_set_and_method() -> None:
     assert many > one
 
 
+def test_the_multi_step_loss_anneals_over_a_tenth_of_the_run() -> None:
+    config = configure({"method": "maml++", "steps": 500})
+    assert config.metagrad_options == {"anneal_steps": 50}
+    assert configure(config.to_dict(), {"steps": 900}).metagrad_options == {"anneal_steps": 50}
+    own = {"anneal_steps": 7, "first_order_steps": 2}
+    assert configure({"metagrad": "multi-step", "metagrad_options": own}).metagrad_options == own
+    assert configure({"method": "maml++", "metagrad": "exact"}).metagrad_options == {}
+
+
 def test_it_survives_a_round_trip() -> None:
     config = configure(OPTIONS)
     assert configure(config.to_dict()) == config

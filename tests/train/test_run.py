@@ -27,7 +27,7 @@ from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 from fastmeta.train.metrics import Metric
 
-METHODS = ("gsl", "fomaml", "maml", "reptile")
+METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile")
 
 
 def rows(folder: str) -> list[dict[str, str]]:
@@ -106,6 +106,16 @@ def test_an_interrupted_run_continues_as_if_never_stopped(
     parts = resume("run", {})
     assert scores(parts) == scores(whole)
     assert without_clock("run") == without_clock("whole")
+
+
+def test_maml_plus_plus_has_a_batch_norm_for_each_inner_step() -> None:
+    options = {"method": "maml++", "steps": 2, "hidden": [4], "meta_batch": 1, "plots": False}
+    options |= {"val_tasks": 2, "test_tasks": 2, "untrained_inner_steps": 0, "out": "run"}
+    train(configure({**options, "inner_steps": 3}))
+    content = load_checkpoint(Path("run/best.pt"))
+    assert [len(rate) for rate in content["learner"]["rates"]] == [3] * (4 * (2 + 3 * 2) + 2)
+    norms = {n.split(".steps.")[1][0] for n in content["learner"]["module"] if ".steps." in n}
+    assert norms == {"0", "1", "2"}
 
 
 def test_a_second_ctrl_c_aborts_at_once(

@@ -1,0 +1,106 @@
+"""The multi-step loss of MAML++."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.adaptation import Adaptation, LossFn
+from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.hessian import twice_differentiable
+from fastmeta.rows import RowBuffer, TaskRows
+from fastmeta.steps import at_step, current_step
+
+_FLOOR = 0.03
+
+
+class MultiStep(MetaGradient):
+    """The gradient of ``sum_k w_k Q(theta_k)``: the query loss after each of ``K`` inner steps.
+
+    Antoniou et al. 2019, "How to train your MAML", section 4 (MSL, DA), with the weights of the
+    authors' code, its epochs being meta-steps here: at meta-step ``t`` each ``w_k`` but the last is
+    ``max(1 - t / anneal_steps, 0.03) / K``, and the last is what is missing to 1. From meta-step
+    ``anneal_steps`` on the last counts alone: this is :class:`Exact` then.
+
+    After an inner step but the last, the query set is evaluated
+    :func:`~fastmeta.steps.at_step` that step.
+
+    Args:
+        anneal_steps: see above.
+        first_order_steps: meta-steps during which inner gradients are held fixed, as in
+            :class:`FirstOrder`; afterwards the derivative is exact.
+
+    Attributes:
+        step: meta-steps taken.
+
+    Raises:
+        ValueError: if an argument is negative.
+    """
+
+    separable = True
+    second_order = True
+
+    def __init__(self, anneal_steps: int = 5000, first_order_steps: int = 0) -> None:
+        if min(anneal_steps, first_order_steps) < 0:
+            raise ValueError(
+                "anneal_steps and first_order_steps must not be negative, got "
+                f"{anneal_steps} and {first_order_steps}."
+            )
+        self.anneal_steps = anneal_steps
+        self.first_order_steps = first_order_steps
+        self.step = 0
+
+    @twice_differentiable
+    def task(
+        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+    ) -> TaskGradient:
+        """See :meth:`MetaGradient.task`."""
+        start = [p.detach().requires_grad_() for p in params]
+        annealed = self.step >= self.anneal_steps
+        early: list[Tensor] = []
+
+        def support(p: Sequence[Tensor]) -> Tensor:
+            return episode.support(p)[0]
+
+        def loss(fast: Sequence[Tensor]) -> Tensor:
+            step = current_step()
+            if step and not annealed:
+                with at_step(step - 1):
+                    early.append(episode.query(fast)[0])
+            linear = self.step < self.first_order_steps
+            return _tangent(support, fast) if linear else support(fast)
+
+        adapted = adaptation.adapt(loss, start, create_graph=True, record=record)
+        last, output = episode.query(adapted.fast)
+        total = last
+        if early:
+            share = max(1 - self.step / self.anneal_steps, _FLOOR) / (len(early) + 1)
+            total = (1 - share * len(early)) * last + share * torch.stack(early).sum()
+        grads = torch.autograd.grad(total, [*start, *adaptation.rates], allow_unused=True)
+        return TaskGradient.of(grads, adapted, last, output, record)
+
+    def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
+        """See :meth:`MetaGradient.rows`; counts the meta-step."""
+        self.step += 1
+        return super().rows(query, inner)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`MetaGradient.state_dict`."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`MetaGradient.load_state_dict`."""
+        self.step = int(state["step"])
+
+
+def _tangent(loss: LossFn, params: Sequence[Tensor]) -> Tensor:
+    """The loss with its gradient at ``params`` held fixed: linear in them, and equal to it."""
+    point = [p.detach().requires_grad_() for p in params]
+    value = loss(point)
+    grads = torch.autograd.grad(value, point, allow_unused=True)
+    triples = zip(grads, params, point, strict=True)
+    rise = [(g * (p - q.detach())).sum() for g, p, q in triples if g is not None]
+    return value.detach() + torch.stack(rise).sum()
