@@ -131,11 +131,14 @@ class GslRule:
             query: ``(T, P)``, the query rows.
             inner: ``(T, P)``, the support rows.
         """
-        acc = accumulation_dtype(query.dtype)
-        u, v = query.to(acc), inner.to(acc)
-        w = self._current_weights(u, u.shape[1])
-        p, q = self._derivative(ops.row_similarity(w * u, v))
-        w = self._moved(w, (u * (p * w * u + q * v)).mean(0))
+        like = query.new_empty((), dtype=accumulation_dtype(query.dtype))
+        w = self._current_weights(like, query.shape[1])
+        slope = torch.zeros_like(w)
+        for row, other in zip(query, inner, strict=True):  # temporaries of one row, not of all
+            u, v = row.to(like), other.to(like)
+            p, q = self._derivative(ops.row_similarity((w * u)[None], v[None]))
+            slope += u * (p[0] * w * u + q[0] * v)
+        w = self._moved(w, slope / len(query))
         self.step += 1
         return w
 

@@ -1,0 +1,57 @@
+"""The candidates of the GSL study: options of a training run, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+EVERY = 10  # meta-steps from one calibration of R4 to the next
+
+# One line each in the plot.
+SHOWN = ("R0", "R1 +1", "R1 +1 inner-lr", "R2", "R2p", "R3", "R4 three", "R5", "R6")
+
+# R2p's slope a weight falls with their number: 112,000 and 1,800.
+_R2P_RATE = {"omniglot": 100.0, "sine": 2.0}
+
+
+def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
+    """Options beside those of method ``gsl``, for a run of ``steps`` meta-steps.
+
+    Magnitude ``ratio`` is not among them: it is ``norm-match`` at another ``eta``.
+    """
+    tenth, third, half = (max(1, steps // n) for n in (10, 3, 2))
+    rules: dict[str, dict[str, Any]] = {
+        "R0": {"variant": "R0"},
+        "R1 -0.3": {"eta": -0.3},
+        "R1 +0.3": {"eta": 0.3},
+        "R1 +1": {"eta": 1.0},
+        "R1 +3": {"eta": 3.0},
+        "R1 +1 by layer": {"scope": "layer"},
+        "R1 +0.1 none": {"eta": 0.1, "magnitude": "none"},
+        "R1 +1 clip 0.3": {"magnitude": "clip", "ratio": 0.3},
+        "R1 +1 inner-lr": {"magnitude": "inner-lr"},
+        "R1 -1 inner-lr": {"eta": -1.0, "magnitude": "inner-lr"},
+        "R1 L2 +0.1 none": {"eta": 0.1, "lam_c": 0.0, "lam_2": 1.0, "magnitude": "none"},
+        "R1 L2 +1": {"lam_c": 0.0, "lam_2": 1.0},
+        "R1 cos + L2 +1": {"lam_2": 0.01},
+        "R1 +1 warmup": {"schedule": f"warmup:{tenth}"},
+        "R1 +1 linear": {"schedule": f"linear:{steps}"},
+        "R1 +1 cosine": {"schedule": f"cosine:{steps}"},
+        "R1 +1 step": {"schedule": f"step:{third}:0.3"},
+        "R1 +1 late": {"schedule": f"late:{half}"},
+        "R1 +1 until": {"schedule": f"until:{half}"},
+        "R2": {"variant": "R2", "eta": 0.1},
+        "R2p": {"variant": "R2p", "eta": _R2P_RATE[dataset]},
+        "R4 two": {"variant": "R4", "every": EVERY, "secant": False},
+        "R4 three": {"variant": "R4", "every": EVERY},
+        "R5": {"variant": "R5"},
+        # torch has no forward derivative of mse_loss.
+        "R6": {"variant": "R6", "hvp": "reverse" if dataset == "sine" else "forward"},
+    }
+    task_weights = {
+        "metagrad": "first-order",
+        "aggregation": "gsl",
+        "aggregation_options": {"tau": 0.1},
+    }
+    found = {name: {"metagrad_options": options} for name, options in rules.items()}
+    return dict(sorted({**found, "R3": task_weights}.items(), key=lambda item: item[0][:2]))

@@ -1,0 +1,150 @@
+"""Every variant of our reconstruction of GSL: what it learns, how exact it is, what it costs.
+
+Trains each candidate by the recipe of ``fastmeta train`` (but for the number of meta-steps), all
+with the same tasks and initial weights. On the way, on meta-batches that nothing is trained on: the
+cosine and the length of the meta-gradient against the exact one. At the end: the score on the test
+tasks; the time of a step against FOMAML's, in turns, and the peak memory, both of the loop engine.
+
+    python benchmarks/gsl_study.py --data ROOT --steps 1000 --seeds 0 1 2
+
+adds to a CSV (a candidate that is there already is not run again) and writes the plot beside it and
+the page ``docs/gsl-study.md`` anew, all of whose numbers are the CSV's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from gsl_candidates import EVERY, candidates
+from gsl_report import draw, write_page
+from measure import interleaved
+from memory import peak_bytes
+from torch.optim.lr_scheduler import LambdaLR
+
+from fastmeta.data import TaskSource
+from fastmeta.learners import MetaLearner, against_exact
+from fastmeta.schedules import schedule
+from fastmeta.train import TrainConfig, configure
+from fastmeta.train.evaluation import evaluate
+from fastmeta.train.setup import build_learner, build_module, metric_of, task_source
+
+CPU = torch.device("cpu")
+KEYS = ("dataset", "candidate", "seed", "steps")
+MEASURED = ("cosine", "length", "task_cosine", "task_length")
+FINAL = ("score", "ci95", "ms", "time", "peak_mb", "cpu_s")
+FIRST_UNSEEN, COMPARED = 10**6, 4  # meta-batches for the comparison with the exact gradient
+ROUNDS = 5
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {tuple(row[key] for key in KEYS) for row in _read(args.out) if row["score"]}
+    for seed in args.seeds:
+        for dataset in args.datasets:
+            for name, options in candidates(dataset, args.steps).items():
+                keys = dict(zip(KEYS, (dataset, name, str(seed), str(args.steps)), strict=True))
+                if args.only not in name or tuple(keys.values()) in done:
+                    continue
+                base = {"dataset": dataset, "data_root": args.data, "seed": seed}
+                config = configure({**base, "steps": args.steps, "method": "gsl"}, options)
+                _append(args.out, [{**keys, **row} for row in study(config, args.every)])
+    rows = [row for row in _read(args.out) if row["steps"] == str(args.steps)]
+    plot = args.out.with_suffix(".png")
+    draw(rows, plot)
+    write_page(rows, args.page, plot)
+
+
+def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
+    """Trains one candidate; one row every ``every`` meta-steps, the last one complete."""
+    began = time.process_time()
+    source, test = (task_source(config, split, CPU) for split in ("train", "test"))
+    learner = build_learner(config, build_module(config, source, CPU))
+    constant = config.lr_schedule == "none"
+    factor = schedule("constant" if constant else f"{config.lr_schedule}:{config.steps}")
+    scheduler = LambdaLR(learner.optimizer, factor)
+    rows = [{"step": 0, **fidelity(learner, source)}]
+    for step in range(1, config.steps + 1):
+        learner.step(source[step - 1])
+        scheduler.step()
+        if step % every == 0 or step == config.steps:
+            rows.append({"step": step, **fidelity(learner, source)})
+    found = evaluate(learner, test, config.test_tasks, metric_of(config), config.eval_inner_steps)
+    rows[-1].update(score=found.mean, ci95=found.ci95, **cost(config, learner, source))
+    rows[-1]["cpu_s"] = time.process_time() - began
+    return rows
+
+
+def fidelity(learner: MetaLearner, source: TaskSource) -> dict[str, float]:
+    """Means over the meta-batches that nothing is trained on."""
+    found = [against_exact(learner, source[FIRST_UNSEEN + i]) for i in range(COMPARED)]
+    return {
+        name: torch.stack([getattr(one, name).mean() for one in found]).mean().item()
+        for name in MEASURED
+    }
+
+
+def cost(config: TrainConfig, learner: MetaLearner, source: TaskSource) -> dict[str, float]:
+    """Milliseconds of a step, its time as a multiple of FOMAML's, its peak memory in MB."""
+    plain = {"metagrad": "first-order", "metagrad_options": {}, "aggregation": "mean"}
+    fomaml = build_learner(
+        configure({**config.to_dict(), **plain, "aggregation_options": {}}),
+        copy.deepcopy(learner.module),
+    )
+    batch = source[FIRST_UNSEEN]
+    runs = {}  # of as many steps as lie between two calibrations of R4
+    for name, one in (("fomaml", fomaml), ("candidate", learner)):
+        one.engine = "loop"
+        runs[name] = lambda one=one: [one.step(batch) for _ in range(EVERY)]
+    timings = interleaved(runs, seconds=0, least_rounds=ROUNDS)
+    own = timings["candidate"].median
+    return {
+        "ms": 1e3 * own / EVERY,
+        "time": own / timings["fomaml"].median,
+        "peak_mb": peak_bytes(runs["candidate"]) / 1e6,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder with omniglot/")
+    parser.add_argument("--steps", type=int, default=1000, help="meta-steps")
+    parser.add_argument("--every", type=int, default=100, help="meta-steps between comparisons")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    both = ["omniglot", "sine"]
+    parser.add_argument("--datasets", nargs="+", choices=both, default=both)
+    parser.add_argument("--only", default="", help="part of the names of the candidates to run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gsl-study.csv"))
+    parser.add_argument("--page", type=Path, default=Path("docs/gsl-study.md"))
+    return parser.parse_args()
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _append(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """All rows of a candidate at once: one that was stopped midway leaves none."""
+    texts = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    with path.open("a", newline="") as file:
+        table = csv.DictWriter(file, [*KEYS, "step", *MEASURED, *FINAL], restval="")
+        if file.tell() == 0:
+            table.writeheader()
+        table.writerows(texts)
+    print(*(f"{k} {v}" for k, v in texts[-1].items()), sep="  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
