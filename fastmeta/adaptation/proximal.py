@@ -15,14 +15,14 @@ from fastmeta.adaptation.checks import check_loop
 class ProximalSGD(Adaptation):
     """Gradient descent on ``S(theta_k) + lam/2 |theta_k - theta_0|^2``.
 
-    Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", eq. 3. The state is the way
-    ``theta_k - theta_0`` from the beginning, which begins with 0; a step without a gradient for a
-    parameter leaves it where it is. Converges for small ``lr`` alone: ``lr * lam`` must be below 2.
+    Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", eq. 3 (the authors' code pulls
+    once, after the last step). The state is ``theta_k - theta_0``, which begins with 0. A step
+    without a gradient for a parameter leaves it where it is. ``lr * lam`` must be well below 2.
 
     Args:
         lr: inner learning rate.
         steps: inner steps during meta-training.
-        lam: strength of the pull; 2 as in the authors' example for Omniglot.
+        lam: strength of the pull; 2 in the authors' example for Omniglot.
 
     Raises:
         ValueError: if ``lr`` is not positive, or ``steps`` or ``lam`` is negative.

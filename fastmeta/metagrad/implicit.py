@@ -23,14 +23,14 @@ class Implicit(MetaGradient):
     ``H`` is the Hessian of the support loss there, ``g_q`` the query gradient. Rajeswaran et al.
     2019, "Meta-Learning with Implicit Gradients", theorem 1, algorithm 2: the exact meta-gradient
     where the inner loop ends at a minimum of ``S(theta) + lam/2 |theta - theta_0|^2``, however it
-    got there: memory does not grow with the inner steps.
+    got there: memory does not grow with the inner steps. (The authors' code also damps the matrix.)
 
     All Hessian-vector products are of one evaluation of the support loss, so of the same dropout
     masks; it leaves buffers and random number generators as they were. Learned rates stay as they
     are: a minimum does not depend on the way there.
 
     Args:
-        cg_steps: steps of the solver, one Hessian-vector product each; 5 as in the authors' code.
+        cg_steps: steps of the solver, one Hessian-vector product each; 5 in the authors' example.
         lam: see above; by default that of the adaptation if it is
             :class:`~fastmeta.adaptation.ProximalSGD`, else 2.
 

@@ -84,7 +84,8 @@ _DATASETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# With one inner step Reptile is joint training (Nichol et al. 2018, section 3).
+# With one inner step Reptile is joint training (Nichol et al. 2018, section 3). MAML++ and iMAML
+# have the inner steps of their authors' code for Omniglot, MAML++ also its schedule and BatchNorm.
 _METHODS: dict[str, dict[str, Any]] = {
     "cml": {"co_learner": True},
     "gradient-agreement-reptile": {"inner_steps": 5},
@@ -98,6 +99,10 @@ _METHODS: dict[str, dict[str, Any]] = {
     "reptile": {"inner_steps": 5},
 }
 
+# iMAML's is that of its authors' code for Omniglot, too: the many steps of the pulled loop have to
+# converge. On sine it would diverge.
+_IMAGE_METHODS: dict[str, dict[str, Any]] = {"imaml": {"inner_lr": 0.1}}
+
 
 def defaults_for(dataset: str, method: str) -> dict[str, Any]:
     """The options that depend on data set and method; those of digits for an unknown data set.
@@ -108,4 +113,5 @@ def defaults_for(dataset: str, method: str) -> dict[str, Any]:
         **_DATASETS.get(dataset, _DATASETS["digits"]),
         **METHODS.get(method, Words())._asdict(),
         **_METHODS.get(method, {}),
+        **(_IMAGE_METHODS.get(method, {}) if dataset != "sine" else {}),
     }
