@@ -12,14 +12,14 @@ import torch
 from measure import interleaved
 from memory import peak_bytes
 
-from fastmeta.learners import MetaLearner
+from fastmeta.learners import MetaLearner, against_exact
 from fastmeta.tasks import TaskBatch
 from fastmeta.train.checkpoint import BEST, load_checkpoint
 from fastmeta.train.setup import build_learner, build_module, find_device, task_source
 from studies.plan import Cell, Row, Table, config_of
 
 COLUMNS = ("row", "milliseconds", "low", "high", "megabytes", "cosine", "threads", "torch", "date")
-_BATCHES = 3
+_BATCHES = 5
 
 
 def measure_costs(table: Table, runs: Path, path: Path, seconds: float) -> None:
@@ -38,8 +38,11 @@ def measure_costs(table: Table, runs: Path, path: Path, seconds: float) -> None:
         if row.of is None:
             learner, batches = _prepared(row, runs)
             steps[row.name] = _step(learner, batches)
-            memory = peak_bytes(steps[row.name])
-            rows[row.name] = {"row": row.name, "megabytes": f"{memory / 1e6:.3f}"}
+            rows[row.name] = {
+                "row": row.name,
+                "cosine": f"{_cosine(learner, batches):.3f}",
+                "megabytes": f"{peak_bytes(steps[row.name]) / 1e6:.3f}",
+            }
     timings = interleaved(steps, seconds * len(steps))
     for name, timing in timings.items():
         rows[name] |= {
@@ -66,6 +69,11 @@ def _prepared(row: Row, runs: Path) -> tuple[MetaLearner, list[TaskBatch]]:
     if (folder / BEST).exists():
         learner.load_state_dict(load_checkpoint(folder / BEST, device)["learner"])
     return learner, [source[i] for i in range(_BATCHES)]
+
+
+def _cosine(learner: MetaLearner, batches: list[TaskBatch]) -> float:
+    found = [against_exact(learner, batch).cosine for batch in batches]
+    return torch.stack(found).mean().item()
 
 
 def _step(learner: MetaLearner, batches: list[TaskBatch]) -> Callable[[], object]:

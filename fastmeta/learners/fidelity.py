@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta.aggregation import Aggregation, Mean
 from fastmeta.engines import Rows
+from fastmeta.functional import FunctionalModule
 from fastmeta.learners.learner import MetaLearner
 from fastmeta.metagrad import Exact, MetaGradient
 from fastmeta.rows import RowBuffer
@@ -39,9 +40,9 @@ class Fidelity:
 def against_exact(learner: MetaLearner, batch: TaskBatch) -> Fidelity:
     """Compares the meta-gradient of the learner's next step with MAML's, Finn et al. 2017, eq. 1.
 
-    Both are of the trainable parameters alone, without learned rates, and see the same random
-    numbers. Nothing of the learner changes, its meta-gradient's state, buffers and torch's
-    generators included.
+    Both are of the trainable parameters alone (a co-learner's, too), without learned rates, and see
+    the same random numbers. Nothing of the learner changes, its meta-gradient's state, buffers and
+    torch's generators included.
 
     Args:
         learner: any combination of the rooms.
@@ -71,17 +72,19 @@ def _rows(
     twin.metagrad, twin.aggregation = metagrad, aggregation
     twin._rows = Rows(RowBuffer(learner._learned), RowBuffer(learner._learned))
     if metagrad.second_order:
-        twin._model = type(model)(learner.module, model.autocast)  # without checkpoints
+        twin._model = type(model)(  # without checkpoints
+            learner.module, model.autocast, co_learner=learner.co_learner
+        )
     size = sum(p.numel() for p in model.params)
-    with _untouched(learner.module, model.params[0].device):
+    with _untouched(model, model.params[0].device):
         found, _ = twin._task_rows(batch)
         return found.meta()[:, :size], found.combine(aggregation.weights(found))[:size]
 
 
 @contextmanager
-def _untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
+def _untouched(model: FunctionalModule, device: torch.device) -> Iterator[None]:
     """Afterwards buffers and torch's generators are as before."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers = [(buffer, buffer.clone()) for _, buffer in model.named_buffers()]
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         try:

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from by_hand import LR, by_hand
-from problems import MODULES, Drifting, Noisy, loss, mlp, tasks
+from problems import MODULES, WAYS, Drifting, Noisy, loss, mlp, tasks
 from torch import nn
 
-from fastmeta import FOMAML, GSL, MAML, MetaLearner, TaskBatch
+from fastmeta import FOMAML, GSL, MAML, CoLearner, MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, MetaSGD
 from fastmeta.aggregation import AGGREGATIONS, GradientAgreement, Mean
 from fastmeta.learners import against_exact
@@ -124,3 +124,10 @@ def test_errors() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="engine 'mlp' cannot run this"):
         against_exact(learner, tasks(2, torch.float32))
+
+
+def test_a_co_learner_is_part_of_both() -> None:
+    learner = MAML(mlp(), loss, inner_lr=0.1, co_learner=CoLearner(nn.Linear(WAYS, WAYS), ""))
+    found = against_exact(learner, tasks(3, torch.float32))
+    torch.testing.assert_close(found.cosine, torch.ones(()))
+    torch.testing.assert_close(found.task_length, torch.ones(3))
