@@ -16,6 +16,7 @@ from fastmeta.co_learner import CoLearner
 from fastmeta.info import BuildInfo, build_info, show_config
 from fastmeta.layout import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
+from fastmeta.multitask import aggregate
 from fastmeta.optim import GSLOptimizer
 from fastmeta.tasks import Task, TaskBatch
 
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "TaskBatch",
     "adaptation",
+    "aggregate",
     "aggregation",
     "build_info",
     "data",

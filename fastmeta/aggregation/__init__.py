@@ -1,10 +1,45 @@
 """Room 3: task aggregation, from the rows of a meta-batch to the weights of its tasks."""
 
+from collections.abc import Callable
+
 from fastmeta.aggregation.agreement import GradientAgreement
+from fastmeta.aggregation.aligned_mtl import AlignedMTL
 from fastmeta.aggregation.base import Aggregation
+from fastmeta.aggregation.cagrad import CAGrad
+from fastmeta.aggregation.gram import GramAggregation
 from fastmeta.aggregation.gsl import GslWeights
+from fastmeta.aggregation.imtl_g import IMTLG
 from fastmeta.aggregation.mean import Mean
+from fastmeta.aggregation.mgda import MGDA
+from fastmeta.aggregation.nash_mtl import NashMTL
+from fastmeta.aggregation.pcgrad import PCGrad
+from fastmeta.aggregation.upgrad import UPGrad
 
-AGGREGATIONS = {"agreement": GradientAgreement, "gsl": GslWeights, "mean": Mean}
+AGGREGATIONS: dict[str, Callable[..., Aggregation]] = {
+    "agreement": GradientAgreement,
+    "aligned-mtl": AlignedMTL,
+    "cagrad": CAGrad,
+    "gsl": GslWeights,
+    "imtl-g": IMTLG,
+    "mean": Mean,
+    "mgda": MGDA,
+    "nash-mtl": NashMTL,
+    "pcgrad": PCGrad,
+    "upgrad": UPGrad,
+}
 
-__all__ = ["AGGREGATIONS", "Aggregation", "GradientAgreement", "GslWeights", "Mean"]
+__all__ = [
+    "AGGREGATIONS",
+    "IMTLG",
+    "MGDA",
+    "Aggregation",
+    "AlignedMTL",
+    "CAGrad",
+    "GradientAgreement",
+    "GramAggregation",
+    "GslWeights",
+    "Mean",
+    "NashMTL",
+    "PCGrad",
+    "UPGrad",
+]

@@ -1,0 +1,30 @@
+"""PCGrad."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastmeta.aggregation.gram import GramAggregation
+
+
+class PCGrad(GramAggregation):
+    """The mean of the gradients, each freed of what conflicts with any other ("surgery").
+
+    Yu et al. 2020 (arXiv 2001.06782), Algorithm 1: for every ``j`` in random order,
+    ``g_i -= <g_i, g_j> / |g_j|^2 g_j`` if ``<g_i, g_j> < 0``. The orders come from torch's CPU
+    generator; nothing waits for the device. A zero gradient has the weight ``1/T``.
+    """
+
+    def from_gram(self, gram: Tensor, noise: float) -> Tensor:
+        """See :meth:`GramAggregation.from_gram`."""
+        tasks = len(gram)
+        orders = torch.rand(tasks, tasks).argsort(1).to(gram.device, non_blocking=True)
+        squares, own = gram.diagonal(), torch.arange(tasks, device=gram.device)
+        coef = torch.eye(tasks, dtype=gram.dtype, device=gram.device)  # row i: g_i after surgery
+        for others in orders.unbind(1):
+            dots = (coef * gram[others]).sum(1)
+            conflict = (dots < 0) & (others != own)
+            shift = torch.where(conflict, dots / squares[others], 0)
+            coef.scatter_add_(1, others[:, None], -shift[:, None])
+        return coef.mean(0)

@@ -1,0 +1,80 @@
+"""Against TorchJD, as exactly as its solvers allow."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jacobians import direction, jacobians, weights
+from torch import Tensor
+
+torchjd = pytest.importorskip("torchjd.aggregation", reason="needs torchjd: pip install torchjd")
+linalg = pytest.importorskip("torchjd.linalg")
+few = settings(deadline=None, max_examples=30)  # the machine may be busy
+fewer = settings(few, max_examples=15)  # a cvxpy programme takes 10 ms
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """A solver that TorchJD does not install by itself."""
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"needs {module}")
+
+
+@pytest.mark.parametrize(("name", "rival"), [("imtl-g", "IMTLG"), ("aligned-mtl", "AlignedMTL")])
+@few
+@given(jacobians())
+def test_closed_forms(name: str, rival: str, rows: Tensor) -> None:
+    expected = getattr(torchjd, rival)()(rows)
+    # IMTL-G divides by a sum that may nearly vanish.
+    tolerance = 1e-5 * weights(name, rows).norm() * rows.norm()
+    assert (direction(name, rows) - expected).norm() <= tolerance
+
+
+@few
+@given(jacobians(most=2))  # of two, the random order does not matter
+def test_pcgrad(rows: Tensor) -> None:
+    expected = torchjd.PCGrad()(rows) / len(rows)  # our mean is a sum there
+    torch.testing.assert_close(direction("pcgrad", rows), expected, **CLOSE)
+
+
+@few
+@given(jacobians())
+def test_mgda(rows: Tensor) -> None:
+    d, theirs = direction("mgda", rows), torchjd.MGDA(epsilon=1e-5, max_iters=300)(rows)
+    # Of a convex set, d is nearest to 0: by that much longer is any other point at its distance.
+    assert (d - theirs).square().sum() <= theirs @ theirs - d @ d + 1e-6 * rows.norm() ** 2
+    assert theirs @ theirs - d @ d <= 0.05 * rows.norm() ** 2
+
+
+@needs("qpsolvers")
+@few
+@given(jacobians())
+def test_upgrad(rows: Tensor) -> None:
+    projector = linalg.QuadprogProjector(norm_eps=0.0, reg_eps=0.0)
+    expected = torchjd.UPGrad(projector=projector)(rows)
+    torch.testing.assert_close(direction("upgrad", rows), expected, **CLOSE)
+
+
+@needs("cvxpy")
+@fewer
+@given(jacobians(), st.floats(0.05, 0.9))
+def test_cagrad(rows: Tensor, c: float) -> None:
+    theirs, d = torchjd.CAGrad(c, norm_eps=0.0)(rows), direction("cagrad", rows, c=c)
+    assert (d - theirs).norm() <= 1e-3 * rows.norm()  # their solver stops earlier
+    assert (rows @ d).min() >= (rows @ theirs).min() - 1e-6 * rows.norm() ** 2
+
+
+@needs("ecos")
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
+@fewer
+@given(jacobians(least=2, most=4))
+def test_nash_mtl(rows: Tensor) -> None:
+    rival = torchjd.NashMTL(len(rows), max_norm=0.0, optim_niter=100)
+    alpha = rival.weighting(rows)
+    gram = rows @ rows.mT
+    alpha *= (len(rows) / (alpha @ gram @ alpha)).sqrt()
+    assume((gram @ alpha * alpha - 1).abs().max() < 1e-2)  # else ECOS has failed
+    torch.testing.assert_close(weights("nash-mtl", rows), alpha / alpha.sum(), rtol=0, atol=1e-2)

@@ -1,0 +1,55 @@
+"""Rows of task gradients, and the aggregations that are tested on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastmeta.aggregation import AGGREGATIONS, GramAggregation
+from fastmeta.rows import TaskRows
+
+ALL = tuple(AGGREGATIONS)
+GRAM = tuple(name for name in ALL if issubclass(AGGREGATIONS[name], GramAggregation))
+SEED = 7  # of PCGrad's orders
+
+
+def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
+    """The weights of the rows; PCGrad draws the same orders in every call."""
+    if name == "agreement":
+        options = {"of": "meta", **options}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return AGGREGATIONS[name](**options).weights(TaskRows(jacobian))
+
+
+def direction(name: str, jacobian: Tensor, **options: Any) -> Tensor:
+    """The weighted sum of the rows."""
+    return weights(name, jacobian, **options).to(jacobian.dtype) @ jacobian
+
+
+def orthonormal(tasks: int, parameters: int) -> Tensor:
+    """Random orthonormal rows."""
+    return torch.linalg.qr(torch.randn(parameters, tasks, dtype=torch.float64))[0].mT
+
+
+def jacobian(tasks: int, parameters: int) -> Tensor:
+    """Rows of lengths from 1/3 to 3 in random directions, whose cosines are well-conditioned.
+
+    Singular values before the rows are scaled are from 0.2 to 1.8: most pairs conflict or agree
+    noticeably, and rounding is enlarged by at most 100.
+    """
+    mixed = torch.randn(tasks, tasks, dtype=torch.float64)
+    mixed = torch.eye(tasks, dtype=torch.float64) + 0.8 * mixed / torch.linalg.matrix_norm(mixed, 2)
+    lengths = 3 ** (2 * torch.rand(tasks, 1, dtype=torch.float64) - 1)
+    return lengths * (mixed @ orthonormal(tasks, parameters))
+
+
+@st.composite
+def jacobians(draw: st.DrawFn, least: int = 1, most: int = 6) -> Tensor:
+    """As :func:`jacobian`, of any shape; leaves torch's generator seeded."""
+    tasks = draw(st.integers(least, most))
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    return jacobian(tasks, tasks + draw(st.integers(0, 5)))
