@@ -24,10 +24,11 @@ class TaskBatch:
     """A meta-batch of ``T`` tasks with equally many examples each.
 
     Attributes:
-        support_x: ``(T, n_support, *input)``, floating point.
+        support_x: ``(T, n_support, *input)``, floating point or integer ids (of tokens, of nodes),
+            which nothing casts.
         support_y: ``(T, n_support)`` int64 class indices ``0..ways-1``, or
             ``(T, n_support, *output)`` floating point for regression.
-        query_x: ``(T, n_query, *input)``, floating point.
+        query_x: ``(T, n_query, *input)``, of the dtype of ``support_x``.
         query_y: ``(T, n_query)`` int64, or ``(T, n_query, *output)`` floating point.
 
     Raises:

@@ -1,14 +1,15 @@
-"""Images grouped by class: what episodes are drawn from."""
+"""Images grouped by class."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastmeta.data.dataset import group_by_class, select_classes
 
 
 class Normalization(NamedTuple):
@@ -45,7 +46,9 @@ class ClassDataset:
         _check_tensors(self.images, self.labels)
         if self.normalization is not None:
             _check_normalization(self.normalization, channels=self.images.shape[1])
-        object.__setattr__(self, "class_indices", _group(self.labels.cpu(), self.class_names))
+        object.__setattr__(
+            self, "class_indices", group_by_class(self.labels.cpu(), self.class_names)
+        )
 
     def __len__(self) -> int:
         """The number of images."""
@@ -88,20 +91,9 @@ class ClassDataset:
         Raises:
             ValueError: if ``class_ids`` is empty, repeats a class or names one out of range.
         """
-        ids = list(class_ids)
-        if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(range(self.num_classes)):
-            raise ValueError(
-                f"class_ids must be distinct, at least one, and lie in 0..{self.num_classes - 1}; "
-                f"got {_shorten(ids)}."
-            )
-        rows = [self.class_indices[c] for c in ids]
-        counts = torch.tensor([len(r) for r in rows])
-        return replace(
-            self,
-            images=self.images.index_select(0, torch.cat(rows).to(self.device)),
-            labels=torch.arange(len(ids)).repeat_interleave(counts).to(self.device),
-            class_names=[self.class_names[c] for c in ids],
-        )
+        rows, labels, names = select_classes(self, class_ids)
+        images = self.images.index_select(0, rows)
+        return replace(self, images=images, labels=labels, class_names=names)
 
     def to(self, device: torch.device | str) -> ClassDataset:
         """The same data set with images and labels on ``device``."""
@@ -134,28 +126,3 @@ def _check_normalization(normalization: Normalization, channels: int) -> None:
             f"normalization needs 1 or {channels} means and as many positive standard deviations; "
             f"got mean {mean} and std {std}."
         )
-
-
-def _group(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"class_names must be distinct; {_shorten(repeated)} occur more than once."
-        )
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(names):
-        found = f"{labels.min()}..{labels.max()}" if len(labels) else "no labels"
-        raise ValueError(
-            f"labels must lie in 0..{len(names) - 1} for {len(names)} class_names; got {found}."
-        )
-    counts = labels.bincount(minlength=len(names))
-    empty = [names[c] for c in torch.nonzero(counts == 0).flatten().tolist()]
-    if empty:
-        raise ValueError(
-            f"every class needs an image; {_shorten(empty)} have none. Leave these classes out."
-        )
-    return torch.split(labels.argsort(stable=True), counts.tolist())
-
-
-def _shorten(items: Sequence[object], limit: int = 10) -> str:
-    shown = ", ".join(str(item) for item in items[:limit])
-    return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"

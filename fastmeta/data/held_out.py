@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fastmeta.data.classes import ClassDataset
+from fastmeta.data.draws import Draws, check_seed
 
 SPLITS = ("train", "val", "test")
 
@@ -80,3 +82,21 @@ def limit_examples(dataset: ClassDataset, examples: int | None) -> ClassDataset:
     return ClassDataset(
         dataset.images[rows], dataset.labels[rows], dataset.class_names, dataset.normalization
     )
+
+
+def draw_split(split: str, sizes: tuple[int, int, int], seed: int) -> list[int]:
+    """The ascending ids of the classes of a split, all of which ``seed`` shuffles.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        sizes: classes of train, val and test.
+        seed: ``0 <= seed < 2**64``; splits of one seed are disjoint.
+
+    Raises:
+        ValueError: if ``split`` is unknown or ``seed`` is out of range.
+    """
+    part = SPLITS.index(check_split(split))
+    total = sum(sizes)
+    shuffled = Draws(check_seed(seed), 0).distinct(np.array([total]), total)[0]
+    start = sum(sizes[:part])
+    return sorted(shuffled[start : start + sizes[part]].tolist())

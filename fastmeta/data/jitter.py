@@ -51,7 +51,15 @@ class Jitter:
         return (self.shift, self.degrees, self.zoom) != (0, 0, 0)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """The images ``(*s, C, H, W)``, moved; a pure function of ``images`` and ``draws``."""
+        """The images ``(*s, C, H, W)``, moved; a pure function of ``images`` and ``draws``.
+
+        Raises:
+            ValueError: if they are integers: ids of texts or nodes, not pixels.
+        """
+        if not images.is_floating_point():
+            raise ValueError(
+                f"jitter moves the pixels of images; got {images.dtype} inputs. Leave it out."
+            )
         flat = images.reshape(-1, *images.shape[-3:])
         unit = torch.from_numpy(draws.uniform(-1.0, 1.0, (5, len(flat))))
         if self.flip:

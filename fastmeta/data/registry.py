@@ -1,21 +1,32 @@
-"""Image data sets by name."""
+"""Data sets by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastmeta.data.cifar import load_cifar_fs, load_fc100
 from fastmeta.data.cifar_files import ARCHIVE, FOLDER
-from fastmeta.data.classes import ClassDataset
+from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.digits import load_digits
 from fastmeta.data.folders import data_root
+from fastmeta.data.intents import load_banking77, load_clinc150
 from fastmeta.data.mini_imagenet import load_mini_imagenet
 from fastmeta.data.mnist import load_mnist
 from fastmeta.data.omniglot import load_omniglot
+from fastmeta.data.planetoid import load_planetoid
 
-_FROM_FILES: dict[str, Callable[..., ClassDataset]] = {
+_TEXTS: dict[str, Callable[..., EpisodeDataset]] = {
+    "banking77": load_banking77,
+    "clinc150": load_clinc150,
+}
+_NODES: dict[str, Callable[..., EpisodeDataset]] = {
+    "citeseer": partial(load_planetoid, name="citeseer"),
+    "cora": partial(load_planetoid, name="cora"),
+}
+_FROM_FILES: dict[str, Callable[..., EpisodeDataset]] = {
     "cifar-fs": load_cifar_fs,
     "fashion-mnist": lambda root, split, **options: load_mnist(
         root, split, name="fashion-mnist", **options
@@ -24,12 +35,19 @@ _FROM_FILES: dict[str, Callable[..., ClassDataset]] = {
     "mini-imagenet": load_mini_imagenet,
     "mnist": load_mnist,
     "omniglot": load_omniglot,
+    **_TEXTS,
+    **_NODES,
 }
 
 DATASETS = ("digits", *_FROM_FILES)
+TEXTS, NODES = tuple(_TEXTS), tuple(_NODES)
 
 # Where the files are, if not in a folder of the data set's name.
-_PLACES = {"cifar-fs": (FOLDER, ARCHIVE), "fc100": (FOLDER, ARCHIVE)}
+_PLACES = {
+    "cifar-fs": (FOLDER, ARCHIVE),
+    "fc100": (FOLDER, ARCHIVE),
+    **dict.fromkeys(NODES, ("planetoid",)),
+}
 
 
 def datasets_in(root: str | Path) -> list[str]:
@@ -38,17 +56,18 @@ def datasets_in(root: str | Path) -> list[str]:
     return [n for n, paths in places.items() if any((Path(root) / p).exists() for p in paths)]
 
 
-def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> ClassDataset:
-    """Loads a data set of images by name.
+def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> EpisodeDataset:
+    """Loads a data set by name.
 
     Args:
-        name: one of ``DATASETS``, of which only ``"digits"`` needs no files.
+        name: one of ``DATASETS``, of which ``TEXTS`` are of texts, ``NODES`` of nodes of a graph,
+            the others of images. Only ``"digits"`` needs no files.
         split: ``"train"``, ``"val"`` or ``"test"``.
         root: the folder of the data sets; by default the one the environment variable
             ``FASTMETA_DATA`` names. "digits" does not read it.
-        options: of the data set's loader: :func:`load_digits`, :func:`load_mnist`,
-            :func:`load_omniglot`, :func:`load_mini_imagenet`, :func:`load_cifar_fs` or
-            :func:`load_fc100`.
+        options: of the loader: :func:`load_digits`, :func:`load_mnist`, :func:`load_omniglot`,
+            :func:`load_mini_imagenet`, :func:`load_cifar_fs`, :func:`load_fc100`,
+            :func:`load_clinc150`, :func:`load_banking77` or :func:`load_planetoid`.
 
     Raises:
         DataError: if files are missing, truncated or corrupt, or no root is known.

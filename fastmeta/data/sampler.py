@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmeta.data.classes import ClassDataset
+from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.draws import Draws
 from fastmeta.data.jitter import Jitter
 from fastmeta.data.source import SeededSource
@@ -18,36 +18,37 @@ class EpisodeSampler(SeededSource):
     """Meta-batches of ``ways``-way ``shots``-shot tasks (Vinyals et al., 2016).
 
     Each task has ``ways`` distinct classes in random order, labelled ``0..ways-1``, and of each
-    class ``shots`` support and ``queries`` query images, all distinct. Both sets are interleaved:
+    class ``shots`` support and ``queries`` query examples, all distinct. Both sets are interleaved:
     example ``j`` has the label ``j % ways``, so that any first ``k * ways`` examples are a
     balanced ``k``-shot set and ``x.unflatten(1, (-1, ways))`` splits by class.
 
     ``sampler[i]`` is a pure function of ``(seed, i)``: see :class:`SeededSource`. Indices are
-    drawn on the CPU, so tasks do not depend on the device; images are gathered where they are, so
+    drawn on the CPU, so tasks do not depend on the device; examples are gathered where they are, so
     a data set on a GPU gives meta-batches on it. Worker processes need it on the CPU.
 
     Args:
-        dataset: the classes and their images.
+        dataset: the classes and their examples: images, texts or nodes of a graph.
         ways: classes a task, ``N``.
-        shots: support images a class, ``K``.
-        queries: query images a class, ``Q``.
+        shots: support examples a class, ``K``.
+        queries: query examples a class, ``Q``.
         tasks: tasks a meta-batch, ``T``.
         seed: ``0 <= seed < 2**64``.
         length: how many meta-batches there are, or ``None`` for no end.
         device: where to put the data set, or ``None`` to leave it where it is.
         jitter: how to move each image at random, for training; not at all by default.
 
-    Each meta-batch holds ``support_x`` ``(T, N*K, C, H, W)`` and ``query_x`` ``(T, N*Q, C, H, W)``,
-    float32, with ``support_y`` ``(T, N*K)`` and ``query_y`` ``(T, N*Q)``, int64.
+    Each meta-batch holds ``support_x`` ``(T, N*K, *input)`` and ``query_x`` ``(T, N*Q, *input)``,
+    with ``support_y`` ``(T, N*K)`` and ``query_y`` ``(T, N*Q)``, int64. An input is an image
+    ``(C, H, W)``, float32, the ids of a text ``(L,)``, or that of a node ``()``, int64.
 
     Raises:
         ValueError: if there are fewer than ``ways`` classes, if a class has fewer than
-            ``shots + queries`` images, or if a number is out of range.
+            ``shots + queries`` examples, or if a number is out of range.
     """
 
     def __init__(
         self,
-        dataset: ClassDataset,
+        dataset: EpisodeDataset,
         ways: int,
         shots: int,
         queries: int,
@@ -91,7 +92,7 @@ class EpisodeSampler(SeededSource):
 
 
 def _check_enough(
-    dataset: ClassDataset, counts: NDArray[np.int64], ways: int, shots: int, queries: int
+    dataset: EpisodeDataset, counts: NDArray[np.int64], ways: int, shots: int, queries: int
 ) -> None:
     if not 1 <= ways <= dataset.num_classes:
         raise ValueError(
@@ -102,7 +103,7 @@ def _check_enough(
     smallest = int(counts.argmin())
     if shots + queries > counts[smallest]:
         raise ValueError(
-            f"shots + queries = {shots} + {queries} = {shots + queries} images a class were asked "
-            f"for, but the smallest class, {dataset.class_names[smallest]!r}, has "
+            f"shots + queries = {shots} + {queries} = {shots + queries} examples a class were "
+            f"asked for, but the smallest class, {dataset.class_names[smallest]!r}, has "
             f"{counts[smallest]}. Ask for fewer queries, or leave this class out."
         )

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args, get_type_hints
 from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.co_learner import Head
-from fastmeta.data import DATASETS
+from fastmeta.data import DATASETS, NODES, TEXTS
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.models import Downsample
@@ -19,6 +19,8 @@ from fastmeta.train.options import checked, did_you_mean, option
 
 SINE = "sine"
 TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation_options")
+
+_ONE_WIDTH = {"conv4": "number of filters", "text": "width"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,10 @@ class TrainConfig:
         choices=("none", "cosine", "linear"),
     )
 
-    backbone: str = option("network", choices=("conv4", "mlp", "resnet12"))
+    backbone: str = option("network", choices=("conv4", "mlp", "resnet12", "text", "gcn"))
     hidden: tuple[int, ...] = option(
         "filters of conv4, of the four blocks of resnet12 (one number doubles from block to "
-        "block), or widths of the layers of mlp",
+        "block), width of text, or widths of the layers of mlp or gcn",
         least=1,
     )
     downsample: str = option("downsampling of conv4", default="pool", choices=get_args(Downsample))
@@ -118,16 +120,28 @@ class TrainConfig:
             object.__setattr__(self, "metagrad_options", table)
 
     def _check_fit(self) -> None:
-        if self.dataset == SINE and (self.backbone != "mlp" or self.ways != 1):
+        backbones = _backbones(self.dataset)
+        if self.backbone not in backbones:
             raise ConfigError(
-                "dataset sine is regression of one number: it needs backbone mlp and ways 1; "
-                f"got {self.backbone} and {self.ways}."
+                f"dataset {self.dataset} needs backbone {' or '.join(backbones)}; "
+                f"got {self.backbone}."
+            )
+        if self.dataset == SINE and self.ways != 1:
+            raise ConfigError(
+                f"dataset sine is regression of one number: it needs ways 1; got {self.ways}."
             )
         if self.dataset != SINE and self.ways < 2:
             raise ConfigError(f"classification needs at least 2 ways; got {self.ways}.")
-        if self.backbone == "conv4" and len(self.hidden) != 1:
+        if self.backbone in _ONE_WIDTH and len(self.hidden) != 1:
             raise ConfigError(
-                f"backbone conv4 takes one number of filters as hidden; got {list(self.hidden)}."
+                f"backbone {self.backbone} takes one {_ONE_WIDTH[self.backbone]} as hidden; "
+                f"got {list(self.hidden)}."
+            )
+        jitters = (self.jitter_shift, self.jitter_degrees, self.jitter_zoom)
+        if any(jitters) and (self.dataset == SINE or self.dataset in (*TEXTS, *NODES)):
+            raise ConfigError(
+                "jitter_shift, jitter_degrees and jitter_zoom move images, and dataset "
+                f"{self.dataset} has none: they must be 0; got {jitters}."
             )
         if self.backbone == "resnet12" and len(self.hidden) not in (1, 4):
             raise ConfigError(
@@ -149,6 +163,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for JSON or a checkpoint."""
         return {**asdict(self), "hidden": list(self.hidden)}
+
+
+def _backbones(dataset: str) -> tuple[str, ...]:
+    """The networks that take the inputs of a data set."""
+    if dataset in TEXTS:
+        return ("text",)
+    if dataset in NODES:
+        return ("gcn",)
+    return ("mlp",) if dataset == SINE else ("conv4", "mlp", "resnet12")
 
 
 def option_names() -> list[str]:

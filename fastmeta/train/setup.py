@@ -12,10 +12,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmeta.co_learner import CoLearner
-from fastmeta.data import EpisodeSampler, Jitter, SineTasks, TaskSource, load
+from fastmeta.data import (
+    EpisodeSampler,
+    Jitter,
+    NodeDataset,
+    SineTasks,
+    TaskSource,
+    TextDataset,
+    load,
+)
 from fastmeta.info import build_info
 from fastmeta.learners import MetaLearner, Words, build
-from fastmeta.models import MLP, Conv4, ResNet12, conv_co_learner
+from fastmeta.models import GCN, MLP, Conv4, ResNet12, TextEncoder, conv_co_learner
 from fastmeta.train.config import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
 from fastmeta.train.metrics import ACCURACY, MSE, Metric
@@ -98,31 +106,38 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
     Raises:
         ConfigError: if the network does not fit the inputs.
     """
-    shape = source[0].support_x.shape[2:]
-    outputs = 1 if config.regression else config.ways
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.backbone == "mlp":
-            module: nn.Module = MLP(shape.numel(), outputs, config.hidden)
-        else:
-            if len(shape) != 3 or shape[1] != shape[2]:
-                raise ConfigError(
-                    f"{config.backbone} needs square images; got inputs {tuple(shape)}."
-                )
-            options: dict[str, Any] = {
-                "batch_norm_stats": config.batch_norm_stats,
-                "pool_last": not config.co_learner,
-            }
-            if config.backbone == "resnet12":
-                first, *more = config.hidden
-                hidden = config.hidden if more else [first << block for block in range(4)]
-                module = ResNet12(shape[0], shape[1], outputs, hidden, **options)
-            else:
-                options["downsample"] = config.downsample
-                if config.per_step_batch_norm:
-                    options["batch_norm_steps"] = max(config.inner_steps, 1)
-                module = Conv4(shape[0], shape[1], outputs, config.hidden[0], **options)
-    return module.to(device)
+        return _network(config, source).to(device)
+
+
+def _network(config: TrainConfig, source: TaskSource) -> nn.Module:
+    outputs = 1 if config.regression else config.ways
+    if config.backbone in ("text", "gcn"):
+        match getattr(source, "dataset", None):
+            case TextDataset(vocabulary=vocabulary) if config.backbone == "text":
+                return TextEncoder(vocabulary, outputs, config.hidden[0])
+            case NodeDataset(graph=graph) if config.backbone == "gcn":
+                return GCN(graph.features, graph.edges, outputs, config.hidden)
+        needed = {"text": "a TextDataset", "gcn": "a NodeDataset"}[config.backbone]
+        raise ConfigError(f"backbone {config.backbone} needs tasks drawn from {needed}.")
+    shape = source[0].support_x.shape[2:]
+    if config.backbone == "mlp":
+        return MLP(shape.numel(), outputs, config.hidden)
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ConfigError(f"{config.backbone} needs square images; got inputs {tuple(shape)}.")
+    options: dict[str, Any] = {
+        "batch_norm_stats": config.batch_norm_stats,
+        "pool_last": not config.co_learner,
+    }
+    if config.backbone == "resnet12":
+        first, *more = config.hidden
+        hidden = config.hidden if more else [first << block for block in range(4)]
+        return ResNet12(shape[0], shape[1], outputs, hidden, **options)
+    options["downsample"] = config.downsample
+    if config.per_step_batch_norm:
+        options["batch_norm_steps"] = max(config.inner_steps, 1)
+    return Conv4(shape[0], shape[1], outputs, config.hidden[0], **options)
 
 
 def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None:
@@ -144,6 +159,13 @@ def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None
             assert isinstance(last, nn.Linear)
             at = f"layers.{len(module.layers) - 2}"  # the output of the last hidden layer
             head = MLP(last.in_features, outputs, (last.in_features,))
+        elif isinstance(module, GCN):
+            at = f"convolutions.{len(module.convolutions) - 1}"
+            width = module.head.in_features
+            head = nn.Sequential(nn.ReLU(), MLP(width, outputs, (width,)))
+        elif isinstance(module, TextEncoder):
+            at, width = "norm", module.head.in_features
+            head = MLP(width, outputs, (width,))
         elif isinstance(module, Conv4 | ResNet12):
             at = "features"
             head = conv_co_learner(

@@ -2,13 +2,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fastmeta.data import ClassDataset, EpisodeSampler, datasets_in, load
+from fastmeta.data import (
+    ClassDataset,
+    EpisodeSampler,
+    TextDataset,
+    datasets_in,
+    load,
+    load_banking77,
+    load_clinc150,
+    load_planetoid,
+)
 from fastmeta.data.cifar_splits import read_classes
+
+Dataset = TypeVar("Dataset")
+
+GRAPHS = [("cora", 2708, 5278, 1433), ("citeseer", 3327, 4552, 3703)]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +111,52 @@ def test_mini_imagenet_pickles_are_its_images(real_data: Path) -> None:
         same = listed.images[listed.class_indices[list(listed.class_names).index(name)]]
         known = {image.numpy().tobytes() for image in same}
         assert all(image.numpy().tobytes() in known for image in pickled.images[rows])
+
+
+def at_hand(real_data: Path, folder: str, load: Callable[..., Dataset]) -> Callable[..., Dataset]:
+    if not (real_data / folder).is_dir():
+        pytest.skip(f"FASTMETA_DATA has no {folder}/")
+    return partial(load, real_data)
+
+
+@pytest.mark.parametrize(("name", "nodes", "edges", "words"), GRAPHS)
+def test_citation_graphs_are_whole(
+    real_data: Path, name: str, nodes: int, edges: int, words: int
+) -> None:
+    load = at_hand(real_data, "planetoid", partial(load_planetoid, name=name))
+    parts = [load(split) for split in ("train", "val", "test")]
+    graph = parts[0].graph
+    assert graph.features.shape == (nodes, words)
+    assert graph.edges.shape == (2, edges)
+    assert graph.features.unique().tolist() == [0, 1]
+    labelled = torch.cat([part.ids for part in parts])
+    assert labelled.unique().numel() == len(labelled)
+    alone = set(range(nodes)) - set(labelled.tolist())
+    assert len(alone) == (15 if name == "citeseer" else 0)
+    assert not graph.features[sorted(alone)].any()
+    labels = torch.full((nodes,), -1)
+    for part in parts:
+        labels[part.ids] = torch.tensor([int(name) for name in part.class_names])[part.labels]
+    one, other = labels[graph.edges]
+    assert (one == other).float().mean() > 0.7  # papers cite their own topic: labels belong
+
+
+@pytest.mark.parametrize(
+    ("folder", "load", "texts"),
+    [("clinc150", load_clinc150, 22_500), ("banking77", load_banking77, 13_083)],
+)
+def test_intents_are_whole(
+    real_data: Path, folder: str, load: Callable[..., TextDataset], texts: int
+) -> None:
+    read = at_hand(real_data, folder, load)
+    parts = [read(split) for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == texts
+    assert all((part.ids[:, 0] > 0).all() for part in parts)  # no text is empty
+    batch = EpisodeSampler(parts[2], 5, 1, 10, tasks=100)[0]
+    bags = [F.one_hot(x, 4096).sum(2)[..., 1:].double() for x in (batch.support_x, batch.query_x)]
+    support, query = (F.normalize(bag, dim=-1) for bag in bags)
+    found = (query @ support.mT).argmax(-1)
+    assert (found == batch.query_y).float().mean() > 0.4  # chance is 0.2: texts and labels belong
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])

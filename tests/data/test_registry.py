@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from made_up import write_banking77, write_clinc150, write_planetoid
 from numpy.typing import NDArray
 
-from fastmeta.data import DATASETS, DataError, datasets_in, load
+from fastmeta.data import DATASETS, NODES, TEXTS, DataError, datasets_in, load
 
 
 @pytest.fixture
@@ -20,10 +22,13 @@ def root(tmp_path: Path, write_idx: Callable[[Path, NDArray[np.uint8]], Path]) -
 
 
 def test_names() -> None:
-    assert set(DATASETS) == {
+    images = {
         *("digits", "mnist", "fashion-mnist", "omniglot"),
         *("mini-imagenet", "cifar-fs", "fc100"),
     }
+    assert set(TEXTS) == {"clinc150", "banking77"}
+    assert set(NODES) == {"cora", "citeseer"}
+    assert set(DATASETS) == images | {*TEXTS, *NODES}
 
 
 def test_what_is_there_is_told(root: Path) -> None:
@@ -35,6 +40,8 @@ def test_what_is_there_is_told(root: Path) -> None:
     (root / "cifar-100-python.tar.gz").unlink()
     (root / "cifar-100-python").mkdir()
     assert datasets_in(root) == found
+    (root / "planetoid").mkdir()
+    assert datasets_in(root) == [*found, "citeseer", "cora"]
     assert datasets_in(root / "elsewhere") == []
 
 
@@ -44,6 +51,21 @@ def test_options_reach_the_loader(root: Path) -> None:
     assert load("fashion-mnist", "val", root, rotations=False).class_names == ["Dress", "Dress/inv"]
     with pytest.raises(TypeError, match="colour"):
         load("mnist", "train", root, colour=True)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cora", 7), ("citeseer", 6)])
+def test_both_graphs_have_their_name(name: str, classes: int, tmp_path: Path) -> None:
+    write_planetoid(tmp_path, name, classes)
+    assert load(name, "test", tmp_path).num_classes == 2
+    with pytest.raises(DataError, match="expected ind"):
+        load({"cora": "citeseer", "citeseer": "cora"}[name], "test", tmp_path)
+
+
+def test_texts_have_their_options(tmp_path: Path) -> None:
+    write_clinc150(tmp_path)
+    write_banking77(tmp_path)
+    assert load("clinc150", "val", tmp_path, split_by="domain").num_classes == 15
+    assert load("banking77", "val", tmp_path, length=3).inputs(torch.arange(2)).shape == (2, 3)
 
 
 def test_the_root_may_come_from_the_environment(

@@ -110,7 +110,7 @@ def test_more_ways_than_classes_are_refused(traceable: Traceable) -> None:
 
 
 def test_more_examples_than_images_are_refused(traceable: Traceable) -> None:
-    message = r"5 \+ 6 = 11 images .* smallest class, 'c1', has 10"
+    message = r"5 \+ 6 = 11 examples .* smallest class, 'c1', has 10"
     with pytest.raises(ValueError, match=message):
         EpisodeSampler(traceable([12, 10, 11]), 2, 5, 6, tasks=1)
 

@@ -98,6 +98,13 @@ def test_it_survives_a_round_trip() -> None:
         ({"metagrad_options": [1]}, "metagrad_options must be a table"),
         ({"seed": 2**63}, "seed must be less"),
         ({"dataset": "sine", "backbone": "conv4"}, "needs backbone mlp"),
+        ({"dataset": "cora", "backbone": "conv4"}, "dataset cora needs backbone gcn; got conv4"),
+        ({"dataset": "clinc150", "backbone": "mlp"}, "clinc150 needs backbone text; got mlp"),
+        ({"backbone": "text"}, "dataset digits needs backbone conv4 or mlp; got text"),
+        ({"dataset": "banking77", "hidden": [8, 8]}, r"text takes one width as hidden; got \[8, 8"),
+        ({"dataset": "citeseer", "jitter_zoom": 0.1}, "dataset citeseer has none: they must be 0"),
+        ({"dataset": "sine", "jitter_shift": 1}, "dataset sine has none"),
+        ({"dataset": "sine", "ways": 2}, "needs ways 1; got 2"),
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd"),
     ],
 )
