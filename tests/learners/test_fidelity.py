@@ -13,11 +13,11 @@ from by_hand import LR, by_hand
 from problems import MODULES, WAYS, Drifting, Noisy, loss, mlp, tasks
 from torch import nn
 
-from fastmeta import FOMAML, GSL, MAML, CoLearner, MetaLearner, TaskBatch
+from fastmeta import FOMAML, GSL, MAML, CoLearner, MetaLearner, TaskBatch, metagrad
 from fastmeta.adaptation import SGD, MetaSGD
 from fastmeta.aggregation import AGGREGATIONS, GradientAgreement, Mean
 from fastmeta.learners import against_exact
-from fastmeta.metagrad import METAGRADS, FirstOrder, Recursion
+from fastmeta.metagrad import METAGRADS, FirstOrder, MetaGradient, Recursion
 
 WAYS_TO_LEARN: dict[str, Callable[..., MetaLearner]] = {
     "maml": MAML,
@@ -78,22 +78,35 @@ def test_looking_changes_nothing(name: str, make: Callable[[], nn.Module]) -> No
     torch.testing.assert_close(*finished, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("metagrad", METAGRADS)
+@pytest.mark.parametrize("way", METAGRADS)
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_every_combination_with_learned_rates(metagrad: str, aggregation: str) -> None:
+def test_every_combination_with_learned_rates(way: str, aggregation: str) -> None:
     learner = MetaLearner(
         mlp().double(),
         loss,
         adaptation=MetaSGD(0.1, 2),
-        metagrad=METAGRADS[metagrad](),
+        metagrad=METAGRADS[way](),
         aggregation=AGGREGATIONS[aggregation](),
     )
     rates = [rate.detach().clone() for rate in learner.adaptation.rates]
     found = against_exact(learner, tasks(3))
     assert found.task_cosine.shape == found.task_length.shape == (3,)
-    if metagrad in ("exact", "recursion"):
+    if way in ("exact", "recursion"):
         torch.testing.assert_close(found.task_length, torch.ones(3, dtype=torch.float64))
     assert all(torch.equal(a, b) for a, b in zip(learner.adaptation.rates, rates, strict=True))
+
+
+@pytest.mark.parametrize("way", [FirstOrder, metagrad.GSL])
+def test_learned_rates_are_left_out(way: Callable[[], MetaGradient]) -> None:
+    module, batch = mlp().double(), tasks(3)
+    plain, learned = (
+        against_exact(
+            MetaLearner(module, loss, adaptation=inner, metagrad=way(), aggregation=Mean()),
+            batch,
+        )
+        for inner in (SGD(LR), MetaSGD(LR))
+    )
+    torch.testing.assert_close(vars(learned), vars(plain))
 
 
 def test_both_see_the_same_random_numbers() -> None:
