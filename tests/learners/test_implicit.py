@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from problems import MODULES, loss, mlp, tasks
 from saved import most_saved
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch
@@ -194,6 +195,11 @@ def test_the_solver_does_not_hide_what_is_not_finite() -> None:
     assert torch.equal(conjugate_gradient(torch.eye(2).mv, 0 * b, 3), 0 * b)
     assert conjugate_gradient(torch.full((2, 2), torch.nan).mv, b, 3).isnan().any()
     assert conjugate_gradient(torch.eye(2).mv, b / 0, 3).isnan().any()
+
+
+def test_the_solver_never_waits_for_the_device() -> None:
+    with FakeTensorMode():  # refuses to read a number
+        assert conjugate_gradient(torch.eye(3).mv, torch.ones(3), 4).shape == (3,)
 
 
 def test_bad_options() -> None:

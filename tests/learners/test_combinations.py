@@ -1,0 +1,58 @@
+"""Every adaptation x meta-gradient x aggregation of the registries learns: sines and images."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastmeta import TaskBatch
+from fastmeta.adaptation import ADAPTATIONS
+from fastmeta.aggregation import AGGREGATIONS
+from fastmeta.data import SineTasks
+from fastmeta.learners import build
+from fastmeta.metagrad import METAGRADS
+from fastmeta.models import MLP, Conv4
+
+# The whole correction (eta = 1) need not lower the loss of a few steps on one meta-batch.
+METAGRAD_OPTIONS = {"gsl": {"eta": 0.3}}
+# Where a gradient is zero, the derivative of Adam's step is lr / eps.
+ADAPTATION_OPTIONS = {"adam": {"eps": 1e-2}, "lambda": {"pattern": "01"}}
+
+
+def images() -> TaskBatch:
+    x, y = torch.randn(2, 9, 1, 4, 4), torch.arange(3).repeat(2, 3)
+    x = x + y[..., None, None, None]  # classes differ in brightness
+    return TaskBatch(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])
+
+
+@pytest.mark.parametrize("tasks", ["sine", "images"])
+@pytest.mark.parametrize(
+    ("adaptation", "metagrad", "aggregation"), list(product(ADAPTATIONS, METAGRADS, AGGREGATIONS))
+)
+def test_ten_steps(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> None:
+    torch.manual_seed(0)  # whether ten steps suffice must not depend on luck
+    if tasks == "sine":
+        module, loss, batch = MLP(1, 1, (8,)), F.mse_loss, SineTasks(2, 5, 5, seed=0)[0]
+    else:
+        module, loss, batch = Conv4(1, 4, 3, hidden=4), F.cross_entropy, images()
+    options = dict(ADAPTATION_OPTIONS.get(adaptation, {}))
+    if tasks == "images" and adaptation == "lambda":
+        options["pattern"] = "00011"
+    learner = build(
+        "maml",
+        module,
+        loss,
+        inner_lr=0.01,
+        inner_steps=1,
+        adaptation=adaptation,
+        metagrad=metagrad,
+        aggregation=aggregation,
+        adaptation_options=options,
+        metagrad_options=METAGRAD_OPTIONS.get(metagrad, {}),
+        optimizer=lambda params: torch.optim.Adam(params, lr=0.02),
+    )
+    losses = [learner.step(batch).query_loss.mean().item() for _ in range(10)]
+    assert losses[-1] < losses[0]
