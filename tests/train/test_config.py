@@ -100,7 +100,7 @@ def test_it_survives_a_round_trip() -> None:
         ({"dataset": "sine", "backbone": "conv4"}, "needs backbone mlp"),
         ({"dataset": "cora", "backbone": "conv4"}, "dataset cora needs backbone gcn; got conv4"),
         ({"dataset": "clinc150", "backbone": "mlp"}, "clinc150 needs backbone text; got mlp"),
-        ({"backbone": "text"}, "dataset digits needs backbone conv4 or mlp; got text"),
+        ({"backbone": "text"}, "dataset digits needs backbone conv4 or mlp or resnet12; got text"),
         ({"dataset": "banking77", "hidden": [8, 8]}, r"text takes one width as hidden; got \[8, 8"),
         ({"dataset": "citeseer", "jitter_zoom": 0.1}, "dataset citeseer has none: they must be 0"),
         ({"dataset": "sine", "jitter_shift": 1}, "dataset sine has none"),
