@@ -36,8 +36,8 @@ class CAGrad(GramAggregation):
         lengths, cosines = directions(gram, noise)
         mean = gram.mean(1)  # <g_i, g0>
         radius = self.c * mean.mean().clamp_min(0).sqrt()
-        # How far from g0 must d be, so that every <g_i, d> reaches `worst`? That is convex in
-        # `worst`: Newton's steps lead down to where it is the radius, from where no d can be.
+        # How far from g0 must d be for every <g_i, d> to reach `worst`? That is convex in `worst`,
+        # so that Newton's steps, from more than the ball allows, lead down to where it allows it.
         worst = (mean + radius * lengths).amin()
         for _ in range(100):
             pull = nonnegative(cosines, per_length(mean - worst, lengths))

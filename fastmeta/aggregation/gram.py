@@ -12,7 +12,7 @@ from fastmeta.aggregation.base import Aggregation
 from fastmeta.rows import TaskRows
 
 # How far a cosine may be off: in float32 the rounding of its sums, in float64 what solves resolve.
-_NOISE = {torch.float32: 1e-6, torch.float64: 1e-9}
+_NOISE = {torch.float32: 2e-7, torch.float64: 2e-10}
 
 
 class GramAggregation(Aggregation):
@@ -41,7 +41,7 @@ class GramAggregation(Aggregation):
         finite = gram.isfinite().all()
         alike = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         scaled = torch.where(finite & (largest > 0), gram / largest, alike)
-        weights = self.from_gram(scaled, _NOISE[found.dtype])
+        weights = self.from_gram(scaled, len(gram) * _NOISE[found.dtype])
         return torch.where(finite, weights.to(gram.device, non_blocking=True), torch.nan).to(found)
 
     @abstractmethod
@@ -50,7 +50,7 @@ class GramAggregation(Aggregation):
 
         Args:
             gram: ``(T, T)``, the inner products in float64, divided by the largest square.
-            noise: how far cosines computed from it may be off.
+            noise: how far the matrix of cosines, in any direction, may be off.
         """
 
 

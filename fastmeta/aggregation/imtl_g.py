@@ -11,11 +11,11 @@ from fastmeta.aggregation.gram import GramAggregation, directions, per_length
 class IMTLG(GramAggregation):
     """Equal projections on all gradients: ``<d, g_i> / |g_i|`` is one number, ``sum w = 1``.
 
-    Liu et al. 2021, "Towards Impartial Multi-task Learning", section 3.1: ``w`` proportional to
-    ``G^-1 |g|``. Weights may be negative. Where they add up to less than 0 before they are
-    normalised, which takes gradients of very different lengths, the paper's formula turns ``d``
-    against all tasks. A task's scale does not change the line along which ``d`` lies; a zero
-    gradient has no say, and the weight 0. Nothing waits for the device.
+    Liu et al. 2021, "Towards Impartial Multi-task Learning": ``w`` proportional to ``G^-1 |g|``.
+    Weights may be negative. Where they add up to less than 0 before they are normalised, which
+    takes gradients of different lengths, the paper's formula turns ``d`` against all tasks. A
+    task's scale does not change the line along which ``d`` lies; a zero gradient has no say, and
+    the weight 0. Nothing waits for the device.
     """
 
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:

@@ -12,9 +12,8 @@ from fastmeta.aggregation.quadratic import nonnegative
 class MGDA(GramAggregation):
     """The shortest convex combination: ``argmin w G w`` over ``w >= 0``, ``sum w = 1``.
 
-    Desideri 2012; Sener & Koltun 2018 (arXiv 1810.04650), section 3, solved exactly rather than by
-    Frank-Wolfe steps. It conflicts with no task; a zero gradient takes all the weight, since no
-    other direction is harmless to it. Solved on the host.
+    Desideri 2012; Sener & Koltun 2018 (arXiv 1810.04650), solved exactly rather than by Frank-Wolfe
+    steps. It conflicts with no task; a zero gradient takes all the weight. Solved on the host.
     """
 
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:

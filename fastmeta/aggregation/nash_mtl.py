@@ -20,7 +20,7 @@ class NashMTL(GramAggregation):
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
         """See :meth:`GramAggregation.from_gram`."""
         lengths, cosines = directions(gram.cpu(), noise)
-        share = torch.ones_like(lengths) * (len(gram) / cosines.sum()).sqrt()
+        share = (len(gram) / cosines.abs().sum()).sqrt().expand_as(lengths)
         for _ in range(200):
             slope = cosines @ share - 1 / share
             step = torch.linalg.solve(cosines + torch.diag(share**-2), slope)

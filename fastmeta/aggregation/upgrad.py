@@ -13,14 +13,14 @@ class UPGrad(GramAggregation):
     """The mean of the gradients, each moved as little as ends its conflicts with all tasks.
 
     Quinton & Rey 2024 (arXiv 2406.16232): row ``i`` is projected on the cone of directions that
-    conflict with no task, ``min v G v`` over ``v >= e_i / T``, and the ``v`` are added up. It
-    conflicts with no task, and is linear in the gradients' lengths. A zero gradient has the weight
-    ``1/T``. Solved on the host.
+    conflict with no task, ``min v G v`` over ``v >= e_i / T`` (proposition 1), and the ``v`` are
+    added up. It conflicts with no task, and is linear in the gradients' lengths. A zero gradient
+    has the weight ``1/T``. Solved on the host.
     """
 
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
         """See :meth:`GramAggregation.from_gram`."""
         lengths, cosines = directions(gram.cpu(), noise)
-        # Row i: v - e_i in units of lengths, for a gradient of length 1.
+        # Row i: by how much T v exceeds e_i, in units of lengths, were g_i of length 1.
         pull = torch.stack([nonnegative(cosines, row) for row in cosines])
         return (1 + per_length(lengths @ pull, lengths)) / len(gram)

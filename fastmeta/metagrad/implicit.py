@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.adaptation import Adaptation, ProximalSGD
+from fastmeta.adaptation import Adaptation, Lambda, ProximalSGD
 from fastmeta.layout import FlatLayout
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 from fastmeta.metagrad.hessian import hvp_of_graph, twice_differentiable
@@ -27,12 +27,13 @@ class Implicit(MetaGradient):
 
     All Hessian-vector products are of one evaluation of the support loss, so of the same dropout
     masks; it leaves buffers and random number generators as they were. Learned rates stay as they
-    are: a minimum does not depend on the way there.
+    are: a minimum does not depend on the way there. Where some parameters alone are adapted, the
+    minimum is over those of the last inner step, and the others' gradient that through the minimum.
 
     Args:
         cg_steps: steps of the solver, one Hessian-vector product each; 5 in the authors' example.
         lam: see above; by default that of the adaptation if it is
-            :class:`~fastmeta.adaptation.ProximalSGD`, else 2.
+            :class:`~fastmeta.adaptation.ProximalSGD` (or one for some layers), else 2.
 
     Raises:
         ValueError: if ``cg_steps`` is below 1 or ``lam`` not positive.
@@ -60,7 +61,8 @@ class Implicit(MetaGradient):
         """
         lam = self.lam
         if lam is None:
-            lam = adaptation.lam if isinstance(adaptation, ProximalSGD) else _LAM
+            inner = adaptation.inner if isinstance(adaptation, Lambda) else adaptation
+            lam = inner.lam if isinstance(inner, ProximalSGD) else _LAM
             _check(lam)
         adapted = adaptation.adapt(lambda p: episode.support(p)[0], params, record=record)
         fast, layout = adapted.fast, FlatLayout.of(params)
@@ -79,7 +81,16 @@ class Implicit(MetaGradient):
                 ]
             )
 
-        found = conjugate_gradient(product, ops.pack(grads)[0], self.cg_steps)
+        g = ops.pack(grads)[0]
+        moving = adaptation.moving(max(adaptation.steps - 1, 0), params)
+        if all(moving):
+            found = conjugate_gradient(product, g, self.cg_steps)
+        else:
+            free = torch.cat(
+                [torch.full_like(p, m).flatten() for p, m in zip(params, moving, strict=True)]
+            )
+            x = conjugate_gradient(lambda v: free * product(v), free * g, self.cg_steps)
+            found = torch.where(free > 0, x, g - product(x))
         return TaskGradient.of(layout.views(found), adapted, loss, output, record)
 
 

@@ -67,7 +67,7 @@ def test_mgda_is_the_shortest_convex_combination(rows: Tensor) -> None:
 
 def test_mgda_of_two_tasks() -> None:
     a, b = rows = jacobian(2, 5)
-    share = (b @ (b - a) / ((a - b) @ (a - b))).clamp(0, 1)  # Sener & Koltun, equation 7
+    share = (b @ (b - a) / ((a - b) @ (a - b))).clamp(0, 1)
     torch.testing.assert_close(weights("mgda", rows), torch.stack([share, 1 - share]), **CLOSE)
 
 
@@ -80,8 +80,7 @@ def test_cagrad_solves_its_problem_and_the_dual(rows: Tensor, c: float) -> None:
     assert (d - mean).norm() <= radius + 1e-6 * rows.norm()
     dual = w - 1 / len(rows)
     assert (dual >= -1e-12).all()
-    if dual.sum() > 1e-6:  # else d is the mean, and no task is worse off elsewhere
-        dual /= dual.sum()
+    dual /= dual.sum()
     # No d in the ball is better for the worst task than the dual's value, whatever its weights.
     bound = dual @ rows @ mean + radius * (dual @ rows).norm()
     assert (rows @ d).min() >= bound - 1e-6 * scale
