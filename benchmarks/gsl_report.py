@@ -24,10 +24,11 @@ paper's abstract and headings could be had, and nothing here reproduces a number
 [the measured ones]({csv}).
 
 {steps} meta-steps by the recipe of `fastmeta train`, all candidates with the same tasks and initial
-weights; seeds {seeds}. R0 is FOMAML, R6 the exact meta-gradient of MAML.
+weights; seeds {seeds}. R0 is FOMAML, R6 the exact meta-gradient of MAML; the number behind R1 is
+`eta`. `gsl_candidates.py` has the options of each, `fastmeta.metagrad.gsl_variant` what they mean.
 
-- **score**: on the test tasks after adaptation, with the 95 % interval over tasks; of several seeds
-  the mean, and in brackets the lowest and the highest.
+- **accuracy**, **mse**: on the test tasks after adaptation, with the 95 % interval over tasks; of
+  several seeds the mean, and in brackets the lowest and the highest.
 - **cosine**, **length**: of the meta-gradient with the exact one, and as a multiple of it, mean
   over the run; in brackets at its end. On meta-batches that nothing is trained on.
 - **by task**: the cosine of single tasks' meta-gradients, mean over the run.
