@@ -164,9 +164,9 @@ def test_a_pattern_for_each_step(pattern: str, steps: list[str]) -> None:
 def networks(draw: st.DrawFn) -> tuple[list[int], list[str]]:
     """Widths of an MLP, and bits for each of some steps."""
     widths = draw(st.lists(st.integers(1, 5), min_size=0, max_size=3))
-    bits = st.text("01", min_size=len(widths) + 1, max_size=len(widths) + 1)
-    steps = draw(st.lists(bits.filter(lambda b: "1" in b), min_size=1, max_size=4))
-    return widths, steps
+    layers = len(widths) + 1
+    numbers = draw(st.lists(st.integers(1, 2**layers - 1), min_size=1, max_size=4))
+    return widths, [f"{number:0{layers}b}" for number in numbers]
 
 
 @settings(max_examples=40, deadline=None)
