@@ -9,8 +9,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 SEED = int(os.environ.get("FASTMETA_TEST_SEED", random.SystemRandom().randrange(2**31)))
+
+settings.register_profile("untimed", deadline=None)  # other work may share the machine
+settings.load_profile("untimed")
 
 
 def pytest_report_header() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from fastmeta.data.ids import TextDataset
 from fastmeta.data.intents_files import (
     BANKING77_SOURCE,
     CLINC150_SOURCE,
+    Texts,
     read_banking77,
     read_clinc150,
 )
@@ -24,7 +26,6 @@ LENGTH = 96
 _CLINC150_INTENTS = (50, 50, 50)
 _BANKING77_INTENTS = (25, 25, 27)
 _CLINC150_DOMAINS = (4, 1, 5)  # ours
-SPLIT_BY = ("intent", "domain")
 
 
 def load_clinc150(
@@ -38,9 +39,9 @@ def load_clinc150(
 ) -> TextDataset:
     """Loads a split of CLINC150: 150 intents of 10 domains, 150 texts each.
 
-    Intents are split 50/50/50 for train, val and test or, which is harder, domains 4/1/5 (60, 15
-    and 75 intents). The official split of texts plays no part: all of an intent's texts are taken
-    together, without those that are out of scope.
+    Intents are split 50/50/50 for train, val and test, or domains 4/1/5 (60, 15 and 75 intents), so
+    that test tasks are about other things than training tasks. The official split of texts plays
+    no part: all of an intent's texts are taken together, without those that are out of scope.
 
     Args:
         root: the folder of ``data_full.json`` and ``domains.json``, or the one that has it as
@@ -58,18 +59,18 @@ def load_clinc150(
         DataError: if a file is missing, truncated or corrupt.
         ValueError: if an argument is out of range.
     """
-    if split_by not in SPLIT_BY:
-        raise ValueError(f"split_by must be one of {', '.join(SPLIT_BY)}; got {split_by!r}.")
+    if split_by not in ("intent", "domain"):
+        raise ValueError(f"split_by must be one of intent, domain; got {split_by!r}.")
     folder = find_folder(root, "clinc150", ["data_full.json"], CLINC150_SOURCE)
     texts = read_clinc150(folder)
     names = sorted(texts)
     if split_by == "intent":
-        kept = {names[c] for c in draw_split(split, _CLINC150_INTENTS, split_seed)}
+        chosen = [names[c] for c in draw_split(split, _CLINC150_INTENTS, split_seed)]
     else:
         domains = sorted({_domain(name) for name in names})
         held = [domains[d] for d in draw_split(split, _CLINC150_DOMAINS, split_seed)]
-        kept = {name for name in names if _domain(name) in held}
-    return _tokenised({name: texts[name] for name in sorted(kept)}, vocabulary, length)
+        chosen = [name for name in names if _domain(name) in held]
+    return _tokenised(texts, chosen, vocabulary, length)
 
 
 def load_banking77(
@@ -103,16 +104,16 @@ def load_banking77(
     folder = find_folder(root, "banking77", ["train.csv"], BANKING77_SOURCE)
     texts = read_banking77(folder)
     names = sorted(texts)
-    kept = draw_split(split, _BANKING77_INTENTS, split_seed)
-    return _tokenised({names[c]: texts[names[c]] for c in kept}, vocabulary, length)
+    chosen = [names[c] for c in draw_split(split, _BANKING77_INTENTS, split_seed)]
+    return _tokenised(texts, chosen, vocabulary, length)
 
 
 def _domain(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _tokenised(texts: dict[str, list[str]], vocabulary: int, length: int) -> TextDataset:
-    ids = token_ids([text for part in texts.values() for text in part], vocabulary, length)
-    counts = torch.tensor([len(part) for part in texts.values()])
-    labels = torch.arange(len(texts)).repeat_interleave(counts)
-    return TextDataset(torch.from_numpy(ids), labels, list(texts), vocabulary)
+def _tokenised(texts: Texts, intents: Sequence[str], vocabulary: int, length: int) -> TextDataset:
+    ids = token_ids([text for name in intents for text in texts[name]], vocabulary, length)
+    counts = torch.tensor([len(texts[name]) for name in intents])
+    labels = torch.arange(len(intents)).repeat_interleave(counts)
+    return TextDataset(torch.from_numpy(ids), labels, intents, vocabulary)

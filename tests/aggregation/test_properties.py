@@ -15,7 +15,7 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 C = 0.4  # CAGrad's default
 unordered = pytest.mark.parametrize("name", sorted({*ALL} - {"pcgrad"}))
 every = pytest.mark.parametrize("name", ALL)
-few = settings(deadline=None, max_examples=20)  # the machine may be busy
+few = settings(max_examples=20)
 
 
 @every

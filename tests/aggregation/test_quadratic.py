@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from jacobians import jacobians
 from torch import Tensor
 
@@ -21,7 +21,6 @@ def check(matrix: Tensor, linear: Tensor) -> None:
     assert (y[z > 0].abs() <= 1e-9 * scale).all()
 
 
-@settings(deadline=None)
 @given(jacobians(most=8))
 def test_optimality(rows: Tensor) -> None:
     check(rows @ rows.mT, torch.randn(len(rows), dtype=torch.float64))

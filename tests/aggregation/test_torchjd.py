@@ -13,7 +13,7 @@ from torch import Tensor
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="needs torchjd: pip install torchjd")
 linalg = pytest.importorskip("torchjd.linalg")
-few = settings(deadline=None, max_examples=30)  # the machine may be busy
+few = settings(max_examples=30)
 fewer = settings(few, max_examples=15)  # a cvxpy programme takes 10 ms
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -4,13 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmeta.data.draws import Draws, check_seed
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**64 - 1),

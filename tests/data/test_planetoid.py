@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_up import write_planetoid
 from numpy.typing import NDArray
-from python2_pickles import array, lists, pickled, sparse, sparse_rows
+from python2_pickles import array, lists, many, named, pickled, sparse, sparse_rows, table, text
 
 from fastmeta.data import DataError, EpisodeSampler, load_planetoid
 from fastmeta.data.planetoid_files import Citations
@@ -71,6 +71,7 @@ def wrong_labels(value: int) -> NDArray[np.int32]:
 
 ONES = sparse(np.ones((140, 12)))
 STARTS = list(range(141))
+CLASS = named("scipy.sparse.csr", "csr_matrix")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ STARTS = list(range(141))
         ("allx", sparse_rows((140, 12), STARTS[::-1], [0] * 140, [1.0] * 140), "broken one"),
         ("allx", sparse_rows((999, 12), STARTS, [0] * 140, [1.0] * 140), "broken one"),
         ("allx", sparse_rows((-1, 12), STARTS, [0] * 140, [1.0] * 140), "broken one"),
+        ("allx", CLASS + many(b"N", table({text(b"x"): b"N"})) + b"b", "found a broken one"),
         ("graph", lists({0: [1], 1: [0, 2]}), r"nodes 0\.\.1; found nodes 0\.\.2"),
         ("graph", lists({-1: [0]}), r"found nodes -1\.\.0"),
         ("graph", lists({0: [1], 1: [0]}), "distinct nodes of"),

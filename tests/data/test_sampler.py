@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmeta.data import ClassDataset, EpisodeSampler, TaskSource
@@ -25,7 +25,6 @@ def same(a: TaskBatch, b: TaskBatch) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.data())
 def test_every_task_is_a_proper_episode(traceable: Traceable, data: st.DataObject) -> None:
     shots, queries = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))

@@ -171,7 +171,7 @@ def test_memory_does_not_grow_with_the_inner_steps_or_the_solver() -> None:
     assert memory(1, 1) == memory(9, 1) == memory(1, 9)
 
 
-@settings(deadline=None, max_examples=10)  # the machine may be busy
+@settings(max_examples=10)
 @given(order=st.permutations(range(4)), times=st.integers(1, 3))
 def test_tasks_may_come_in_any_order_and_repeated(order: list[int], times: int) -> None:
     module, batch = mlp().double(), tasks(4)
@@ -180,7 +180,7 @@ def test_tasks_may_come_in_any_order_and_repeated(order: list[int], times: int) 
     assert_near(found[1], found[0], 1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(size=st.integers(1, 12), kinds=st.integers(1, 4))
 def test_as_many_steps_as_eigenvalues_solve_it(size: int, kinds: int) -> None:
     basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q

@@ -168,7 +168,7 @@ def test_a_saved_learner_continues_as_if_never_stopped() -> None:
         assert torch.equal(one, other)
 
 
-@settings(deadline=None, max_examples=10)  # the machine may be busy
+@settings(max_examples=10)
 @given(
     order=st.permutations(range(4)),
     times=st.integers(1, 3),

@@ -169,7 +169,7 @@ def networks(draw: st.DrawFn) -> tuple[list[int], list[str]]:
     return widths, [f"{number:0{layers}b}" for number in numbers]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(networks(), st.sampled_from(["loop", "batched"]))
 def test_any_pattern_of_any_mlp(case: tuple[list[int], list[str]], engine: str) -> None:
     widths, steps = case

@@ -119,7 +119,7 @@ def test_it_is_exact_where_the_basis_spans_the_hessian_term(
     assert (found[CalibratedAHE] - exact).norm() <= 1e-6 * exact.norm()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 4), st.integers(0, 2**31), st.booleans())
 def test_least_squares(count: int, seed: int, twice: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

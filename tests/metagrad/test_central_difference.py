@@ -66,7 +66,7 @@ def test_the_error_falls_with_the_square_of_the_radius(adaptation: str, steps: i
     assert 3.9 < far / near < 4.1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(radius=st.floats(1e-4, 10), steps=st.integers(1, 4))
 def test_a_quadratic_loss_has_no_error_at_any_radius(radius: float, steps: int) -> None:
     module = nn.Linear(4, 2).double()

@@ -72,7 +72,7 @@ def test_tasks_that_all_come_twice_change_nothing(name: str) -> None:
     assert_close(name, second(learner(module, name), twice), expected)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @pytest.mark.parametrize("name", VARIANTS)
 @given(scale=st.floats(0.05, 20))
 def test_units_of_the_loss_do_not_matter(name: str, scale: float) -> None:
@@ -116,7 +116,7 @@ def test_without_rate_it_is_fomaml_to_the_bit(variant: str) -> None:
         assert torch.equal(found, FOMAML(module, loss, inner_lr=LR).meta_gradient(batch)[0])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(share=st.floats(0, 2), lam_2=st.floats(0.01, 100))
 def test_the_l2_loss_leads_from_fomaml_to_the_support_gradient(share: float, lam_2: float) -> None:
     module, batch = mlp().double(), tasks(3)

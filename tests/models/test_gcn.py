@@ -89,6 +89,13 @@ def test_the_graph_is_constant_and_follows_the_module() -> None:
     torch.testing.assert_close(wide(nodes).float(), single, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_graph_follows_to_a_gpu() -> None:
+    model, nodes = network(), torch.arange(NODES)
+    expected = model(nodes)
+    torch.testing.assert_close(model.cuda()(nodes.cuda()).cpu(), expected, atol=1e-12, rtol=1e-10)
+
+
 def meta_gradient(model: GCN, batch: TaskBatch, rule: metagrad.MetaGradient, engine: str) -> Tensor:
     learner = MetaLearner(
         model,

@@ -53,7 +53,7 @@ def test_values_and_gradients(dtype: torch.dtype, stride: int) -> None:
         agree(conv_inputs(shape, dtype), stride)
 
 
-@settings(deadline=None, max_examples=60)  # the machine may be busy
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 4), *[st.integers(1, 40)] * 2, *[st.integers(1, 12)] * 2),
     st.sampled_from((1, 2)),
