@@ -121,17 +121,28 @@ class MetaLearner:
             flat = found.combine(self.aggregation.weights(found))
         return flat, result
 
+    def check(self, batch: TaskBatch) -> None:
+        """Makes sure that meta-batches like this can be run, without running it.
+
+        Raises:
+            ValueError: if it is empty, or the engine asked for cannot run it.
+        """
+        _check_not_empty(batch)
+        choose(self.engine, self._method(), batch)
+
     def _task_rows(self, batch: TaskBatch) -> tuple[TaskRows, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call uses again."""
         _check_not_empty(batch)
-        method = Method(self._model, self.loss, self.adaptation, self.metagrad, self.aggregation)
-        rows = self._rows
+        method, rows = self._method(), self._rows
         for buffer in rows:
             buffer.clear()
         result = choose(self.engine, method, batch).run(rows)
         with torch.no_grad():
             found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
         return found, result
+
+    def _method(self) -> Method:
+        return Method(self._model, self.loss, self.adaptation, self.metagrad, self.aggregation)
 
     def step(self, batch: TaskBatch) -> StepResult:
         """One meta-training step: meta-gradient into ``.grad``, then the outer optimizer's step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Reptile(MetaGradient):
         use_query: ``False`` trains on the support set alone.
     """
 
-    # Not separable: the support loss it reports is a mean of both, which stacking does not keep.
+    separable = True
 
     def __init__(self, use_query: bool = True) -> None:
         self.use_query = use_query
@@ -31,10 +32,12 @@ class Reptile(MetaGradient):
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:
         """See :meth:`MetaGradient.task`."""
+        before: list[Tensor] = []
         last: list[tuple[Tensor, Tensor]] = []
 
         def loss(fast: Sequence[Tensor]) -> Tensor:
             support, _ = episode.support(fast)
+            before.append(support.detach())
             if not self.use_query:
                 return support
             query, output = episode.query(fast)
@@ -47,4 +50,5 @@ class Reptile(MetaGradient):
                 last.append(episode.query(adapted.fast))
         with torch.no_grad():
             moved = [p - f for p, f in zip(params, adapted.fast, strict=True)]
-        return TaskGradient.of(moved, adapted, *last[0], record)
+        found = TaskGradient.of(moved, adapted, *last[0], record)
+        return replace(found, support_loss=before[0]) if before else found

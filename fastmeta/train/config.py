@@ -10,6 +10,7 @@ from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.co_learner import Head
 from fastmeta.data import DATASETS, NODES, TEXTS
+from fastmeta.engines import ENGINES, EngineName
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.models import Downsample
@@ -94,6 +95,7 @@ class TrainConfig:
     )
     per_step_batch_norm: bool = option("a BatchNorm of conv4 for each inner step", default=False)
 
+    engine: str = option("what runs the tasks in training", default="auto", choices=ENGINES)
     seed: int = option("of initial weights and training tasks", default=0, least=0)
     device: str = option("auto, cpu, cuda or cuda:N", default="auto")
     threads: int | None = option("CPU threads; by default torch's choice", default=None, least=1)
@@ -154,6 +156,11 @@ class TrainConfig:
     def regression(self) -> bool:
         """Whether tasks are regression, not classification."""
         return self.dataset == SINE
+
+    @property
+    def checked_engine(self) -> EngineName:
+        """``engine``, which is checked."""
+        return cast(EngineName, self.engine)
 
     @property
     def test_head(self) -> Head:

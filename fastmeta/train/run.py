@@ -23,7 +23,14 @@ from fastmeta.train.interrupt import GracefulInterrupt
 from fastmeta.train.logs import open_logs, require_tensorboard
 from fastmeta.train.metrics import Estimate, Metric
 from fastmeta.train.plots import draw
-from fastmeta.train.setup import build_learner, build_module, find_device, metric_of, task_source
+from fastmeta.train.setup import (
+    build_learner,
+    build_module,
+    check_learner,
+    find_device,
+    metric_of,
+    task_source,
+)
 from fastmeta.train.trainer import Trainer
 
 CONFIG_NAME = "config.json"
@@ -166,6 +173,7 @@ def _run(
     metric = metric_of(config)
     tasks = {split: task_source(config, split, device) for split in ("train", "val", "test")}
     learner = build_learner(config, build_module(config, tasks["train"], device))
+    check_learner(config, learner, tasks["train"])
     trainer = Trainer(config, learner, tasks["train"], tasks["val"], metric, folder)
     if saved is not None:
         trainer.load_state_dict(saved)

@@ -195,9 +195,20 @@ def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
             inner_lr=config.inner_lr,
             inner_steps=config.inner_steps,
             optimizer=optimizer,
+            engine=config.checked_engine,
             co_learner=build_co_learner(config, module),
             **{name: getattr(config, name) for name in tables},
         )
+
+
+def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource) -> None:
+    """Makes sure that the engine of the configuration can run the tasks of ``source``.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    with _explained(f"method {config.method!r}"):
+        learner.check(source[0])
 
 
 @contextmanager

@@ -40,6 +40,8 @@ METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),
     "recursion, forward": lambda: Recursion("forward"),
+    "reptile": metagrad.Reptile,
+    "reptile, support alone": lambda: metagrad.Reptile(use_query=False),
     "multi-step": lambda: metagrad.MultiStep(9),
     "multi-step, first order": lambda: metagrad.MultiStep(9, 9),
 }
@@ -188,7 +190,6 @@ REFUSED: dict[str, tuple[nn.Module, Adaptation, MetaGradient, str]] = {
     "learned rates": (mlp(), MetaSGD(0.1), Exact(), "MetaSGD does not declare elementwise"),
     "a subclass": (mlp(), OwnSGD(0.1), Exact(), "OwnSGD does not declare elementwise = True"),
     "another meta-gradient": (mlp(), SGD(0.1), OwnExact(), "OwnExact does not declare separable"),
-    "Reptile": (mlp(), SGD(0.1), metagrad.Reptile(), "Reptile does not declare separable"),
     "Implicit": (mlp(), SGD(0.1), metagrad.Implicit(), "Implicit does not declare separable"),
     "a sparse buffer": (Sparse(), SGD(0.1), Exact(), "buffer graph is torch.sparse_coo"),
 }
