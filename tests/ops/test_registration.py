@@ -4,66 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_samples import SAMPLES
 
 from fastmeta._library import kernels
-
-
-def planes(height: int = 4, width: int = 5) -> torch.Tensor:
-    return torch.randn(3, 2, height, width)
-
-
-SAMPLES = {
-    "gram": lambda g: (g, (0, 2, 7)),
-    "row_similarity": lambda g: (g, g + 1, (0, 2, 7)),
-    "mean_similarity": lambda g: (g,),
-    "combine": lambda g: ([g, g + 1], torch.randn(3, 2, 2), (0, 2, 7)),
-    "combine_": lambda g: (
-        [torch.zeros(2), torch.zeros(5)],
-        [g],
-        torch.randn(3, 1, 1),
-        (0, 7),
-    ),
-    "pack": lambda g: ([g[0], g[1], g[2]], 3),
-    "pack_": lambda g: (torch.zeros(3, 7), [g[0], g[1], g[2]]),
-    "unpack_": lambda g: ([torch.zeros(7) for _ in range(3)], g),
-    "inner_step": lambda g: ([g, g[0]], [g + 1, g[1]], [torch.tensor(0.1)] * 2, [0, 1]),
-    "inner_step_": lambda g: (
-        [g.clone(), g[0].clone()],
-        [g + 1, g[1]],
-        [torch.tensor(0.1)] * 2,
-        [0, 1],
-    ),
-    "hvp_perturb": lambda g: (g, g + 1, torch.rand(3)),
-    "hvp_difference": lambda g: (g, g + 1, g + 2, torch.rand(3), torch.rand(7)),
-    "mlp_step": lambda g: (
-        [torch.randn(4, 7), torch.randn(4), torch.randn(2, 4)],
-        *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randn(3, 6, 7), torch.randn(3, 6, 2)),
-        *([1], 0, 0.1, 2, True, True),
-    ),
-    "gsl_coefficients": lambda g: (
-        torch.rand(3, 2, 3),
-        torch.rand(3),
-        torch.rand(1),
-        *(1.0, 0.1, 1, 1.0, 1e-12),
-    ),
-    "conv_forward": lambda g: (planes(), torch.randn(4, 2, 3, 3), g[0, :4], 1),
-    "conv_input": lambda g: (planes(2, 3), torch.randn(3, 2, 4, 3, 3), 4, 5, 2),
-    "conv_weight": lambda g: (planes(), planes(2, 3), 2, 3),
-    "norm_forward": lambda g: (planes(), torch.rand(2), g[0, :2], 1e-5, False),
-    "norm_backward": lambda g: (planes(), planes(), *torch.rand(4, 3, 2), 1e-5, False),
-    "norm_second": lambda g: (
-        *(planes(2, 2), planes(), *torch.rand(2, 2), planes(), *torch.rand(4, 2), 1e-5, True),
-    ),
-    "norm_tangent": lambda g: (
-        planes(),
-        *torch.rand(2, 2),
-        planes(),
-        *torch.rand(4, 2),
-        1e-5,
-        True,
-    ),
-    "task_weights": lambda g: (torch.rand(3, 2), 0, 1.0, 0.0, 1.0),
-}
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -221,3 +221,29 @@ CASES = (
 def listed(result: Any) -> list[Tensor]:
     """The outputs as a list."""
     return [result] if isinstance(result, Tensor) else list(result)
+
+
+# Of the largest sum of absolute terms: a rounding of the output, a few of the scalars' functions.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 4e-7,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+}
+
+
+def check(case: Case, tensors: tuple[Tensor, ...], results: list[Tensor]) -> None:
+    """The op's results for these inputs against its twin in float64."""
+    wide = [t.double() for t in tensors]
+    exact = listed(case.twin(*wide))
+    sizes = exact if case.scalar else listed(case.twin(*(t.abs() for t in wide)))
+    if "hvp" in case.name or "inner_step" in case.name:  # differences: no sum of absolute terms
+        sizes = [e.abs() + sum(t.abs().max() for t in wide if t.numel()) for e in exact]
+    for found, expected, size in zip(results, exact, sizes, strict=True):
+        assert found.shape == expected.shape
+        if found.numel() == 0:
+            continue
+        tolerance = TOLERANCE[found.dtype] * (20 if case.scalar else 1)
+        bound = tolerance * size.abs().clamp_min(size.abs().max() * (1 if case.scalar else 1e-3))
+        subnormal = torch.finfo(found.dtype).smallest_normal * torch.finfo(found.dtype).eps
+        assert ((found.double() - expected).abs() <= bound + subnormal).all(), (found, expected)
