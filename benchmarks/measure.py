@@ -19,8 +19,18 @@ class Timing:
     high: float
 
 
+def wall(run: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], seconds: float = 4.0, least_rounds: int = 9
+    contenders: Mapping[str, Callable[[], object]],
+    seconds: float = 4.0,
+    least_rounds: int = 9,
+    clock: Callable[[Callable[[], object]], float] = wall,
 ) -> dict[str, Timing]:
     """Times all contenders turn by turn: a change of the machine's pace meets them alike."""
     for run in contenders.values():
@@ -30,9 +40,7 @@ def interleaved(
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(next(iter(times.values()))) < least_rounds:
         for name, run in contenders.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock(run))
     return {name: _summary(values) for name, values in times.items()}
 
 

@@ -1,0 +1,66 @@
+"""Time and kernel launches on a GPU; on the CPU wall time, to try the tables there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from measure import Timing, interleaved, wall
+from torch.profiler import ProfilerActivity, profile
+
+Run = Callable[[], object]
+_ROUND = 2e-3  # seconds of calls between two events: far beyond their resolution
+
+
+def time_all(contenders: Mapping[str, Run], device: str, seconds: float) -> dict[str, Timing]:
+    """Seconds of one call of each, measured in turns for so many seconds altogether."""
+    if device == "cpu":
+        return interleaved(contenders, seconds, least_rounds=3)
+    calls = {run: _calls(run) for run in contenders.values()}
+    return interleaved(contenders, seconds, clock=lambda run: _between_events(run, calls[run]))
+
+
+def _calls(run: Run) -> int:
+    run()
+    torch.cuda.synchronize()
+    once = min(wall(lambda: (run(), torch.cuda.synchronize())) for _ in range(3))
+    return min(50, max(1, math.ceil(_ROUND / once)))
+
+
+def _between_events(run: Run, calls: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / calls
+
+
+def replayed(run: Run) -> Run:
+    """The same work as a CUDA graph: what the GPU takes without Python and launches."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def launches(run: Run, device: str) -> int | None:
+    """Kernels that one call launches, copies and fills by torch among them; none on the CPU."""
+    if device == "cpu":
+        return None
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    return sum(
+        1 for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA
+    )

@@ -1,0 +1,211 @@
+"""The tables of the GPU run: each measures its contenders in turns, beside the measured ceilings.
+
+    python benchmarks/gpu_tables.py --out tables.json
+
+A row has the median and the quartiles in milliseconds; ``of_copy`` is the least traffic of its
+contender (bytes that must be read and written once) at the measured copy bandwidth, over its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from batches import images
+from gpu_clock import Run, launches, replayed, time_all
+from measure import Timing
+from test_ops import compiled, naive, parameter_shapes, tuned
+
+from fastmeta import TaskBatch, ops
+from fastmeta.learners import build
+from fastmeta.models import MLP, Conv4
+
+Row = dict[str, Any]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each group of contenders")
+    parser.add_argument("--small", action="store_true", help="small sizes, to try the script")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    bench = Bench(args.device, args.seconds, args.small)
+    tables = {
+        table.__name__: table(bench)
+        for table in (ceilings, similarity_weight_combine, gram, pack, meta_step)
+    }
+    args.out.write_text(json.dumps(tables, indent=1) + "\n")
+
+
+class Bench:
+    """Where and how long to measure, and the copy bandwidth once it is known."""
+
+    def __init__(self, device: str, seconds: float, small: bool) -> None:
+        self.device, self.seconds, self.small = device, seconds, small
+        self.copy = float("nan")  # bytes a second
+
+    def rows(
+        self, contenders: Mapping[str, Run], *, traffic: float | None = None, **common: Any
+    ) -> list[Row]:
+        """A row for each contender, and one for each replayed as a CUDA graph where there is one.
+
+        Args:
+            contenders: by name; the first is the baseline of ``speedup``.
+            traffic: bytes that every contender has to move at least.
+            **common: further columns.
+        """
+        runs = dict(contenders)
+        if self.device == "cuda":
+            runs |= {f"{name}, graph": replayed(run) for name, run in contenders.items()}
+        timings = time_all(runs, self.device, self.seconds)
+        base = timings[next(iter(timings))]
+        return [
+            {
+                **common,
+                "contender": name,
+                **_times(timings[name], base),
+                **({"of_copy": traffic / self.copy / timings[name].median} if traffic else {}),
+                "launches": launches(run, self.device) if name in contenders else None,
+            }
+            for name, run in runs.items()
+        ]
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Normal numbers on the device."""
+        return torch.randn(*shape, device=self.device).to(dtype)
+
+
+def _times(timing: Timing, base: Timing) -> Row:
+    return {
+        "ms": 1e3 * timing.median,
+        "low": 1e3 * timing.low,
+        "high": 1e3 * timing.high,
+        "speedup": base.median / timing.median,
+    }
+
+
+def ceilings(bench: Bench) -> list[Row]:
+    """Copying and reading 1 GB, and a matrix product, on random data."""
+    count, side = (10**5, 256) if bench.small else (2**28, 8192)
+    source = bench.randn(count)
+    target = torch.empty_like(source)
+    products = {name: bench.randn(side, side, dtype=dtype) for name, dtype in DTYPES.items()}
+    runs: dict[str, Run] = {
+        "copy": lambda: target.copy_(source),
+        "read": source.sum,
+        **{f"matmul {name}": lambda m=m: m @ m for name, m in products.items()},
+    }
+    timings = time_all(runs, bench.device, bench.seconds)
+    bench.copy = 2 * source.nbytes / timings["copy"].median
+    amounts = {"copy": 2 * source.nbytes, "read": source.nbytes}
+    return [
+        {
+            "contender": name,
+            "ms": 1e3 * timing.median,
+            "GB/s" if name in amounts else "TFLOP/s": amounts[name] / timing.median / 1e9
+            if name in amounts
+            else 2 * side**3 / timing.median / 1e12,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def similarity_weight_combine(bench: Bench) -> list[Row]:
+    """Cosine with the mean gradient as task weights: goals 85 % of copy bandwidth, 20x naive."""
+    sizes = [(4, 2000)] if bench.small else [(16, 8_000_000), (32, 113_000), (4, 113_000)]
+    found = []
+    for tasks, columns in sizes:
+        for name, dtype in DTYPES.items():
+            rows = bench.randn(tasks, columns, dtype=dtype)
+            out = [
+                torch.empty(s, dtype=dtype, device=bench.device) for s in parameter_shapes(columns)
+            ]
+            contenders: dict[str, Run] = {
+                "torch, naive": lambda rows=rows, out=out: naive(rows, out),
+                "torch, three matrix passes": lambda rows=rows, out=out: tuned(rows, out),
+                "fastmeta, cosine": lambda rows=rows, out=out: compiled(rows, out),
+                "fastmeta, agreement": lambda rows=rows, out=out: ops.combine_(
+                    out, rows, ops.agreement_weights(ops.mean_similarity(rows))
+                ),
+            }
+            traffic = 2 * rows.nbytes + rows.nbytes / tasks
+            found += bench.rows(
+                contenders, traffic=traffic, tasks=tasks, columns=columns, dtype=name
+            )
+    return found
+
+
+def gram(bench: Bench) -> list[Row]:
+    """The Gram matrix of the tasks against a matrix product."""
+    columns = 2000 if bench.small else 1_000_000
+    found = []
+    for tasks in (8, 16, 32, 64):
+        rows = bench.randn(tasks, columns)
+        runs: dict[str, Run] = {
+            "torch, g @ g.T": lambda rows=rows: rows @ rows.T,
+            "fastmeta": lambda rows=rows: ops.gram(rows),
+        }
+        found += bench.rows(runs, traffic=rows.nbytes, tasks=tasks, columns=columns)
+    return found
+
+
+def pack(bench: Bench) -> list[Row]:
+    """Per-task lists of gradients, as backward leaves them, into one matrix."""
+    found = []
+    for tasks, columns in [(4, 2000)] if bench.small else [(32, 113_000), (16, 8_000_000)]:
+        shapes = parameter_shapes(columns)
+        grads = [bench.randn(*s) for _ in range(tasks) for s in shapes]
+        flat, each = torch.empty(tasks, columns, device=bench.device), len(shapes)
+
+        def with_torch(grads=grads, tasks=tasks, each=each) -> torch.Tensor:
+            parts = [grads[i * each : (i + 1) * each] for i in range(tasks)]
+            return torch.stack([torch.cat([g.reshape(-1) for g in part]) for part in parts])
+
+        runs: dict[str, Run] = {
+            "torch, cat and stack": with_torch,
+            "fastmeta": lambda flat=flat, grads=grads: ops.pack_(flat, grads),
+        }
+        found += bench.rows(runs, traffic=2 * flat.nbytes, tasks=tasks, columns=columns)
+    return found
+
+
+def meta_step(bench: Bench) -> list[Row]:
+    """Whole meta-steps, eager: engines of this library against its own loop."""
+    found = []
+    for tasks in (4,) if bench.small else (4, 32):
+        conv = images(tasks, queries=5).to(bench.device)
+        sine = TaskBatch(*(bench.randn(tasks, 10, 1) for _ in range(4)))
+        for method in ("maml", "fomaml", "gsl"):
+            cases = {
+                "Omniglot Conv4-64, strided": (conv, ("loop", "batched")),
+                "sine MLP 40-40": (sine, ("loop", "batched", "mlp")),
+            }
+            for name, (batch, engines) in cases.items():
+                runs = {e: _step(method, batch, e, bench.device) for e in engines}
+                timings = time_all(runs, bench.device, bench.seconds)
+                found += [
+                    {"network": name, "tasks": tasks, "method": method, "contender": engine}
+                    | _times(timing, timings["loop"])
+                    for engine, timing in timings.items()
+                ]
+    return found
+
+
+def _step(method: str, batch: TaskBatch, engine: str, device: str) -> Run:
+    regression = batch.support_y.is_floating_point()
+    module = MLP(1, 1, (40, 40)) if regression else Conv4(1, 28, 5, downsample="stride")
+    loss = F.mse_loss if regression else F.cross_entropy
+    learner = build(method, module.to(device), loss, inner_lr=0.05, engine=engine)  # type: ignore[arg-type]
+    return lambda: learner.step(batch)
+
+
+if __name__ == "__main__":
+    main()
