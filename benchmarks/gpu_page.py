@@ -24,9 +24,9 @@ def page(found: dict[str, Any]) -> str:
 
 
 def _passed(result: object) -> str:
-    return (
-        "passed" if result == 0 else f"failed: {result}" if isinstance(result, int) else f"{result}"
-    )
+    if result == 0:
+        return "passed"
+    return f"failed: {result}" if isinstance(result, int) else str(result)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
