@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastmeta.data.archives import read_tar
 from fastmeta.data.classes import ClassDataset
 from fastmeta.data.errors import DataError, data_error
-from fastmeta.data.pickles import read_pickle, text
+from fastmeta.data.pickles import load_dict, text
 
 SOURCE = "Get cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html."
 FOLDER = "cifar-100-python"
@@ -40,7 +40,7 @@ def read_cifar100(root: Path) -> ClassDataset:
     """
     where, contents = _contents(root)
     train, test, meta = (
-        read_pickle(io.BytesIO(content), where / name, SOURCE) for name, content in contents.items()
+        load_dict(io.BytesIO(content), where / name, SOURCE) for name, content in contents.items()
     )
     classes, superclasses = (_names(where / "meta", meta, key) for key in _NAMES)
     parts = [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmeta.data.classes import ClassDataset
 from fastmeta.data.errors import DataError, data_error
 from fastmeta.data.images import resize_rgb
-from fastmeta.data.pickles import read_pickle, text
+from fastmeta.data.pickles import load_dict, text
 
 _MEND = "Get the file again, or the lists and images."
 
@@ -30,7 +30,7 @@ def read_pickled(path: Path, image_size: int) -> ClassDataset:
         ImportError: if images have another size and Pillow is missing.
     """
     with path.open("rb") as file:
-        content = read_pickle(file, path, _MEND)
+        content = load_dict(file, path, _MEND)
     images, classes = content.get("image_data"), content.get("class_dict")
     if not isinstance(images, np.ndarray) or not isinstance(classes, dict):
         raise _wrong(path, "an array image_data and a dictionary class_dict", ", ".join(content))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +14,8 @@ import numpy as np
 from fastmeta.data.errors import data_error
 
 
-def read_pickle(file: IO[bytes], where: Path | str, mend: str) -> dict[str, Any]:
-    """The dictionary in a pickle of Python 2 or 3, of any protocol.
+def load_pickle(file: IO[bytes], where: Path | str, mend: str, also: Mapping[str, Any] = {}) -> Any:
+    """What a pickle of Python 2 or 3, of any protocol, holds.
 
     A pickle is a program: it may call any function by name, and so ``pickle.load`` of a foreign
     file can do anything. Here the few names that arrays of numbers need stand for functions of
@@ -25,18 +25,20 @@ def read_pickle(file: IO[bytes], where: Path | str, mend: str) -> dict[str, Any]
         file: open at the start of the pickle.
         where: its name, for messages.
         mend: how to get a good one.
+        also: what stands for further names, by ``"module.name"`` as in the pickle: functions and
+            classes that are safe to call with anything, or ``None`` for a name that is only given
+            to others. Classes must have ``__setstate__``, or the pickle could change them.
 
     Returns:
-        The dictionary with texts as keys. Values are ``None``, numbers, texts, arrays of numbers,
-        and lists, tuples and dictionaries of these; texts of Python 2 are bytes (see :func:`text`).
+        ``None``, a number, a text, an array of numbers, something of ``also``, or a list, tuple or
+        dictionary of these. Texts of Python 2 are bytes (see :func:`text`), arrays are of a
+        subclass of ``numpy.ndarray``.
 
     Raises:
-        DataError: if the pickle asks for another name, or is truncated or corrupt, or is not of a
-            dictionary.
+        DataError: if the pickle asks for another name, or is truncated or corrupt.
     """
     try:
-        # The texts of Python 2, and with them the contents of its arrays, as bytes.
-        content = _Unpickler(file, encoding="bytes").load()
+        return _Unpickler(file, also).load()
     except _RefusedError as error:
         raise data_error(
             where,
@@ -51,11 +53,23 @@ def read_pickle(file: IO[bytes], where: Path | str, mend: str) -> dict[str, Any]
             found=f"a broken or truncated one ({type(error).__name__}: {error})",
             mend=mend,
         ) from error
+
+
+def load_dict(file: IO[bytes], where: Path | str, mend: str) -> dict[str, Any]:
+    """As :func:`load_pickle`, of a dictionary; its keys become texts, its arrays plain ones.
+
+    Raises:
+        DataError: also if the pickle holds something else.
+    """
+    content = load_pickle(file, where, mend)
     if not isinstance(content, dict):
         raise data_error(
             where, expected="a dictionary", found=f"a {type(content).__name__}", mend=mend
         )
-    return {text(key): _plain(value) for key, value in content.items()}
+    return {
+        text(key): value.view(np.ndarray) if isinstance(value, _Array) else value
+        for key, value in content.items()
+    }
 
 
 def text(value: object) -> str:
@@ -63,21 +77,24 @@ def text(value: object) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    return value.view(np.ndarray) if isinstance(value, _Array) else value
-
-
 class _RefusedError(pickle.UnpicklingError):
     """The message is the name that was asked for."""
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], also: Mapping[str, Any]) -> None:
+        # The texts of Python 2, and with them the contents of its arrays, as bytes.
+        super().__init__(file, encoding="bytes")
+        self._names = {**_NAMES, **also}
+
     def find_class(self, module: str, name: str) -> Any:
+        wanted = f"{module}.{name}"
         # numpy 2 moved what it had in numpy.core.
-        known = (module.replace("numpy._core", "numpy.core"), name)
-        if known not in _NAMES:
-            raise _RefusedError(f"{module}.{name}")
-        return _NAMES[known]
+        known = wanted.replace("numpy._core.", "numpy.core.")
+        if known not in self._names:
+            raise _RefusedError(wanted)
+        found = self._names[known]
+        return found if isinstance(found, type) else _Callable(found)
 
 
 class _Dtype:
@@ -119,11 +136,11 @@ class _Array(np.ndarray[Any, Any]):
 
 
 class _Callable:
-    """What a name stands for: can be called, but not changed by the pickle."""
+    """What a function's name stands for: can be called, but not changed by the pickle."""
 
     __slots__ = ("_function",)
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Any) -> None:
         self._function = function
 
     def __call__(self, *arguments: Any) -> Any:
@@ -153,11 +170,12 @@ def _encode(value: str, encoding: str) -> bytes:
     return value.encode("latin1")
 
 
-_NAMES: dict[tuple[str, str], object] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Callable(_reconstruct),
-    ("numpy.core.multiarray", "scalar"): _Callable(_scalar),
-    ("numpy.core.numeric", "_frombuffer"): _Callable(_frombuffer),
-    ("numpy", "ndarray"): None,  # only ever given to _reconstruct
-    ("numpy", "dtype"): _Callable(_Dtype),
-    ("_codecs", "encode"): _Callable(_encode),
+_NAMES: Mapping[str, Any] = {
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _frombuffer,
+    "numpy.ndarray": None,  # only ever given to _reconstruct
+    "numpy.dtype": _Dtype,
+    "_codecs.encode": _encode,
+    "__builtin__.bytes": lambda: b"",  # as Python 3 writes no bytes for Python 2
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmeta.data.errors import data_error
-from fastmeta.data.unpickle import NUMPY_ARRAYS, load_pickle
+from fastmeta.data.pickles import load_pickle
 
 SOURCE = "Download it again from https://github.com/kimiyoung/planetoid (data/)."
 
@@ -71,11 +72,10 @@ class _SparseRows:
 
 
 def _rows(path: Path) -> NDArray[np.float32]:
-    allowed = {**NUMPY_ARRAYS, "scipy.sparse.csr.csr_matrix": _SparseRows}
-    sparse = load_pickle(path, allowed=allowed, mend=SOURCE)
+    sparse = _load(path, {"scipy.sparse.csr.csr_matrix": _SparseRows})
     try:
-        rows, columns = sparse.state["_shape"]
-        starts, indices, values = (sparse.state[k] for k in ("indptr", "indices", "data"))
+        rows, columns = sparse.state[b"_shape"]
+        starts, indices, values = (sparse.state[k] for k in (b"indptr", b"indices", b"data"))
         dense = np.zeros((rows, columns), dtype=np.float32)
         row = np.repeat(np.arange(rows), np.diff(starts))
         # NumPy checks the upper end of the indices.
@@ -95,7 +95,7 @@ def _rows(path: Path) -> NDArray[np.float32]:
 
 
 def _labels(path: Path, classes: int) -> NDArray[np.int64]:
-    labels = load_pickle(path, allowed=NUMPY_ARRAYS, mend=SOURCE)
+    labels = _load(path)
     matrix = isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.shape[1] == classes
     _check(
         path,
@@ -108,13 +108,10 @@ def _labels(path: Path, classes: int) -> NDArray[np.int64]:
 
 
 def _test_nodes(path: Path, rest: range) -> NDArray[np.int64]:
+    content = _content(path)
     try:
-        nodes = np.array([int(line) for line in path.read_text(encoding="ascii").split()], np.int64)
-    except FileNotFoundError:
-        raise data_error(
-            path, expected="a list of nodes", found="no such file", mend=SOURCE
-        ) from None
-    except (OSError, ValueError, OverflowError) as error:
+        nodes = np.array([int(line) for line in content.split()], np.int64)
+    except (ValueError, OverflowError) as error:
         raise data_error(
             path, expected="one node a line", found=f"a broken file ({error})", mend=SOURCE
         ) from error
@@ -129,8 +126,7 @@ def _test_nodes(path: Path, rest: range) -> NDArray[np.int64]:
 
 def _edges(path: Path) -> tuple[int, NDArray[np.int64]]:
     """The number of nodes, and the edges ``(2, E)``."""
-    allowed = {"collections.defaultdict": defaultdict, "__builtin__.list": list}
-    graph = load_pickle(path, allowed=allowed, mend=SOURCE)
+    graph = _load(path, {"collections.defaultdict": lambda _: {}, "__builtin__.list": None})
     try:
         nodes = len(graph)
         pairs = np.array([(i, j) for i, neighbours in graph.items() for j in neighbours])
@@ -150,6 +146,18 @@ def _edges(path: Path) -> tuple[int, NDArray[np.int64]]:
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     edges: NDArray[np.int64] = pairs[pairs[:, 0] < pairs[:, 1]].T
     return nodes, edges
+
+
+def _load(path: Path, also: Mapping[str, Any] = {}) -> Any:
+    return load_pickle(io.BytesIO(_content(path)), path, SOURCE, also)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise data_error(path, expected="a file", found=found, mend=SOURCE) from error
 
 
 def _check(where: Path, fits: Any, *, expected: str, found: str) -> None:

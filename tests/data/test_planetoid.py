@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_up import write_planetoid
 from numpy.typing import NDArray
-from python2_pickles import array, lists, many, named, pickled, sparse, sparse_rows, table, text
+from python2 import built, dumps, lists, named, sparse, sparse_rows, unicode
 
 from fastmeta.data import DataError, EpisodeSampler, load_planetoid
 from fastmeta.data.planetoid_files import Citations
@@ -77,12 +77,12 @@ CLASS = named("scipy.sparse.csr", "csr_matrix")
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        ("ally", array(np.ones((140, 7), np.int32)), "one-hot labels of 7.*other values"),
-        ("ally", array(wrong_labels(-1)), "one-hot labels"),
-        ("ally", array(np.eye(6, dtype=np.int32)), r"of 7 classes; found \(6, 6\)"),
-        ("ally", array(wrong_labels(0)[:100]), r"allx and tx .* ally 100"),
-        ("ally", lists({}), "could run code"),
-        ("allx", array(np.ones((140, 12))), "a pickled scipy.sparse.csr_matrix"),
+        ("ally", np.ones((140, 7), np.int32), "one-hot labels of 7.*other values"),
+        ("ally", wrong_labels(-1), "one-hot labels"),
+        ("ally", np.eye(6, dtype=np.int32), r"of 7 classes; found \(6, 6\)"),
+        ("ally", wrong_labels(0)[:100], r"allx and tx .* ally 100"),
+        ("ally", lists({}), "asks for collections.defaultdict"),
+        ("allx", np.ones((140, 12)), "a pickled scipy.sparse.csr_matrix"),
         ("allx", sparse(np.ones((140, 13))), "as many rows in allx as in ally"),
         ("allx", sparse(np.full((140, 12), np.inf)), "not finite"),
         ("allx", sparse_rows((140, 12), STARTS, [12] * 140, [1.0] * 140), "out of bounds"),
@@ -92,19 +92,19 @@ CLASS = named("scipy.sparse.csr", "csr_matrix")
         ("allx", sparse_rows((140, 12), STARTS[::-1], [0] * 140, [1.0] * 140), "broken one"),
         ("allx", sparse_rows((999, 12), STARTS, [0] * 140, [1.0] * 140), "broken one"),
         ("allx", sparse_rows((-1, 12), STARTS, [0] * 140, [1.0] * 140), "broken one"),
-        ("allx", CLASS + many(b"N", table({text(b"x"): b"N"})) + b"b", "found a broken one"),
+        ("allx", built(CLASS, (None, {unicode("x"): None})), "found a broken or truncated one"),
         ("graph", lists({0: [1], 1: [0, 2]}), r"nodes 0\.\.1; found nodes 0\.\.2"),
         ("graph", lists({-1: [0]}), r"found nodes -1\.\.0"),
         ("graph", lists({0: [1], 1: [0]}), "distinct nodes of"),
         ("graph", lists({}), "found no nodes"),
-        ("graph", ONES, "could run code"),
-        ("graph", array(np.ones(3)), "could run code"),
+        ("graph", ONES, "asks for scipy.sparse.csr.csr_matrix"),
+        ("graph", np.ones(3), "a pickled table of lists of neighbours"),
     ],
 )
 def test_files_that_do_not_fit_are_named(
-    cora: Citations, tmp_path: Path, suffix: str, content: bytes, message: str
+    cora: Citations, tmp_path: Path, suffix: str, content: object, message: str
 ) -> None:
-    path = damage(tmp_path, suffix, pickled(content))
+    path = damage(tmp_path, suffix, dumps(content))
     with pytest.raises(DataError, match=message) as caught:
         load_planetoid(tmp_path, "train")
     assert str(caught.value).startswith(str(path.with_name("ind.cora.")))
@@ -139,7 +139,7 @@ def test_truncated_and_missing_files_are_named(
     with pytest.raises(DataError, match=suffix):
         load_planetoid(tmp_path, "train")
     path.unlink()
-    with pytest.raises(DataError, match=r"no such file|neither"):
+    with pytest.raises(DataError, match=rf"{suffix}(: .* no such file| here .* neither)"):
         load_planetoid(tmp_path, "train")
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from python2_pickles import array, lists, pickled, sparse
+from python2 import dumps, lists, sparse
 
 from fastmeta.data.planetoid_files import Citations
 
@@ -76,11 +76,11 @@ def write_planetoid(
     one_hot = np.eye(classes, dtype=np.int32)
     for suffix, content in {
         "allx": sparse(features[:first]),
-        "ally": array(one_hot[labels[:first]]),
+        "ally": one_hot[labels[:first]],
         "tx": sparse(features[test]),
-        "ty": array(one_hot[labels[test]]),
+        "ty": one_hot[labels[test]],
         "graph": lists(graph),
     }.items():
-        (folder / f"ind.{name}.{suffix}").write_bytes(pickled(content))
+        (folder / f"ind.{name}.{suffix}").write_bytes(dumps(content))
     (folder / f"ind.{name}.test.index").write_text("".join(f"{node}\n" for node in test))
     return Citations(features, edges, labels)
