@@ -80,11 +80,16 @@ void unpack_(const Tensors& tensors, const Tensor& flat) {
   copy_rows(tensors, source, false, "unpack_");
 }
 
+Cut cut_of(const Tensor& g) {
+  return g.is_cuda() ? kCudaCut : kCpuCut;
+}
+
 Tensor gram(const Tensor& g, const Ints& bounds) {
   const Tensor rows = dense_rows(g, "gram");
   const Segments parts = segments(bounds, g.size(1), "gram");
   const int64_t tasks = g.size(0);
-  Tensor partial = empty(g, {count_chunks(parts, g.size(1)), tasks, tasks}, ScalarType::Double);
+  Tensor partial =
+      empty(g, {count_chunks(parts, g.size(1), cut_of(g)), tasks, tasks}, ScalarType::Double);
   Tensor out = empty(g, {parts.count, tasks, tasks}, acc_type(g));
   const GramArgs args{dtype_of(g), matrix(rows), parts,
                       static_cast<double*>(partial.mutable_data_ptr()), out.mutable_data_ptr()};
@@ -102,7 +107,8 @@ Tensor row_similarity(const Tensor& a, const Tensor& b, const Ints& bounds) {
   constexpr int64_t kMostTasks = 65535;  // CUDA's grid.y
   FM_REQUIRE(a.size(0) <= kMostTasks, "row_similarity: at most 65535 tasks at a time.");
   const Segments parts = segments(bounds, a.size(1), "row_similarity");
-  Tensor partial = empty(a, {count_chunks(parts, a.size(1)), a.size(0), 3}, ScalarType::Double);
+  Tensor partial =
+      empty(a, {count_chunks(parts, a.size(1), cut_of(a)), a.size(0), 3}, ScalarType::Double);
   Tensor out = empty(a, {a.size(0), parts.count, 3}, acc_type(a));
   const RowSimilarityArgs args{dtype_of(a),
                                matrix(x),
@@ -120,7 +126,7 @@ Tensor mean_similarity(const Tensor& g) {
   const Tensor rows = dense_rows(g, "mean_similarity");
   const int64_t bounds[2] = {0, g.size(1)};
   Tensor partial =
-      empty(g, {count_chunks({bounds, 1}, g.size(1)), g.size(0), 2}, ScalarType::Double);
+      empty(g, {count_chunks({bounds, 1}, g.size(1), cut_of(g)), g.size(0), 2}, ScalarType::Double);
   Tensor out = empty(g, {g.size(0), 2}, acc_type(g));
   const MeanSimilarityArgs args{dtype_of(g), matrix(rows),
                                 static_cast<double*>(partial.mutable_data_ptr()),

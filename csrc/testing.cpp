@@ -33,7 +33,7 @@ template <class T>
 Array<T> gram(const std::string& isa, const Array<T>& g, const std::vector<int64_t>& bounds) {
   const int64_t tasks = g.shape(0), cols = g.shape(1);
   const Segments parts{bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
-  std::vector<double> partial(count_chunks(parts, cols) * tasks * tasks);
+  std::vector<double> partial(count_chunks(parts, cols, kCpuCut) * tasks * tasks);
   Array<T> out({parts.count, tasks, tasks});
   table(isa).gram(
       {kDType<T>, {g.data(), tasks, cols, cols}, parts, partial.data(), out.mutable_data()},
@@ -45,7 +45,7 @@ template <class T>
 Array<T> mean_similarity(const std::string& isa, const Array<T>& g) {
   const int64_t tasks = g.shape(0), cols = g.shape(1);
   const int64_t bounds[2] = {0, cols};
-  std::vector<double> partial(count_chunks({bounds, 1}, cols) * tasks * 2);
+  std::vector<double> partial(count_chunks({bounds, 1}, cols, kCpuCut) * tasks * 2);
   Array<T> out({tasks, int64_t{2}});
   table(isa).mean_similarity(
       {kDType<T>, {g.data(), tasks, cols, cols}, partial.data(), out.mutable_data()},

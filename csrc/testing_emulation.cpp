@@ -34,14 +34,16 @@ Matrix matrix(const py::array& a) {
 
 void gram(const std::string& dtype, const py::array& g, const Bounds& bounds, py::array out,
           uint64_t seed) {
-  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1)) * g.shape(0) * g.shape(0));
+  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1), kCudaCut) * g.shape(0) *
+                              g.shape(0));
   emulation::gram(
       {dtype_named(dtype), matrix(g), segments(bounds), partial.data(), out.mutable_data()}, seed);
 }
 
 void row_similarity(const std::string& dtype, const py::array& a, const py::array& b,
                     const Bounds& bounds, py::array out, uint64_t seed) {
-  std::vector<double> partial(count_chunks(segments(bounds), a.shape(1)) * a.shape(0) * 3);
+  std::vector<double> partial(count_chunks(segments(bounds), a.shape(1), kCudaCut) * a.shape(0) *
+                              3);
   emulation::row_similarity({dtype_named(dtype), matrix(a), matrix(b), segments(bounds),
                              partial.data(), out.mutable_data()},
                             seed);
@@ -49,7 +51,8 @@ void row_similarity(const std::string& dtype, const py::array& a, const py::arra
 
 void mean_similarity(const std::string& dtype, const py::array& g, py::array out, uint64_t seed) {
   const Bounds bounds{0, g.shape(1)};
-  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1)) * g.shape(0) * 2);
+  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1), kCudaCut) * g.shape(0) *
+                              2);
   emulation::mean_similarity({dtype_named(dtype), matrix(g), partial.data(), out.mutable_data()},
                              seed);
 }

@@ -1,13 +1,12 @@
-// combine kernel: each thread sums kCombineColumns columns over the tasks.
+// combine kernel: each thread sums 16 bytes of columns over the tasks.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/lanes.cuh"
 #include "cuda/launch.h"
 #include "fastmeta/combine.h"
 
 namespace fastmeta::cuda {
 
-constexpr int kCombineColumns = 4;
 constexpr int kPiecesPerLaunch = 512;
 
 // A CombinePiece on the device.
@@ -23,30 +22,38 @@ struct CombineTable {
   CombineItem items[kPiecesPerLaunch];
 };
 
+// acc[k] += sum_i coef[i * step] * p[i * stride + k].
+template <bool kWhole, class T>
+__device__ inline void add_rows(const T* p, int64_t rows, int64_t stride, int64_t left,
+                                const Acc<T>* coef, int64_t step, Acc<T> (&acc)[kLanes<T>]) {
+  FM_UNROLL(4)
+  for (int64_t i = 0; i < rows; ++i) {
+    Acc<T> x[kLanes<T>];
+    load_lanes<kWhole>(p + i * stride, left, x);
+    for (int k = 0; k < kLanes<T>; ++k) acc[k] += coef[i * step] * x[k];
+  }
+}
+
 template <class T, int kBuffers>
 __global__ void combine_kernel(Matrix g0, Matrix g1, const Acc<T>* coef, int64_t segments,
                                const __grid_constant__ CombineTable table) {
-  using A = Acc<T>;
   const int item = table.map.find(blockIdx.x);
   const CombineItem piece = table.items[item];
-  const int64_t first =
-      static_cast<int64_t>(blockIdx.x - table.map.first[item]) * kThreads * kCombineColumns;
-  A acc[kCombineColumns] = {};
+  const int64_t block = blockIdx.x - table.map.first[item];
+  const int64_t p = (block * kThreads + threadIdx.x) * kLanes<T>, left = piece.n - p;
+  if (left <= 0) return;
+  Acc<T> acc[kLanes<T>] = {};
   for (int b = 0; b < kBuffers; ++b) {
     const Matrix g = b == 0 ? g0 : g1;
-    for (int64_t i = 0; i < g.rows; ++i) {
-      const A c = coef[(i * segments + piece.segment) * kBuffers + b];
-      const T* row = static_cast<const T*>(g.data) + i * g.stride + piece.begin;
-      for (int k = 0; k < kCombineColumns; ++k) {
-        const int64_t p = first + k * kThreads + threadIdx.x;
-        if (p < piece.n) acc[k] += c * widen(row[p]);
-      }
-    }
+    const T* column = static_cast<const T*>(g.data) + piece.begin + p;
+    const Acc<T>* c = coef + piece.segment * kBuffers + b;
+    if (left >= kLanes<T> && rows_aligned(column, g.stride))
+      add_rows<true>(column, g.rows, g.stride, left, c, segments * kBuffers, acc);
+    else
+      add_rows<false>(column, g.rows, g.stride, left, c, segments * kBuffers, acc);
   }
-  for (int k = 0; k < kCombineColumns; ++k) {
-    const int64_t p = first + k * kThreads + threadIdx.x;
-    if (p < piece.n) static_cast<T*>(piece.out)[p] = narrow<T>(acc[k]);
-  }
+  T* out = static_cast<T*>(piece.out) + p;
+  store_lanes(out, left, aligned16(out), acc);
 }
 
 template <class Launch>
@@ -57,7 +64,7 @@ void launch_combine(const CombineArgs& args, const Launch& launch) {
     const auto kernel = args.buffers == 1 ? combine_kernel<T, 1> : combine_kernel<T, 2>;
     for_each_item_group<CombineTable, kPiecesPerLaunch>(
         static_cast<int64_t>(pieces.size()),
-        [&](int64_t k) { return blocks_for(pieces[k].n, kThreads * kCombineColumns); },
+        [&](int64_t k) { return blocks_for(pieces[k].n, kThreads * kLanes<T>); },
         [&](CombineTable& table, int slot, int64_t k) {
           const CombinePiece& piece = pieces[k];
           table.items[slot] = {piece_out<T>(args, piece), piece.begin, piece.n, piece.segment};

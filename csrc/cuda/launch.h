@@ -16,7 +16,7 @@ void for_each_segment_group(Segments segments, int64_t cols, const Launch& launc
   int64_t chunk = 0;
   for (int64_t s = 0; s < segments.count; s += kSegmentsPerLaunch) {
     SegmentMap map{};
-    map.width = chunk_width(cols);
+    map.width = chunk_width(cols, kCudaCut);
     const int64_t rest = segments.count - s;
     map.blocks.count = static_cast<int32_t>(rest < kSegmentsPerLaunch ? rest : kSegmentsPerLaunch);
     int32_t blocks = 0;

@@ -1,7 +1,7 @@
 // pack kernel: many copies in one launch, 16 bytes at a time where both ends are aligned.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/lanes.cuh"
 #include "cuda/launch.h"
 #include "fastmeta/pack.h"
 
@@ -13,10 +13,6 @@ constexpr int64_t kCopyBytes = kThreads * 64;  // a block
 struct CopyTable {
   BlockMap<kCopiesPerLaunch> map;
   Copy copies[kCopiesPerLaunch];
-};
-
-struct alignas(16) Sixteen {
-  uint32_t words[4];
 };
 
 template <class Word>
@@ -33,8 +29,7 @@ __global__ void pack_kernel(const __grid_constant__ CopyTable table) {
   const int64_t bytes = copy.bytes - begin < kCopyBytes ? copy.bytes - begin : kCopyBytes;
   const char* source = static_cast<const char*>(copy.source) + begin;
   char* target = static_cast<char*>(copy.target) + begin;
-  const uint64_t ends = reinterpret_cast<uint64_t>(source) | reinterpret_cast<uint64_t>(target);
-  if (ends % 16 == 0) {
+  if (aligned16(source) && aligned16(target)) {
     const int64_t whole = bytes / 16 * 16;
     copy_words<Sixteen>(source, target, whole);
     copy_words<uint16_t>(source + whole, target + whole, bytes - whole);

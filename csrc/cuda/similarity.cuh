@@ -1,31 +1,51 @@
 // row_similarity and mean_similarity kernels: partial sums of one chunk, then their sum.
 #pragma once
 
-#include "cuda/common.cuh"
+#include "cuda/lanes.cuh"
 #include "cuda/launch.h"
 #include "fastmeta/similarity.h"
 
 namespace fastmeta::cuda {
 
+template <class A>
+struct RowSums {
+  A dot, xx, yy;
+};
+
+// Adds the thread's part of columns `begin` to `end`.
+template <bool kWhole, class T>
+__device__ inline void add_columns(const T* x, const T* y, int64_t begin, int64_t end,
+                                   RowSums<Acc<T>>& sums) {
+  FM_UNROLL(4)
+  for (int64_t p = begin + threadIdx.x * kLanes<T>; p < end; p += kThreads * kLanes<T>) {
+    Acc<T> u[kLanes<T>], v[kLanes<T>];
+    load_lanes<kWhole>(x + p, end - p, u);
+    load_lanes<kWhole>(y + p, end - p, v);
+    for (int k = 0; k < kLanes<T>; ++k) {
+      sums.dot += u[k] * v[k];
+      sums.xx += u[k] * u[k];
+      sums.yy += v[k] * v[k];
+    }
+  }
+}
+
 // grid (chunks, T), kThreads threads. partial is (chunks, T, 3).
 template <class T>
 __global__ void row_partial_kernel(Matrix a, Matrix b, SegmentMap map, double* partial) {
-  using A = Acc<T>;
   const SegmentMap::Range range = map.range(blockIdx.x);
   const int64_t row = blockIdx.y;
   const T* x = static_cast<const T*>(a.data) + row * a.stride;
   const T* y = static_cast<const T*>(b.data) + row * b.stride;
-  A dot = 0, xx = 0, yy = 0;
-  for (int64_t p = range.begin + threadIdx.x; p < range.end; p += kThreads) {
-    const A u = widen(x[p]), v = widen(y[p]);
-    dot += u * v;
-    xx += u * u;
-    yy += v * v;
-  }
+  constexpr int64_t kPass = kThreads * kLanes<T>;
+  const bool aligned = aligned16(x + range.begin) && aligned16(y + range.begin);
+  const int64_t whole = aligned ? (range.end - range.begin) / kPass * kPass : 0;
+  RowSums<Acc<T>> sums{};
+  add_columns<true>(x, y, range.begin, range.begin + whole, sums);
+  add_columns<false>(x, y, range.begin + whole, range.end, sums);
   double* out = partial + (static_cast<int64_t>(blockIdx.x) * a.rows + row) * 3;
-  const double sums[3] = {block_sum(dot), block_sum(xx), block_sum(yy)};
+  const double totals[3] = {block_sum(sums.dot), block_sum(sums.xx), block_sum(sums.yy)};
   if (threadIdx.x == 0)
-    for (int m = 0; m < 3; ++m) out[m] = sums[m];
+    for (int m = 0; m < 3; ++m) out[m] = totals[m];
 }
 
 // One warp an output (i, s, m); out is (T, all_segments, 3), this launch's segments from `segment`.
@@ -43,43 +63,57 @@ __global__ void row_finish_kernel(const double* partial, SegmentMap map, int64_t
   if (lane == 0) out[(i * all_segments + segment + s) * 3 + m] = static_cast<A>(total);
 }
 
-constexpr int kMeanRows = 128;   // rows one block sums; more rows take more blocks
-constexpr int kMeanColumns = 8;  // columns a thread keeps the sum of
+constexpr int kMeanRows = 128;  // rows one block sums; more rows take more blocks
+
+// Adds one pass: kThreads * kLanes columns, of which `data` points to the thread's own, of all rows
+// and then of those from `row0` on. Every thread of the block goes along: a sum over a warp needs
+// all its lanes.
+template <bool kWhole, class T>
+__device__ inline void add_pass(const T* data, Matrix g, int64_t left, int64_t row0, int rows,
+                                double (*sums)[2]) {
+  using A = Acc<T>;
+  A x[kLanes<T>], s[kLanes<T>] = {};
+  FM_UNROLL(8)
+  for (int64_t i = 0; i < g.rows; ++i) {
+    load_lanes<kWhole>(data + i * g.stride, left, x);
+    for (int k = 0; k < kLanes<T>; ++k) s[k] += x[k];
+  }
+  FM_UNROLL(4)
+  for (int r = 0; r < rows; ++r) {
+    load_lanes<kWhole>(data + (row0 + r) * g.stride, left, x);
+    A dot = 0, own = 0;
+    for (int k = 0; k < kLanes<T>; ++k) {
+      dot += x[k] * s[k];
+      own += x[k] * x[k];
+    }
+    const double dots = warp_sum(dot), owns = warp_sum(own);
+    if (threadIdx.x % kWarp == 0) {
+      sums[r][0] += dots;
+      sums[r][1] += owns;
+    }
+  }
+}
 
 // grid (chunks, ceil(T / kMeanRows)), kThreads threads. partial is (chunks, T, 2).
 template <class T>
 __global__ void mean_partial_kernel(Matrix g, SegmentMap map, double* partial) {
-  using A = Acc<T>;
   __shared__ double sums[kThreads / kWarp][kMeanRows][2];
   const SegmentMap::Range range = map.range(blockIdx.x);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warp = threadIdx.x / kWarp;
   const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kMeanRows;
   const int rows = g.rows - row0 < kMeanRows ? static_cast<int>(g.rows - row0) : kMeanRows;
   for (int k = threadIdx.x; k < kThreads / kWarp * kMeanRows * 2; k += kThreads)
     (&sums[0][0][0])[k] = 0;
   __syncthreads();
-  for (int64_t p = range.begin; p < range.end; p += kThreads * kMeanColumns) {
-    A s[kMeanColumns] = {};
-    for (int64_t i = 0; i < g.rows; ++i)
-      for (int k = 0; k < kMeanColumns; ++k) {
-        const int64_t c = p + k * kThreads + threadIdx.x;
-        if (c < range.end) s[k] += widen(static_cast<const T*>(g.data)[i * g.stride + c]);
-      }
-    for (int r = 0; r < rows; ++r) {
-      A dot = 0, own = 0;
-      for (int k = 0; k < kMeanColumns; ++k) {
-        const int64_t c = p + k * kThreads + threadIdx.x;
-        if (c >= range.end) break;
-        const A x = widen(static_cast<const T*>(g.data)[(row0 + r) * g.stride + c]);
-        dot += x * s[k];
-        own += x * x;
-      }
-      const double dots = warp_sum(dot), owns = warp_sum(own);
-      if (lane == 0) {
-        sums[warp][r][0] += dots;
-        sums[warp][r][1] += owns;
-      }
-    }
+  constexpr int64_t kPass = kThreads * kLanes<T>;
+  const T* data = static_cast<const T*>(g.data);
+  const bool aligned = rows_aligned(data + range.begin, g.stride);
+  for (int64_t p = range.begin; p < range.end; p += kPass) {
+    const int64_t c = p + threadIdx.x * kLanes<T>;
+    if (aligned && p + kPass <= range.end)
+      add_pass<true>(data + c, g, range.end - c, row0, rows, sums[warp]);
+    else
+      add_pass<false>(data + c, g, range.end - c, row0, rows, sums[warp]);
   }
   __syncthreads();
   for (int k = threadIdx.x; k < rows * 2; k += kThreads) {

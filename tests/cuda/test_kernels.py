@@ -19,8 +19,9 @@ TOLERANCE = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
-# Tasks and columns around the tile, warp and block sizes; the last has several chunks.
-SIZES = [(1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (2, 9000)]
+# Tasks and columns around the tile, warp and block sizes; the last two have several chunks, rows of
+# the first of them begin at 16 bytes.
+SIZES = [(1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117), (2, 9000)]
 
 
 def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
@@ -97,6 +98,36 @@ def test_combine(dtype: torch.dtype, buffers: int, tasks: int, columns: int) -> 
     exact = reference.combine(wide, coef.double(), bounds)
     if columns:
         close(torch.cat(found), exact, size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_where_rows_begin_changes_no_bit(dtype: torch.dtype) -> None:
+    """Aligned rows are read 16 bytes at a time, others element by element."""
+    tasks, columns = 3, 5000
+    values = torch.randn(2, tasks, columns, dtype=torch.float64).to(dtype)
+    coef, bounds = torch.randn(tasks, 1, 2, dtype=acc(dtype)), (0, columns)
+
+    def results(gap: int, shift: int) -> list[bytes]:
+        memory = torch.empty(2 * tasks * (columns + gap) + shift, dtype=dtype)[shift:]
+        a, b = memory.view(2, tasks, columns + gap)[..., :columns].copy_(values)
+        calls = {
+            (tasks, 1, 3): lambda o, s: cuda.row_similarity(
+                name(dtype), array(a), array(b), bounds, o[0], s
+            ),
+            (tasks, 2): lambda o, s: cuda.mean_similarity(name(dtype), array(a), o[0], s),
+        }
+        found = [run([shape], acc(dtype), call)[0] for shape, call in calls.items()]
+        found += run(
+            [(columns - 7,), (7,)],
+            dtype,
+            lambda o, s: cuda.combine(name(dtype), [array(a), array(b)], array(coef), bounds, o, s),
+        )
+        return [array(f).tobytes() for f in found]
+
+    aligned = results(0, 0)
+    assert results(1, 0) == aligned
+    assert results(0, 1) == aligned
+    assert results(8, 8) == aligned
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

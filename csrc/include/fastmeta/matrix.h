@@ -30,15 +30,20 @@ struct Chunk {
 
 // The partition depends on sizes alone, never on the number of threads: that makes the results
 // reproducible. Long rows get wider chunks, which bounds the space for partial sums.
-inline int64_t chunk_width(int64_t cols) {
-  constexpr int64_t kNarrowest = 4096;
-  constexpr int64_t kMost = 512;
-  const int64_t width = (cols / kMost + 1023) / 1024 * 1024;
-  return width > kNarrowest ? width : kNarrowest;
+struct Cut {
+  int64_t narrowest;
+  int64_t most;  // chunks of a row, of one segment
+};
+constexpr Cut kCpuCut{4096, 512};
+constexpr Cut kCudaCut{1024, 1024};  // many blocks even of short rows (estimated, not measured)
+
+inline int64_t chunk_width(int64_t cols, Cut cut) {
+  const int64_t width = (cols / cut.most + 1023) / 1024 * 1024;
+  return width > cut.narrowest ? width : cut.narrowest;
 }
 
 inline std::vector<Chunk> make_chunks(Segments segments, int64_t cols) {
-  const int64_t width = chunk_width(cols);
+  const int64_t width = chunk_width(cols, kCpuCut);
   std::vector<Chunk> chunks;
   for (int64_t s = 0; s < segments.count; ++s) {
     const int64_t stop = segments.bounds[s + 1];
@@ -48,8 +53,8 @@ inline std::vector<Chunk> make_chunks(Segments segments, int64_t cols) {
   return chunks;
 }
 
-inline int64_t count_chunks(Segments segments, int64_t cols) {
-  const int64_t width = chunk_width(cols);
+inline int64_t count_chunks(Segments segments, int64_t cols, Cut cut) {
+  const int64_t width = chunk_width(cols, cut);
   int64_t count = 0;
   for (int64_t s = 0; s < segments.count; ++s)
     count += (segments.bounds[s + 1] - segments.bounds[s] + width - 1) / width;
