@@ -41,14 +41,27 @@ def write_page(table: Table, folder: Path) -> None:
     lines = [f"# {table.title}", "", _line([h.format(metric=metric) for h in _HEAD])]
     lines.append(_line(["---"] * len(_HEAD)))
     for row in table.rows.values():
-        lines.append(_line(_cells(row, scores.get(row.name), costs, table.reference)))
+        shown = _shown(row, scores.get(row.name), finished)
+        lines.append(_line([row.label, *shown, *_costs(row, costs, table.reference)]))
     diverged = [f"{n} (seed {s})" for (n, s), r in finished.items() if r["status"] == "diverged"]
     if diverged:
-        lines += ["", f"Diverged: {', '.join(diverged)}."]
+        lines += ["", f"Diverged, and in no mean: {', '.join(diverged)}."]
     lines += ["", f"![{table.title}]({table.name}.png)", "", table.notes.strip(), ""]
+    lines += [_origin(table, finished), ""]
     (folder / f"{table.name}.md").write_text("\n".join(lines))
     if scores:
         _draw(table, scores, folder / f"{table.name}.png")
+
+
+def _origin(table: Table, finished: dict[tuple[str, int], dict[str, str]]) -> str:
+    def span(column: str) -> str:
+        found = [r[column] for r in finished.values()]
+        return " to ".join(sorted({min(found, default="?"), max(found, default="?")}))
+
+    return (
+        f"`python benchmarks/table.py benchmarks/tables/{table.name}.toml --data ROOT` makes this "
+        f"page. Measured {span('date')} with torch {span('torch')}."
+    )
 
 
 def _score(name: str, finished: dict[tuple[str, int], dict[str, str]]) -> Score | None:
@@ -62,18 +75,22 @@ def _score(name: str, finished: dict[tuple[str, int], dict[str, str]]) -> Score 
     return Score(statistics.fmean(means), widest, spread, len(means), found[0]["metric"])
 
 
-def _cells(
-    row: Row, score: Score | None, costs: dict[str, dict[str, str]], reference: str
+def _shown(
+    row: Row, score: Score | None, finished: dict[tuple[str, int], dict[str, str]]
 ) -> list[str]:
-    shown = "not run" if score is None else _show(score)
+    """Score and seeds."""
+    if score is not None:
+        return [_show(score), str(score.seeds)]
+    return ["diverged" if any(name == row.name for name, _ in finished) else "not run", ""]
+
+
+def _costs(row: Row, costs: dict[str, dict[str, str]], reference: str) -> list[str]:
+    """Time, memory, cosine and the published number."""
     own, base = costs.get(row.name), costs.get(reference)
-    time = memory = cosine = ""
-    if own and base:
-        time = f"{float(own['milliseconds']) / float(base['milliseconds']):.2f}x"
-        memory = f"{float(own['megabytes']):.3g} MB"
-        cosine = own["cosine"]
-    seeds = "" if score is None else str(score.seeds)
-    return [row.label, shown, seeds, time, memory, cosine, row.published]
+    if not own or not base:
+        return ["", "", "", row.published]
+    time = f"{float(own['milliseconds']) / float(base['milliseconds']):.2f}x"
+    return [time, f"{float(own['megabytes']):.3g} MB", own["cosine"], row.published]
 
 
 def _show(score: Score) -> str:
