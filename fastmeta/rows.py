@@ -77,6 +77,9 @@ class RowBuffer:
 class TaskRows:
     """The meta-gradients of ``T`` tasks as rows, or as sums of two rows that are never formed.
 
+    Aggregations ask it for inner products and sums alone, so that the rows may lie on several ranks
+    (:class:`fastmeta.distributed.ShardedRows`).
+
     Attributes:
         query: ``(T, P)``, the query gradients at the fast weights, or the meta-gradients.
         inner: ``(T, P)``, the mean inner (support) gradients, if they were recorded.
@@ -98,6 +101,11 @@ class TaskRows:
         self.coef = coef
         self.bounds = (0, query.shape[1]) if bounds is None else bounds
 
+    @property
+    def tasks(self) -> int:
+        """``T``."""
+        return len(self.query)
+
     def _buffers(self) -> list[Tensor]:
         if self.coef is None or self.coef.shape[-1] == 1:
             return [self.query]
@@ -113,6 +121,21 @@ class TaskRows:
             for i in range(len(self.query))
         ]
         return torch.stack(rows)
+
+    def compared(self, inner: bool) -> Tensor:
+        """The mean inner gradients, which were recorded, or the meta-gradients; ``(T, P)``."""
+        if not inner:
+            return self.meta()
+        assert self.inner is not None
+        return self.inner
+
+    def gram(self) -> Tensor:
+        """The inner products ``(T, T)`` of the meta-gradients, see :func:`fastmeta.ops.gram`."""
+        return ops.gram(self.meta())[0]
+
+    def mean_similarity(self, inner: bool = False) -> Tensor:
+        """``(T, 2)`` of :meth:`compared`, see :func:`fastmeta.ops.mean_similarity`."""
+        return ops.mean_similarity(self.compared(inner))
 
     def combine(self, weights: Tensor) -> Tensor:
         """``sum_i weights[i] * meta_i``, ``(P,)``, in one pass over the rows."""

@@ -37,6 +37,4 @@ class GradientAgreement(Aggregation):
 
     def weights(self, rows: TaskRows) -> Tensor:
         """See :meth:`Aggregation.weights`."""
-        compared = rows.inner if self.of == "inner" else rows.meta()
-        assert compared is not None
-        return ops.agreement_weights(ops.mean_similarity(compared))
+        return ops.agreement_weights(rows.mean_similarity(inner=self.of == "inner"))

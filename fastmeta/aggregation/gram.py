@@ -35,7 +35,7 @@ class GramAggregation(Aggregation):
 
     def weights(self, rows: TaskRows) -> Tensor:
         """See :meth:`Aggregation.weights`."""
-        found = ops.gram(rows.meta())[0]
+        found = rows.gram()
         gram = found.double()
         largest = gram.diagonal().amax()
         finite = gram.isfinite().all()

@@ -36,7 +36,7 @@ class GslWeights(Aggregation):
     def weights(self, rows: TaskRows) -> Tensor:
         """See :meth:`Aggregation.weights`."""
         return ops.gsl_task_weights(
-            ops.mean_similarity(rows.meta()),
+            rows.mean_similarity(),
             rule=self.rule,
             lam_c=self.lam_c,
             lam_2=self.lam_2,

@@ -14,5 +14,5 @@ class Mean(Aggregation):
 
     def weights(self, rows: TaskRows) -> Tensor:
         """See :meth:`Aggregation.weights`."""
-        tasks, dtype = len(rows.query), accumulation_dtype(rows.query.dtype)
-        return rows.query.new_full((tasks,), 1 / tasks, dtype=dtype)
+        dtype = accumulation_dtype(rows.query.dtype)
+        return rows.query.new_full((rows.tasks,), 1 / rows.tasks, dtype=dtype)

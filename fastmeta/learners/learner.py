@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.co_learner import CoLearner, Head
+from fastmeta.distributed import ShardedRows, Sharding
 from fastmeta.engines import EngineName, Loss, Method, Rows, StepResult, check_name, choose
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.fusion import FusedModule
@@ -54,10 +55,13 @@ class MetaLearner:
             :func:`fastmeta.recompute.recomputed`); for first-order meta-gradients.
         co_learner: another head that trains with the module and augments its meta-gradients (CML),
             see :class:`fastmeta.CoLearner`; the module is not changed.
+        sharding: how the tasks of a meta-batch are shared out over the ranks of a process group:
+            each rank's learner is given its own tasks, and takes the meta-step of all of them. All
+            ranks begin with the same parameters and optimizer.
 
     Raises:
         ValueError: if the engine is unknown, the module has nothing to train, or it does not suit
-            ``autocast``, ``checkpoint`` or the co-learner.
+            ``autocast``, ``checkpoint``, the co-learner or the sharding.
     """
 
     def __init__(
@@ -74,8 +78,15 @@ class MetaLearner:
         autocast: torch.dtype | None = None,
         checkpoint: bool = False,
         co_learner: CoLearner | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         check_name(engine)
+        if sharding is not None and metagrad.pools_tasks:
+            raise ValueError(
+                f"metagrad.{type(metagrad).__name__} learns from all tasks of a meta-batch, and a "
+                "rank has only its own; expected a meta-gradient without such a state."
+            )
+        self.sharding = sharding
         self.engine = engine
         self.module = module
         self.loss = loss
@@ -127,19 +138,28 @@ class MetaLearner:
         Raises:
             ValueError: if it is empty, or the engine asked for cannot run it.
         """
-        _check_not_empty(batch)
+        self._check_tasks(batch)
         choose(self.engine, self._method(), batch)
 
     def _task_rows(self, batch: TaskBatch) -> tuple[TaskRows, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call uses again."""
-        _check_not_empty(batch)
+        self._check_tasks(batch)
         method, rows = self._method(), self._rows
         for buffer in rows:
             buffer.clear()
         result = choose(self.engine, method, batch).run(rows)
         with torch.no_grad():
             found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
-        return found, result
+        if self.sharding is None:
+            return found, result
+        if self.module.training:
+            self.sharding.merge_buffers([buffer for _, buffer in self._model.named_buffers()])
+        return ShardedRows(found, self.sharding), result
+
+    def _check_tasks(self, batch: TaskBatch) -> None:
+        _check_not_empty(batch)
+        if self.sharding is not None:
+            self.sharding.check_own(batch)
 
     def _method(self) -> Method:
         return Method(self._model, self.loss, self.adaptation, self.metagrad, self.aggregation)

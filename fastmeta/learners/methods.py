@@ -12,6 +12,7 @@ from fastmeta import metagrad as meta
 from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.co_learner import CoLearner
+from fastmeta.distributed import Sharding
 from fastmeta.engines import EngineName, Loss
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
@@ -30,6 +31,7 @@ class LearnerOptions(TypedDict, total=False):
     autocast: torch.dtype | None
     checkpoint: bool
     co_learner: CoLearner | None
+    sharding: Sharding | None
 
 
 class MAML(MetaLearner):
@@ -41,8 +43,8 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         aggregation: room 3; the mean over tasks by default.
-        **options: ``optimizer``, ``engine``, ``fuse``, ``autocast``, ``checkpoint`` and
-            ``co_learner`` of :class:`fastmeta.MetaLearner`.
+        **options: ``optimizer``, ``engine``, ``fuse``, ``autocast``, ``checkpoint``,
+            ``co_learner`` and ``sharding`` of :class:`fastmeta.MetaLearner`.
     """
 
     _metagrad: type[meta.MetaGradient] = meta.Exact

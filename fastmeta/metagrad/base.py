@@ -95,6 +95,11 @@ class MetaGradient(ABC):
         """Whether the rows need the mean inner gradient."""
         return False
 
+    @property
+    def pools_tasks(self) -> bool:
+        """Whether it learns something from all tasks of a meta-batch together."""
+        return False
+
     @abstractmethod
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool

@@ -64,6 +64,11 @@ class CalibratedAHE(MetaGradient):
         self._exact = Recursion()
         self._grams: list[Tensor] = []
 
+    @property
+    def pools_tasks(self) -> bool:
+        """See :class:`MetaGradient`."""
+        return True
+
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:

@@ -47,6 +47,11 @@ class GSL(FirstOrder):
         """See :class:`MetaGradient`."""
         return self.rule.needs_inner
 
+    @property
+    def pools_tasks(self) -> bool:
+        """See :class:`MetaGradient`."""
+        return self.rule.variant in ("R2", "R2p")
+
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:

@@ -1,0 +1,33 @@
+"""Runs a function in several processes that talk over gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(size: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+    """What ``function(rank, *arguments)`` returned on each of ``size`` ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (size, port, function, folder, arguments), nprocs=size)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _rank(
+    rank: int, size: int, port: int, function: Callable[..., Any], folder: Path, arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    torch.save(function(rank, *arguments), folder / f"{rank}.pt")
+    dist.barrier()  # one that ends while others still talk may take gloo's threads with it
+    dist.destroy_process_group()
