@@ -185,15 +185,28 @@ class FunctionalModule:
         return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def merge_buffers(self, tasks: Sequence[Buffers]) -> None:
+    def merge_buffers(self, tasks: Sequence[Buffers], sound: Tensor | None = None) -> None:
         """Writes the tasks' buffers back: the mean of floating-point ones, the largest of others.
 
         Every task begins with the module's running statistics; their mean over the meta-batch is
         what the module has when it is used without adaptation statistics (``eval()``).
+
+        Args:
+            tasks: the buffers after each of ``T`` tasks.
+            sound: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
+                changes.
         """
         for name, buffer in self.named_buffers():
             stacked = torch.stack([task[name] for task in tasks])
-            merged = stacked.mean(0) if buffer.is_floating_point() else stacked.amax(0)
+            if sound is not None:
+                kept = sound.view(-1, *[1] * buffer.dim())
+                stacked = torch.where(kept, stacked, buffer)
+            if not buffer.is_floating_point():
+                merged = stacked.amax(0)
+            elif sound is None:
+                merged = stacked.mean(0)
+            else:
+                merged = torch.where(kept, stacked, 0).sum(0) / sound.sum()
             # The mean of equal numbers is not always that number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
 

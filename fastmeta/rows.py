@@ -25,7 +25,7 @@ class RowBuffer:
     def filled(self) -> Tensor:
         """``(T, P)``: the rows written since :meth:`clear`, without a copy."""
         if self._data is None:
-            self._data = self._like.new_empty(4, self.layout.size, requires_grad=False)
+            self._data = self._like.new_empty(0, self.layout.size, requires_grad=False)
         return self._data[: self.count]
 
     def clear(self) -> None:
@@ -36,18 +36,15 @@ class RowBuffer:
         """Takes the filled rows ``(T, P)`` as they are, in place of its own memory."""
         self._data, self.count = rows, len(rows)
 
-    def fill(self, grads: Sequence[Tensor | None], count: int) -> None:
-        """Packs the gradients of all ``count`` tasks, ``(count, *shape)`` each, as :meth:`append`.
-
-        Replaces the filled rows.
-        """
+    def extend(self, grads: Sequence[Tensor | None], count: int) -> None:
+        """Packs the gradients of ``count`` tasks, ``(count, *shape)`` each, as :meth:`append`."""
         dense = [
             self._like.new_zeros(count, shape.numel(), requires_grad=False)
             if grad is None
             else grad.reshape(count, -1)
             for grad, shape in zip_longest(grads, self.layout.shapes)
         ]
-        self.adopt(torch.cat(dense, 1))
+        torch.cat(dense, 1, out=self._next_rows(count))
 
     def append(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Packs one task's gradients into the next row; returns that row.
@@ -60,18 +57,19 @@ class RowBuffer:
             else grad
             for grad, shape in zip_longest(grads, self.layout.shapes)
         ]
-        row = self._next_row()
-        ops.pack_(row.unsqueeze(0), dense)
-        return row
+        row = self._next_rows(1)
+        ops.pack_(row, dense)
+        return row[0]
 
-    def _next_row(self) -> Tensor:
-        used = self.filled
+    def _next_rows(self, count: int) -> Tensor:
+        used, stop = self.filled, self.count + count
         assert self._data is not None
-        if self.count == len(self._data):
-            self._data = self._data.new_empty(2 * len(self._data), self.layout.size)
+        if stop > len(self._data):
+            self._data = used.new_empty(max(4, 2 * self.count, stop), self.layout.size)
             self._data[: self.count] = used
-        self.count += 1
-        return self._data[self.count - 1]
+        rows = self._data[self.count : stop]
+        self.count = stop
+        return rows
 
 
 class TaskRows:

@@ -67,6 +67,15 @@ class TaskBatch:
     def __iter__(self) -> Iterator[Task]:
         return (self[i] for i in range(len(self)))
 
+    def part(self, start: int, stop: int) -> TaskBatch:
+        """The tasks from ``start`` up to, but without ``stop``; of views."""
+        return TaskBatch(
+            self.support_x[start:stop],
+            self.support_y[start:stop],
+            self.query_x[start:stop],
+            self.query_y[start:stop],
+        )
+
     def to(self, device: torch.device | str) -> TaskBatch:
         """The same meta-batch on ``device``."""
         return TaskBatch(

@@ -3,12 +3,14 @@
 from fastmeta.engines.base import ENGINES, Engine, EngineName, Loss, Method, Rows, StepResult
 from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.choice import check_name, choose
+from fastmeta.engines.chunks import Chunks
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 
 __all__ = [
     "ENGINES",
     "BatchedEngine",
+    "Chunks",
     "Engine",
     "EngineName",
     "LoopEngine",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.functional import FunctionalModule
+from fastmeta.engines.chunks import Chunks
+from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.metagrad import MetaGradient
 from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
@@ -46,6 +47,7 @@ class Method:
         adaptation: room 1.
         metagrad: room 2.
         aggregation: room 3.
+        chunks: how many tasks the batched engine runs at once, from one step to the next.
     """
 
     model: FunctionalModule
@@ -53,6 +55,7 @@ class Method:
     adaptation: Adaptation
     metagrad: MetaGradient
     aggregation: Aggregation
+    chunks: Chunks = field(default_factory=Chunks)
 
     @property
     def records_inner(self) -> bool:
@@ -61,15 +64,27 @@ class Method:
 
 
 class Rows(NamedTuple):
-    """Where an engine writes the packed gradients of the tasks.
+    """Where an engine writes what the tasks leave, task after task.
 
     Attributes:
         query: the meta-gradients.
         inner: the mean inner gradients; stays empty unless they are recorded.
+        buffers: the module's buffers after each task, if it has any.
     """
 
     query: RowBuffer
     inner: RowBuffer
+    buffers: list[Buffers]
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor]) -> Rows:
+        """Empty rows for gradients in ``params``."""
+        return cls(RowBuffer(params), RowBuffer(params), [])
+
+    def clear(self) -> None:
+        """Forgets all but the memory of the rows."""
+        for part in self:
+            part.clear()
 
 
 class UnsuitableError(Exception):
@@ -91,4 +106,4 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, rows: Rows) -> StepResult:
-        """Fills the rows, which are empty, task after task; updates the module's buffers."""
+        """Fills the rows, which are empty, task after task; the module stays as it is."""

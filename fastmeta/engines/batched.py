@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
+from fastmeta.engines.chunks import out_of_memory
 from fastmeta.functional import Buffers
 from fastmeta.metagrad import Episode
 from fastmeta.tasks import TaskBatch
@@ -29,8 +30,10 @@ class BatchedEngine(Engine):
     gradient of the *sum* of their losses in the stacked parameters is every task's own, and rooms 1
     and 2 run as they are where they say that they may: see
     :attr:`fastmeta.adaptation.Adaptation.elementwise` and
-    :attr:`fastmeta.metagrad.MetaGradient.separable`. Memory grows with the number of tasks. What a
-    module does besides computing (counting its calls, say) happens once, not once a task.
+    :attr:`fastmeta.metagrad.MetaGradient.separable`. Memory grows with the number of tasks: where
+    it does not suffice, half as many run at once from then on, and a warning says so (see
+    :class:`fastmeta.engines.Chunks`). What a module does besides computing (counting its calls,
+    say) happens once, not once a task.
 
     :meth:`run` raises ``NotImplementedError`` where ``vmap`` cannot run the module or the loss, and
     where random numbers are drawn: dropout's would not be the loop's.
@@ -49,8 +52,11 @@ class BatchedEngine(Engine):
 
     def run(self, rows: Rows) -> StepResult:
         """See :class:`Engine`."""
-        method, batch, count = self.method, self.batch, len(self.batch)
-        model = method.model
+        results = self.method.chunks.run(self.batch, lambda part: self._run(part, rows))
+        return StepResult(*map(torch.cat, zip(*results, strict=True)))
+
+    def _run(self, batch: TaskBatch, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        method, model, count = self.method, self.method.model, len(batch)
         buffers = {name: _own(b, count) for name, b in model.named_buffers()}
         on_support = partial(model.evaluate, method.loss)
         on_query = partial(model.evaluate_query, method.loss)
@@ -63,13 +69,13 @@ class BatchedEngine(Engine):
             result = method.metagrad.task(
                 Episode(support, query, buffers), params, method.adaptation, method.records_inner
             )
-        rows.query.fill(result.query, count)
+        rows.inner.count = min(rows.inner.count, rows.query.count)  # memory ran out between them
         if result.inner is not None:
-            rows.inner.fill(result.inner, count)
-        if model.module.training:
-            model.merge_buffers([{n: b[i] for n, b in buffers.items()} for i in range(count)])
+            rows.inner.extend(result.inner, count)
+        rows.query.extend(result.query, count)
+        rows.buffers.extend({name: b[i] for name, b in buffers.items()} for i in range(count))
         first = (support.losses or query.losses)[0]
-        return StepResult(first, query.losses[-1], result.query_output)
+        return first, query.losses[-1], result.query_output
 
 
 # Loss and output of one task for parameters, buffers, inputs and targets.
@@ -126,6 +132,8 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error)
+        if out_of_memory(error):
+            raise
         if "random operation" in reason:
             raise NotImplementedError(
                 "engine 'batched' cannot run a module or a loss that draws random numbers, such as "

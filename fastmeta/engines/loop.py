@@ -21,7 +21,7 @@ class LoopEngine(Engine):
     def run(self, rows: Rows) -> StepResult:
         """See :class:`Engine`."""
         method = self.method
-        model, results, buffers = method.model, [], []
+        model, results = method.model, []
         for task in self.batch:
             own = model.clone_buffers()
             result = method.metagrad.task(
@@ -31,9 +31,7 @@ class LoopEngine(Engine):
             if result.inner is not None:
                 rows.inner.append(result.inner)
             results.append((result.support_loss, result.query_loss, result.query_output))
-            buffers.append(own)
-        if model.module.training:
-            model.merge_buffers(buffers)
+            rows.buffers.append(own)
         return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
 
 

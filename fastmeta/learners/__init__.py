@@ -1,6 +1,7 @@
 """Meta-learners built from the three rooms."""
 
 from fastmeta.engines import Loss, StepResult
+from fastmeta.learners.containment import Containment, NonFinite, NonFiniteError
 from fastmeta.learners.descent import descent_condition
 from fastmeta.learners.fidelity import Fidelity, against_exact
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
@@ -11,9 +12,12 @@ __all__ = [
     "GSL",
     "MAML",
     "METHODS",
+    "Containment",
     "Fidelity",
     "Loss",
     "MetaLearner",
+    "NonFinite",
+    "NonFiniteError",
     "OptimizerFactory",
     "Reptile",
     "StepResult",

@@ -14,9 +14,9 @@ from torch import Tensor
 from fastmeta.aggregation import Aggregation, Mean
 from fastmeta.engines import Rows
 from fastmeta.functional import FunctionalModule
+from fastmeta.learners.containment import Containment
 from fastmeta.learners.learner import MetaLearner
 from fastmeta.metagrad import Exact, MetaGradient
-from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
 
 
@@ -70,7 +70,8 @@ def _rows(
     model = learner._model
     twin = copy.copy(learner)
     twin.metagrad, twin.aggregation = metagrad, aggregation
-    twin._rows = Rows(RowBuffer(learner._learned), RowBuffer(learner._learned))
+    twin._rows = Rows.of(learner._learned)
+    twin.containment = Containment()
     if metagrad.second_order:
         twin._model = type(model)(  # without checkpoints
             learner.module, model.autocast, co_learner=learner.co_learner

@@ -13,11 +13,12 @@ from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.co_learner import CoLearner, Head
 from fastmeta.distributed import ShardedRows, Sharding
-from fastmeta.engines import EngineName, Loss, Method, Rows, StepResult, check_name, choose
+from fastmeta.engines import Chunks, EngineName, Loss, Method, Rows, StepResult, check_name, choose
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.fusion import FusedModule
+from fastmeta.learners.containment import Containment, NonFinite
 from fastmeta.metagrad import MetaGradient, Reptile
-from fastmeta.rows import RowBuffer, TaskRows
+from fastmeta.rows import TaskRows
 from fastmeta.tasks import TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -55,13 +56,19 @@ class MetaLearner:
             :func:`fastmeta.recompute.recomputed`); for first-order meta-gradients.
         co_learner: another head that trains with the module and augments its meta-gradients (CML),
             see :class:`fastmeta.CoLearner`; the module is not changed.
+        non_finite: what becomes of a task whose loss or gradient is NaN or infinite: ``"keep"``
+            lets it spoil the meta-gradient, ``"skip"`` learns from the others, ``"raise"`` raises
+            besides (see :class:`fastmeta.learners.Containment`).
         sharding: how the tasks of a meta-batch are shared out over the ranks of a process group:
             each rank's learner is given its own tasks, and takes the meta-step of all of them. All
             ranks begin with the same parameters and optimizer.
 
+    Attributes:
+        containment: counts the tasks that were skipped.
+
     Raises:
-        ValueError: if the engine is unknown, the module has nothing to train, or it does not suit
-            ``autocast``, ``checkpoint``, the co-learner or the sharding.
+        ValueError: if ``engine`` or ``non_finite`` is unknown, the module has nothing to train, or
+            it does not suit ``autocast``, ``checkpoint``, the co-learner or the sharding.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class MetaLearner:
         autocast: torch.dtype | None = None,
         checkpoint: bool = False,
         co_learner: CoLearner | None = None,
+        non_finite: NonFinite = "keep",
         sharding: Sharding | None = None,
     ) -> None:
         check_name(engine)
@@ -115,7 +123,9 @@ class MetaLearner:
             if optimizer is None
             else optimizer(self._learned)
         )
-        self._rows = Rows(RowBuffer(self._learned), RowBuffer(self._learned))
+        self.containment = Containment(non_finite)
+        self._rows = Rows.of(self._learned)
+        self._chunks = Chunks()
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
@@ -130,6 +140,7 @@ class MetaLearner:
         found, result = self._task_rows(batch)
         with torch.no_grad():
             flat = found.combine(self.aggregation.weights(found))
+            self.containment.settle(flat)
         return flat, result
 
     def check(self, batch: TaskBatch) -> None:
@@ -145,10 +156,12 @@ class MetaLearner:
         """The meta-gradients of the tasks, in memory that the next call uses again."""
         self._check_tasks(batch)
         method, rows = self._method(), self._rows
-        for buffer in rows:
-            buffer.clear()
+        rows.clear()
         result = choose(self.engine, method, batch).run(rows)
         with torch.no_grad():
+            self.containment.contain(rows, result)
+            if self.module.training and rows.buffers:
+                self._model.merge_buffers(rows.buffers, self.containment.sound)
             found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
         if self.sharding is None:
             return found, result
@@ -162,7 +175,8 @@ class MetaLearner:
             self.sharding.check_own(batch)
 
     def _method(self) -> Method:
-        return Method(self._model, self.loss, self.adaptation, self.metagrad, self.aggregation)
+        rooms = self.adaptation, self.metagrad, self.aggregation
+        return Method(self._model, self.loss, *rooms, self._chunks)
 
     def step(self, batch: TaskBatch) -> StepResult:
         """One meta-training step: meta-gradient into ``.grad``, then the outer optimizer's step.
@@ -238,7 +252,7 @@ class MetaLearner:
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """State of module, co-learner, learned rates, outer optimizer and meta-gradient."""
+        """State of module, co-learner, learned rates, optimizer, meta-gradient and containment."""
         co_learner = self.co_learner
         return {
             "module": self.module.state_dict(),
@@ -246,6 +260,7 @@ class MetaLearner:
             "rates": [rate.detach() for rate in self.adaptation.rates],
             "optimizer": self.optimizer.state_dict(),
             "metagrad": self.metagrad.state_dict(),
+            "containment": self.containment.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -258,6 +273,8 @@ class MetaLearner:
                 rate.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.metagrad.load_state_dict(state["metagrad"])
+        if "containment" in state:  # states of 0.1 have none
+            self.containment.load_state_dict(state["containment"])
 
     def _adapt(
         self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None, head: Head = "main"

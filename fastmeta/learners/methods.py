@@ -14,6 +14,7 @@ from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.co_learner import CoLearner
 from fastmeta.distributed import Sharding
 from fastmeta.engines import EngineName, Loss
+from fastmeta.learners.containment import NonFinite
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class LearnerOptions(TypedDict, total=False):
     autocast: torch.dtype | None
     checkpoint: bool
     co_learner: CoLearner | None
+    non_finite: NonFinite
     sharding: Sharding | None
 
 
@@ -44,7 +46,7 @@ class MAML(MetaLearner):
         inner_steps: inner steps during meta-training.
         aggregation: room 3; the mean over tasks by default.
         **options: ``optimizer``, ``engine``, ``fuse``, ``autocast``, ``checkpoint``,
-            ``co_learner`` and ``sharding`` of :class:`fastmeta.MetaLearner`.
+            ``co_learner``, ``non_finite`` and ``sharding`` of :class:`fastmeta.MetaLearner`.
     """
 
     _metagrad: type[meta.MetaGradient] = meta.Exact

@@ -76,7 +76,7 @@ def compare(
             engine=engine,
         )
         flat, result = learner.meta_gradient(batch)
-        rows = [buffer.filled.clone() for buffer in learner._rows]
+        rows = [buffer.filled.clone() for buffer in learner._rows[:2]]
         seen.append((*rows, *vars(result).values(), *own.buffers(), flat))
     (*_, expected), (*_, found) = seen
     assert expected.norm() > 0

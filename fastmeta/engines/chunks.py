@@ -1,0 +1,64 @@
+"""Meta-batches cut where memory is short."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from fastmeta.tasks import TaskBatch
+
+Result = TypeVar("Result")
+
+
+class Chunks:
+    """How many tasks run at once: all of them, until memory does not suffice.
+
+    Then half as many, which is kept for the meta-batches to come, and said once in a warning.
+
+    Attributes:
+        size: the most tasks at once; ``None`` while memory has sufficed.
+    """
+
+    def __init__(self) -> None:
+        self.size: int | None = None
+        self._warned = False
+
+    def run(self, batch: TaskBatch, run: Callable[[TaskBatch], Result]) -> list[Result]:
+        """What ``run`` returns for the chunks of a meta-batch, in order.
+
+        Args:
+            batch: the tasks.
+            run: runs some of them; must leave nothing behind where memory does not suffice.
+
+        Raises:
+            RuntimeError: torch's own, if memory does not suffice for one task.
+        """
+        results: list[Result] = []
+        start, before = 0, self.size
+        while start < len(batch):
+            part = batch.part(start, start + (self.size or len(batch)))
+            try:
+                results.append(run(part))
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(part) == 1:
+                    raise
+                self.size = len(part) // 2
+            else:
+                start += len(part)
+        if self.size != before and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"memory did not suffice for {len(batch)} tasks at once: engine 'batched' runs "
+                f"{self.size} at once from now on.",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+        return results
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
