@@ -5,8 +5,10 @@ from fastmeta.train.config_files import read_config
 from fastmeta.train.errors import (
     CheckpointError,
     ConfigError,
+    DamagedError,
     DivergedError,
     MissingPackageError,
+    StorageError,
     UserError,
 )
 from fastmeta.train.run import evaluate_run, resume, train
@@ -15,8 +17,10 @@ from fastmeta.train.trainer import Trainer
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DamagedError",
     "DivergedError",
     "MissingPackageError",
+    "StorageError",
     "TrainConfig",
     "Trainer",
     "UserError",

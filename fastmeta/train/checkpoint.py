@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import io
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastmeta.train.errors import CheckpointError
-from fastmeta.train.files import write_atomic
+from fastmeta.train.errors import CheckpointError, DamagedError
+from fastmeta.train.files import write_atomic, written
 
 FORMAT = "fastmeta-checkpoint"
-VERSION = 1
+VERSION = 2  # 1 has no checksum
 BEST = "best.pt"
+MARK = b"fastmeta-sha256:"  # before the digest at the end of the file
+
+_DIGEST = hashlib.sha256().digest_size
+_SEAL = len(MARK) + _DIGEST
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically.
+    """Writes a checkpoint atomically: a file of ``torch.save`` and, at its end, its SHA-256.
 
     Args:
         path: of the file.
         content: tensors, numbers, texts, ``None``, and lists, tuples and dicts of these.
+
+    Raises:
+        StorageError: if it cannot be written; what was there before is as it was.
     """
-    whole = {"format": FORMAT, "version": VERSION, **content}
-    write_atomic(path, lambda file: torch.save(whole, file))
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+    data = file.getvalue()
+    seal = MARK + hashlib.sha256(data).digest()
+    write_atomic(path, lambda file: file.writelines([data, seal]))
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -38,29 +50,45 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         device: where to put tensors.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, corrupt, not a checkpoint of fastmeta,
-            or from a newer version.
+        DamagedError: if a bit of the file is not what was written, or it is no file of torch.
+        CheckpointError: if it is missing, cannot be read, is not a checkpoint of fastmeta, or from
+            a newer version.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of fastmeta; found a truncated, corrupt or foreign "
-            "file. Use an older checkpoint of the run, or best.pt."
-        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    sealed = data[-_SEAL:-_DIGEST] == MARK
+    if sealed and hashlib.sha256(data[:-_SEAL]).digest() != data[-_DIGEST:]:
+        raise _damaged(path)
+    try:
+        content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file may make torch raise anything
+        if sealed:
+            raise CheckpointError(f"{path}: torch cannot load it: {error}") from error
+        raise _damaged(path) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected a checkpoint of fastmeta; found another file of torch. Weights "
             "alone cannot be resumed: use torch.load and module.load_state_dict."
         )
-    if content["version"] != VERSION:
+    if content["version"] > VERSION:
         raise CheckpointError(
-            f"{path}: expected checkpoint version {VERSION}; found {content['version']}. "
+            f"{path}: expected checkpoint version {VERSION} or older; found {content['version']}. "
             "Use the version of fastmeta that wrote it."
         )
+    if content["version"] > 1 and not sealed:
+        raise _damaged(path)
     return content
+
+
+def _damaged(path: Path) -> DamagedError:
+    return DamagedError(
+        f"{path}: expected a checkpoint of fastmeta; found a truncated, corrupt or foreign file. "
+        "Use another one: resume the run with its folder, which finds the newest that is whole."
+    )
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -106,6 +134,48 @@ def find_latest(path: Path) -> Path:
             "or remove the later ones to go back."
         )
     return path
+
+
+def load_latest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to resume, and where it lies.
+
+    Args:
+        path: the newest checkpoint of a run, or the run's folder. Of a folder damaged checkpoints
+            are passed over with a warning and put aside as ``step-*.pt.damaged``: nothing is lost,
+            since steps taken again are the same steps.
+
+    Raises:
+        CheckpointError: as :func:`find_latest` and :func:`load_checkpoint`.
+    """
+    newest = find_latest(path)
+    if path == newest:
+        return path, load_checkpoint(path)
+    damaged: list[Path] = []
+    for candidate in reversed(checkpoints(path)):
+        try:
+            content = load_checkpoint(candidate)
+        except DamagedError:
+            damaged.append(candidate)
+            continue
+        for old in damaged:
+            _put_aside(old, candidate)
+        return candidate, content
+    raise DamagedError(
+        f"{path}: all checkpoints of the run are damaged ({', '.join(p.name for p in damaged)}). "
+        "Start it anew in another folder; if best.pt is whole, evaluate can still test that."
+    )
+
+
+def _put_aside(damaged: Path, instead: Path) -> None:
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    with written(aside):
+        damaged.replace(aside)
+    warnings.warn(
+        f"{damaged} is damaged and was put aside as {aside.name}; the run goes on from "
+        f"{instead.name}.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def find_best(path: Path) -> Path:

@@ -11,7 +11,7 @@ from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.co_learner import Head
 from fastmeta.data import DATASETS, NODES, TEXTS
 from fastmeta.engines import ENGINES, EngineName
-from fastmeta.learners import METHODS
+from fastmeta.learners import METHODS, NonFinite
 from fastmeta.metagrad import METAGRADS
 from fastmeta.models import Downsample
 from fastmeta.train.defaults import defaults_for
@@ -96,6 +96,12 @@ class TrainConfig:
     per_step_batch_norm: bool = option("a BatchNorm of conv4 for each inner step", default=False)
 
     engine: str = option("what runs the tasks in training", default="auto", choices=ENGINES)
+    non_finite: str = option(
+        "a training task whose loss or gradient is NaN or infinite: keep it, skip and count it, or "
+        "raise an error",
+        default="skip",
+        choices=get_args(NonFinite),
+    )
     seed: int = option("of initial weights and training tasks", default=0, least=0)
     device: str = option("auto, cpu, cuda or cuda:N", default="auto")
     threads: int | None = option("CPU threads; by default torch's choice", default=None, least=1)
@@ -161,6 +167,11 @@ class TrainConfig:
     def checked_engine(self) -> EngineName:
         """``engine``, which is checked."""
         return cast(EngineName, self.engine)
+
+    @property
+    def checked_non_finite(self) -> NonFinite:
+        """``non_finite``, which is checked."""
+        return cast(NonFinite, self.non_finite)
 
     @property
     def test_head(self) -> Head:

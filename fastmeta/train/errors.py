@@ -14,7 +14,15 @@ class ConfigError(UserError, ValueError):
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint is missing, truncated or not ours."""
+    """A checkpoint is missing, damaged or not ours."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint does not hold what was written."""
+
+
+class StorageError(UserError, OSError):
+    """A file cannot be written: the disk is full, or it may not be."""
 
 
 class DivergedError(UserError, FloatingPointError):

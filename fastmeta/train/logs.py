@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmeta.train.errors import require
-from fastmeta.train.files import write_atomic
+from fastmeta.train.files import write_atomic, written
 
 CSV_NAME = "log.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -30,6 +30,7 @@ class Record:
         lr: of the outer optimizer.
         tasks_per_second: training speed since the last record.
         seconds: of the run so far.
+        skipped: training tasks since the last record that neither mean counts.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Record:
     lr: float | None = None
     tasks_per_second: float | None = None
     seconds: float | None = None
+    skipped: int | None = None
 
     def to_list(self) -> list[Any]:
         """The values in order, for a checkpoint."""
@@ -71,22 +73,25 @@ class CsvLog(Log):
     """
 
     def __init__(self, folder: Path, metric: str, history: Sequence[Record] = ()) -> None:
-        path = folder / CSV_NAME
+        self._path = path = folder / CSV_NAME
         names = [metric if f.name == "score" else f.name for f in fields(Record)]
         text = io.StringIO(newline="")
         csv.writer(text).writerows([names, *(record.to_list() for record in history)])
         write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-        self._file = path.open("a", newline="", encoding="utf-8")
+        with written(path):
+            self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
 
     def write(self, record: Record) -> None:
         """See :meth:`Log.write`."""
-        self._rows.writerow(record.to_list())
-        self._file.flush()
+        with written(self._path):
+            self._rows.writerow(record.to_list())
+            self._file.flush()
 
     def close(self) -> None:
         """See :meth:`Log.close`."""
-        self._file.close()
+        with written(self._path):
+            self._file.close()
 
 
 class TensorBoardLog(Log):
@@ -106,7 +111,9 @@ class TensorBoardLog(Log):
         from torch.utils.tensorboard import SummaryWriter
 
         self._metric = metric
-        self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=start + 1)
+        self._folder = folder / TENSORBOARD_FOLDER
+        with written(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
     def write(self, record: Record) -> None:
         """See :meth:`Log.write`."""
@@ -115,14 +122,17 @@ class TensorBoardLog(Log):
             "loss": record.loss,
             "lr": record.lr,
             "tasks_per_second": record.tasks_per_second,
+            "skipped": record.skipped,
         }
-        for name, value in scalars.items():
-            if value is not None:
-                self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
+        with written(self._folder):
+            for name, value in scalars.items():
+                if value is not None:
+                    self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
 
     def close(self) -> None:
         """See :meth:`Log.close`."""
-        self._writer.close()
+        with written(self._folder):
+            self._writer.close()
 
 
 def require_tensorboard() -> None:

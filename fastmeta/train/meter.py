@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,13 @@ class Reading(NamedTuple):
         loss: on query sets, after adaptation.
         score: on query sets, after adaptation.
         tasks_per_second: without pauses.
+        skipped: tasks that neither mean counts, because they were not sound.
     """
 
     loss: float
     score: float
     tasks_per_second: float
+    skipped: int
 
 
 class Meter:
@@ -47,10 +50,14 @@ class Meter:
         self._timed_tasks = 0
         self._since = time.perf_counter()
 
-    def add(self, batch: TaskBatch, result: StepResult) -> None:
-        """Counts one meta-step."""
+    def add(self, batch: TaskBatch, result: StepResult, sound: Tensor | None) -> None:
+        """Counts one meta-step; ``sound``: :attr:`fastmeta.learners.Containment.sound`."""
         scores = self._metric.per_task(result.query_output, batch.query_y)
-        sums = torch.stack([result.query_loss.double().sum(), scores.double().sum()])
+        seen = torch.stack([result.query_loss.double(), scores.double()])
+        skipped = seen.new_zeros(1, len(batch))
+        if sound is not None:
+            seen, skipped = torch.where(sound, seen, 0), (~sound).to(skipped)[None]
+        sums = torch.cat([seen, skipped]).sum(1)
         self._sums = sums if self._sums is None else self._sums + sums
         self._tasks += len(batch)
         self._timed_tasks += len(batch)
@@ -63,13 +70,17 @@ class Meter:
         self._since += time.perf_counter() - began
 
     def read(self) -> Reading:
-        """The means since the last reading, and a new beginning; at least one step was added."""
+        """The means since the last reading, and a new beginning; at least one step was added.
+
+        They are NaN if no task was sound.
+        """
         assert self._sums is not None, "nothing was added"
-        loss, score = (self._sums / self._tasks).tolist()
+        loss, score, skipped = self._sums.tolist()
+        counted = self._tasks - skipped or math.nan
         speed = self._timed_tasks / (time.perf_counter() - self._since)
         self._sums, self._tasks = None, 0
         self.restart_clock()
-        return Reading(loss, score, speed)
+        return Reading(loss / counted, score / counted, speed, int(skipped))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, but no clock."""
@@ -78,6 +89,8 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str) -> None:
         """Restores :meth:`state_dict`, with the sums on ``device``."""
         sums = state["sums"]
-        self._sums = None if sums is None else torch.tensor(sums, dtype=torch.double, device=device)
+        if sums is not None:  # in checkpoints of version 1 without the third, tasks skipped
+            sums = torch.tensor([*sums, 0.0][:3], dtype=torch.double, device=device)
+        self._sums = sums
         self._tasks = state["tasks"]
         self.restart_clock()

@@ -14,11 +14,11 @@ from fastmeta.co_learner import Head
 from fastmeta.data import TaskSource
 from fastmeta.info import build_info
 from fastmeta.learners import MetaLearner
-from fastmeta.train.checkpoint import checkpoints, find_best, find_latest, load_checkpoint
+from fastmeta.train.checkpoint import checkpoints, find_best, load_checkpoint, load_latest
 from fastmeta.train.config import TrainConfig, configure
 from fastmeta.train.errors import CheckpointError, ConfigError, require
 from fastmeta.train.evaluation import evaluate
-from fastmeta.train.files import write_json
+from fastmeta.train.files import remove_temporary, write_json
 from fastmeta.train.interrupt import GracefulInterrupt
 from fastmeta.train.logs import open_logs, require_tensorboard
 from fastmeta.train.metrics import Estimate, Metric
@@ -42,7 +42,7 @@ _MAY_CHANGE = {
     *("steps", "device", "threads", "data_root", "plots"),
     *("val_every", "val_tasks", "test_tasks", "eval_inner_steps"),
     *("untrained", "untrained_inner_steps", "co_test"),
-    *("log", "log_every", "checkpoint_every", "keep"),
+    *("log", "log_every", "checkpoint_every", "keep", "non_finite"),
 }
 
 
@@ -86,6 +86,7 @@ def train(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, An
         ConfigError: if the folder holds a run already, or the data or device cannot be had.
         DivergedError: if the loss is no longer finite.
         MissingPackageError: if an optional package is needed and missing.
+        StorageError: if a file cannot be written.
     """
     folder = _folder(config)
     if checkpoints(folder) or (folder / RESULTS_NAME).exists():
@@ -110,8 +111,7 @@ def resume(
         CheckpointError: if there is no usable checkpoint.
         ConfigError: if a change would make it another run.
     """
-    checkpoint = find_latest(Path(path))
-    content = load_checkpoint(checkpoint)
+    checkpoint, content = load_latest(Path(path))
     config = configure(content["config"], changes)
     old = content["config"]
     for name, value in config.to_dict().items():
@@ -177,6 +177,7 @@ def _run(
     trainer = Trainer(config, learner, tasks["train"], tasks["val"], metric, folder)
     if saved is not None:
         trainer.load_state_dict(saved)
+    remove_temporary(folder)
     write_json(folder / CONFIG_NAME, config.to_dict())
     with ExitStack() as stack:
         trainer.logs = [
@@ -204,6 +205,7 @@ def _finish(trainer: Trainer, test: TaskSource, device: torch.device) -> dict[st
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
         "tasks_per_second": round(trainer.step * config.meta_batch / trainer.seconds, 1),
+        "skipped_tasks": int(learner.containment.skipped),
         "best_step": trainer.best.step,
         "val": _estimate(trainer.best.val, config.eval_inner_steps),
         "test": _test(config, learner, test, metric, config.eval_inner_steps, config.test_head),

@@ -196,6 +196,7 @@ def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
             inner_steps=config.inner_steps,
             optimizer=optimizer,
             engine=config.checked_engine,
+            non_finite=config.checked_non_finite,
             co_learner=build_co_learner(config, module),
             **{name: getattr(config, name) for name in tables},
         )
@@ -213,10 +214,10 @@ def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource)
 
 @contextmanager
 def _explained(subject: str) -> Iterator[None]:
-    """Makes errors about arguments, all of which come from the configuration, the user's."""
+    """Makes errors about arguments, which come from the configuration, and files the user's."""
     try:
         yield
     except UserError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"{subject}: {error}") from error

@@ -14,7 +14,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from fastmeta.data import TaskSource
-from fastmeta.learners import MetaLearner
+from fastmeta.learners import MetaLearner, NonFiniteError
 from fastmeta.schedules import schedule
 from fastmeta.train.checkpoint import BEST, prune, save_checkpoint, step_path
 from fastmeta.train.config import TrainConfig
@@ -25,6 +25,9 @@ from fastmeta.train.meter import Meter
 from fastmeta.train.metrics import Estimate, Metric
 from fastmeta.train.progress import Progress
 
+# What of a learner's state belongs to the course of training, not to what was learned.
+_OF_THE_RUN = ("optimizer", "containment")
+
 
 @dataclass(frozen=True)
 class Best:
@@ -33,7 +36,7 @@ class Best:
     Attributes:
         step: meta-steps then.
         val: the validation score.
-        learner: its state then, without the optimizer's.
+        learner: its state then, without that of the optimizer and the containment.
     """
 
     step: int
@@ -96,8 +99,15 @@ class Trainer:
             Whether training is complete.
 
         Raises:
-            DivergedError: if loss or score are no longer finite.
+            DivergedError: if loss or score are no longer finite, or a task's loss or gradient is
+                not and ``config.non_finite`` is ``"raise"``.
         """
+        try:
+            return self._fit(stop)
+        except NonFiniteError as error:
+            raise DivergedError(str(error)) from error
+
+    def _fit(self, stop: Callable[[], bool]) -> bool:
         last = self.config.steps
         began = time.perf_counter() - self.seconds
         self._meter.restart_clock()
@@ -116,6 +126,7 @@ class Trainer:
                 )
                 if log or validate or save or stopping:
                     self.seconds = time.perf_counter() - began
+                    self.learner.containment.check()
                 if log:
                     self._log_training(progress)
                 with self._meter.paused():
@@ -129,15 +140,21 @@ class Trainer:
 
     def _train_step(self) -> None:
         batch = self._train_tasks[self.step]
-        self._meter.add(batch, self.learner.step(batch))
+        self._meter.add(batch, self.learner.step(batch), self.learner.containment.sound)
         self._scheduler.step()
         self.step += 1
 
     def _log_training(self, progress: Progress) -> None:
-        loss, score, speed = self._meter.read()
+        loss, score, speed, skipped = self._meter.read()
+        if skipped:
+            progress.say(
+                f"step {self.step}: tasks skipped since the last record: {skipped} (loss or "
+                "gradient not finite)"
+            )
         self._check_finite("training loss", loss)
         lr = self.learner.optimizer.param_groups[0]["lr"]
-        self._record(Record(self.step, "train", score, None, loss, lr, speed, self.seconds))
+        row = Record(self.step, "train", score, None, loss, lr, speed, self.seconds, skipped)
+        self._record(row)
         progress.show(
             **{
                 "loss": f"{loss:.4g}",
@@ -153,8 +170,9 @@ class Trainer:
         self._record(Record(self.step, "val", val.mean, val.ci95, seconds=self.seconds))
         improved = self.best is None or self.metric.better(val.mean, self.best.val.mean)
         if improved:
-            state = {k: v for k, v in self.learner.state_dict().items() if k != "optimizer"}
-            self.best = Best(self.step, val, deepcopy(state))
+            state = self.learner.state_dict()
+            kept = {name: part for name, part in state.items() if name not in _OF_THE_RUN}
+            self.best = Best(self.step, val, deepcopy(kept))
             save_checkpoint(self.folder / BEST, self.state_dict())
         progress.say(
             f"step {self.step}: validation {self.metric.name} "

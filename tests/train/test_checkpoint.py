@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmeta.train import CheckpointError
+from fastmeta.train import CheckpointError, DamagedError
 from fastmeta.train.checkpoint import (
     checkpoints,
     find_best,
     find_latest,
     load_checkpoint,
+    load_latest,
     prune,
     save_checkpoint,
     step_path,
@@ -75,13 +76,84 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"x": torch.randn(50), "n": 1, "text": "t"})
+    whole = path.read_bytes()
+    places = {*torch.randint(len(whole), (150,)).tolist(), *range(len(whole) - 48, len(whole))}
+    for place in places:
+        flipped = whole[place] ^ (1 << int(torch.randint(8, ())))
+        path.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        with pytest.raises(DamagedError, match="truncated, corrupt or foreign"):
+            load_checkpoint(path)
+    for length in [*torch.randint(len(whole), (20,)).tolist(), len(whole) - 1, len(whole) - 48]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedError):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    assert load_checkpoint(path)["n"] == 1
+    assert torch.load(path, weights_only=True)["n"] == 1  # torch itself reads it, too
+
+
+def test_a_checkpoint_without_a_checksum_is_of_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"format": "fastmeta-checkpoint", "version": 1, "n": 3}, path)
+    assert load_checkpoint(path)["n"] == 3
+    torch.save({"format": "fastmeta-checkpoint", "version": 2, "n": 3}, path)
+    with pytest.raises(DamagedError):
+        load_checkpoint(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory\)"):
+        load_checkpoint(tmp_path)
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_damaged_checkpoints_are_passed_over_and_put_aside(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save_checkpoint(step_path(tmp_path, step), {"step": step})
+    damage(step_path(tmp_path, 15))
+    with pytest.raises(DamagedError, match=r"step-00000015\.pt: .*resume the run with its folder"):
+        load_latest(step_path(tmp_path, 15))
+    damage(step_path(tmp_path, 10))
+    with pytest.warns(RuntimeWarning) as caught:
+        path, content = load_latest(tmp_path)
+    assert (path, content["step"]) == (step_path(tmp_path, 5), 5)
+    told = sorted(str(each.message).removeprefix(f"{tmp_path}/") for each in caught)
+    assert [text.split(" is damaged")[0] for text in told] == [
+        "step-00000010.pt",
+        "step-00000015.pt",
+    ]
+    assert all("goes on from step-00000005.pt" in text for text in told)
+    assert sorted(p.name for p in tmp_path.glob("*.damaged")) == [
+        "step-00000010.pt.damaged",
+        "step-00000015.pt.damaged",
+    ]
+    assert load_latest(tmp_path)[0] == step_path(tmp_path, 5)
+
+
+def test_if_all_are_damaged_none_is_touched(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save_checkpoint(step_path(tmp_path, step), {"step": step})
+        damage(step_path(tmp_path, step))
+    with pytest.raises(DamagedError, match="all checkpoints of the run are damaged"):
+        load_latest(tmp_path)
+    assert len(checkpoints(tmp_path)) == 2
+
+
 def test_files_of_torch_that_are_not_ours(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="another file of torch"):
         load_checkpoint(path)
     torch.save({"format": "fastmeta-checkpoint", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 1; found 99"):
+    with pytest.raises(CheckpointError, match="version 2 or older; found 99"):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "b.pt")

@@ -139,6 +139,18 @@ def test_more_steps_for_a_finished_run(sine: dict[str, Any]) -> None:
     assert scores(longer) == scores(whole)
 
 
+def test_a_damaged_checkpoint_costs_steps_that_are_taken_again(sine: dict[str, Any]) -> None:
+    whole = train(configure({**sine, "out": "whole"}))
+    taken = iter(range(1, 13))
+    assert train(configure(sine), stop=lambda: next(taken) == 7) is None
+    newest = checkpoints(Path("run"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(RuntimeWarning, match=r"step-00000007\.pt is damaged .*step-00000005\.pt"):
+        parts = resume("run", {})
+    assert scores(parts) == scores(whole)
+    assert without_clock("run") == without_clock("whole")
+
+
 def test_what_a_resumed_run_must_keep(sine: dict[str, Any]) -> None:
     train(configure(sine))
     with pytest.raises(ConfigError, match=r"keeps its lr: it has 0\.01, not 0\.5"):
