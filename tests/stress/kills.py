@@ -1,0 +1,130 @@
+"""``kill -9`` while training, again and again: nothing but steps since the last checkpoint is lost.
+
+``python tests/stress/kills.py --kills 100`` trains on sines and digits in processes that are killed
+at random moments, half of them while a file is being written, and then resumed. After each kill
+every checkpoint must be whole, and the newest at most ``checkpoint_every`` steps old. In the end
+weights, optimizer, schedule, generators, log and results must be, bit for bit, those of a run that
+was never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from itertools import cycle
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+from runs import (
+    CHECKPOINT_EVERY,
+    RUNS,
+    check_same,
+    complete_rows,
+    essence,
+    finish,
+    record,
+    start,
+)
+
+from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+
+
+class Kills:
+    """Kills training runs, and counts.
+
+    Args:
+        work: an empty folder.
+        wanted: kills in all.
+        seed: of the moments.
+    """
+
+    def __init__(self, work: Path, wanted: int, seed: int) -> None:
+        self.work = work
+        self.wanted = wanted
+        self.random = random.Random(seed)
+        self.kills = 0
+        self.in_writing = 0
+        self.most_lost = 0
+        self.runs = 0
+
+    def kill_and_compare(self, name: str) -> None:
+        """One run, killed and resumed until it is through, beside one that is never stopped."""
+        options = {"dataset": name, "seed": self.random.randrange(1000), **RUNS[name]}
+        whole, folder = (self.work / f"{name}-{self.runs}-{kind}" for kind in ("whole", "killed"))
+        began = time.monotonic()
+        finish(start(whole, options), whole)
+        seconds = time.monotonic() - began
+        while self.kills < self.wanted:
+            process = start(folder, options)
+            process.join(self.random.uniform(0, seconds / 3))
+            if not self._killed(process, folder):
+                break
+            self._check(folder)
+        finish(start(folder, options), folder)
+        check_same(folder, essence(whole))
+        self.runs += 1
+
+    def _killed(self, process: ForkProcess, folder: Path) -> bool:
+        before = set(folder.glob(".*.tmp"))  # of earlier kills
+        if self.random.random() < 0.5:
+            _wait_for_writing(process, folder, before)
+        if not process.is_alive():
+            finish(process, folder)
+            return False
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            finish(process, folder)
+            return False
+        self.kills += 1
+        self.in_writing += not before.issuperset(folder.glob(".*.tmp"))
+        return True
+
+    def _check(self, folder: Path) -> None:
+        found = checkpoints(folder)
+        for path in [*found, *folder.glob("best.pt")]:
+            load_checkpoint(path)
+        saved = load_checkpoint(found[-1])["step"] if found else 0
+        logged = max((int(row["step"]) for row in complete_rows(folder)), default=0)
+        self.most_lost = max(self.most_lost, logged - saved)
+        if logged - saved > CHECKPOINT_EVERY:
+            sys.exit(f"{folder}: step {logged} was logged, but the newest checkpoint has {saved}")
+
+
+def _wait_for_writing(process: ForkProcess, folder: Path, before: set[Path]) -> None:
+    until = time.monotonic() + 1
+    while before.issuperset(folder.glob(".*.tmp")):
+        if time.monotonic() > until or not process.is_alive():
+            break
+        time.sleep(0.0005)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the runs")
+    parser.add_argument("--record", action="store_true", help="note the result in results.md")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        kills = Kills(Path(work), given.kills, given.seed)
+        names = cycle(RUNS)
+        while kills.kills < given.kills:
+            kills.kill_and_compare(next(names))
+    result = (
+        f"{kills.kills} kills in {kills.runs} runs, {kills.in_writing} while a file was being "
+        f"written; at most {kills.most_lost} steps lost, with a checkpoint every "
+        f"{CHECKPOINT_EVERY}; all runs ended bit-identical to uninterrupted ones"
+    )
+    print(result)
+    if given.record:
+        record(f"python tests/stress/kills.py --kills {given.kills}", result)
+
+
+if __name__ == "__main__":
+    main()

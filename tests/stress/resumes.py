@@ -1,0 +1,63 @@
+"""A run that is stopped and resumed in another process is, bit for bit, one that never stopped.
+
+``python tests/stress/resumes.py`` trains every method on sines and digits, with every variant of
+GSL that remembers something: weights, optimizer, schedule, generators, log and results must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from runs import RUNS, check_same, essence, finish, record, start
+
+from fastmeta.learners import METHODS
+
+STEPS = 8
+CASES: dict[str, dict[str, Any]] = {
+    **{method: {"method": method} for method in METHODS},
+    **{
+        f"gsl-{variant}": {"method": "gsl", "metagrad_options": {"variant": variant}}
+        for variant in ("R2", "R2p", "R4")
+    },
+    "batched": {"method": "gsl", "engine": "batched"},
+    "loop": {"method": "gsl", "engine": "loop", "aggregation": "pcgrad"},  # draws random numbers
+}
+
+
+def compare(work: Path, name: str, dataset: str, after: int) -> None:
+    """Stops a run after so many steps, resumes it, and compares it with a whole one."""
+    options = {**RUNS[dataset], "dataset": dataset, "steps": STEPS, **CASES[name]}
+    whole, parts = (work / f"{dataset}-{name}-{kind}" for kind in ("whole", "parts"))
+    finish(start(whole, options), whole)
+    finish(start(parts, options, stop_after=after), parts)
+    finish(start(parts, options), parts)
+    check_same(parts, essence(whole))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--datasets", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--seed", type=int, default=0, help="of the steps after which runs stop")
+    parser.add_argument("--record", action="store_true", help="note the result in results.md")
+    given = parser.parse_args()
+    draw = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as work:
+        for dataset in given.datasets:
+            for name in given.cases:
+                compare(Path(work), name, dataset, draw.randrange(1, STEPS))
+    result = (
+        f"{len(given.cases)} methods and variants on {' and '.join(given.datasets)}: stopped once, "
+        "resumed in another process, bit-identical to runs that never stopped"
+    )
+    print(result)
+    if given.record:
+        record("python tests/stress/resumes.py", result)
+
+
+if __name__ == "__main__":
+    main()
