@@ -24,6 +24,13 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="meta-train, then test on held-out tasks")
     train.add_argument("--config", type=Path, help="TOML, YAML or JSON file; flags override it")
     train.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    train.add_argument(
+        "--continue",
+        action="store_true",
+        dest="go_on",
+        help="continue the run in the folder --out if there is one, such as after a restart by "
+        "torchrun or a cluster; else begin it",
+    )
     _add_options(train, fields(TrainConfig))
     evaluate = commands.add_parser("evaluate", help="test a trained learner on held-out tasks")
     evaluate.add_argument("run", type=Path, help="a run's folder, or a checkpoint")

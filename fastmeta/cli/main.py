@@ -13,9 +13,10 @@ from fastmeta.cli.arguments import given_options, make_parser
 from fastmeta.data import datasets_in
 from fastmeta.info import show_config
 from fastmeta.learners import METHODS
-from fastmeta.train import UserError, configure, evaluate_run, read_config, resume, train
+from fastmeta.train import UserError, configure, evaluate_run, read_config, resume, train, train_on
 from fastmeta.train.files import write_json
 from fastmeta.train.metrics import ACCURACY, MSE
+from fastmeta.train.ranks import is_first
 from fastmeta.tuning import tune_run
 
 USER_ERROR = 2
@@ -49,14 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(given: argparse.Namespace) -> int:
     options = [read_config(given.config)] if given.config else []
     options.append(given_options(given))
+    changes = {name: value for source in options for name, value in source.items()}
     if given.resume:
-        changes = {name: value for source in options for name, value in source.items()}
         results = resume(given.resume, changes)
+    elif given.go_on:
+        results = train_on(configure(*options))
     else:
         results = train(configure(*options))
     if results is None:
         print("fastmeta: stopped and saved; continue with --resume and the folder", file=sys.stderr)
         return INTERRUPTED
+    if not is_first():
+        return 0
     print(_report(results))
     print(f"log, checkpoints, results.json and curves.png: {results['folder']}")
     return 0

@@ -95,6 +95,12 @@ class Sharding:
         """One row a task, ``(T, ...)``, of each rank's ``(counts[rank], ...)``."""
         return self._gather(own, self.counts)
 
+    def gather_all(self, own: Tensor) -> Tensor:
+        """What each rank has, of one shape, stacked: ``(size, ...)``."""
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own.contiguous(), group=self.group)
+        return torch.stack(parts)
+
     def gather_columns(self, own: Tensor, total: int) -> Tensor:
         """``(total,)`` of each rank's columns."""
         return self._gather(own, self.columns(total))
@@ -103,9 +109,8 @@ class Sharding:
         # Equally long everywhere: that is what all backends can do.
         padded = own.new_zeros(max(counts), *own.shape[1:])
         padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=self.group)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        parts = zip(self.gather_all(padded), counts, strict=True)
+        return torch.cat([part[:count] for part, count in parts])
 
     def exchange(self, rows: Tensor) -> Tensor:
         """All tasks' rows, but this rank's columns of them alone.

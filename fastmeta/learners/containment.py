@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
+from fastmeta.distributed import Sharding
 from fastmeta.engines import Rows, StepResult
 from fastmeta.reference import accumulation_dtype
 
@@ -36,6 +37,7 @@ class Containment:
         policy: ``"keep"`` does nothing; ``"skip"`` contains and counts; ``"raise"`` contains,
             counts, and raises: on the CPU before the outer optimizer's step, else from
             :meth:`check`.
+        sharding: of the tasks over ranks, each of which contains its own and counts all.
 
     Attributes:
         steps: meta-gradients so far.
@@ -47,12 +49,13 @@ class Containment:
         ValueError: if the policy is unknown.
     """
 
-    def __init__(self, policy: NonFinite = "keep") -> None:
+    def __init__(self, policy: NonFinite = "keep", sharding: Sharding | None = None) -> None:
         if policy not in get_args(NonFinite):
             raise ValueError(
                 f"non_finite must be one of {', '.join(get_args(NonFinite))}; got {policy!r}."
             )
         self.policy = policy
+        self._sharding = sharding
         self.steps = 0
         self.skipped = torch.zeros((), dtype=torch.int64)
         self.sound: Tensor | None = None
@@ -83,7 +86,10 @@ class Containment:
         fine = _finite(flat[None])
         flat.masked_fill_(~fine, 0)
         self.sound &= fine
-        self.skipped = self.skipped + (~self.sound).sum()
+        skipped = (~self.sound).sum()
+        self.skipped = self.skipped + (
+            skipped if self._sharding is None else self._sharding.sum(skipped)
+        )
         if self.policy == "raise":
             self._note(self.sound)
 

@@ -123,7 +123,7 @@ class MetaLearner:
             if optimizer is None
             else optimizer(self._learned)
         )
-        self.containment = Containment(non_finite)
+        self.containment = Containment(non_finite, sharding)
         self._rows = Rows.of(self._learned)
         self._chunks = Chunks()
 

@@ -11,7 +11,8 @@ from fastmeta.train.errors import (
     StorageError,
     UserError,
 )
-from fastmeta.train.run import evaluate_run, resume, train
+from fastmeta.train.run import resume, train, train_on
+from fastmeta.train.saved import evaluate_run
 from fastmeta.train.trainer import Trainer
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "read_config",
     "resume",
     "train",
+    "train_on",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta.co_learner import Head
 from fastmeta.data import TaskSource
+from fastmeta.distributed import Sharding
 from fastmeta.learners import MetaLearner
 from fastmeta.train.metrics import Estimate, Metric, estimate
 
@@ -32,9 +33,10 @@ def evaluate(
     metric: Metric,
     steps: int,
     head: Head = "main",
+    sharding: Sharding | None = None,
 ) -> Estimate:
     """The mean of :func:`task_scores`; the host waits once, at the end."""
-    return estimate(task_scores(learner, source, tasks, metric, steps, head))
+    return estimate(task_scores(learner, source, tasks, metric, steps, head, sharding))
 
 
 def task_scores(
@@ -44,6 +46,7 @@ def task_scores(
     metric: Metric,
     steps: int,
     head: Head = "main",
+    sharding: Sharding | None = None,
 ) -> Tensor:
     """The scores ``(tasks,)`` of the first ``tasks`` tasks of a source.
 
@@ -54,14 +57,17 @@ def task_scores(
         metric: the score of a task's query outputs.
         steps: inner steps.
         head: whose outputs are scored, see :meth:`fastmeta.MetaLearner.predict`.
+        sharding: of the work: each rank has some of the meta-batches, and all get all scores.
     """
+    rank, size = (0, 1) if sharding is None else (sharding.rank, sharding.size)
+    count = -(-tasks // len(source[0]))
     scores = []
-    count = i = 0
     with evaluation_mode(learner.module):
-        while count < tasks:
+        for i in range(rank, -(-count // size) * size, size):  # as many on each rank
             batch = source[i]
             outputs = learner.predict(batch, steps, head)
             scores.append(metric.per_task(outputs, batch.query_y))
-            count += len(batch)
-            i += 1
-    return torch.cat(scores)[:tasks]
+    found = torch.stack(scores)
+    if sharding is not None:
+        found = sharding.gather_all(found).transpose(0, 1).flatten(0, 1)
+    return found.flatten()[:tasks]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta.distributed import Sharding
 from fastmeta.learners import StepResult
 from fastmeta.tasks import TaskBatch
 from fastmeta.train.metrics import Metric
@@ -37,10 +38,12 @@ class Meter:
 
     Args:
         metric: the score.
+        sharding: of the tasks over ranks, which read and save together.
     """
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: Metric, sharding: Sharding | None = None) -> None:
         self._metric = metric
+        self._sharding = sharding
         self._sums: Tensor | None = None
         self._tasks = 0
         self.restart_clock()
@@ -59,8 +62,9 @@ class Meter:
             seen, skipped = torch.where(sound, seen, 0), (~sound).to(skipped)[None]
         sums = torch.cat([seen, skipped]).sum(1)
         self._sums = sums if self._sums is None else self._sums + sums
-        self._tasks += len(batch)
-        self._timed_tasks += len(batch)
+        tasks = len(batch) if self._sharding is None else self._sharding.tasks
+        self._tasks += tasks
+        self._timed_tasks += tasks
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -74,8 +78,9 @@ class Meter:
 
         They are NaN if no task was sound.
         """
-        assert self._sums is not None, "nothing was added"
-        loss, score, skipped = self._sums.tolist()
+        sums = self._pooled()
+        assert sums is not None, "nothing was added"
+        loss, score, skipped = sums.tolist()
         counted = self._tasks - skipped or math.nan
         speed = self._timed_tasks / (time.perf_counter() - self._since)
         self._sums, self._tasks = None, 0
@@ -83,14 +88,22 @@ class Meter:
         return Reading(loss / counted, score / counted, speed, int(skipped))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, but no clock."""
-        return {"sums": None if self._sums is None else self._sums.tolist(), "tasks": self._tasks}
+        """The sums over all ranks, but no clock."""
+        sums = self._pooled()
+        return {"sums": None if sums is None else sums.tolist(), "tasks": self._tasks}
+
+    def _pooled(self) -> Tensor | None:
+        if self._sums is None or self._sharding is None:
+            return self._sums
+        return self._sharding.sum(self._sums.clone())
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str) -> None:
         """Restores :meth:`state_dict`, with the sums on ``device``."""
         sums = state["sums"]
         if sums is not None:  # in checkpoints of version 1 without the third, tasks skipped
             sums = torch.tensor([*sums, 0.0][:3], dtype=torch.double, device=device)
+            if self._sharding is not None and self._sharding.rank > 0:
+                sums.zero_()  # the first rank has those of all
         self._sums = sums
         self._tasks = state["tasks"]
         self.restart_clock()

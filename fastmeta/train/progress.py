@@ -14,18 +14,25 @@ class Progress:
     Args:
         total: meta-steps of the run.
         done: meta-steps taken before.
+        quiet: whether it says nothing.
 
     Raises:
         MissingPackageError: if tqdm is missing.
     """
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, done: int, *, quiet: bool = False) -> None:
         require("tqdm", "The progress bar")
         from tqdm import tqdm
 
+        self._quiet = quiet
         # disable=None: no bar unless the output is a terminal.
         self._bar = tqdm(
-            total=total, initial=done, unit="step", disable=None, file=sys.stderr, mininterval=0.5
+            total=total,
+            initial=done,
+            unit="step",
+            disable=quiet or None,
+            file=sys.stderr,
+            mininterval=0.5,
         )
 
     def __enter__(self) -> Progress:
@@ -49,4 +56,5 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.write(text, file=sys.stderr)
+        if not self._quiet:
+            self._bar.write(text, file=sys.stderr)

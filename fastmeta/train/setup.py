@@ -21,12 +21,14 @@ from fastmeta.data import (
     TextDataset,
     load,
 )
+from fastmeta.distributed import Sharding
 from fastmeta.info import build_info
 from fastmeta.learners import MetaLearner, Words, build
 from fastmeta.models import GCN, MLP, Conv4, ResNet12, TextEncoder, conv_co_learner
 from fastmeta.train.config import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
 from fastmeta.train.metrics import ACCURACY, MSE, Metric
+from fastmeta.train.ranks import own_device
 
 # Validation and test tasks are the same for all seeds and methods, so that runs compare on equal
 # terms; training seeds are smaller. Their batches have a size of their own for the same reason.
@@ -66,6 +68,17 @@ def find_device(name: str) -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs.")
     return device
+
+
+def prepare(config: TrainConfig) -> torch.device:
+    """Sets the threads of this process; its device.
+
+    Raises:
+        ConfigError: if the device cannot be had.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return find_device(own_device(config.device))
 
 
 def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSource:
@@ -176,11 +189,13 @@ def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None
     return CoLearner(head.to(next(module.parameters()).device), at, config.gamma)
 
 
-def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
-    """The learner ``config.method`` for ``module``.
+def build_learner(
+    config: TrainConfig, module: nn.Module, sharding: Sharding | None = None
+) -> MetaLearner:
+    """The learner ``config.method`` for ``module``, on one rank or one of several.
 
     Raises:
-        ConfigError: if the method does not take its options.
+        ConfigError: if the method does not take its options, or several ranks.
     """
 
     def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -198,6 +213,7 @@ def build_learner(config: TrainConfig, module: nn.Module) -> MetaLearner:
             engine=config.checked_engine,
             non_finite=config.checked_non_finite,
             co_learner=build_co_learner(config, module),
+            sharding=sharding,
             **{name: getattr(config, name) for name in tables},
         )
 

@@ -14,6 +14,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from fastmeta.data import TaskSource
+from fastmeta.distributed import Sharding
 from fastmeta.learners import MetaLearner, NonFiniteError
 from fastmeta.schedules import schedule
 from fastmeta.train.checkpoint import BEST, prune, save_checkpoint, step_path
@@ -57,6 +58,7 @@ class Trainer:
         val: validation tasks, the first ``config.val_tasks`` of which are used.
         metric: the score of query outputs.
         folder: of the run.
+        sharding: of the training tasks over ranks, of which the first one alone writes anything.
 
     Attributes:
         step: meta-steps taken.
@@ -74,8 +76,11 @@ class Trainer:
         val: TaskSource,
         metric: Metric,
         folder: Path,
+        sharding: Sharding | None = None,
     ) -> None:
         self.config = config
+        self.sharding = sharding
+        self.writes = sharding is None or sharding.rank == 0
         self.learner = learner
         self.metric = metric
         self.folder = folder
@@ -86,7 +91,7 @@ class Trainer:
         self.logs: Sequence[Log] = ()
         self._train_tasks = train
         self._val_tasks = val
-        self._meter = Meter(metric)
+        self._meter = Meter(metric, sharding)
         self._scheduler = LambdaLR(learner.optimizer, _lr_factor(config))
 
     def fit(self, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -108,14 +113,13 @@ class Trainer:
             raise DivergedError(str(error)) from error
 
     def _fit(self, stop: Callable[[], bool]) -> bool:
-        last = self.config.steps
+        last, wanted = self.config.steps, False
         began = time.perf_counter() - self.seconds
         self._meter.restart_clock()
-        with Progress(last, self.step) as progress:
+        with Progress(last, self.step, quiet=not self.writes) as progress:
             while self.step < last:
                 self._train_step()
                 progress.advance()
-                stopping = stop()
                 log, validate, save = (
                     self.step % every == 0 or self.step == last
                     for every in (
@@ -124,6 +128,8 @@ class Trainer:
                         self.config.checkpoint_every,
                     )
                 )
+                wanted = wanted or stop()
+                stopping = self._agreed(wanted, log)
                 if log or validate or save or stopping:
                     self.seconds = time.perf_counter() - began
                     self.learner.containment.check()
@@ -137,6 +143,15 @@ class Trainer:
                 if stopping:
                     break
         return self.step == last
+
+    def _agreed(self, wanted: bool, together: bool) -> bool:
+        """Whether to stop; ranks ask each other, but only where they wait for each other anyway."""
+        if self.sharding is None:
+            return wanted
+        if not together:
+            return False
+        device = next(self.learner.module.parameters()).device
+        return self.sharding.sum(torch.tensor(float(wanted), device=device)).item() > 0
 
     def _train_step(self) -> None:
         batch = self._train_tasks[self.step]
@@ -165,7 +180,8 @@ class Trainer:
 
     def _validate(self, progress: Progress) -> None:
         steps = self.config.eval_inner_steps
-        val = evaluate(self.learner, self._val_tasks, self.config.val_tasks, self.metric, steps)
+        count, metric = self.config.val_tasks, self.metric
+        val = evaluate(self.learner, self._val_tasks, count, metric, steps, sharding=self.sharding)
         self._check_finite(f"validation {self.metric.name}", val.mean)
         self._record(Record(self.step, "val", val.mean, val.ci95, seconds=self.seconds))
         improved = self.best is None or self.metric.better(val.mean, self.best.val.mean)
@@ -173,7 +189,7 @@ class Trainer:
             state = self.learner.state_dict()
             kept = {name: part for name, part in state.items() if name not in _OF_THE_RUN}
             self.best = Best(self.step, val, deepcopy(kept))
-            save_checkpoint(self.folder / BEST, self.state_dict())
+            self._write(self.folder / BEST)
         progress.say(
             f"step {self.step}: validation {self.metric.name} "
             f"{self.metric.show(val.mean, val.ci95)}{' (best)' if improved else ''}"
@@ -193,8 +209,14 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a numbered checkpoint, and removes those that are too many."""
-        save_checkpoint(step_path(self.folder, self.step), self.state_dict())
-        prune(self.folder, self.config.keep)
+        self._write(step_path(self.folder, self.step))
+        if self.writes:
+            prune(self.folder, self.config.keep)
+
+    def _write(self, path: Path) -> None:
+        state = self.state_dict()  # which all ranks make together
+        if self.writes:
+            save_checkpoint(path, state)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues the run: configuration, learner, schedule, log, generators."""

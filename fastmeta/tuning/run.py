@@ -12,7 +12,7 @@ from fastmeta.train.errors import ConfigError, require
 from fastmeta.train.evaluation import task_scores
 from fastmeta.train.files import write_json
 from fastmeta.train.metrics import Metric, estimate
-from fastmeta.train.run import load_run
+from fastmeta.train.saved import load_run
 from fastmeta.train.setup import metric_of, task_source
 from fastmeta.tuning.report import ROLES, Search, draw, table, write_csv
 from fastmeta.tuning.search import TunedPattern, tune_pattern, with_pattern
