@@ -7,6 +7,7 @@
 
 #include "emulation/block.h"
 #include "emulation/kernels.h"
+#include "emulation/names.h"
 
 namespace py = pybind11;
 namespace fastmeta {
@@ -281,6 +282,8 @@ void add_emulation(py::module_& m) {
   cuda.def("norm_backward", &norm_backward);
   cuda.def("norm_second", &norm_second);
   cuda.def("faulty", &faulty);
+  cuda.def("kernels_run", &emulation::kernels_run);
+  cuda.attr("sanitizers") = FM_SANITIZERS;
 }
 
 }  // namespace fastmeta

@@ -27,8 +27,9 @@ uint3 index_of(int id) {
   return {k % blockDim.x, k / blockDim.x % blockDim.y, k / blockDim.x / blockDim.y};
 }
 
-std::string heading() {
-  return "in block " + text(blockIdx) + ": ";
+bool is_index(const void* at) {
+  const auto inside = [&](const uint3& index) { return &index <= at && at < &index + 1; };
+  return inside(threadIdx) || inside(blockIdx);
 }
 
 constexpr size_t kStrip = 256;          // bytes behind the dynamic shared memory
@@ -41,15 +42,17 @@ Block& block() {
   return only;
 }
 
-void Block::run(Random& random, const std::function<void()>& body) {
+void Block::run(const std::string& kernel, Random& random, const std::function<void()>& body) {
   const int count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   threads_.assign(count, Thread{});
   runnable_.resize(count);
   for (int id = 0; id < count; ++id) runnable_[id] = id;
   body_ = &body;
+  kernel_ = kernel;
   waiting_ = ended_ = 0;
   error_ = nullptr;
   std::fill(shared_.begin(), shared_.end(), kUnset);
+  memory_.begin_block();
   while (!error_ && !runnable_.empty()) step(random);
   if (!error_ && ended_ < count) error_ = std::make_exception_ptr(Fault(describe_stuck()));
   if (!error_ && std::count(shared_.end() - kStrip, shared_.end(), kUnset) != kStrip)
@@ -64,6 +67,15 @@ void Block::run(Random& random, const std::function<void()>& body) {
 
 void Block::resize_shared(size_t bytes) {
   shared_.resize(bytes + kStrip);
+  memory_.watch(shared_.data(), shared_.size());
+}
+
+void* Block::shared() {
+  return shared_.data();
+}
+
+int Block::lane() const {
+  return current_ % kLanes;
 }
 
 void Block::step(Random& random) {
@@ -116,6 +128,16 @@ void Block::release_barrier() {
     make_ready(id);
   }
   waiting_ = 0;
+  memory_.pass_barrier();
+}
+
+void Block::access(const void* at, size_t bytes, bool writes) {
+  if (!Fiber::inside_one() || is_index(at)) return;
+  const Hazard hazard = memory_.access(current_, at, bytes, writes);
+  if (!hazard.done) return;
+  const std::string what = writes ? "writes shared memory that " : "reads shared memory that ";
+  if (hazard.thread < 0) fail(what + "nobody has " + hazard.done);
+  fail(what + describe(hazard.thread) + " has " + hazard.done + " since the last barrier");
 }
 
 uint64_t Block::exchange(Place place, unsigned mask, int source, uint64_t bits) {
@@ -164,6 +186,10 @@ void Block::release_warp(int first) {
 void Block::fail(const std::string& what) {
   error_ = std::make_exception_ptr(Fault(heading() + describe(current_) + " " + what));
   for (;;) Fiber::leave();
+}
+
+std::string Block::heading() const {
+  return "in block " + text(blockIdx) + " of " + kernel_ + ": ";
 }
 
 std::string Block::describe(int id) const {

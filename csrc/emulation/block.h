@@ -1,7 +1,8 @@
 // One block of threads on the CPU. Threads run one at a time, each until it waits for others; who
 // comes next is drawn at random, so that a missing barrier changes the result for some seed. What
 // CUDA leaves undefined is an error here: barriers that part of the block misses, masks that do not
-// name exactly the lanes that come, values taken from lanes that gave none.
+// name exactly the lanes that come, values taken from lanes that gave none, shared memory read
+// unset or raced for.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "emulation/fiber.h"
+#include "emulation/shadow.h"
 
 struct uint3 {
   unsigned x, y, z;
@@ -46,12 +48,13 @@ class Block {
  public:
   using Random = std::mt19937_64;
 
-  // Calls `body` as each thread of blockDim. Throws the first fault or exception of any thread.
-  void run(Random& random, const std::function<void()>& body);
+  // Calls `body` as each thread of blockDim. Throws the first fault or exception of any thread;
+  // faults name the `kernel`.
+  void run(const std::string& kernel, Random& random, const std::function<void()>& body);
 
   // Dynamic shared memory of the blocks to come, each of which finds it full of NaN.
   void resize_shared(size_t bytes);
-  void* shared() { return shared_.data(); }
+  void* shared();
 
   // __syncthreads: goes on when every thread of the block has come.
   void barrier(Place place);
@@ -61,8 +64,11 @@ class Block {
   uint64_t exchange(Place place, unsigned mask, int source, uint64_t bits);
   static constexpr int kVote = -1;
 
+  // To memory that its Shadow holds, before the running thread reads or writes it.
+  void access(const void* at, size_t bytes, bool writes);
+
   // Of the running thread, within its warp.
-  int lane() const { return current_ % kLanes; }
+  int lane() const;
 
   // Reports a fault of the running thread, which never goes on.
   [[noreturn]] void fail(const std::string& what);
@@ -85,6 +91,7 @@ class Block {
   void make_ready(int id);
   void release_barrier();
   void release_warp(int first);
+  std::string heading() const;
   std::string describe(int id) const;
   std::string describe_stuck() const;
 
@@ -93,6 +100,8 @@ class Block {
   std::vector<std::unique_ptr<Fiber>> fibers_;  // kept from block to block
   std::vector<Fiber*> idle_;
   std::vector<unsigned char> shared_;  // and a strip behind it, which must stay as it is
+  Shadow memory_;
+  std::string kernel_;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
   int current_ = 0;

@@ -81,6 +81,15 @@ __global__ void missing_second_barrier(const float* in, int n, float* out) {
   if (k < n) out[k] = sum;
 }
 
+// Every thread reports to the same place.
+__global__ void two_writers(const float* in, int n, float* out) {
+  __shared__ float found;
+  const int k = global_index();
+  if (k < n && in[k] != 0) found = 1;
+  __syncthreads();
+  if (k < n) out[k] = found;
+}
+
 __global__ void divergent_barrier(const float* in, int n, float* out) {
   const int k = global_index();
   if (threadIdx.x < kSide / 2) __syncthreads();
@@ -141,6 +150,38 @@ __global__ void shuffle_against_barrier(const float* in, int n, float* out) {
 // --- memory
 // ---------------------------------------------------------------------------------------
 
+// A tile of which the last is forgotten.
+__global__ void unset_shared(const float* in, int n, float* out) {
+  __shared__ float tile[kSide];
+  const int k = global_index();
+  if (threadIdx.x + 1 < kSide) tile[threadIdx.x] = k < n ? in[k] : 0;
+  __syncthreads();
+  if (k < n) out[k] = tile[threadIdx.x];
+}
+
+__global__ void unset_dynamic(const float* in, int n, float* out) {
+  float* tile = cuda::dynamic_shared<float>();
+  const int k = global_index();
+  if (threadIdx.x + 1 < kSide) tile[threadIdx.x] = k < n ? in[k] : 0;
+  __syncthreads();
+  if (k < n) out[k] = tile[threadIdx.x];
+}
+
+__global__ void stops_before_the_end(const float* in, int n, float* out) {
+  const int k = global_index();
+  if (k + 1 < n) out[k] = in[k];
+}
+
+__global__ void reads_past_the_end(const float* in, int n, float* out) {
+  const int k = global_index();
+  if (k < n) out[k] = in[k + 1];
+}
+
+__global__ void overflowing_index(const float* in, int n, float* out) {
+  const int k = global_index(), far = 0x7fffffff;
+  if (k < n && far + k < n) out[k] = in[k];
+}
+
 __global__ void writes_past_the_end(const float* in, int n, float* out) {
   const int k = global_index();
   if (k < n) out[k + 1] = in[k];
@@ -159,7 +200,7 @@ __global__ void dynamic_tile_too_short(const float* in, int n, float* out) {
   const int k = global_index();
   tile[threadIdx.x + 1] = k < n ? in[k] : 0;
   __syncthreads();
-  if (k < n) out[k] = tile[threadIdx.x];
+  if (k < n) out[k] = tile[threadIdx.x + 1];
 }
 
 __global__ void misaligned_words(const float* in, int n, float* out) {
@@ -189,6 +230,7 @@ constexpr Entry kAll[] = {
     FM_ENTRY(votes),
     FM_ENTRY(missing_barrier),
     FM_ENTRY(missing_second_barrier),
+    FM_ENTRY(two_writers),
     FM_ENTRY(divergent_barrier),
     FM_ENTRY(two_barriers),
     FM_ENTRY(mask_without_caller),
@@ -196,6 +238,11 @@ constexpr Entry kAll[] = {
     FM_ENTRY(mask_of_other_branch),
     FM_ENTRY(source_outside_mask),
     FM_ENTRY(shuffle_against_barrier),
+    FM_ENTRY(unset_shared),
+    FM_ENTRY(unset_dynamic),
+    FM_ENTRY(stops_before_the_end),
+    FM_ENTRY(reads_past_the_end),
+    FM_ENTRY(overflowing_index),
     FM_ENTRY(writes_past_the_end),
     FM_ENTRY(tile_too_short),
     FM_ENTRY(dynamic_tile_too_short),

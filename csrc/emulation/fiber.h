@@ -9,11 +9,32 @@
 #include <cstddef>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #if defined(_FORTIFY_SOURCE)
 #error "glibc's checked longjmp refuses to change stacks: compile with -U_FORTIFY_SOURCE"
 #endif
 
 namespace fastmeta::emulation {
+
+// What AddressSanitizer must know of changes of stacks; nothing without it.
+#if defined(__SANITIZE_ADDRESS__)
+inline void leave_stack(const void* next, size_t bytes) {
+  __sanitizer_start_switch_fiber(nullptr, next, bytes);
+}
+inline void enter_stack(const void** last, size_t* bytes) {
+  __sanitizer_finish_switch_fiber(nullptr, last, bytes);
+}
+inline void give_up_stack(void* stack, size_t bytes) {
+  __asan_unpoison_memory_region(stack, bytes);
+}
+#else
+inline void leave_stack(const void*, size_t) {}
+inline void enter_stack(const void**, size_t*) {}
+inline void give_up_stack(void*, size_t) {}
+#endif
 
 // Memory for one stack; a page below it stops an overflow. Pages never touched cost nothing.
 class Stack {
@@ -25,7 +46,10 @@ class Stack {
     base_ = base;
     mprotect(base_, static_cast<size_t>(sysconf(_SC_PAGESIZE)), PROT_NONE);
   }
-  ~Stack() { munmap(base_, kBytes); }
+  ~Stack() {
+    give_up_stack(base_, kBytes);
+    munmap(base_, kBytes);
+  }
   Stack(const Stack&) = delete;
   Stack& operator=(const Stack&) = delete;
 
@@ -51,23 +75,28 @@ class Fiber {
 
   void resume() {
     running_ = this;
+    leave_stack(stack_.base(), Stack::kBytes);
     if (_setjmp(outside_) == 0) {
       if (started_) _longjmp(inside_, 1);
       started_ = true;
       setcontext(&start_);
     }
+    enter_stack(nullptr, nullptr);
     running_ = nullptr;
   }
 
   // On a fiber: back to whoever resumed it.
   static void leave() {
+    leave_stack(main_, main_bytes_);
     if (_setjmp(running_->inside_) == 0) _longjmp(running_->outside_, 1);
+    enter_stack(&main_, &main_bytes_);
   }
 
   static bool inside_one() { return running_ != nullptr; }
 
  private:
   static void repeat() {
+    enter_stack(&main_, &main_bytes_);
     for (;;) {
       running_->work_();
       leave();
@@ -81,6 +110,8 @@ class Fiber {
   void (*work_)();
   bool started_ = false;
   static inline Fiber* running_ = nullptr;
+  static inline const void* main_ = nullptr;  // the stack of whoever resumes
+  static inline size_t main_bytes_ = 0;
 };
 
 }  // namespace fastmeta::emulation

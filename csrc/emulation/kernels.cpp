@@ -1,6 +1,5 @@
 #include "emulation/kernels.h"
 
-#include "emulation/checks.h"
 #include "emulation/cuda.h"
 #include "emulation/launch.h"
 // The kernels need the names above.

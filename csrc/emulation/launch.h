@@ -6,6 +6,7 @@
 #include <string>
 
 #include "emulation/block.h"
+#include "emulation/names.h"
 
 namespace fastmeta::emulation {
 
@@ -43,11 +44,13 @@ class Launch {
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), dim3 grid, dim3 threads, const A&... args) const {
     static_assert(parameter_bytes<P...>() <= 32764, "more than a kernel's parameters may take");
-    run(grid, threads, [&] { kernel(args...); });
+    run(kernel_name(reinterpret_cast<const void*>(kernel)), grid, threads,
+        [&] { kernel(args...); });
   }
 
  private:
-  void run(dim3 grid, dim3 threads, const std::function<void()>& body) const {
+  void run(const std::string& kernel, dim3 grid, dim3 threads,
+           const std::function<void()>& body) const {
     check_shape(grid, threads, shared_);
     gridDim = grid;
     blockDim = threads;
@@ -59,7 +62,7 @@ class Launch {
     for (const uint64_t b : order) {
       blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                   static_cast<unsigned>(b / grid.x / grid.y)};
-      block().run(random, body);
+      block().run(kernel, random, body);
     }
   }
 

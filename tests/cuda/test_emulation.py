@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from fastmeta._testing import cuda
 
+from fastmeta import _testing
+
 SIDE = 64
+SANITIZED = bool(cuda.sanitizers)
+watched = pytest.mark.skipif(
+    SANITIZED, reason="AddressSanitizer leaves no room for the emulation's watch on shared memory"
+)
+sanitized = pytest.mark.skipif(not SANITIZED, reason="only sanitizers see it: .ci/sanitize")
 
 
 def run(kernel: str, seed: int, n: int = 2 * SIDE) -> tuple[np.ndarray, np.ndarray]:
@@ -29,6 +39,26 @@ def test_sound_kernels(seed: int) -> None:
     np.testing.assert_array_equal(out, values.reshape(-1, 32)[:, 0].repeat(32))
 
 
+RACES = {
+    "missing_barrier": r"reads shared memory that (nobody|thread .*) has written",
+    "missing_second_barrier": r"shared memory that thread .* has (read|written) since the last",
+    "two_writers": r"writes shared memory that thread .* has written since the last",
+    "unset_shared": "reads shared memory that nobody has written",
+    "unset_dynamic": "reads shared memory that nobody has written",
+}
+
+
+@watched
+@pytest.mark.parametrize("kernel", RACES)
+@pytest.mark.parametrize("seed", range(10))
+def test_races_and_unset_memory_are_found_in_every_order(kernel: str, seed: int) -> None:
+    with pytest.raises(cuda.Fault, match=RACES[kernel]) as caught:
+        run(kernel, seed)
+    assert f" of {kernel}: thread (" in str(caught.value)
+    run("reverse", seed)
+
+
+@sanitized
 @pytest.mark.parametrize("kernel", ["missing_barrier", "missing_second_barrier"])
 def test_a_missing_barrier_changes_the_result_for_some_order(kernel: str) -> None:
     values = np.random.standard_normal(SIDE).astype(np.float32)
@@ -69,10 +99,53 @@ def test_a_write_past_the_end_lands_in_the_strip_that_tests_keep_there() -> None
     assert out[SIDE] == 1
 
 
+def test_a_tail_that_is_left_out_stays_unset() -> None:
+    for n in (1, 31, 33, SIDE, 2 * SIDE + 1):
+        _, out = run("stops_before_the_end", 0, n)
+        assert np.isnan(out).tolist() == [False] * (n - 1) + [True]
+
+
 def test_a_write_past_the_dynamic_shared_memory_is_found() -> None:
     with pytest.raises(cuda.Fault, match=r"in block \(.*past the end of the dynamic shared"):
         run("dynamic_tile_too_short", 0)
     run("reverse_dynamically", 0)
+
+
+# By a process of its own, which the sanitizers end.
+SEEN_BY_SANITIZERS = {
+    "reads_past_the_end": "heap-buffer-overflow",
+    "writes_past_the_end": "heap-buffer-overflow",
+    "overflowing_index": "signed integer overflow",
+}
+ALONE = """
+import importlib.util, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("fastmeta._testing", sys.argv[1])
+testing = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(testing)
+values = np.ones(1000, np.float32)
+testing.cuda.faulty(sys.argv[2], values, np.zeros_like(values), 0)
+"""
+
+
+def alone(kernel: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", ALONE, _testing.__file__, kernel]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+@sanitized
+@pytest.mark.parametrize("kernel", SEEN_BY_SANITIZERS)
+def test_sanitizers_report_what_only_they_see(kernel: str) -> None:
+    found = alone(kernel)
+    assert found.returncode != 0
+    assert SEEN_BY_SANITIZERS[kernel] in found.stderr
+    assert "faults.h" in found.stderr
+
+
+@sanitized
+def test_sanitizers_let_sound_kernels_pass() -> None:
+    found = alone("reverse")
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_exceptions_of_a_thread_arrive() -> None:

@@ -1,0 +1,49 @@
+#include "emulation/names.h"
+
+#include <cxxabi.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <stdexcept>
+
+namespace fastmeta::emulation {
+namespace {
+
+std::set<std::string> names;
+
+std::string demangled(const char* symbol) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> text(
+      abi::__cxa_demangle(symbol, nullptr, nullptr, &status), std::free);
+  return text ? text.get() : symbol;
+}
+
+// "void a::b::kernel<c::D>(c::E)" without what is not the kernel's own: "kernel<c::D>".
+std::string own_part(const std::string& signature) {
+  const std::string name = signature.substr(0, signature.find('('));
+  const size_t space = name.rfind("::", name.find('<'));
+  return space == std::string::npos ? name : name.substr(space + 2);
+}
+
+}  // namespace
+
+std::string kernel_name(const void* kernel) {
+  static std::map<const void*, std::string> known;
+  std::string& name = known[kernel];
+  if (name.empty()) {
+    Dl_info info{};
+    dladdr(kernel, &info);
+    if (info.dli_saddr != kernel) throw std::logic_error("a kernel is not among the symbols");
+    name = own_part(demangled(info.dli_sname));
+    names.insert(name);
+  }
+  return name;
+}
+
+const std::set<std::string>& kernels_run() {
+  return names;
+}
+
+}  // namespace fastmeta::emulation
