@@ -20,11 +20,15 @@ std::string demangled(const char* symbol) {
   return text ? text.get() : symbol;
 }
 
-// "void a::b::kernel<c::D>(c::E)" without what is not the kernel's own: "kernel<c::D>".
+// "void a::b::kernel<c::D>(c::E)" without what is not the kernel's own: "kernel<D>".
 std::string own_part(const std::string& signature) {
-  const std::string name = signature.substr(0, signature.find('('));
-  const size_t space = name.rfind("::", name.find('<'));
-  return space == std::string::npos ? name : name.substr(space + 2);
+  std::string name = signature.substr(0, signature.find('('));
+  for (size_t colons; (colons = name.find("::")) != std::string::npos;) {
+    const size_t before = name.find_last_of(" <,", colons);
+    const size_t begin = before == std::string::npos ? 0 : before + 1;
+    name.erase(begin, colons + 2 - begin);
+  }
+  return name.rfind("void ", 0) == 0 ? name.substr(5) : name;
 }
 
 }  // namespace

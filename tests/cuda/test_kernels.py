@@ -19,9 +19,9 @@ TOLERANCE = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
-# Tasks and columns around the tile, warp and block sizes; the last two have several chunks, rows of
-# the first of them begin at 16 bytes.
-SIZES = [(1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117), (2, 9000)]
+# Tasks and columns around the tile, warp and block sizes, and none; the last two have several chunks,
+# rows of the first of them begin at 16 bytes.
+SIZES = [(0, 7), (3, 0), (1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117), (2, 9000)]
 
 
 def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
@@ -32,8 +32,16 @@ def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
 
 
 def close(found: Tensor, exact: Tensor, size: Tensor) -> None:
+    assert found.shape == exact.shape
+    if not found.numel():
+        return
     bound = TOLERANCE[found.dtype] * size.abs().clamp_min(size.abs().max() * 1e-2) + 1e-300
     assert ((found.double() - exact).abs() <= bound).all(), (found, exact)
+
+
+def largest(t: Tensor) -> Tensor:
+    """The largest magnitude, everywhere."""
+    return t.abs().max().expand_as(t) if t.numel() else t
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -96,8 +104,7 @@ def test_combine(dtype: torch.dtype, buffers: int, tasks: int, columns: int) -> 
     wide = [b.double() for b in g]
     size = reference.combine([b.abs() for b in wide], coef.double().abs(), bounds)
     exact = reference.combine(wide, coef.double(), bounds)
-    if columns:
-        close(torch.cat(found), exact, size)
+    close(torch.cat(found), exact, size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -133,7 +140,7 @@ def test_where_rows_begin_changes_no_bit(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("each", [False, True])
 def test_inner_step(dtype: torch.dtype, each: bool) -> None:
-    sizes, frozen = [1, 1023, 1025, 31], [False, True, False, False]
+    sizes, frozen = [1, 1023, 0, 1025, 31, 33], [False, True, False, False, False, True]
     theta, grad = ([torch.randn(n).to(dtype) for n in sizes] for _ in range(2))
     alpha = [torch.rand(n if each else 1, dtype=acc(dtype)) for n in sizes]
     found = run(
@@ -150,11 +157,11 @@ def test_inner_step(dtype: torch.dtype, each: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_hvp(dtype: torch.dtype) -> None:
-    tasks, columns = 3, 347
+@pytest.mark.parametrize(("tasks", "columns"), [(0, 3), (2, 0), (1, 1), (31, 33), (3, 347)])
+def test_hvp(dtype: torch.dtype, tasks: int, columns: int) -> None:
     v, a, b = (torch.randn(tasks, columns).to(dtype) for _ in range(3))
     eps = torch.rand(tasks, dtype=acc(dtype)) + 0.5
-    eps[1] = 0
+    eps[1:2] = 0
     found = run(
         [(tasks, columns)] * 2,
         dtype,
@@ -197,36 +204,38 @@ def test_pack(bytes_: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("magnitude", range(4))
-def test_gsl_coefficients(dtype: torch.dtype, magnitude: int) -> None:
-    u, v = torch.randn(2, 37, 50, dtype=torch.float64)
+@pytest.mark.parametrize("tasks", [0, 1, 31, 131])
+def test_gsl_coefficients(dtype: torch.dtype, magnitude: int, tasks: int) -> None:
+    u, v = torch.randn(2, tasks, 50, dtype=torch.float64)
     stats = reference.row_similarity(u, v, (0, 10, 50)).to(dtype)
-    weight, rate = torch.rand(37, dtype=dtype), torch.full((1,), 0.3, dtype=dtype)
+    weight, rate = torch.rand(tasks, dtype=dtype), torch.full((1,), 0.3, dtype=dtype)
     options = (0.7, 0.2, magnitude, 0.5, 1e-12)
     (found,) = run(
-        [(37, 2, 2)],
+        [(tasks, 2, 2)],
         dtype,
         lambda out, seed: cuda.gsl_coefficients(
             name(dtype), array(stats), array(weight), array(rate), *options, out[0], seed
         ),
     )
     exact = reference.gsl_coefficients(stats.double(), weight.double(), rate.double(), *options)
-    close(found, exact, exact.abs().max() * torch.ones_like(exact) * 10)
+    close(found, exact, 10 * largest(exact))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("rule", range(3))
-def test_task_weights(dtype: torch.dtype, rule: int) -> None:
-    g = torch.randn(9, 50, dtype=torch.float64)
+@pytest.mark.parametrize("tasks", [0, 1, 9, 33])
+def test_task_weights(dtype: torch.dtype, rule: int, tasks: int) -> None:
+    g = torch.randn(tasks, 50, dtype=torch.float64)
     stats = reference.mean_similarity(g).to(dtype)
     (found,) = run(
-        [(9,)],
+        [(tasks,)],
         dtype,
         lambda out, seed: cuda.task_weights(
             name(dtype), array(stats), rule, 0.8, 0.01, 0.5, out[0], seed
         ),
     )
     exact = reference.task_weights(stats.double(), rule, 0.8, 0.01, 0.5)
-    close(found, exact, exact.abs().max() * torch.ones_like(exact) * 10)
+    close(found, exact, 10 * largest(exact))
 
 
 def test_more_tensors_and_segments_than_one_launch_takes() -> None:
