@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastmeta._testing import cuda
 from torch import Tensor
 
-SEEDS = (1, 2, 3)
+SEEDS = (1,) if cuda.sanitizers else (1, 2, 3)  # sanitizers are slow, and find the same in each
 STRIP = 64
 
 
