@@ -27,7 +27,8 @@ pytestmark = [
 
 # Kernels that the memory's speed bounds; those of norm where a thread has several channels.
 WIDE = re.compile(
-    r"11pack_kernel|norm_(moments|forward|backward|backward_sums|second|second_sums)_kernelI(fLi4|dLi2)"
+    r"11pack_kernel|(row_partial|mean_partial|combine)_kernel|"
+    r"norm_(moments|forward|backward|backward_sums|second|second_sums)_kernelI(fLi4|dLi2)"
 )
 
 
@@ -52,6 +53,6 @@ def loads(architecture: str) -> dict[str, list[str]]:
 def test_loads_of_16_bytes(which: int) -> None:
     kernels = loads(fastmeta.build_info().cuda_architectures[which])
     wide = {name: found for name, found in kernels.items() if WIDE.search(name)}
-    assert len(wide) == 23
+    assert len(wide) == 39
     for name, found in wide.items():
         assert any(".128" in load for load in found), name
