@@ -1,0 +1,49 @@
+"""The gradients that an adaptation takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def gradients(
+    loss: Tensor,
+    parameters: Iterable[Tensor],
+    *,
+    create_graph: bool,
+    retain_graph: bool | None = None,
+    allow_unused: bool,
+    allow_nograd: bool,
+) -> list[Tensor | None]:
+    """``torch.autograd.grad``, for parameters that may not all want one.
+
+    Args:
+        loss: a scalar.
+        parameters: one gradient is returned for each.
+        create_graph: whether the gradients can be differentiated.
+        retain_graph: whether the loss can be differentiated again; as ``create_graph`` by default.
+        allow_unused: whether the loss need not depend on all; ``None`` for those.
+        allow_nograd: whether some may have ``requires_grad=False``; ``None`` for those.
+
+    Raises:
+        RuntimeError: from torch, with advice, if one is unused or requires no gradient.
+    """
+    params = list(parameters)
+    wanted = [p for p in params if p.requires_grad] if allow_nograd else params
+    try:
+        found = torch.autograd.grad(
+            loss,
+            wanted,
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=allow_unused,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{error}\nPass allow_nograd=True if parameters have requires_grad=False, "
+            "allow_unused=True if the loss does not depend on all of them."
+        ) from error
+    rest = iter(found)
+    return [None if allow_nograd and not p.requires_grad else next(rest) for p in params]

@@ -1,0 +1,5 @@
+"""Images: data sets, tasks, networks."""
+
+from fastmeta.compat.learn2learn.vision import benchmarks, datasets, models, transforms
+
+__all__ = ["benchmarks", "datasets", "models", "transforms"]
