@@ -90,5 +90,5 @@ class MetaCurvatureTransform(nn.Module):
         if self.dim == 2:
             return self.lr * (self.mc_in @ grad @ self.mc_out)
         curved = self.mc_out.T @ grad.flatten(2) @ self.mc_f.T
-        update = torch.tensordot(self.mc_in, curved, dims=1)
+        update: Tensor = torch.tensordot(self.mc_in, curved, dims=1)
         return self.lr * update.reshape(grad.shape)

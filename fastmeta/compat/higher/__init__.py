@@ -1,0 +1,62 @@
+"""higher 0.2.1's interface for inner loops on an ordinary optimizer.
+
+``from fastmeta.compat import higher`` takes the place of ``import higher``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta.compat.higher import optim
+from fastmeta.compat.higher.functional_module import monkeypatch
+from fastmeta.compat.higher.optim import Override, get_diff_optim
+from fastmeta.compat.missing import missing
+
+__all__ = ["get_diff_optim", "innerloop_ctx", "monkeypatch", "optim"]
+
+_MONKEYPATCH = "use higher.monkeypatch."
+__getattr__ = missing(
+    __name__,
+    {
+        "patch": _MONKEYPATCH,
+        "utils": "a module's copy is a module itself: use torch.",
+        "create_diff_optim": "make the optimizer and use get_diff_optim.",
+        "register_optim": "use SGD, Adam or AdamW in the inner loop.",
+    },
+)
+
+
+@contextmanager
+def innerloop_ctx(
+    model: nn.Module,
+    opt: torch.optim.Optimizer,
+    device: torch.device | str | None = None,
+    copy_initial_weights: bool = True,
+    override: Override | None = None,
+    track_higher_grads: bool = True,
+) -> Iterator[tuple[Any, optim.DifferentiableOptimizer]]:
+    """A copy of the model, and the optimizer that takes differentiable steps on it.
+
+    Args:
+        model: the model, which is not changed.
+        opt: its optimizer, SGD, Adam or AdamW, which is not changed.
+        device: where the copy is; as the model by default.
+        copy_initial_weights: whether the first fast weights are a copy out of the graph; with
+            ``False``, as in MAML, gradients reach the model's parameters.
+        override: settings of the optimizer in place of its own, see
+            :class:`fastmeta.compat.higher.optim.DifferentiableOptimizer`.
+        track_higher_grads: whether the steps can be differentiated and earlier weights are kept.
+
+    Raises:
+        ValueError: if the optimizer, or a setting of it, is not supported.
+    """
+    fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads)
+    yield (
+        fmodel,
+        get_diff_optim(opt, model.parameters(), fmodel, device, override, track_higher_grads),
+    )

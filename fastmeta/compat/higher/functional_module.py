@@ -1,0 +1,132 @@
+"""A copy of a module that runs on fast weights and keeps those of earlier steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.compat.clone import clone_module, refresh
+
+
+class FunctionalModule(nn.Module):
+    """What :func:`monkeypatch` adds to the class of a module.
+
+    Attributes:
+        track_higher_grads: whether the weights of all steps are kept, with their graph.
+    """
+
+    track_higher_grads: bool
+    _fast_params: list[list[Tensor]]
+    _slots: list[tuple[nn.Module, str, int]]
+
+    def forward(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
+        """What the module returns.
+
+        Args:
+            *args: of the module.
+            params: fast weights to go on with, in place of the present ones.
+            **kwargs: of the module.
+        """
+        if params is not None:
+            self.update_params(params)
+        return super().forward(*args, **kwargs)
+
+    def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
+        """The fast weights, those of all submodules in any case.
+
+        Args:
+            recurse: not used.
+            time: after how many steps; the present ones by default.
+
+        Raises:
+            ValueError: if those of an earlier step are asked for and not kept.
+        """
+        if time not in (None, -1, 0) and not self.track_higher_grads:
+            raise ValueError(
+                "only the present fast weights are kept with track_higher_grads=False; got "
+                f"time={time}."
+            )
+        return iter(self._fast_params[-1 if time is None else time])
+
+    @property
+    def fast_params(self) -> list[Tensor]:
+        """The present fast weights."""
+        return self._fast_params[-1]
+
+    @property
+    def init_fast_params(self) -> list[Tensor]:
+        """The fast weights before the first step.
+
+        Raises:
+            ValueError: with ``track_higher_grads=False``, which does not keep them.
+        """
+        if not self.track_higher_grads:
+            raise ValueError("the first fast weights are not kept with track_higher_grads=False.")
+        return self._fast_params[0]
+
+    def update_params(self, params: Iterable[Tensor]) -> None:
+        """Goes on with other fast weights.
+
+        Raises:
+            ValueError: if there are more or fewer than parameters.
+        """
+        new = list(params)
+        if len(new) != len(self.fast_params):
+            raise ValueError(f"expected {len(self.fast_params)} fast weights; got {len(new)}.")
+        if not self.track_higher_grads:
+            self._fast_params.clear()
+        self._fast_params.append(new)
+        for module, name, index in self._slots:
+            held: dict[str, Any] = module._parameters
+            held[name] = new[index]
+        for module in self.modules():
+            refresh(module)
+
+
+def monkeypatch(
+    module: nn.Module,
+    device: torch.device | str | None = None,
+    copy_initial_weights: bool = True,
+    track_higher_grads: bool = True,
+) -> Any:
+    """A copy of the module, of a subclass of its class and of :class:`FunctionalModule`.
+
+    Its buffers are its own.
+
+    Args:
+        module: the module, which is not changed.
+        device: where the copy is; as the module by default.
+        copy_initial_weights: whether the first fast weights are a copy out of the graph; otherwise
+            gradients reach the module's parameters.
+        track_higher_grads: whether to keep the fast weights of all steps.
+    """
+    params = list(module.parameters())
+    fast = [
+        p.detach().clone().to(device).requires_grad_(p.requires_grad)
+        if copy_initial_weights
+        else p.clone().to(device)
+        for p in params
+    ]
+    copy: Any = clone_module(module, dict(zip(params, fast, strict=True)))
+    number = {p: i for i, p in enumerate(fast)}
+    copy.__class__ = type(
+        f"Functional{type(module).__name__}", (FunctionalModule, type(module)), {}
+    )
+    parts = list(copy.modules())
+    copy.track_higher_grads = track_higher_grads
+    copy._fast_params = [fast]
+    copy._slots = [
+        (part, name, number[p])
+        for part in parts
+        for name, p in part._parameters.items()
+        if p is not None
+    ]
+    for part in parts:
+        part._buffers = {
+            name: None if b is None else b.detach().clone().to(device)
+            for name, b in part._buffers.items()
+        }
+    return copy

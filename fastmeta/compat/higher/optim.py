@@ -1,0 +1,237 @@
+"""Optimizers whose steps can be differentiated."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.compat.missing import missing
+
+Override = Mapping[str, Sequence[Any]]
+GradCallback = Callable[[Sequence[Any]], Sequence[Any]]
+
+_SUPPORTED = "use SGD, Adam or AdamW in the inner loop."
+__getattr__ = missing(
+    __name__,
+    {
+        **dict.fromkeys(
+            (
+                "DifferentiableAdadelta",
+                "DifferentiableAdagrad",
+                "DifferentiableAdamax",
+                "DifferentiableASGD",
+                "DifferentiableRMSprop",
+                "DifferentiableRprop",
+                "register_optim",
+            ),
+            _SUPPORTED,
+        ),
+        "create_diff_optim": "make the optimizer and use get_diff_optim.",
+        "get_trainable_opt_params": "pass override= with tensors that require gradients.",
+        "apply_trainable_opt_params": "write the values into the optimizer's param_groups.",
+    },
+)
+
+
+class DifferentiableOptimizer(ABC):
+    """The steps of an optimizer as functions of weights, gradients, state and settings.
+
+    Args:
+        other: the optimizer, which is not changed.
+        reference_params: the parameters of the module.
+        fmodel: the module's copy, whose fast weights are updated.
+        device: where the state is; as the optimizer's by default.
+        override: settings in place of the optimizer's: a list with one for all parameter groups,
+            or one for each. Tensors may require gradients.
+        grad_callback: from the gradients of all parameters to those to use.
+        track_higher_grads: whether the steps can be differentiated.
+
+    Raises:
+        ValueError: if a setting is not supported, or overridden by too many, or a parameter is not
+            the module's.
+    """
+
+    UNSUPPORTED: tuple[str, ...] = ("maximize",)
+
+    def __init__(
+        self,
+        other: torch.optim.Optimizer,
+        reference_params: Iterable[Tensor],
+        fmodel: Any = None,
+        device: torch.device | str | None = None,
+        override: Override | None = None,
+        grad_callback: GradCallback | None = None,
+        track_higher_grads: bool = True,
+    ) -> None:
+        number = {p: i for i, p in enumerate(reference_params)}
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[int, dict[str, Any]] = {}
+        for group in other.param_groups:
+            for name in self.UNSUPPORTED:
+                if group.get(name):
+                    raise ValueError(f"{type(other).__name__}: {name} is not supported here.")
+            if not set(group["params"]) <= number.keys():
+                raise ValueError("the optimizer has a parameter that is not the module's.")
+            settings = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+            rows = [number[p] for p in group["params"]]
+            self.param_groups.append({**settings, "params": rows})
+            for p in group["params"]:
+                self.state[number[p]] = {
+                    name: value.detach().clone().to(device) if torch.is_tensor(value) else value
+                    for name, value in other.state.get(p, {}).items()
+                }
+        self._override(override)
+        self._fmodel = fmodel
+        self._grad_callback = grad_callback
+        self._track_higher_grads = track_higher_grads
+
+    def _override(self, override: Override | None) -> None:
+        for name, values in (override or {}).items():
+            if len(values) not in (1, len(self.param_groups)):
+                raise ValueError(
+                    f"override[{name!r}]: expected a list of one value or of "
+                    f"{len(self.param_groups)}, one for each parameter group; got {len(values)}."
+                )
+            for k, group in enumerate(self.param_groups):
+                group[name] = values[0] if len(values) == 1 else values[k]
+
+    def step(
+        self,
+        loss: Tensor,
+        params: Iterable[Tensor] | None = None,
+        override: Override | None = None,
+        grad_callback: GradCallback | None = None,
+    ) -> list[Tensor]:
+        """One step on the loss.
+
+        Args:
+            loss: a scalar.
+            params: the fast weights it depends on; those of the module's copy by default.
+            override: settings from now on.
+            grad_callback: in place of the optimizer's.
+
+        Returns:
+            The new fast weights, which the module's copy has from now on.
+
+        Raises:
+            ValueError: if there are neither fast weights nor a copy of the module.
+        """
+        self._override(override)
+        if params is None:
+            if self._fmodel is None:
+                raise ValueError("without a functional module, step needs params=.")
+            params = self._fmodel.fast_params
+        new = list(params)
+        grads = self._grads(loss, new, grad_callback or self._grad_callback)
+        for group in self.param_groups:
+            for i in group["params"]:
+                if grads[i] is not None:
+                    new[i] = self._moved(group, self.state[i], new[i], grads[i])
+                if not self._track_higher_grads:
+                    new[i] = new[i].detach().requires_grad_()
+        if self._fmodel is not None:
+            self._fmodel.update_params(new)
+        return new
+
+    def _grads(
+        self, loss: Tensor, params: list[Tensor], callback: GradCallback | None
+    ) -> Sequence[Any]:
+        wanted = [p for p in params if p.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                loss, wanted, create_graph=self._track_higher_grads, allow_unused=True
+            )
+        )
+        grads = [next(found) if p.requires_grad else None for p in params]
+        return grads if callback is None else callback(grads)
+
+    @abstractmethod
+    def _moved(self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
+        """The parameter after a step; the state is replaced, not changed in place."""
+
+
+class DifferentiableSGD(DifferentiableOptimizer):
+    """``torch.optim.SGD``, with momentum, Nesterov's, dampening and weight decay."""
+
+    def _moved(self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
+        momentum = group["momentum"]
+        g = _decayed(g, group["weight_decay"], p)
+        if _given(momentum):
+            before = state.get("momentum_buffer")
+            now = g if before is None else momentum * before + (1 - group["dampening"]) * g
+            state["momentum_buffer"] = now
+            g = g + momentum * now if group["nesterov"] else now
+        moved: Tensor = p - group["lr"] * g
+        return moved
+
+
+class DifferentiableAdam(DifferentiableOptimizer):
+    """``torch.optim.Adam``, with higher's epsilon: beside the root that is not yet corrected."""
+
+    UNSUPPORTED = ("maximize", "amsgrad")
+
+    def _moved(self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
+        p, g = self._decay(group, p, g)
+        beta1, beta2 = group["betas"]
+        if not state:
+            state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        step = state["step"] + 1
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * g
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
+        state.update(step=step, exp_avg=mean, exp_avg_sq=square)
+        # Where all gradients were zero the root has no finite derivative, and none is wanted.
+        safe = torch.where(square == 0, square.detach(), square)
+        rate = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        moved: Tensor = p - rate * (mean / (safe.sqrt() + group["eps"]))
+        return moved
+
+    def _decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return p, _decayed(g, group["weight_decay"], p)
+
+
+class DifferentiableAdamW(DifferentiableAdam):
+    """``torch.optim.AdamW``, with epsilon as in :class:`DifferentiableAdam`."""
+
+    def _decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return p * (1 - group["lr"] * group["weight_decay"]), g
+
+
+_KINDS: dict[type[torch.optim.Optimizer], type[DifferentiableOptimizer]] = {
+    torch.optim.SGD: DifferentiableSGD,
+    torch.optim.Adam: DifferentiableAdam,
+    torch.optim.AdamW: DifferentiableAdamW,
+}
+
+
+def get_diff_optim(
+    opt: torch.optim.Optimizer,
+    reference_params: Iterable[Tensor],
+    fmodel: Any = None,
+    device: torch.device | str | None = None,
+    override: Override | None = None,
+    track_higher_grads: bool = True,
+    grad_callback: GradCallback | None = None,
+) -> DifferentiableOptimizer:
+    """The differentiable form of an optimizer, see :class:`DifferentiableOptimizer`.
+
+    Raises:
+        ValueError: if it is another optimizer than SGD, Adam or AdamW.
+    """
+    kind = _KINDS.get(type(opt))
+    if kind is None:
+        names = ", ".join(known.__name__ for known in _KINDS)
+        raise ValueError(f"the inner optimizer must be one of {names}; got {type(opt).__name__}.")
+    return kind(opt, reference_params, fmodel, device, override, grad_callback, track_higher_grads)
+
+
+def _given(setting: Any) -> bool:
+    return torch.is_tensor(setting) or setting != 0
+
+
+def _decayed(g: Tensor, decay: Any, p: Tensor) -> Tensor:
+    return g + decay * p if _given(decay) else g
