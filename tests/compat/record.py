@@ -1,0 +1,48 @@
+"""Writes saved.json: what learn2learn 0.2.0 and higher 0.2.1 compute, where they are installed.
+
+    python tests/compat/record.py
+
+Run it where ``benchmarks/rivals/README.md`` says how to install them. The tests compare with the
+file wherever they are not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import higher
+import learn2learn
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "support"))
+
+import compat_loops  # noqa: E402
+import higher_loops  # noqa: E402
+
+SEED = 1
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    saved: dict[str, object] = {"torch": torch.__version__}
+    for name, library, loops in (
+        ("learn2learn", learn2learn, compat_loops.LOOPS),
+        ("higher", higher, higher_loops.CASES),
+    ):
+        saved[name] = {}
+        for loop, run in loops.items():
+            compat_loops.seed(SEED)
+            saved[name][loop] = run(library, torch.float64)
+    saved["draws"] = compat_loops.draws(learn2learn, SEED)
+    saved["models"] = {
+        name: compat_loops.fingerprint(model)
+        for name, model in compat_loops.models(learn2learn, SEED).items()
+    }
+    (HERE / "saved.json").write_text(json.dumps(saved, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Data sets, tasks and their parts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastmeta.compat.learn2learn import data as l2l_data
+from fastmeta.compat.learn2learn.data.transforms import (
+    FusedNWaysKShots,
+    KShots,
+    LoadData,
+    NWays,
+    RemapLabels,
+)
+
+MetaDataset = l2l_data.MetaDataset
+
+
+@pytest.fixture
+def dataset() -> MetaDataset:
+    """60 numbers in 12 classes, five each."""
+    return MetaDataset(TensorDataset(torch.arange(60), torch.randperm(60) % 12))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_tasks_have_n_ways_and_k_shots(dataset: MetaDataset, fused: bool) -> None:
+    ways, shots = random.randint(1, 12), random.randint(1, 5)
+    draw = (
+        [FusedNWaysKShots(dataset, ways, shots)]
+        if fused
+        else [NWays(dataset, ways), KShots(dataset, shots)]
+    )
+    tasks = l2l_data.Taskset(dataset, [*draw, LoadData(dataset), RemapLabels(dataset)])
+    x, y = tasks.sample()
+    assert y.bincount().tolist() == [shots] * ways
+    assert len(x.unique()) == ways * shots
+    classes = {(dataset.indices_to_labels[i], k) for i, k in zip(x.tolist(), y.tolist())}  # noqa: B905
+    assert len(classes) == ways
+
+
+def test_a_task_is_described_once(dataset: MetaDataset) -> None:
+    chain = [FusedNWaysKShots(dataset, 3, 2), LoadData(dataset)]
+    tasks = l2l_data.Taskset(dataset, chain, num_tasks=4)
+    assert len(tasks) == 4
+    first = [x.tolist() for x, _ in tasks]
+    assert first == [x.tolist() for x, _ in tasks]
+    assert tasks[2][0].tolist() == first[2]
+    loaded = [x[0].tolist() for x, _ in DataLoader(tasks)]
+    assert loaded == first
+
+
+def test_tasks_without_an_end(dataset: MetaDataset) -> None:
+    tasks = l2l_data.Taskset(dataset, lambda task: KShots(dataset, 1)(task), task_collate=list)
+    assert len(tasks) == 1
+    drawn = {tuple(task) for task, _ in zip(tasks, range(30))}  # noqa: B905
+    assert len(drawn) > 1
+    assert not tasks.sampled_descriptions
+
+
+@pytest.mark.parametrize("num_tasks", [0, -2])
+def test_number_of_tasks(dataset: MetaDataset, num_tasks: int) -> None:
+    with pytest.raises(ValueError, match=f"or -1 for no end; got {num_tasks}"):
+        l2l_data.Taskset(dataset, num_tasks=num_tasks)
+
+
+def test_the_old_name(dataset: MetaDataset) -> None:
+    with pytest.warns(DeprecationWarning, match="Taskset"):
+        assert len(l2l_data.TaskDataset(dataset, num_tasks=3)) == 3
+
+
+def test_a_meta_dataset_needs_a_dataset() -> None:
+    with pytest.raises(TypeError, match="got list"):
+        MetaDataset([(1, 2)])
+
+
+def test_classes_may_be_known(dataset: MetaDataset) -> None:
+    class Blind(TensorDataset):
+        def __getitem__(self, i: int) -> None:
+            raise AssertionError("looked at")
+
+    blind = Blind(torch.arange(60))
+    by_label = MetaDataset(blind, labels_to_indices=dataset.labels_to_indices)
+    by_index = MetaDataset(blind, indices_to_labels=dataset.indices_to_labels)
+    for known in (by_label, by_index):
+        assert known.labels_to_indices == dataset.labels_to_indices
+        assert known.indices_to_labels == dataset.indices_to_labels
+        assert known.labels == dataset.labels
+
+
+def test_filtered_and_united(dataset: MetaDataset) -> None:
+    kept = l2l_data.FilteredMetaDataset(dataset, [4, 2])
+    assert len(kept) == 10
+    assert kept.labels == [4, 2]
+    assert [kept[i][1].item() for i in range(10)] == [4] * 5 + [2] * 5
+    both = l2l_data.UnionMetaDataset([kept, dataset])
+    assert len(both) == 70
+    assert both.labels == list(range(14))
+    i = random.randrange(60)
+    x, label = both[10 + i]
+    assert x == i
+    assert label == 2 + dataset.labels.index(dataset.indices_to_labels[i])
+    with pytest.raises(ValueError, match=r"12 classes, but not \[12\]"):
+        l2l_data.FilteredMetaDataset(dataset, [1, 12])
+
+
+def test_partition() -> None:
+    labels = torch.arange(12)[torch.randperm(12)] % 3
+    data = torch.arange(12)
+    (x, y), (query_x, query_y) = l2l_data.partition_task(data, labels, shots=1)
+    assert y.tolist() == [0, 1, 2]
+    assert query_y.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sorted([*x.tolist(), *query_x.tolist()]) == list(range(12))
+    assert torch.equal(labels[x], y)
+    assert torch.equal(labels[query_x], query_y)
+    assert x.tolist() == [data[labels == k][0] for k in range(3)]
+    with pytest.raises(ValueError, match=r"at least 5 examples .* \[4, 4, 4\]"):
+        l2l_data.partition_task(data, labels, shots=5)
+    with pytest.raises(ValueError, match=r"\[3, 4, 4\]|\[4, 3, 4\]|\[4, 4, 3\]"):
+        l2l_data.partition_task(data[1:], labels[1:])
+
+
+def test_loaded_as_a_whole_and_without_an_end() -> None:
+    data = l2l_data.OnDeviceDataset(
+        TensorDataset(torch.arange(3.0), torch.arange(3)), device="cpu", transform=lambda x: -x
+    )
+    assert data[2][0] == -2
+    assert data[2][1] == 2
+    loader = l2l_data.InfiniteIterator(DataLoader(data, batch_size=2))
+    assert [len(next(loader)[0]) for _ in range(5)] == [2, 1, 2, 1, 2]
