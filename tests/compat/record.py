@@ -27,20 +27,22 @@ SEED = 1
 
 def main() -> None:
     torch.set_num_threads(1)
-    saved: dict[str, object] = {"torch": torch.__version__}
+    saved: dict[str, object] = {
+        "torch": torch.__version__,
+        "draws": compat_loops.draws(learn2learn, SEED),
+        "models": {
+            name: compat_loops.fingerprint(model)
+            for name, model in compat_loops.models(learn2learn, SEED).items()
+        },
+    }
     for name, library, loops in (
-        ("learn2learn", learn2learn, compat_loops.LOOPS),
         ("higher", higher, higher_loops.CASES),
+        ("learn2learn", learn2learn, compat_loops.LOOPS),
     ):
-        saved[name] = {}
+        saved[name] = found = {}
         for loop, run in loops.items():
             compat_loops.seed(SEED)
-            saved[name][loop] = run(library, torch.float64)
-    saved["draws"] = compat_loops.draws(learn2learn, SEED)
-    saved["models"] = {
-        name: compat_loops.fingerprint(model)
-        for name, model in compat_loops.models(learn2learn, SEED).items()
-    }
+            found[loop] = run(library, torch.float64)
     (HERE / "saved.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 

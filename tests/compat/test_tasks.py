@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastmeta.compat.learn2learn import data as l2l_data
 from fastmeta.compat.learn2learn.data.transforms import (
+    FilterLabels,
     FusedNWaysKShots,
     KShots,
     LoadData,
@@ -40,6 +41,19 @@ def test_tasks_have_n_ways_and_k_shots(dataset: MetaDataset, fused: bool) -> Non
     assert len(x.unique()) == ways * shots
     classes = {(dataset.indices_to_labels[i], k) for i, k in zip(x.tolist(), y.tolist())}  # noqa: B905
     assert len(classes) == ways
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_description_is_narrowed(dataset: MetaDataset, fused: bool) -> None:
+    draw = (
+        [FusedNWaysKShots(dataset, 3, 2, filter_labels=[1, 2, 4])]
+        if fused
+        else [FilterLabels(dataset, [1, 2, 4]), NWays(dataset, 3), KShots(dataset, 2)]
+    )
+    chain = [FilterLabels(dataset, range(6)), *draw, LoadData(dataset)]
+    labels = l2l_data.Taskset(dataset, chain).sample()[1]
+    assert len(labels) == 6
+    assert set(labels.tolist()) == {1, 2, 4}
 
 
 def test_a_task_is_described_once(dataset: MetaDataset) -> None:

@@ -267,15 +267,8 @@ def draws(l2l: ModuleType, number: int) -> dict[str, list[list[int]]]:
     union = l2l.data.UnionMetaDataset([few, whole])
     chains = {
         "plain": (whole, [t.NWays(whole, 3), t.KShots(whole, 2), t.LoadData(whole)]),
-        "described": (whole, [t.FilterLabels(whole, [1, 2, 4, 7]), t.NWays(whole, 3)]),
+        "described": (whole, [t.FilterLabels(whole, [1, 2, 4, 7]), t.KShots(whole, 3)]),
         "fused": (few, [t.FusedNWaysKShots(few, n=3, k=2), t.LoadData(few), t.RemapLabels(few)]),
-        "fused-described": (
-            whole,
-            [
-                t.FilterLabels(whole, list(range(10))),
-                t.FusedNWaysKShots(whole, n=2, k=3, filter_labels=[2, 4, 9, 11]),
-            ],
-        ),
         "replaced": (whole, [t.FusedNWaysKShots(whole, n=2, k=7, replacement=True)]),
         "shots": (few, [t.KShots(few, 4, replacement=True)]),
         "union": (
