@@ -24,6 +24,7 @@ def test_losses_are_those_saved(loop: str, saved: dict[str, Any]) -> None:
     assert_close(losses, saved["learn2learn"][loop], rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # of theirs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_losses_are_theirs(loop: str, dtype: torch.dtype, learn2learn: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -186,7 +187,9 @@ class DifferentiableAdam(DifferentiableOptimizer):
         state.update(step=step, exp_avg=mean, exp_avg_sq=square)
         # Where all gradients were zero the root has no finite derivative, and none is wanted.
         safe = torch.where(square == 0, square.detach(), square)
-        rate = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        correction = 1 - beta2**step
+        root = correction.sqrt() if torch.is_tensor(beta2) else math.sqrt(correction)
+        rate = group["lr"] * root / (1 - beta1**step)
         moved: Tensor = p - rate * (mean / (safe.sqrt() + group["eps"]))
         return moved
 
