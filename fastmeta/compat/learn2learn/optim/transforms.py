@@ -89,6 +89,10 @@ class MetaCurvatureTransform(nn.Module):
             return self.lr * (self.mc * grad)
         if self.dim == 2:
             return self.lr * (self.mc_in @ grad @ self.mc_out)
-        curved = self.mc_out.T @ grad.flatten(2) @ self.mc_f.T
-        update: Tensor = torch.tensordot(self.mc_in, curved, dims=1)
+        # In this order and with these shapes rounding is learn2learn's, too.
+        n_in, n_out, n_f = grad.flatten(2).shape
+        update = grad.flatten(2).permute(2, 0, 1).reshape(-1, n_out) @ self.mc_out
+        update = (self.mc_f @ update.view(n_f, -1)).view(n_f, n_in, n_out)
+        update = self.mc_in @ update.transpose(0, 1).reshape(n_in, -1)
+        update = update.view(n_in, n_f, n_out).transpose(1, 2)
         return self.lr * update.reshape(grad.shape)
