@@ -19,6 +19,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "support"))
 
+import compat_draws  # noqa: E402
 import compat_loops  # noqa: E402
 import higher_loops  # noqa: E402
 
@@ -29,10 +30,10 @@ def main() -> None:
     torch.set_num_threads(1)
     saved: dict[str, object] = {
         "torch": torch.__version__,
-        "draws": compat_loops.draws(learn2learn, SEED),
+        "draws": compat_draws.draws(learn2learn, SEED),
         "models": {
-            name: compat_loops.fingerprint(model)
-            for name, model in compat_loops.models(learn2learn, SEED).items()
+            name: compat_draws.fingerprint(model)
+            for name, model in compat_draws.models(learn2learn, SEED).items()
         },
     }
     for name, library, loops in (
@@ -43,7 +44,8 @@ def main() -> None:
         for loop, run in loops.items():
             compat_loops.seed(SEED)
             found[loop] = run(library, torch.float64)
-    (HERE / "saved.json").write_text(json.dumps(saved, indent=1) + "\n")
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in saved.items()]
+    (HERE / "saved.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

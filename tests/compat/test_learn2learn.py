@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from compat_loops import LOOPS, STEPS, draws, fingerprint, models, seed
+from compat_draws import draws, fingerprint, models
+from compat_loops import LOOPS, STEPS, seed
 from torch.testing import assert_close
 
 from fastmeta.compat import learn2learn as l2l
