@@ -19,8 +19,8 @@ TOLERANCE = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
-# Tasks and columns around the tile, warp and block sizes, and none; the last two have several chunks,
-# rows of the first of them begin at 16 bytes.
+# Tasks and columns around the tile, warp and block sizes, and none; the last two have several
+# chunks, rows of the first of them begin at 16 bytes.
 SIZES = [(0, 7), (3, 0), (1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117), (2, 9000)]
 
 
