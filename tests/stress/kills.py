@@ -10,12 +10,12 @@ was never stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import cycle
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -32,6 +32,9 @@ from runs import (
 )
 
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+
+MOST_STEPS = 10  # from one kill to the next
+_WRITING = ".*.tmp"  # files that are being written
 
 
 class Kills:
@@ -56,34 +59,28 @@ class Kills:
         """One run, killed and resumed until it is through, beside one that is never stopped."""
         options = {"dataset": name, "seed": self.random.randrange(1000), **RUNS[name]}
         whole, folder = (self.work / f"{name}-{self.runs}-{kind}" for kind in ("whole", "killed"))
-        began = time.monotonic()
         finish(start(whole, options), whole)
-        seconds = time.monotonic() - began
-        while self.kills < self.wanted:
-            process = start(folder, options)
-            process.join(self.random.uniform(0, seconds / 3))
-            if not self._killed(process, folder):
-                break
+        while self.kills < self.wanted and self._kill(start(folder, options), folder):
             self._check(folder)
         finish(start(folder, options), folder)
         check_same(folder, essence(whole))
         self.runs += 1
 
-    def _killed(self, process: ForkProcess, folder: Path) -> bool:
-        before = set(folder.glob(".*.tmp"))  # of earlier kills
+    def _kill(self, process: ForkProcess, folder: Path) -> bool:
+        """Waits for a random moment; false if the process was through before it."""
+        left = set(folder.glob(_WRITING))  # by earlier kills
+        step = _logged(folder) + self.random.randrange(MOST_STEPS)
+        _wait(process, lambda: _logged(folder) >= step)
+        process.join(self.random.choice([0.02, 1]) * self.random.random())
         if self.random.random() < 0.5:
-            _wait_for_writing(process, folder, before)
-        if not process.is_alive():
-            finish(process, folder)
-            return False
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+            _wait(process, lambda: not left.issuperset(folder.glob(_WRITING)))
+        process.kill()
         process.join()
         if process.exitcode != -signal.SIGKILL:
             finish(process, folder)
             return False
         self.kills += 1
-        self.in_writing += not before.issuperset(folder.glob(".*.tmp"))
+        self.in_writing += not left.issuperset(folder.glob(_WRITING))
         return True
 
     def _check(self, folder: Path) -> None:
@@ -91,18 +88,19 @@ class Kills:
         for path in [*found, *folder.glob("best.pt")]:
             load_checkpoint(path)
         saved = load_checkpoint(found[-1])["step"] if found else 0
-        logged = max((int(row["step"]) for row in complete_rows(folder)), default=0)
+        logged = _logged(folder)
         self.most_lost = max(self.most_lost, logged - saved)
         if logged - saved > CHECKPOINT_EVERY:
             sys.exit(f"{folder}: step {logged} was logged, but the newest checkpoint has {saved}")
 
 
-def _wait_for_writing(process: ForkProcess, folder: Path, before: set[Path]) -> None:
-    until = time.monotonic() + 1
-    while before.issuperset(folder.glob(".*.tmp")):
-        if time.monotonic() > until or not process.is_alive():
-            break
-        time.sleep(0.0005)
+def _logged(folder: Path) -> int:
+    return max((int(row["step"]) for row in complete_rows(folder)), default=0)
+
+
+def _wait(process: ForkProcess, until: Callable[[], bool]) -> None:
+    while process.is_alive() and not until():
+        time.sleep(0.001)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # every process would import it for its optimizer
 
 import fastmeta
 from fastmeta.train import configure, resume, train
@@ -132,7 +133,7 @@ def check_same(folder: Path, expected: dict[str, Any]) -> None:
 
 def record(command: str, result: str) -> None:
     """Puts a row into ``results.md``, in place of the command's last."""
-    versions = f"fastmeta {fastmeta.__version__}, torch {torch.__version__}"
+    versions = f"fastmeta {fastmeta.build_info().version}, torch {torch.__version__}"
     versions += f", Python {platform.python_version()}"
     row = f"| `{command}` | {date.today()} | {versions} | {result} |"
     lines = RESULTS.read_text().splitlines()
