@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastmeta.cli import main
-from fastmeta.train import StorageError, configure, resume, train
+from fastmeta.train import ConfigError, StorageError, configure, resume, setup, train
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 from fastmeta.train.files import remove_temporary, write_atomic
@@ -86,3 +86,14 @@ def test_what_killed_processes_leave_is_removed(sine: dict[str, Any]) -> None:
     resume("run", {"steps": 8})
     assert not left.exists()
     remove_temporary(Path("nowhere"))
+
+
+def test_data_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "images.zip")
+
+    monkeypatch.setattr(setup, "load", denied)
+    match = r"data set 'digits', split 'train': .*Permission denied: 'images\.zip'"
+    with pytest.raises(ConfigError, match=match):
+        train(configure({"dataset": "digits", "out": "run"}))
+    assert not Path("run").exists()
