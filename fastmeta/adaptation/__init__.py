@@ -26,6 +26,7 @@ ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
     "proximal": ProximalSGD,
     "sgd": SGD,
 }
+"""Room 1 by word; each takes ``lr`` and ``steps``."""
 ADAPTATIONS |= by_word(ADAPTATIONS)
 
 __all__ = [

@@ -27,6 +27,7 @@ AGGREGATIONS: dict[str, Callable[..., Aggregation]] = {
     "pcgrad": PCGrad,
     "upgrad": UPGrad,
 }
+"""Room 3 by word."""
 
 __all__ = [
     "AGGREGATIONS",

@@ -19,6 +19,7 @@ from fastmeta.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 ENGINES = ("auto", "loop", "batched", "mlp")
+"""What the option ``engine`` may be."""
 EngineName = Literal["auto", "loop", "batched", "mlp"]
 
 

@@ -178,6 +178,7 @@ METHODS: dict[str, Words] = {
     "meta-sgd": Words(adaptation="meta-sgd"),
     "reptile": Words(metagrad="reptile"),
 }
+"""The named methods, and the word of each room."""
 
 
 def build(

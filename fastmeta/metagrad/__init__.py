@@ -26,6 +26,7 @@ METAGRADS: dict[str, Callable[..., MetaGradient]] = {
     "recursion": Recursion,
     "reptile": Reptile,
 }
+"""Room 2 by word."""
 
 __all__ = [
     "GSL",

@@ -1,0 +1,156 @@
+"""Pages and pictures that lie elsewhere in the repository, at the place in the site they belong to.
+
+Measurements write their pages beside their numbers, and the README has sections of its own. This
+hook collects the pages that are there, puts a section in place of a link with ``<!-- include -->``
+behind it (which elsewhere is a plain link), and copies what pages link to outside of ``docs/``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+# Written by others: in the navigation once they are there, plain text in a link until then.
+OPTIONAL = ("gsl-study.md", "migrate-from-learn2learn.md")
+# Where pages from elsewhere come.
+COLLECTED = {
+    "project/architecture.md": "ARCHITECTURE.md",
+    "project/changelog.md": "CHANGELOG.md",
+    "results/notes.md": "benchmarks/NOTES.md",
+    "results/rivals.md": "benchmarks/rivals/README.md",
+}
+TABLES = "benchmarks/tables"
+
+_INCLUDE = re.compile(r"^\[[^\]]*\]\((?P<file>[^)#]+)#(?P<slug>[\w-]+)\) <!-- include -->$", re.M)
+_LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<target>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)")
+_NOT_RUN = re.compile(r'^(```python) not-run="[^"]+"$', re.M)  # for the tests alone
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leaves out of the navigation what is not there yet, and adds the tables that are."""
+    missing = {name for name in OPTIONAL if not (ROOT / "docs" / name).exists()}
+    tables = [f"results/{path.name}" for path in _tables()]
+    assert config.nav is not None
+    config.nav = _pruned(config.nav, missing, tables)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages from elsewhere."""
+    pages = {name: ROOT / source for name, source in COLLECTED.items()}
+    pages |= {f"results/{path.name}": path for path in _tables()}
+    for name, source in pages.items():
+        files.append(File.generated(config, name, abs_src_path=str(source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Includes sections, and leads links out of ``docs/`` to where the site has their targets."""
+    source = Path(page.file.abs_src_path or "")
+    place = _Place(page.file, config, files)
+    # Sections last: their links have another origin, and are done.
+    parts = _INCLUDE.split(_NOT_RUN.sub(r"\1", markdown))
+    texts = [place.relinked(text, source.parent) for text in parts[::3]]
+    for i, (file, slug) in enumerate(zip(parts[1::3], parts[2::3], strict=True)):
+        other = (source.parent / file).resolve()
+        texts[i] += place.relinked(section(other.read_text(), slug), other.parent)
+    return "".join(texts)
+
+
+def section(text: str, slug: str) -> str:
+    """What is under the second-level heading whose GitHub anchor is ``slug``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for part in re.split(r"^## ", text, flags=re.M)[1:]:
+        title, _, body = part.partition("\n")
+        if re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") == slug:
+            return body.strip()
+    raise ValueError(f"there is no section {slug!r} to include.")
+
+
+class _Place:
+    """A page, and what its links lead to."""
+
+    def __init__(self, file: File, config: MkDocsConfig, files: Files) -> None:
+        self.file, self.config, self.files = file, config, files
+        self.sources = {f.abs_src_path: f for f in files}
+        self.included = _included(files)
+
+    def relinked(self, text: str, folder: Path) -> str:
+        """``text`` from ``folder``, with links that hold on this page."""
+
+        def link(match: re.Match[str]) -> str:
+            target = Path(os.path.normpath(folder / match["target"]))
+            folder_of_ours = target.is_dir() and target.is_relative_to(ROOT)
+            if folder_of_ours or (_expected(target) and not target.exists()):
+                return match["text"][1:-1]
+            if not target.is_file():
+                return match[0]  # for mkdocs to complain about
+            anchor = match["anchor"] or ""
+            found = (
+                self.included.get(f"{target}{anchor}")
+                or self.sources.get(str(target))
+                or self._copied(target)
+            )
+            here = os.path.relpath(found.src_uri, Path(self.file.src_uri).parent)
+            return f"{match['text']}({here}{anchor})"
+
+        return _LINK.sub(link, text)
+
+    def _copied(self, target: Path) -> File:
+        name = f"repository/{target.relative_to(ROOT).as_posix()}"
+        # A page that is none of the site's is shown as it is.
+        name = f"{name}.txt" if target.suffix == ".md" else name
+        found = File.generated(
+            self.config, name, abs_src_path=str(target), inclusion=InclusionLevel.NOT_IN_NAV
+        )
+        self.files.append(found)
+        self.sources[str(target)] = found
+        return found
+
+
+def _included(files: Files) -> dict[str, File]:
+    """Where sections are included, under a heading of their own name."""
+    found: dict[str, File] = {}
+    for page in files.documentation_pages():
+        source = Path(page.abs_src_path or "")
+        for file, slug in _INCLUDE.findall(source.read_text()):
+            found[f"{(source.parent / file).resolve()}#{slug}"] = page
+    return found
+
+
+def _expected(target: Path) -> bool:
+    """Whether a page will be there one day."""
+    if target.parent == ROOT / TABLES:
+        return target.with_suffix(".toml").exists()
+    return target.parent == ROOT / "docs" and target.name in OPTIONAL
+
+
+def _tables() -> list[Path]:
+    return sorted((ROOT / TABLES).glob("*.md"))
+
+
+def _pruned(nav: Iterable[Any], missing: set[str], tables: list[str]) -> list[Any]:
+    result: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, dict):
+            ((title, inside),) = entry.items()
+            if isinstance(inside, list):
+                result.append({title: _pruned(inside, missing, tables)})
+            elif inside not in missing:
+                result.append(entry)
+        elif entry == TABLES:
+            result += tables
+        elif entry not in missing:
+            result.append(entry)
+    return result
