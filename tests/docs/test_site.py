@@ -1,0 +1,126 @@
+"""The hooks of the site: pages from elsewhere in the repository, and equations."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from fences import ROOT
+
+pytest.importorskip("mkdocs", reason="the documentation's packages are not installed")
+pytest.importorskip("latex2mathml")
+
+MKDOCS_YML = """
+site_name: test
+theme: {name: mkdocs}
+plugins: []
+exclude_docs: _site/
+use_directory_urls: false
+strict: true
+hooks: [docs/_site/repository.py, docs/_site/equations.py]
+markdown_extensions: [pymdownx.superfences, pymdownx.arithmatex: {generic: true}]
+validation: {anchors: warn, omitted_files: warn, unrecognized_links: warn}
+nav:
+  - index.md
+  - gsl-study.md
+  - migrate-from-learn2learn.md
+  - benchmarks/tables
+  - Project:
+      - project/architecture.md
+      - project/changelog.md
+      - results/notes.md
+      - results/rivals.md
+"""
+INDEX = """# Start
+
+[here](../README.md#some-words), [study](gsl-study.md),
+[sine](../benchmarks/tables/sine.md), [folder](../benchmarks)
+
+## Some words
+
+[Some words](../README.md#some-words) <!-- include -->
+
+$a < b$
+
+```python not-run="as an example"
+a = 1
+```
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    files = {
+        "mkdocs.yml": MKDOCS_YML,
+        "docs/index.md": INDEX,
+        "README.md": "# T\n\n## Some words\n\nHere [notes](benchmarks/NOTES.md#part).\n\n## More\n",
+        "benchmarks/NOTES.md": "# Notes\n\n## Part\n\n[log](results/log.txt)\n",
+        "benchmarks/results/log.txt": "numbers",
+        "benchmarks/tables/sine.toml": "",
+        **dict.fromkeys(("ARCHITECTURE.md", "CHANGELOG.md", "benchmarks/rivals/README.md"), "# A"),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    shutil.copytree(ROOT / "docs/_site", tmp_path / "docs/_site")
+    return tmp_path
+
+
+def build(repository: Path) -> Path:
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    site = repository / "site"
+    build(load_config(str(repository / "mkdocs.yml"), site_dir=str(site)))
+    return site
+
+
+def test_the_site_is_whole_without_the_pages_to_come(repository: Path):
+    page = (build(repository) / "index.html").read_text()
+    # Of what is not there yet, and of a folder, the words.
+    assert '<a href="index.html#some-words">here</a>, study,\nsine, folder' in page
+    assert 'Here <a href="results/notes.html#part">notes</a>' in page
+    assert "More" not in page
+    assert re.search(r"<math[^>]*>.*&lt;.*</math>|<math[^>]*>.*&#x0003C;.*</math>", page)
+    assert "not-run" not in page
+
+
+def test_what_pages_link_to_is_copied(repository: Path):
+    site = build(repository)
+    assert (site / "repository/benchmarks/results/log.txt").read_text() == "numbers"
+    notes = (site / "results/notes.html").read_text()
+    assert 'href="../repository/benchmarks/results/log.txt"' in notes
+
+
+def test_pages_appear_with_their_pictures_once_they_are_there(repository: Path):
+    (repository / "benchmarks/tables/sine.md").write_text("# Sines\n\n![picture](sine.png)\n")
+    (repository / "benchmarks/tables/sine.png").write_bytes(b"png")
+    study = "# Variants\n\n[numbers](../benchmarks/results/log.txt)\n"
+    (repository / "docs/gsl-study.md").write_text(study)
+    site = build(repository)
+    page = (site / "index.html").read_text()
+    assert '<a href="gsl-study.html">study</a>' in page
+    assert '<a href="results/sine.html">sine</a>' in page
+    assert (
+        'src="../repository/benchmarks/tables/sine.png"' in (site / "results/sine.html").read_text()
+    )
+    assert (site / "repository/benchmarks/tables/sine.png").read_bytes() == b"png"
+    assert 'href="repository/benchmarks/results/log.txt"' in (site / "gsl-study.html").read_text()
+
+
+@pytest.mark.parametrize("broken", ["[x](nowhere.md)", "[x](../nowhere.txt)", "[x](index.md#no)"])
+def test_broken_links_fail(repository: Path, broken: str):
+    from mkdocs.exceptions import Abort
+
+    (repository / "docs/index.md").write_text(f"# Start\n\n{broken}\n")
+    with pytest.raises(Abort):
+        build(repository)
+
+
+def test_a_missing_section_fails(repository: Path):
+    text = "# Start\n\n[x](../README.md#nowhere) <!-- include -->\n"
+    (repository / "docs/index.md").write_text(text)
+    with pytest.raises(ValueError, match="no section 'nowhere'"):
+        build(repository)
