@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import runpy
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +20,17 @@ def run_ranks(size: int, function: Callable[..., Any], folder: Path, *arguments:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (size, port, function, folder, arguments), nprocs=size)
+    # pytest's name of the module is none that a new process could import.
+    place = inspect.getfile(function), function.__name__
+    mp.spawn(_rank, (size, port, place, folder, arguments), nprocs=size)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def _rank(
-    rank: int, size: int, port: int, function: Callable[..., Any], folder: Path, arguments: Any
+    rank: int, size: int, port: int, place: tuple[str, str], folder: Path, arguments: Any
 ) -> None:
+    file, name = place
+    function = runpy.run_path(file)[name]
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=size)
