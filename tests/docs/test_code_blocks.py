@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import fences
 import pytest
 import torch
 
+from fastmeta.adaptation import ADAPTATIONS
+from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.cli.arguments import given_options, make_parser
+from fastmeta.learners import METHODS
+from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
 from fastmeta.train.setup import build_learner, build_module, check_learner, task_source
 
@@ -27,6 +32,15 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _words_of_a_page_are_its_own() -> Iterator[None]:
+    before = [(words, dict(words)) for words in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
+    yield
+    for words, known in before:
+        words.clear()
+        words.update(known)
 
 
 @pytest.mark.parametrize("page", PAGES)
