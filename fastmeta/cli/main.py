@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(given: argparse.Namespace) -> int:
     options = [read_config(given.config)] if given.config else []
     options.append(given_options(given))
-    changes = {name: value for source in options for name, value in source.items()}
     if given.resume:
+        changes = {name: value for source in options for name, value in source.items()}
         results = resume(given.resume, changes)
     elif given.go_on:
         results = train_on(configure(*options))

@@ -64,10 +64,7 @@ class Sharding:
             raise ValueError(
                 f"expected a whole meta-batch of {self.tasks} tasks, got {len(batch)}."
             )
-        own = self.own
-        return TaskBatch(
-            batch.support_x[own], batch.support_y[own], batch.query_x[own], batch.query_y[own]
-        )
+        return batch.part(self.own.start, self.own.stop)
 
     def check_own(self, batch: TaskBatch) -> None:
         """Makes sure that a batch can be this rank's tasks.

@@ -60,11 +60,11 @@ def task_scores(
         sharding: of the work: each rank has some of the meta-batches, and all get all scores.
     """
     rank, size = (0, 1) if sharding is None else (sharding.rank, sharding.size)
-    count = -(-tasks // len(source[0]))
-    scores = []
+    first, scores = source[rank], []
+    count = -(-tasks // len(first))
     with evaluation_mode(learner.module):
         for i in range(rank, -(-count // size) * size, size):  # as many on each rank
-            batch = source[i]
+            batch = first if i == rank else source[i]
             outputs = learner.predict(batch, steps, head)
             scores.append(metric.per_task(outputs, batch.query_y))
     found = torch.stack(scores)

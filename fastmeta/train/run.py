@@ -114,8 +114,9 @@ def train_on(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str,
     """
     if config.out is None:
         raise ConfigError("to continue a run, name its folder with out.")
-    if checkpoints(Path(config.out)):
-        return resume(config.out, config.to_dict(), stop)
+    folder = _folder(config)
+    if checkpoints(folder):
+        return resume(folder, config.to_dict(), stop)
     return train(config, stop)
 
 

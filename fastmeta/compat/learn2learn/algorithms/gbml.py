@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastmeta.compat.clone import clone_module
+from fastmeta.compat.learn2learn.gradients import gradients
 from fastmeta.compat.learn2learn.optim import DifferentiableSGD, ParameterUpdate, Transform
 
 
@@ -105,12 +105,13 @@ class GBML(nn.Module):
         allow_unused = self.allow_unused if allow_unused is None else allow_unused
         if self.adapt_transform and self._params_updated:
             learned = list(self.compute_update.parameters())
-            grads = torch.autograd.grad(
+            grads = gradients(
                 loss,
                 learned,
-                retain_graph=True,
                 create_graph=second_order,
+                retain_graph=True,
                 allow_unused=allow_unused,
+                allow_nograd=False,
             )
             self.diff_sgd(self.compute_update, grads)
         updates = self.compute_update(
