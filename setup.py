@@ -14,6 +14,9 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 
 from fastmeta_build import find_torch, torch_version  # noqa: E402
 
+# Tests need fastmeta._testing, which is for one version of Python; without it a wheel is for all.
+TESTING = os.environ.get("FASTMETA_TESTING", "on").lower() != "off"
+
 
 def _cmake_program(name: str) -> str:
     program = shutil.which(name)
@@ -45,6 +48,7 @@ class CMakeBuild(build_ext):
             "FASTMETA_TORCH_DIR": str(torch),
             "FASTMETA_TORCH_VERSION": torch_version(torch),
             "FASTMETA_CUDA": os.environ.get("FASTMETA_CUDA", "auto").lower(),
+            "FASTMETA_TESTING": "ON" if TESTING else "OFF",
             "FASTMETA_WERROR": os.environ.get("FASTMETA_WERROR", "OFF"),
         }
         if "FASTMETA_CUDA_ARCHITECTURES" in os.environ:
@@ -69,6 +73,10 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("fastmeta._C", []), Extension("fastmeta._testing", [])],
+    ext_modules=[
+        Extension("fastmeta._C", [], py_limited_api=True),
+        *([Extension("fastmeta._testing", [])] if TESTING else []),
+    ],
     cmdclass={"build_ext": CMakeBuild},
+    options={} if TESTING else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

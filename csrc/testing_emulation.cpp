@@ -33,29 +33,46 @@ Matrix matrix(const py::array& a) {
   return {a.data(), a.shape(0), a.shape(1), a.strides(0) / a.itemsize()};
 }
 
+// Memory between the stages of a kernel: unset, with a strip past its end that must stay so.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : memory_(bytes + kStrip, kUnset) {}
+  void* data() { return memory_.data(); }
+  double* doubles() { return reinterpret_cast<double*>(memory_.data()); }
+  void check() const {
+    if (std::count(memory_.end() - kStrip, memory_.end(), kUnset) != kStrip)
+      throw emulation::Fault("some thread writes past the end of the scratch memory");
+  }
+
+ private:
+  static constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
+  static constexpr int64_t kStrip = 256;
+  std::vector<unsigned char> memory_;
+};
+
 void gram(const std::string& dtype, const py::array& g, const Bounds& bounds, py::array out,
           uint64_t seed) {
-  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1), kCudaCut) * g.shape(0) *
-                              g.shape(0));
+  Scratch partial(8 * count_gram_partials(segments(bounds), matrix(g), kCudaCut));
   emulation::gram(
-      {dtype_named(dtype), matrix(g), segments(bounds), partial.data(), out.mutable_data()}, seed);
+      {dtype_named(dtype), matrix(g), segments(bounds), partial.doubles(), out.mutable_data()},
+      seed);
+  partial.check();
 }
 
 void row_similarity(const std::string& dtype, const py::array& a, const py::array& b,
                     const Bounds& bounds, py::array out, uint64_t seed) {
-  std::vector<double> partial(count_chunks(segments(bounds), a.shape(1), kCudaCut) * a.shape(0) *
-                              3);
+  Scratch partial(8 * count_row_partials(segments(bounds), matrix(a), kCudaCut));
   emulation::row_similarity({dtype_named(dtype), matrix(a), matrix(b), segments(bounds),
-                             partial.data(), out.mutable_data()},
+                             partial.doubles(), out.mutable_data()},
                             seed);
+  partial.check();
 }
 
 void mean_similarity(const std::string& dtype, const py::array& g, py::array out, uint64_t seed) {
-  const Bounds bounds{0, g.shape(1)};
-  std::vector<double> partial(count_chunks(segments(bounds), g.shape(1), kCudaCut) * g.shape(0) *
-                              2);
-  emulation::mean_similarity({dtype_named(dtype), matrix(g), partial.data(), out.mutable_data()},
+  Scratch partial(8 * count_mean_partials(matrix(g), kCudaCut));
+  emulation::mean_similarity({dtype_named(dtype), matrix(g), partial.doubles(), out.mutable_data()},
                              seed);
+  partial.check();
 }
 
 void combine(const std::string& dtype, const std::vector<py::array>& g, const py::array& coef,
@@ -170,13 +187,9 @@ py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& param
                      out[4].mutable_data()};
   MlpPlan plan = plan_mlp(args, room);
   plan.blocks = std::min(plan.blocks, blocks);
-  constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
-  constexpr int64_t kStrip = 256;
-  const int64_t size = args.dtype == DType::f64 ? 8 : 4;
-  std::vector<unsigned char> scratch(plan.blocks * plan.scratch * size + kStrip, kUnset);
+  Scratch scratch(plan.blocks * plan.scratch * (args.dtype == DType::f64 ? 8 : 4));
   emulation::mlp_step(args, plan, scratch.data(), seed);
-  if (std::count(scratch.end() - kStrip, scratch.end(), kUnset) != kStrip)
-    throw emulation::Fault("some thread writes past the end of the scratch memory");
+  scratch.check();
   return py::make_tuple(plan.shared, plan.scratch);
 }
 
@@ -197,21 +210,18 @@ NormInput norm_input(const std::string& dtype, const py::array& x, const py::arr
           bias.data()};
 }
 
-// Memory between the passes of a norm kernel: unset, with a strip past its end.
+// Memory between the passes of a norm kernel.
 struct NormMemory {
-  static constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
-  static constexpr int64_t kStrip = 256;
-  std::vector<unsigned char> partial, coef;
+  Scratch partial, coef;
   NormScratch pointers;
 
   NormMemory(const NormInput& in, bool pool, int sums, int coefs)
-      : partial(8 * count_norm_partials(in, norm_plan(in, pool), sums) + kStrip, kUnset),
-        coef((in.dtype == DType::f64 ? 8 : 4) * coefs * in.groups * in.c + kStrip, kUnset),
-        pointers{reinterpret_cast<double*>(partial.data()), coef.data()} {}
+      : partial(8 * count_norm_partials(in, norm_plan(in, pool), sums)),
+        coef((in.dtype == DType::f64 ? 8 : 4) * coefs * in.groups * in.c),
+        pointers{partial.doubles(), coef.data()} {}
   void check() const {
-    for (const auto* part : {&partial, &coef})
-      if (std::count(part->end() - kStrip, part->end(), kUnset) != kStrip)
-        throw emulation::Fault("some thread writes past the end of the scratch memory");
+    partial.check();
+    coef.check();
   }
 };
 

@@ -15,17 +15,15 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 #if defined(__CUDACC__)
 #define FM_PRAGMA(text) _Pragma(#text)
 #define FM_UNROLL(n) FM_PRAGMA(unroll n)  // the next loop: several loads under way at a time
-#else
-#define FM_UNROLL(n)
-#endif
 
-#if defined(__CUDACC__)
 // The block's dynamic shared memory; emulation/cuda.h has its own.
 template <class T>
 __device__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 }
+#else
+#define FM_UNROLL(n)
 #endif
 
 // Sum over the lanes of a full warp; valid in lane 0.

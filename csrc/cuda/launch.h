@@ -10,9 +10,21 @@
 
 namespace fastmeta::cuda {
 
-// Calls launch(map, first_segment, first_chunk) for groups of kSegmentsPerLaunch segments.
-template <class Launch>
-void for_each_segment_group(Segments segments, int64_t cols, const Launch& launch) {
+// What a sum over chunks has on the way, see count_partials.
+struct Partials {
+  double* sums;
+  uint32_t* tickets;
+};
+
+// Calls run(map, first_segment, partials) for groups of kSegmentsPerLaunch segments, whose blocks
+// make up `lines` rows of a grid. The tickets are zero then: queued before the kernels, so whatever
+// the stream, and in a CUDA graph too.
+template <class Launch, class Run>
+void for_each_segment_group(Segments segments, int64_t cols, double* partial, int64_t sums,
+                            int64_t lines, const Launch& launch, const Run& run) {
+  const int64_t chunks = count_chunks(segments, cols, kCudaCut);
+  auto* tickets = reinterpret_cast<uint32_t*>(partial + chunks * sums);
+  launch.zero(tickets, lines * (chunks + segments.count) * sizeof(uint32_t));
   int64_t chunk = 0;
   for (int64_t s = 0; s < segments.count; s += kSegmentsPerLaunch) {
     SegmentMap map{};
@@ -21,14 +33,13 @@ void for_each_segment_group(Segments segments, int64_t cols, const Launch& launc
     map.blocks.count = static_cast<int32_t>(rest < kSegmentsPerLaunch ? rest : kSegmentsPerLaunch);
     int32_t blocks = 0;
     for (int32_t k = 0; k < map.blocks.count; ++k) {
-      const int64_t size = segments.bounds[s + k + 1] - segments.bounds[s + k];
       map.blocks.first[k] = blocks;
       map.bounds[k] = segments.bounds[s + k];
-      blocks += static_cast<int32_t>((size + map.width - 1) / map.width);
+      blocks += static_cast<int32_t>(count_chunks(segments, s + k, map.width));
     }
     map.blocks.first[map.blocks.count] = blocks;
     map.bounds[map.blocks.count] = segments.bounds[s + map.blocks.count];
-    launch(map, s, chunk);
+    run(map, s, Partials{partial + chunk * sums, tickets + (chunk + s) * lines});
     chunk += blocks;
   }
 }

@@ -1,6 +1,7 @@
 // row_similarity and mean_similarity kernels: partial sums of one chunk, then their sum.
 #pragma once
 
+#include "cuda/chunk_sums.cuh"
 #include "cuda/lanes.cuh"
 #include "cuda/launch.h"
 #include "fastmeta/similarity.h"
@@ -29,9 +30,11 @@ __device__ inline void add_columns(const T* x, const T* y, int64_t begin, int64_
   }
 }
 
-// grid (chunks, T), kThreads threads. partial is (chunks, T, 3).
+// grid (chunks, T), kThreads threads. out is (T, all_segments, 3), this launch's segments from
+// `segment`.
 template <class T>
-__global__ void row_partial_kernel(Matrix a, Matrix b, SegmentMap map, double* partial) {
+__global__ void row_similarity_kernel(Matrix a, Matrix b, SegmentMap map, Partials partial,
+                                      int64_t segment, int64_t all_segments, Acc<T>* out) {
   const SegmentMap::Range range = map.range(blockIdx.x);
   const int64_t row = blockIdx.y;
   const T* x = static_cast<const T*>(a.data) + row * a.stride;
@@ -42,28 +45,15 @@ __global__ void row_partial_kernel(Matrix a, Matrix b, SegmentMap map, double* p
   RowSums<Acc<T>> sums{};
   add_columns<true>(x, y, range.begin, range.begin + whole, sums);
   add_columns<false>(x, y, range.begin + whole, range.end, sums);
-  double* out = partial + (static_cast<int64_t>(blockIdx.x) * a.rows + row) * 3;
   const double totals[3] = {block_sum(sums.dot), block_sum(sums.xx), block_sum(sums.yy)};
   if (threadIdx.x == 0)
-    for (int m = 0; m < 3; ++m) out[m] = totals[m];
+    for (int m = 0; m < 3; ++m) partial.sums[(blockIdx.x * a.rows + row) * 3 + m] = totals[m];
+  out += (row * all_segments + segment + range.segment) * 3;
+  sum_chunks(
+      map, range.segment, partial.sums, a.rows * 3, 3, partial.tickets,
+      [&](int m) { return row * 3 + m; },
+      [&](int m, double total) { out[m] = static_cast<Acc<T>>(total); });
 }
-
-// One warp an output (i, s, m); out is (T, all_segments, 3), this launch's segments from `segment`.
-template <class A>
-__global__ void row_finish_kernel(const double* partial, SegmentMap map, int64_t tasks,
-                                  int64_t segment, int64_t all_segments, A* out) {
-  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  if (index >= tasks * map.blocks.count * 3) return;
-  const int64_t i = index / (map.blocks.count * 3), s = index / 3 % map.blocks.count, m = index % 3;
-  double total = 0;
-  for (int c = map.blocks.first[s] + lane; c < map.blocks.first[s + 1]; c += kWarp)
-    total += partial[(c * tasks + i) * 3 + m];
-  total = warp_sum(total);
-  if (lane == 0) out[(i * all_segments + segment + s) * 3 + m] = static_cast<A>(total);
-}
-
-constexpr int kMeanRows = 128;  // rows one block sums; more rows take more blocks
 
 // Adds one pass: kThreads * kLanes columns, of which `data` points to the thread's own, of all rows
 // and then of those from `row0` on. Every thread of the block goes along: a sum over a warp needs
@@ -94,9 +84,9 @@ __device__ inline void add_pass(const T* data, Matrix g, int64_t left, int64_t r
   }
 }
 
-// grid (chunks, ceil(T / kMeanRows)), kThreads threads. partial is (chunks, T, 2).
+// grid (chunks, ceil(T / kMeanRows)), kThreads threads.
 template <class T>
-__global__ void mean_partial_kernel(Matrix g, SegmentMap map, double* partial) {
+__global__ void mean_similarity_kernel(Matrix g, SegmentMap map, Partials partial, Acc<T>* out) {
   __shared__ double sums[kThreads / kWarp][kMeanRows][2];
   const SegmentMap::Range range = map.range(blockIdx.x);
   const int warp = threadIdx.x / kWarp;
@@ -119,20 +109,12 @@ __global__ void mean_partial_kernel(Matrix g, SegmentMap map, double* partial) {
   for (int k = threadIdx.x; k < rows * 2; k += kThreads) {
     double total = 0;
     for (int w = 0; w < kThreads / kWarp; ++w) total += sums[w][k / 2][k % 2];
-    partial[(static_cast<int64_t>(blockIdx.x) * g.rows + row0) * 2 + k] = total;
+    partial.sums[(blockIdx.x * g.rows + row0) * 2 + k] = total;
   }
-}
-
-// One warp an output (i, m).
-template <class A>
-__global__ void mean_finish_kernel(const double* partial, int64_t chunks, int64_t tasks, A* out) {
-  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  if (index >= tasks * 2) return;
-  double total = 0;
-  for (int64_t c = lane; c < chunks; c += kWarp) total += partial[c * tasks * 2 + index];
-  total = warp_sum(total);
-  if (lane == 0) out[index] = static_cast<A>(total);
+  sum_chunks(
+      map, 0, partial.sums, g.rows * 2, rows * 2, partial.tickets,
+      [&](int k) { return row0 * 2 + k; },
+      [&](int k, double total) { out[row0 * 2 + k] = static_cast<Acc<T>>(total); });
 }
 
 // grid.y holds the rows, and ends at 65,535: the binding refuses more tasks.
@@ -143,31 +125,28 @@ void launch_row_similarity(const RowSimilarityArgs& args, const Launch& launch) 
   dispatch(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     for_each_segment_group(
-        args.segments, args.a.cols, [&](const SegmentMap& map, int64_t segment, int64_t chunk) {
-          double* partial = args.partial + chunk * tasks * 3;
+        args.segments, args.a.cols, args.partial, tasks * 3, tasks, launch,
+        [&](const SegmentMap& map, int64_t segment, const Partials& partial) {
           const dim3 grid(map.blocks.first[map.blocks.count], static_cast<unsigned>(tasks));
-          if (grid.x > 0)
-            launch(row_partial_kernel<T>, grid, kThreads, args.a, args.b, map, partial);
-          const int64_t outputs = tasks * map.blocks.count * 3;
-          launch(row_finish_kernel<Acc<T>>, blocks_for(outputs * kWarp, kThreads), kThreads,
-                 partial, map, tasks, segment, args.segments.count, static_cast<Acc<T>*>(args.out));
+          launch(row_similarity_kernel<T>, grid, kThreads, args.a, args.b, map, partial, segment,
+                 args.segments.count, static_cast<Acc<T>*>(args.out));
         });
   });
 }
 
 template <class Launch>
 void launch_mean_similarity(const MeanSimilarityArgs& args, const Launch& launch) {
-  const int64_t tasks = args.g.rows;
+  const int64_t tasks = args.g.rows, lines = count_mean_lines(tasks);
   if (tasks == 0) return;
   const int64_t bounds[2] = {0, args.g.cols};
   dispatch(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    for_each_segment_group({bounds, 1}, args.g.cols, [&](const SegmentMap& map, int64_t, int64_t) {
-      const dim3 grid(map.blocks.first[1], blocks_for(tasks, kMeanRows));
-      if (grid.x > 0) launch(mean_partial_kernel<T>, grid, kThreads, args.g, map, args.partial);
-      launch(mean_finish_kernel<Acc<T>>, blocks_for(tasks * 2 * kWarp, kThreads), kThreads,
-             args.partial, int64_t{map.blocks.first[1]}, tasks, static_cast<Acc<T>*>(args.out));
-    });
+    for_each_segment_group({bounds, 1}, args.g.cols, args.partial, tasks * 2, lines, launch,
+                           [&](const SegmentMap& map, int64_t, const Partials& partial) {
+                             const dim3 grid(map.blocks.first[1], static_cast<unsigned>(lines));
+                             launch(mean_similarity_kernel<T>, grid, kThreads, args.g, map, partial,
+                                    static_cast<Acc<T>*>(args.out));
+                           });
   });
 }
 

@@ -12,6 +12,8 @@ struct Stream {
   // The same stream, for kernels with so many bytes of dynamic shared memory.
   Stream with_shared(size_t bytes) const { return {queue, bytes}; }
 
+  void zero(void* memory, size_t bytes) const { cudaMemsetAsync(memory, 0, bytes, queue); }
+
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), dim3 grid, dim3 threads, const A&... args) const {
     if (shared > 0)  // beyond 48 KB the kernel must opt in

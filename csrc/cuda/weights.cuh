@@ -1,4 +1,5 @@
-// Kernels over the similarity scalars.
+// Kernels over the similarity scalars. They are launches of their own, not a prologue of combine:
+// callers still scale the coefficients by what they know only then (task weights, loss scales).
 #pragma once
 
 #include "cuda/common.cuh"

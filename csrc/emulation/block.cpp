@@ -115,8 +115,11 @@ void Block::make_ready(int id) {
 }
 
 void Block::barrier(Place place) {
-  threads_[current_].state = State::at_barrier;
-  threads_[current_].place = place;
+  Thread& me = threads_[current_];
+  if (me.owes_fence) fail("comes to a barrier without a __threadfence since its atomic operation");
+  me.state = State::at_barrier;
+  me.fenced = false;
+  me.place = place;
   if (++waiting_ == static_cast<int>(threads_.size())) release_barrier();
   Fiber::leave();
 }
@@ -131,6 +134,17 @@ void Block::release_barrier() {
   memory_.pass_barrier();
 }
 
+void Block::fence() {
+  threads_[current_].fenced = true;
+  threads_[current_].owes_fence = false;
+}
+
+void Block::atomic(Place place) {
+  Thread& me = threads_[current_];
+  if (!me.fenced) fail("has " + text(place) + " without a __threadfence since the last barrier");
+  me.owes_fence = true;
+}
+
 void Block::access(const void* at, size_t bytes, bool writes) {
   if (!Fiber::inside_one() || is_index(at)) return;
   const Hazard hazard = memory_.access(current_, at, bytes, writes);
@@ -142,7 +156,7 @@ void Block::access(const void* at, size_t bytes, bool writes) {
 
 uint64_t Block::exchange(Place place, unsigned mask, int source, uint64_t bits) {
   Thread& me = threads_[current_];
-  me = {State::in_warp, me.fiber, place, mask, source, bits};
+  me = {State::in_warp, me.fiber, me.fenced, me.owes_fence, place, mask, source, bits};
   if (!(mask >> lane() & 1)) fail("is not in its own mask");
   const int first = current_ - lane();
   bool complete = true;

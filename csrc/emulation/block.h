@@ -67,6 +67,12 @@ class Block {
   // To memory that its Shadow holds, before the running thread reads or writes it.
   void access(const void* at, size_t bytes, bool writes);
 
+  // __threadfence, and an atomic operation, by which blocks of the kernels tell each other what
+  // they have written: with a fence since the last barrier before it, and one before the next
+  // behind it.
+  void fence();
+  void atomic(Place place);
+
   // Of the running thread, within its warp.
   int lane() const;
 
@@ -79,7 +85,9 @@ class Block {
   struct Thread {
     State state;
     Fiber* fiber;
-    Place place;  // where it waits; below: what it brings
+    bool fenced;      // since the last barrier
+    bool owes_fence;  // since an atomic operation
+    Place place;      // where it waits; below: what it brings
     unsigned mask;
     int source;
     uint64_t bits;

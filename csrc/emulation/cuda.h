@@ -1,9 +1,10 @@
 // The part of CUDA that the kernels use, on a CPU: include this before them. Kernel sources are
 // compiled as they are; launches are in emulation/launch.h.
 //
-// It checks arithmetic, indexing, barriers and shuffles. It cannot show speed, occupancy, the
-// memory model (threads really run one after another), warp-synchronous assumptions that a real
-// scheduler breaks, or the GPU's own rounding of sqrt, exp and fused multiply-adds.
+// It checks arithmetic, indexing, barriers, shuffles, and that fences stand around atomics. It
+// cannot show speed, occupancy, the memory model (threads really run one after another),
+// warp-synchronous assumptions that a real scheduler breaks, or the GPU's own rounding of sqrt, exp
+// and fused multiply-adds.
 #pragma once
 
 #include <cstdint>
@@ -84,6 +85,17 @@ inline bool __any_sync(unsigned mask, bool holds, const char* file = __builtin_F
 inline bool __all_sync(unsigned mask, bool holds, const char* file = __builtin_FILE(),
                        int line = __builtin_LINE()) {
   return fastmeta::emulation::vote({"__all_sync", file, line}, mask, holds) == mask;
+}
+
+inline void __threadfence() {
+  fastmeta::emulation::block().fence();
+}
+inline unsigned atomicAdd(unsigned* at, unsigned x, const char* file = __builtin_FILE(),
+                          int line = __builtin_LINE()) {
+  fastmeta::emulation::block().atomic({"atomicAdd", file, line});
+  const unsigned before = *at;
+  *at += x;
+  return before;
 }
 
 template <class T>

@@ -15,8 +15,7 @@ __device__ inline int global_index() {
   return static_cast<int>(blockIdx.x * kSide + threadIdx.x);
 }
 
-// --- sound
-// ----------------------------------------------------------------------------------------
+// --- sound ---
 
 // out = in, reversed within each block.
 __global__ void reverse(const float* in, int n, float* out) {
@@ -58,8 +57,7 @@ __global__ void votes(const float* in, int n, float* out) {
   if (k < n) out[k] = sound ? first : -1;
 }
 
-// --- barriers
-// -------------------------------------------------------------------------------------
+// --- barriers ---
 
 __global__ void missing_barrier(const float* in, int n, float* out) {
   __shared__ float tile[kSide];
@@ -105,8 +103,7 @@ __global__ void two_barriers(const float* in, int n, float* out) {
   if (k < n) out[k] = in[k];
 }
 
-// --- warps
-// ----------------------------------------------------------------------------------------
+// --- warps ---
 
 __global__ void mask_without_caller(const float* in, int n, float* out) {
   const int k = global_index();
@@ -147,8 +144,7 @@ __global__ void shuffle_against_barrier(const float* in, int n, float* out) {
   if (k < n) out[k] = x;
 }
 
-// --- memory
-// ---------------------------------------------------------------------------------------
+// --- memory ---
 
 // A tile of which the last is forgotten.
 __global__ void unset_shared(const float* in, int n, float* out) {
@@ -217,6 +213,98 @@ __global__ void throws(const float* in, int n, float* out) {
   if (k < n) out[k] = in[k];
 }
 
+// --- blocks that tell each other ---
+
+// Global memory of these kernels, as a launcher leaves it. The pattern also keeps it apart from
+// shared memory, which is what is zero at first.
+constexpr int kMostBlocks = 16;
+struct Common {
+  float values[kMostBlocks * kSide];
+  unsigned ticket, forgotten;
+  void reset() {
+    memset(this, 0xff, sizeof(*this));
+    ticket = 0;
+  }
+};
+inline Common common = {{1}, 1, 1};
+
+// out = in, reversed, by the block that is last.
+__device__ inline void reverse_all(int n, float* out) {
+  for (int k = threadIdx.x; k < n; k += kSide) out[k] = common.values[n - 1 - k];
+}
+
+__device__ inline void take_ticket(unsigned* ticket, int before_last, bool* last) {
+  __threadfence();
+  *last = atomicAdd(ticket, 1) + before_last == gridDim.x;
+  __threadfence();
+}
+
+// Sound.
+__global__ void reverse_by_the_last_block(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(&common.ticket, 1, &last);
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+// Nobody has set it to zero: no block is the last.
+__global__ void ticket_not_reset(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(&common.forgotten, 1, &last);
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+// The last but one begins.
+__global__ void one_block_too_early(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(&common.ticket, 2, &last);
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+// Before the other threads of the block have written.
+__global__ void ticket_before_the_barrier(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (threadIdx.x == 0) take_ticket(&common.ticket, 1, &last);
+  __syncthreads();
+  if (k < n) common.values[k] = in[k];
+  if (last) reverse_all(n, out);
+}
+
+__global__ void no_fence_before_the_ticket(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __threadfence();  // of its own value alone: the others' come later
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(&common.ticket, 1) + 1 == gridDim.x;
+  __threadfence();
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+__global__ void no_fence_behind_the_ticket(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  __threadfence();
+  if (threadIdx.x == 0) last = atomicAdd(&common.ticket, 1) + 1 == gridDim.x;
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
 struct Entry {
   const char* name;
   void (*kernel)(const float*, int, float*);
@@ -248,6 +336,12 @@ constexpr Entry kAll[] = {
     FM_ENTRY(dynamic_tile_too_short),
     FM_ENTRY(misaligned_words),
     FM_ENTRY(throws),
+    FM_ENTRY(reverse_by_the_last_block),
+    FM_ENTRY(ticket_not_reset),
+    FM_ENTRY(one_block_too_early),
+    FM_ENTRY(ticket_before_the_barrier),
+    FM_ENTRY(no_fence_before_the_ticket),
+    FM_ENTRY(no_fence_behind_the_ticket),
 };
 #undef FM_ENTRY
 

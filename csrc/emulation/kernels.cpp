@@ -78,6 +78,7 @@ void faulty(const char* name, const float* in, int n, float* out, uint64_t seed)
   for (const faults::Entry& entry : faults::kAll)
     if (!strcmp(entry.name, name)) {
       const int blocks = (n + faults::kSide - 1) / faults::kSide;
+      faults::common.reset();
       return launch(entry.kernel, blocks, faults::kSide, in, n, out);
     }
   throw std::invalid_argument(std::string("no faulty kernel is called ") + name);

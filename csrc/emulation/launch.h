@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <string>
 
@@ -40,6 +41,8 @@ class Launch {
 
   // As that of cuda/stream.h.
   Launch with_shared(size_t bytes) const { return Launch(seed_, bytes); }
+
+  void zero(void* memory, size_t bytes) const { memset(memory, 0, bytes); }
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), dim3 grid, dim3 threads, const A&... args) const {

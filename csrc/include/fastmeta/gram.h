@@ -14,9 +14,20 @@ struct GramArgs {
   DType dtype;
   Matrix g;
   Segments segments;
-  double* partial;  // (chunks, T, T); only j <= i is used
+  double* partial;  // (chunks, T, T), of which only j <= i is used, and tickets
   void* out;        // (S, T, T) of Acc<dtype>
 };
+
+// A CUDA block sums a tile of the lower triangle, so many rows and columns of it.
+constexpr int kGramTile = 32;
+
+inline int64_t count_gram_tiles(int64_t tasks) {
+  const int64_t side = (tasks + kGramTile - 1) / kGramTile;
+  return side * (side + 1) / 2;
+}
+inline int64_t count_gram_partials(Segments segments, Matrix g, Cut cut) {
+  return count_partials(segments, g.cols, cut, g.rows * g.rows, count_gram_tiles(g.rows));
+}
 
 namespace cuda {
 int gram(const GramArgs& args, void* stream);

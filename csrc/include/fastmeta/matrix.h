@@ -53,12 +53,26 @@ inline std::vector<Chunk> make_chunks(Segments segments, int64_t cols) {
   return chunks;
 }
 
+// Chunks of a segment; an empty one has an empty chunk on CUDA, whose block writes the zeros.
+inline int64_t count_chunks(Segments segments, int64_t segment, int64_t width) {
+  const int64_t columns = segments.bounds[segment + 1] - segments.bounds[segment];
+  return columns > 0 ? (columns + width - 1) / width : 1;
+}
+
+// Of all segments.
 inline int64_t count_chunks(Segments segments, int64_t cols, Cut cut) {
   const int64_t width = chunk_width(cols, cut);
   int64_t count = 0;
-  for (int64_t s = 0; s < segments.count; ++s)
-    count += (segments.bounds[s + 1] - segments.bounds[s] + width - 1) / width;
+  for (int64_t s = 0; s < segments.count; ++s) count += count_chunks(segments, s, width);
   return count;
+}
+
+// Memory between the two stages of a sum over chunks, in doubles: `sums` of each chunk, and behind
+// them `lines` tickets of each chunk and segment, by which CUDA's blocks find out who is last.
+inline int64_t count_partials(Segments segments, int64_t cols, Cut cut, int64_t sums,
+                              int64_t lines) {
+  const int64_t chunks = count_chunks(segments, cols, cut);
+  return chunks * sums + (lines * (chunks + segments.count) + 1) / 2;
 }
 
 }  // namespace fastmeta

@@ -17,16 +17,30 @@ struct RowSimilarityArgs {
   Matrix a;
   Matrix b;
   Segments segments;
-  double* partial;  // (chunks, T, 3)
+  double* partial;  // (chunks, T, 3), and tickets
   void* out;        // (T, S, 3) of Acc<dtype>
 };
 
 struct MeanSimilarityArgs {
   DType dtype;
   Matrix g;
-  double* partial;  // (chunks, T, 2)
+  double* partial;  // (chunks, T, 2), and tickets
   void* out;        // (T, 2) of Acc<dtype>
 };
+
+inline int64_t count_row_partials(Segments segments, Matrix a, Cut cut) {
+  return count_partials(segments, a.cols, cut, a.rows * 3, a.rows);
+}
+
+constexpr int kMeanRows = 128;  // rows that a CUDA block sums; more rows take more blocks
+
+inline int64_t count_mean_lines(int64_t tasks) {
+  return (tasks + kMeanRows - 1) / kMeanRows;
+}
+inline int64_t count_mean_partials(Matrix g, Cut cut) {
+  const int64_t bounds[2] = {0, g.cols};
+  return count_partials({bounds, 1}, g.cols, cut, g.rows * 2, count_mean_lines(g.rows));
+}
 
 namespace cuda {
 int row_similarity(const RowSimilarityArgs& args, void* stream);

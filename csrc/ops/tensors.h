@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -72,6 +73,13 @@ inline bool same_kind(const Tensor& a, const Tensor& b) {
   return a.scalar_type() == b.scalar_type() && same_device(a, b);
 }
 
+// Lists of sizes have no operator== before torch 2.13.
+template <class Shape>
+bool has_shape(const Tensor& t, const Shape& shape) {
+  const auto sizes = t.sizes();
+  return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+}
+
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
@@ -96,6 +104,10 @@ inline Segments segments(const Ints& bounds, int64_t cols, const char* op) {
   return {bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
 }
 
+inline Cut cut_of(const Tensor& g) {
+  return g.is_cuda() ? kCudaCut : kCpuCut;
+}
+
 inline Tensor empty(const Tensor& like, const Ints& shape, ScalarType dtype) {
   return torch::stable::new_empty(like, shape, dtype);
 }
@@ -103,7 +115,7 @@ inline Tensor empty(const Tensor& like, const Ints& shape, ScalarType dtype) {
 inline Parallel torch_threads() {
   return Parallel(
       [](int64_t begin, int64_t end, int64_t grain, Parallel::Range range, void* context) {
-        STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, range, context));
+        TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, range, context));
       });
 }
 
@@ -148,3 +160,18 @@ void run(const Tensor& where, const char* op, const OnCpu& on_cpu, const OnCuda&
 }
 
 }  // namespace fastmeta
+
+// Registers kernels, in the braces that follow, for the CPU and, where they were built, for CUDA.
+#if defined(FM_WITH_CUDA)
+#define FM_KERNELS(m)                                                    \
+  static void register_kernels(torch::stable::detail::StableLibrary& m); \
+  STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, library) {                    \
+    register_kernels(library);                                           \
+  }                                                                      \
+  STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, library) {                   \
+    register_kernels(library);                                           \
+  }                                                                      \
+  static void register_kernels(torch::stable::detail::StableLibrary& m)
+#else
+#define FM_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m)
+#endif

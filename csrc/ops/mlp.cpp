@@ -1,7 +1,7 @@
 // The MLP step as torch sees it: schema, checks and allocation.
 #include "cpu/kernels.h"
 #include "fastmeta/mlp_plan.h"
-#include "tensors.h"
+#include "ops/tensors.h"
 
 namespace fastmeta {
 
@@ -163,14 +163,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
   m.def("mlp_limits() -> int[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
+FM_KERNELS(m) {
   m.impl("mlp_step", TORCH_BOX(&fastmeta::mlp_step));
 }
-#if defined(FM_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, m) {
-  m.impl("mlp_step", TORCH_BOX(&fastmeta::mlp_step));
-}
-#endif
+
 STABLE_TORCH_LIBRARY_IMPL(fastmeta, CompositeExplicitAutograd, m) {
   m.impl("mlp_limits", TORCH_BOX(&fastmeta::mlp_limits));
 }

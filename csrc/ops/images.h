@@ -1,7 +1,7 @@
 // Batches of images as the kernels take them: channels last in memory.
 #pragma once
 
-#include "tensors.h"
+#include "ops/tensors.h"
 
 namespace fastmeta {
 

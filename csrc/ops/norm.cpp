@@ -1,7 +1,7 @@
-// The norm ops as torch sees them; see ops.cpp for how gradients are made.
+// The norm ops as torch sees them; see library.cpp for how gradients are made.
 #include "cpu/kernels.h"
 #include "fastmeta/norm_plan.h"
-#include "images.h"
+#include "ops/images.h"
 
 namespace fastmeta {
 namespace {
@@ -25,14 +25,14 @@ void require_weight(const Tensor& t, const Tensor& x) {
 }
 
 void require_like(const Tensor& t, const Tensor& weight, const char* name) {
-  FM_REQUIRE(t.sizes() == weight.sizes() && same_kind(t, weight),
+  FM_REQUIRE(has_shape(t, weight.sizes()) && same_kind(t, weight),
              std::string("batch_norm_relu: ") + name +
                  " must have weight's shape, dtype and device; got shape " + shape_of(t) +
                  " beside a weight " + shape_of(weight) + ".");
 }
 
 void require_shape(const Tensor& t, const Tensor& x, const Ints& shape, const char* name) {
-  FM_REQUIRE(t.sizes() == shape && same_kind(t, x),
+  FM_REQUIRE(has_shape(t, shape) && same_kind(t, x),
              std::string("batch_norm_relu: ") + name + " " + shape_of(t) +
                  " does not belong to an input " + shape_of(x) + " of its dtype and device.");
 }
@@ -192,13 +192,6 @@ Tensors norm_second(const Tensor& dz, const Tensor& u, const Tensor& p, const Te
   return out;
 }
 
-void register_kernels(torch::stable::detail::StableLibrary& m) {
-  m.impl("norm_forward", TORCH_BOX(&norm_forward));
-  m.impl("norm_backward", TORCH_BOX(&norm_backward));
-  m.impl("norm_tangent", TORCH_BOX(&norm_tangent));
-  m.impl("norm_second", TORCH_BOX(&norm_second));
-}
-
 }  // namespace
 }  // namespace fastmeta
 
@@ -217,11 +210,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
       "Tensor mean, Tensor var, float eps, bool pool) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
-  fastmeta::register_kernels(m);
+FM_KERNELS(m) {
+  m.impl("norm_forward", TORCH_BOX(&fastmeta::norm_forward));
+  m.impl("norm_backward", TORCH_BOX(&fastmeta::norm_backward));
+  m.impl("norm_tangent", TORCH_BOX(&fastmeta::norm_tangent));
+  m.impl("norm_second", TORCH_BOX(&fastmeta::norm_second));
 }
-#if defined(FM_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastmeta, CUDA, m) {
-  fastmeta::register_kernels(m);
-}
-#endif

@@ -1,7 +1,8 @@
-// The conv ops as torch sees them; see ops.cpp for how gradients are made.
-#include "cpu/kernels.h"
+// The conv ops as torch sees them; see library.cpp for how gradients are made.
 #include "fastmeta/conv.h"
-#include "images.h"
+
+#include "cpu/kernels.h"
+#include "ops/images.h"
 
 namespace fastmeta {
 namespace {

@@ -1,0 +1,37 @@
+// The library of ops, and the Python module that brings it. The other files here hold the ops as
+// torch sees them. Gradients live in Python (fastmeta/ops): an op registered with autograd here
+// would break torch.func.
+#include <Python.h>
+
+#include "cpu/kernels.h"
+#include "ops/tensors.h"
+
+namespace fastmeta {
+namespace {
+
+std::string build_info() {
+#if defined(FM_WITH_CUDA)
+  const std::string cuda = FM_CUDA_VERSION ";" FM_CUDA_ARCHITECTURES;
+#else
+  const std::string cuda = ";";
+#endif
+  return std::string(cpu::kernels().isa) + ";" + FM_COMPILER + ";" + FM_TORCH_VERSION + ";" + cuda;
+}
+
+}  // namespace
+}  // namespace fastmeta
+
+STABLE_TORCH_LIBRARY(fastmeta, m) {
+  m.def("build_info() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&fastmeta::build_info));
+}
+
+// Importing the module loads the library, which registers the ops above.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,227 @@
+// The CPU kernels on several threads, without torch and Python: what ThreadSanitizer watches, see
+// .ci/sanitize. Each runs on one thread and on several; the results must have the same bits. With
+// an argument, a planted race instead.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "fastmeta/pack.h"
+
+namespace fastmeta {
+namespace {
+
+constexpr int64_t kThreads = 4;
+int64_t most_threads = 0;  // of one loop since it was set to 0
+bool failed = false;
+
+void run_on_threads(int64_t begin, int64_t end, int64_t grain, Parallel::Range range,
+                    void* context) {
+  const int64_t each = std::max({(end - begin + kThreads - 1) / kThreads, grain, int64_t{1}});
+  std::vector<std::thread> threads;
+  for (int64_t from = begin; from < end; from += each)
+    threads.emplace_back(range, from, std::min(from + each, end), context);
+  for (std::thread& thread : threads) thread.join();
+  most_threads = std::max(most_threads, static_cast<int64_t>(threads.size()));
+}
+
+struct Memory {
+  void* data;
+  size_t bytes;
+};
+
+template <class T>
+Memory memory(std::vector<T>& values) {
+  return {values.data(), values.size() * sizeof(T)};
+}
+
+void check(const char* name, const std::vector<Memory>& outputs,
+           const std::function<void(const Parallel&)>& kernel) {
+  const auto run = [&](const Parallel& parallel) {
+    for (const Memory& out : outputs) std::memset(out.data, 0xff, out.bytes);
+    kernel(parallel);
+  };
+  run(Parallel(run_serially));
+  std::vector<std::vector<unsigned char>> serial;
+  for (const Memory& out : outputs) {
+    const auto* bytes = static_cast<const unsigned char*>(out.data);
+    serial.emplace_back(bytes, bytes + out.bytes);
+  }
+  most_threads = 0;
+  run(Parallel(run_on_threads));
+  bool same = true;
+  for (size_t k = 0; k < outputs.size(); ++k)
+    same = same && !std::memcmp(outputs[k].data, serial[k].data(), outputs[k].bytes);
+  std::printf("%s: %d threads, %s bits\n", name, static_cast<int>(most_threads),
+              same ? "the same" : "OTHER");
+  failed = failed || !same || most_threads < 2;  // on one thread there is nothing to see
+}
+
+template <class T>
+std::vector<T> numbers(int64_t count) {
+  static std::mt19937 random(1);
+  std::normal_distribution<double> normal;
+  std::vector<T> values(count);
+  for (T& value : values) value = static_cast<T>(normal(random));
+  return values;
+}
+
+template <class T>
+constexpr DType kDType = sizeof(T) == 8 ? DType::f64 : DType::f32;
+
+// The ops on (tasks, columns) buffers.
+template <class T>
+void check_rows(const cpu::Kernels& kernels) {
+  constexpr int64_t kTasks = 6, kColumns = 100'003, kSize = kTasks * kColumns;
+  const int64_t bounds[] = {0, 30'000, 30'000, kColumns};
+  const int64_t ends[] = {0, kColumns};
+  const Segments parts{bounds, 3}, one{ends, 1};
+  std::vector<T> a = numbers<T>(kSize), b = numbers<T>(kSize), c = numbers<T>(kSize);
+  std::vector<T> eps = numbers<T>(kTasks), alpha = numbers<T>(kColumns);
+  std::vector<T> coef = numbers<T>(kTasks * 3 * 2), x(kSize), y(kSize);
+  const Matrix rows{a.data(), kTasks, kColumns, kColumns},
+      others{b.data(), kTasks, kColumns, kColumns};
+  std::vector<double> partial(count_chunks(parts, kColumns, kCpuCut) * kTasks * kTasks);
+
+  check("gram", {memory(x)}, [&](const Parallel& p) {
+    kernels.gram({kDType<T>, rows, parts, partial.data(), x.data()}, p);
+  });
+  check("row_similarity", {memory(x)}, [&](const Parallel& p) {
+    kernels.row_similarity({kDType<T>, rows, others, parts, partial.data(), x.data()}, p);
+  });
+  check("mean_similarity", {memory(x)}, [&](const Parallel& p) {
+    kernels.mean_similarity({kDType<T>, rows, partial.data(), x.data()}, p);
+  });
+  check("combine", {memory(x)}, [&](const Parallel& p) {
+    void* out = x.data();
+    kernels.combine({kDType<T>, {rows, others}, 2, coef.data(), parts, &out, one}, p);
+  });
+  check("inner_step", {memory(x)}, [&](const Parallel& p) {
+    const StepItem items[] = {
+        {a.data(), b.data(), eps.data(), x.data(), kSize / 2, false, false},
+        {a.data(), b.data(), c.data(), x.data() + kSize / 2, kSize / 3, true, false},
+        {a.data(), b.data(), eps.data(), x.data() + kSize / 2 + kSize / 3, kSize / 6, false, true}};
+    kernels.inner_step({kDType<T>, items, 3}, p);
+  });
+  check("hvp_perturb", {memory(x), memory(y)}, [&](const Parallel& p) {
+    kernels.hvp_perturb(
+        {kDType<T>, kTasks, kColumns, a.data(), b.data(), eps.data(), x.data(), y.data()}, p);
+  });
+  check("hvp_difference", {memory(x)}, [&](const Parallel& p) {
+    kernels.hvp_difference({kDType<T>, kTasks, kColumns, a.data(), b.data(), c.data(), eps.data(),
+                            alpha.data(), true, x.data()},
+                           p);
+  });
+  check("pack", {memory(x)}, [&](const Parallel& p) {
+    const int64_t first = kSize / 3 * sizeof(T), rest = kSize * sizeof(T) - first;
+    const Copy copies[] = {{a.data(), x.data(), first}, {b.data(), x.data() + kSize / 3, rest}};
+    cpu::pack(copies, 2, p);
+  });
+}
+
+// Few channels are convolved directly, many by Winograd's method at stride 1.
+template <class T>
+void check_conv(const cpu::Kernels& kernels, int64_t channels, int64_t stride) {
+  constexpr int64_t kGroups = 2, kEach = 6, kSide = 21, kOut = 17;
+  const ConvShape shape{kDType<T>, kGroups, kEach, kSide, kSide, channels, kOut, stride};
+  const int64_t images = kGroups * kEach, weights = kGroups * kOut * channels * 9;
+  std::vector<T> x = numbers<T>(images * kSide * kSide * channels), weight = numbers<T>(weights);
+  std::vector<T> bias = numbers<T>(kGroups * kOut);
+  std::vector<T> dy = numbers<T>(images * shape.out_h() * shape.out_w() * kOut);
+  std::vector<T> y(dy.size()), dx(x.size()), d_weight(weight.size()), d_bias(bias.size());
+  check("conv_forward", {memory(y)}, [&](const Parallel& p) {
+    kernels.conv_forward({shape, x.data(), weight.data(), bias.data(), y.data()}, p);
+  });
+  check("conv_input", {memory(dx)}, [&](const Parallel& p) {
+    kernels.conv_input({shape, dy.data(), weight.data(), dx.data()}, p);
+  });
+  check("conv_weight", {memory(d_weight), memory(d_bias)}, [&](const Parallel& p) {
+    kernels.conv_weight({shape, x.data(), dy.data(), d_weight.data(), d_bias.data()}, p);
+  });
+}
+
+template <class T>
+void check_norm(const cpu::Kernels& kernels, bool pool) {
+  constexpr int64_t kGroups = 2, kEach = 6, kSide = 21, kChannels = 19;
+  constexpr int64_t kImages = kGroups * kEach, kOut = kGroups * kChannels;
+  const int64_t side = pool ? kSide / 2 : kSide;
+  std::vector<T> x = numbers<T>(kImages * kSide * kSide * kChannels), u = numbers<T>(x.size());
+  std::vector<T> weight = numbers<T>(kOut), bias = numbers<T>(kOut);
+  std::vector<T> dz = numbers<T>(kImages * side * side * kChannels);
+  std::vector<T> z(dz.size()), mean(kOut), var(kOut), dx(x.size()), d_weight(kOut), d_bias(kOut);
+  const NormInput in{kDType<T>, kGroups, kEach,    kChannels,     kSide,      kSide,
+                     1e-3,      pool,    x.data(), weight.data(), bias.data()};
+  check("norm_forward", {memory(z), memory(mean), memory(var)}, [&](const Parallel& p) {
+    kernels.norm_forward({in, z.data(), mean.data(), var.data()}, p);
+  });
+  check("norm_backward", {memory(dx), memory(d_weight), memory(d_bias)}, [&](const Parallel& p) {
+    kernels.norm_backward(
+        {in, mean.data(), var.data(), dz.data(), dx.data(), d_weight.data(), d_bias.data()}, p);
+  });
+  check("norm_second", {memory(z), memory(dx), memory(d_weight)}, [&](const Parallel& p) {
+    kernels.norm_second({in, mean.data(), var.data(), dz.data(), u.data(), weight.data(),
+                         bias.data(), z.data(), dx.data(), d_weight.data()},
+                        p);
+  });
+}
+
+template <class T>
+void check_mlp(const cpu::Kernels& kernels) {
+  constexpr int64_t kTasks = 8, kIn = 5, kHidden = 33, kOut = 3, kShots = 7;
+  constexpr int64_t kSize = kHidden * (kIn + 1) + kOut * (kHidden + 1);
+  const std::vector<T> params = numbers<T>(kSize);
+  const T* first = params.data();
+  const T* second = first + kHidden * (kIn + 1);
+  const MlpLayer layers[] = {{kIn, kHidden, first, first + kHidden * kIn, Activation::tanh},
+                             {kHidden, kOut, second, second + kOut * kHidden, Activation::relu}};
+  std::vector<T> x = numbers<T>(kTasks * kShots * kIn), y = numbers<T>(kTasks * kShots * kOut);
+  std::vector<T> rows(kTasks * kSize), inner(rows.size()), before(kTasks), after(kTasks);
+  std::vector<T> output(y.size());
+  const MlpExamples examples{x.data(), y.data(), kShots};
+  check("mlp_step", {memory(rows), memory(inner), memory(before), memory(after), memory(output)},
+        [&](const Parallel& p) {
+          kernels.mlp_step(
+              {kDType<T>, layers, 2, MlpLoss::mse, kTasks, examples, examples, 0.01, 3, true,
+               rows.data(), inner.data(), before.data(), after.data(), output.data()},
+              p);
+        });
+}
+
+template <class T>
+void check_all(const cpu::Kernels& kernels) {
+  check_rows<T>(kernels);
+  for (int64_t channels : {3, 19})
+    for (int64_t stride : {1, 2}) check_conv<T>(kernels, channels, stride);
+  for (bool pool : {false, true}) check_norm<T>(kernels, pool);
+  check_mlp<T>(kernels);
+}
+
+// A sum that the threads forget to keep apart.
+void race() {
+  double sum = 0;
+  const std::vector<double> values = numbers<double>(1000);
+  const Parallel threads(run_on_threads);
+  threads(1000, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) sum += values[k];
+  });
+  std::printf("sum: %g\n", sum);
+}
+
+}  // namespace
+}  // namespace fastmeta
+
+int main(int count, char**) {
+  using namespace fastmeta;
+  if (count > 1) {
+    race();
+    return 0;
+  }
+  const cpu::Kernels* kernels = cpu::kernels_for("baseline");
+  check_all<float>(*kernels);
+  check_all<double>(*kernels);
+  return failed;
+}
