@@ -12,6 +12,7 @@ from torch.func import functional_call
 from fastmeta.co_learner import PREFIX, CoLearner, tapped
 from fastmeta.memo import remembering
 from fastmeta.recompute import check_parts, recomputed
+from fastmeta.whole import check_module
 
 Buffers = dict[str, Tensor]
 
@@ -44,6 +45,8 @@ class FunctionalModule:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
             ``autocast`` is another dtype or the parameters are not float32 for it, no part of
             the module can be computed again, or the co-learner does not fit.
+        TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
+            DTensor or on the meta device.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class FunctionalModule:
         checkpoint: bool = False,
         co_learner: CoLearner | None = None,
     ) -> None:
+        check_module(module)
         self.module = module
         self.autocast = autocast
         self.checkpoint = checkpoint

@@ -10,6 +10,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from fastmeta.whole import check_plain
+
 
 @dataclass(frozen=True)
 class FlatLayout:
@@ -26,7 +28,12 @@ class FlatLayout:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> FlatLayout:
-        """The layout of ``tensors``, which may have any shapes."""
+        """The layout of ``tensors``, which may have any shapes.
+
+        Raises:
+            TypeError: if one is a DTensor.
+        """
+        check_plain((f"tensor {k} of the layout", t) for k, t in enumerate(tensors))
         shapes = tuple(t.shape for t in tensors)
         return cls(shapes, tuple(accumulate((prod(s) for s in shapes), initial=0)))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS, Aggregation
+from fastmeta.plugins import Registry
 from fastmeta.rows import RowBuffer, TaskRows
 
 
@@ -28,8 +29,8 @@ def aggregate(
         params: the parameters that the tasks share, of one dtype on one device; those that need no
             gradient are passed over. Heads of single tasks belong elsewhere: for these, call
             ``sum(losses).backward(inputs=heads, retain_graph=True)`` first.
-        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`. ``"agreement"`` compares these
-            gradients here (``of="meta"``).
+        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`, or a plug-in's word.
+            ``"agreement"`` compares these gradients here (``of="meta"``).
         **options: of the method.
 
     Returns:
@@ -62,11 +63,10 @@ def aggregate(
 
 
 def _aggregation(method: str, options: dict[str, Any]) -> Aggregation:
-    if method not in AGGREGATIONS:
-        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(AGGREGATIONS)}.")
+    make = Registry("aggregation", AGGREGATIONS).find(method)
     if method == "agreement":
         options = {"of": "meta", **options}
-    found = AGGREGATIONS[method](**options)
+    found = make(**options)
     if found.records_inner:
         raise ValueError(f"{method} with {options} compares inner gradients; there are none here.")
     return found

@@ -47,6 +47,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--tasks", type=int, default=200, help="validation tasks (default: 200)")
     _add_options(tune, _options(*_EVALUATE))
+    export = commands.add_parser("export", help="write a trained network for torch alone")
+    export.add_argument("run", type=Path, help="a finished run's folder, or a checkpoint")
+    export.add_argument("file", type=Path, help="the safetensors file to write")
+    _add_options(export, _options("data_root"))
     commands.add_parser("info", help="the active backend, methods and data sets").add_argument(
         "--data-root", help="folder of the data sets; by default the one FASTMETA_DATA names"
     )
@@ -79,8 +83,8 @@ def _add_options(parser: argparse.ArgumentParser, options: Iterable[Field[Any]])
             settings.update(type=int, nargs="+", metavar="N")
         else:
             kind = next(iter(get_args(hint)), hint)
-            settings.update(type=kind, choices=item.metadata["choices"] or None)
-            settings["metavar"] = None if settings["choices"] else kind.__name__.upper()
+            settings.update(type=kind, choices=item.metadata["choices"])
+            settings["metavar"] = kind.__name__.upper() if settings["choices"] is None else None
         parser.add_argument(flag, **settings)
 
 

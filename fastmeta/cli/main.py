@@ -13,7 +13,18 @@ from fastmeta.cli.arguments import given_options, make_parser
 from fastmeta.data import datasets_in
 from fastmeta.info import show_config
 from fastmeta.learners import METHODS
-from fastmeta.train import UserError, configure, evaluate_run, read_config, resume, train, train_on
+from fastmeta.plugins import PluginError, origin
+from fastmeta.train import (
+    UserError,
+    configure,
+    evaluate_run,
+    export_run,
+    read_config,
+    resume,
+    train,
+    train_on,
+)
+from fastmeta.train.config import WORDS
 from fastmeta.train.files import write_json
 from fastmeta.train.metrics import ACCURACY, MSE
 from fastmeta.train.ranks import is_first
@@ -29,17 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
-    given = make_parser().parse_args(arguments)
-    keep_freed_memory()
     commands = {
         "train": _train,
         "evaluate": _evaluate,
         "tune-pattern": _tune_pattern,
+        "export": _export,
         "info": _info,
     }
     try:
+        given = make_parser().parse_args(arguments)
+        keep_freed_memory()
         return commands[given.command](given)
-    except UserError as error:
+    except (UserError, PluginError) as error:
         print(f"fastmeta: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
@@ -81,12 +93,20 @@ def _tune_pattern(given: argparse.Namespace) -> int:
     return 0
 
 
+def _export(given: argparse.Namespace) -> int:
+    print(f"written: {export_run(given.run, given.file, given_options(given))}")
+    return 0
+
+
 def _info(given: argparse.Namespace) -> int:
     show_config()
     root = given.data_root or os.environ.get("FASTMETA_DATA", "")
     found = datasets_in(root) if root else []
     print(f"{'methods:':<14}{', '.join(METHODS)}")
     print(f"{'data sets:':<14}{', '.join(['digits', 'sine', *found])}")
+    for registry in WORDS.values():
+        for word, entry in registry.plugins().items():
+            print(f"{'plug-in:':<14}{registry.kind} {word}, of {origin(entry)}")
     return 0
 
 

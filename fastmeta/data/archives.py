@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
 import zipfile
 import zlib
@@ -9,7 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from fastmeta.data.errors import data_error
+from fastmeta.data.errors import DataError, data_error
+
+# More than any file here holds. A few kilobytes of an archive can unpack to any amount.
+MOST_BYTES = 2**28
+MOST_OF_AN_IMAGE = 2**25
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextmanager
@@ -31,7 +39,12 @@ def open_zip(path: Path, mend: str) -> Iterator[zipfile.ZipFile]:
                         mend=mend,
                     )
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except DataError:
+        raise
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+        *(ValueError, RuntimeError),  # of names and dates; of encrypted and unknown forms
+    ) as error:
         size = f" of {path.stat().st_size} bytes" if path.exists() else ""
         raise data_error(
             path,
@@ -41,21 +54,58 @@ def open_zip(path: Path, mend: str) -> Iterator[zipfile.ZipFile]:
         ) from error
 
 
-def read_tar(path: Path, names: Sequence[str], mend: str) -> dict[str, bytes]:
-    """The contents of the files ``names`` in a tar archive, compressed or not.
+def read_image(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The file ``name`` of an archive from :func:`open_zip`, which explains what is wrong."""
+    # Other ways of compressing unpack all that they have at once.
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{name} is not compressed by deflate")
+    with archive.open(name) as file:
+        content = file.read(MOST_OF_AN_IMAGE + 1)
+    if len(content) > MOST_OF_AN_IMAGE:
+        raise zipfile.BadZipFile(f"{name} unpacks to more than {MOST_OF_AN_IMAGE} bytes")
+    return content
+
+
+def read_unpacked(path: Path, mend: str) -> bytes:
+    """A file's content, unpacked if it is compressed with gzip (told by its content).
 
     Raises:
-        DataError: if it is broken or truncated, or lacks one of the files.
+        DataError: if it is missing, broken, or holds more than ``MOST_BYTES``.
     """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == _GZIP_MAGIC
+        with gzip.open(path) if zipped else path.open("rb") as unpacked:
+            content: bytes = unpacked.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise data_error(path, expected="a file", found="no such file", mend=mend) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise data_error(
+            path, expected="a whole file", found=f"a broken one ({error})", mend=mend
+        ) from error
+    if len(content) > MOST_BYTES:
+        raise data_error(path, expected=f"at most {MOST_BYTES} bytes", found="more", mend=mend)
+    return content
+
+
+def read_tar(path: Path, names: Sequence[str], mend: str) -> dict[str, bytes]:
+    """The contents of the files ``names`` in a tar archive, compressed with gzip or not.
+
+    Raises:
+        DataError: if it is broken or truncated, lacks one of the files, or holds more than
+            ``MOST_BYTES``.
+    """
+    whole = io.BytesIO(read_unpacked(path, mend))
     contents = {}
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(fileobj=whole, mode="r:") as archive:
             for member in archive:
-                if member.name in names and member.isfile():
+                # A sparse file's size is whatever it says.
+                if member.name in names and member.isfile() and not member.issparse():
                     file = archive.extractfile(member)
                     assert file is not None, "of a regular file"
                     contents[member.name] = file.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise data_error(
             path,
             expected="a whole tar archive",

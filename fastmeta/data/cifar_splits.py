@@ -48,7 +48,7 @@ def _read(path: Path) -> list[str]:
         return [entry if isinstance(entry, str) else "/".join(entry) for entry in entries]
     except FileNotFoundError:
         raise _wrong(path.with_suffix(""), "a list .json or .txt", "neither") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _wrong(path, "a list of names", f"{type(error).__name__}: {error}") from error
 
 

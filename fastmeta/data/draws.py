@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,13 +18,24 @@ class Draws:
     depends on what was drawn before. Only raw bits are used: numpy promises these, and not the
     distributions made from them, to stay the same from version to version.
 
+    A part of the tasks has the numbers that it has among all of them: those of the others are
+    passed over at no cost. So each request must be for equally many numbers a task, task by task.
+
     Args:
         seed: ``0 <= seed < 2**64``.
         index: ``0 <= index < 2**64``.
+        own: which tasks to draw for, ``0 <= own.start < own.stop <= tasks``.
+        tasks: of the whole meta-batch.
+
+    Attributes:
+        tasks: how many there are to draw for.
     """
 
-    def __init__(self, seed: int, index: int) -> None:
-        self._bits = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
+    def __init__(self, seed: int, index: int, own: range = range(1), tasks: int = 1) -> None:
+        self._key = np.array([seed, index], dtype=np.uint64)
+        self._own, self._all = own, tasks
+        self._passed = 0  # numbers, of all tasks
+        self.tasks = len(own)
 
     def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Numbers of ``[low, high)`` in ``shape``, with 53 random bits each."""
@@ -53,7 +66,13 @@ class Draws:
         return np.take_along_axis(chosen, order, axis=1)
 
     def _raw(self, shape: tuple[int, ...]) -> NDArray[np.uint64]:
-        return self._bits.random_raw(shape)
+        each, rest = divmod(math.prod(shape), self.tasks)
+        assert rest == 0
+        begin = self._passed + each * self._own.start
+        self._passed += each * self._all
+        bits = np.random.Philox(key=self._key, counter=begin // 4)  # makes four numbers at a time
+        bits.random_raw(begin % 4)
+        return bits.random_raw(shape)
 
 
 def check_seed(seed: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_LONGEST = 500
+
 
 class DataError(ValueError):
     """A file or folder of a data set is missing, truncated, corrupt or not what it should be.
@@ -13,7 +15,12 @@ class DataError(ValueError):
 
 
 def data_error(where: Path | str, *, expected: str, found: str, mend: str) -> DataError:
-    """A :class:`DataError` with all four parts of its message."""
+    """A :class:`DataError` with all four parts of its message.
+
+    What was found is cut short: it may be quoted from a file that is not what it should be.
+    """
+    if len(found) > _LONGEST:
+        found = f"{found[:_LONGEST]}..."
     return DataError(f"{where}: expected {expected}; found {found}. {mend}")
 
 

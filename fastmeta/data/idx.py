@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmeta.data.archives import read_unpacked
 from fastmeta.data.errors import data_error
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _UINT8 = 0x08
 _DOWNLOAD = "Download the file again."
 
@@ -33,7 +31,7 @@ def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
             that of ``ndim``-dimensional unsigned bytes.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_unpacked(path, _DOWNLOAD)
     header_size = 4 + 4 * ndim
     magic = bytes([0, 0, _UINT8, ndim])
     if content[:4] != magic:
@@ -61,17 +59,3 @@ def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
             mend=_DOWNLOAD,
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content
-    except FileNotFoundError:
-        raise data_error(
-            path, expected="an idx file", found="no such file", mend="Download it."
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise data_error(
-            path, expected="a readable idx file", found=f"a broken one ({error})", mend=_DOWNLOAD
-        ) from error

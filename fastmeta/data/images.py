@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from fastmeta.data.errors import data_error, missing_package
 
+# Of a photograph. Ten megabytes of a PNG can be a thousand times as many.
+_MOST_PIXELS = 2**25
+
 
 def decode_rgb(
     names: Sequence[str], read: Callable[[str], bytes], side: int, where: Path
@@ -38,6 +41,8 @@ def decode_rgb(
     def decode(row: int) -> Any:
         try:
             with module.open(io.BytesIO(read(names[row])), formats=("JPEG", "PNG")) as image:
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels")
                 return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
             raise data_error(

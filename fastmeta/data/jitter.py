@@ -61,7 +61,7 @@ class Jitter:
                 f"jitter moves the pixels of images; got {images.dtype} inputs. Leave it out."
             )
         flat = images.reshape(-1, *images.shape[-3:])
-        unit = torch.from_numpy(draws.uniform(-1.0, 1.0, (5, len(flat))))
+        unit = [torch.from_numpy(draws.uniform(-1.0, 1.0, (len(flat),))) for _ in range(5)]
         if self.flip:
             flipped = (unit[4] < 2 * self.flip - 1).to(flat.device)
             flat = torch.where(flipped.view(-1, 1, 1, 1), flat.flip(-1), flat)
@@ -69,7 +69,7 @@ class Jitter:
             flat = self._move(flat, unit)
         return flat.view(images.shape)
 
-    def _move(self, flat: Tensor, unit: Tensor) -> Tensor:
+    def _move(self, flat: Tensor, unit: list[Tensor]) -> Tensor:
         height, width = flat.shape[-2:]
         angle, size = unit[0] * math.radians(self.degrees), (unit[1] * self.zoom).exp()
         cos, sin = angle.cos() * size, angle.sin() * size

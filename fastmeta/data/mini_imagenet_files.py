@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmeta.data.archives import open_zip
+from fastmeta.data.archives import open_zip, read_image
 from fastmeta.data.cache import Arrays, cached, fingerprint, place
 from fastmeta.data.classes import ClassDataset
 from fastmeta.data.errors import DataError, data_error
@@ -120,4 +120,6 @@ def _decode(source: Path, files: Sequence[str], image_size: int) -> NDArray[np.u
     if source.is_dir():
         return decode_rgb(files, lambda name: (source / name).read_bytes(), image_size, source)
     with open_zip(source, SOURCE) as archive:
-        return decode_rgb(files, lambda name: archive.read(f"{_FOLDER}/{name}"), image_size, source)
+        return decode_rgb(
+            files, lambda name: read_image(archive, f"{_FOLDER}/{name}"), image_size, source
+        )

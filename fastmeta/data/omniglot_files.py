@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmeta.data.archives import open_zip
+from fastmeta.data.archives import open_zip, read_image
 from fastmeta.data.cache import Arrays, cached, fingerprint, place
 from fastmeta.data.errors import DataError, data_error
 from fastmeta.data.images import pillow
@@ -53,36 +54,35 @@ def read_part(folder: Path, part: str, image_size: int, *, use_cache: bool) -> A
 
 
 def _decode_all(source: Path, part: str, image_size: int) -> Arrays:
-    files = _folder_files(source) if source.is_dir() else _zip_files(source, part)
-    if not files:
+    if source.is_dir():
+        names = [path.relative_to(source).as_posix() for path in source.glob("*/*/*.png")]
+        return _decode_files(source, names, lambda n: (source / n).read_bytes(), image_size)
+    with open_zip(source, SOURCE) as archive:
+        members = [
+            PurePosixPath(name).parts for name in archive.namelist() if name.endswith(".png")
+        ]
+        names = ["/".join(parts[1:]) for parts in members if len(parts) == 4 and parts[0] == part]
+        return _decode_files(
+            source, names, lambda n: read_image(archive, f"{part}/{n}"), image_size
+        )
+
+
+def _decode_files(
+    source: Path, names: Sequence[str], read: Callable[[str], bytes], image_size: int
+) -> Arrays:
+    if not names:
         raise data_error(
             source,
             expected="drawings <alphabet>/<character>/<drawing>.png",
             found="none",
             mend=SOURCE,
         )
-    images = np.empty((len(files), image_size, image_size), dtype=np.uint8)
-    names = sorted(files)
-    for row, name in enumerate(names):
-        images[row] = _decode(f"{source}: {name}", files[name], image_size)
-    characters, labels = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)
+    images = np.empty((len(names), image_size, image_size), dtype=np.uint8)
+    for row, name in enumerate(sorted(names)):
+        images[row] = _decode(f"{source}: {name}", read(name), image_size)
+    drawn = [name.rpartition("/")[0] for name in sorted(names)]
+    characters, labels = np.unique(drawn, return_inverse=True)
     return {"images": images, "labels": labels.astype(np.int64), "characters": characters}
-
-
-def _folder_files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*/*.png")
-    }
-
-
-def _zip_files(path: Path, part: str) -> dict[str, bytes]:
-    files = {}
-    with open_zip(path, SOURCE) as archive:
-        for member in archive.namelist():
-            parts = PurePosixPath(member).parts
-            if len(parts) == 4 and parts[0] == part and member.endswith(".png"):
-                files["/".join(parts[1:])] = archive.read(member)
-    return files
 
 
 def _decode(where: str, content: bytes, image_size: int) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def read_vinyals(path: Path) -> dict[str, list[str]]:
                 (EVALUATION, content["evaluation"]),
             )
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise data_error(
             path,
             expected=f"json of the form {_VINYALS_FORM}",

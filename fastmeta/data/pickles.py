@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import reprlib
+import struct
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -74,17 +77,28 @@ def load_dict(file: IO[bytes], where: Path | str, mend: str) -> dict[str, Any]:
 
 def text(value: object) -> str:
     """A text of either Python."""
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("latin1")
+    # A few bytes make a tuple of tuples that would fill the memory if it were written out.
+    return value if isinstance(value, str) else reprlib.repr(value)
 
 
 class _RefusedError(pickle.UnpicklingError):
     """The message is the name that was asked for."""
 
 
-class _Unpickler(pickle.Unpickler):
+# Written in Python, for which a number in the pickle is no reason to take memory: the other one
+# makes room for as many values to remember, or bytes to read, as five bytes can ask for.
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+
     def __init__(self, file: IO[bytes], also: Mapping[str, Any]) -> None:
         # The texts of Python 2, and with them the contents of its arrays, as bytes.
         super().__init__(file, encoding="bytes")
+        self._file_readline = partial(_line, file)
         self._names = {**_NAMES, **also}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -95,6 +109,19 @@ class _Unpickler(pickle.Unpickler):
             raise _RefusedError(wanted)
         found = self._names[known]
         return found if isinstance(found, type) else _Callable(found)
+
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+def _line(file: IO[bytes]) -> bytes:
+    line = file.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError("it ends within a line")
+    return line
 
 
 class _Dtype:
@@ -122,7 +149,7 @@ class _Dtype:
             or not isinstance(raw, bytes | bytearray)
             or len(raw) != math.prod(shape) * dtype.itemsize
         ):
-            raise pickle.UnpicklingError(f"contents do not fit shape {shape}")
+            raise pickle.UnpicklingError(f"contents do not fit shape {reprlib.repr(shape)}")
         return dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from fastmeta.data.pickles import load_pickle
 
 SOURCE = "Download it again from https://github.com/kimiyoung/planetoid (data/)."
 
+_MOST_NUMBERS = 2**26  # of a matrix that is sparse in the file: five times those of CiteSeer
 _PARTS = ("allx", "ally", "tx", "ty", "graph", "test.index")
 
 
@@ -76,6 +78,8 @@ def _rows(path: Path) -> NDArray[np.float32]:
     try:
         rows, columns = sparse.state[b"_shape"]
         starts, indices, values = (sparse.state[k] for k in (b"indptr", b"indices", b"data"))
+        if len(starts) != rows + 1 or not 0 <= rows * columns <= _MOST_NUMBERS:
+            raise ValueError(f"its shape is ({rows}, {columns})")
         dense = np.zeros((rows, columns), dtype=np.float32)
         row = np.repeat(np.arange(rows), np.diff(starts))
         # NumPy checks the upper end of the indices.
@@ -101,7 +105,9 @@ def _labels(path: Path, classes: int) -> NDArray[np.int64]:
         path,
         matrix and ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all(),
         expected=f"a pickled matrix of one-hot labels of {classes} classes",
-        found="a matrix of other values" if matrix else f"{getattr(labels, 'shape', labels)!r:.80}",
+        found="a matrix of other values"
+        if matrix
+        else reprlib.repr(getattr(labels, "shape", labels)),
     )
     found: NDArray[np.int64] = labels.argmax(1)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,13 @@ from fastmeta.data.cifar import load_cifar_fs, load_fc100
 from fastmeta.data.cifar_files import ARCHIVE, FOLDER
 from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.digits import load_digits
-from fastmeta.data.folders import data_root
+from fastmeta.data.folders import ROOT_VARIABLE, data_root
 from fastmeta.data.intents import load_banking77, load_clinc150
 from fastmeta.data.mini_imagenet import load_mini_imagenet
 from fastmeta.data.mnist import load_mnist
 from fastmeta.data.omniglot import load_omniglot
 from fastmeta.data.planetoid import load_planetoid
+from fastmeta.plugins import Registry
 
 _TEXTS: dict[str, Callable[..., EpisodeDataset]] = {
     "banking77": load_banking77,
@@ -39,7 +41,12 @@ _FROM_FILES: dict[str, Callable[..., EpisodeDataset]] = {
     **_NODES,
 }
 
-DATASETS = ("digits", *_FROM_FILES)
+_LOADERS: dict[str, Callable[..., EpisodeDataset]] = {
+    "digits": lambda _root, split, **options: load_digits(split, **options),
+    **_FROM_FILES,
+}
+
+DATASETS = tuple(_LOADERS)
 TEXTS, NODES = tuple(_TEXTS), tuple(_NODES)
 
 # Where the files are, if not in a folder of the data set's name.
@@ -61,24 +68,25 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
 
     Args:
         name: one of ``DATASETS``, of which ``TEXTS`` are of texts, ``NODES`` of nodes of a graph,
-            the others of images. Only ``"digits"`` needs no files.
+            the others of images; or a plug-in's. ``"digits"`` needs no files.
         split: ``"train"``, ``"val"`` or ``"test"``.
         root: the folder of the data sets; by default the one the environment variable
-            ``FASTMETA_DATA`` names. "digits" does not read it.
+            ``FASTMETA_DATA`` names. "digits" does not read it; a plug-in may be without.
         options: of the loader: :func:`load_digits`, :func:`load_mnist`, :func:`load_omniglot`,
             :func:`load_mini_imagenet`, :func:`load_cifar_fs`, :func:`load_fc100`,
             :func:`load_clinc150`, :func:`load_banking77` or :func:`load_planetoid`.
 
     Raises:
+        PluginError: if the name is a plug-in's that cannot be used.
         DataError: if files are missing, truncated or corrupt, or no root is known.
         ImportError: if an optional package is missing.
         ValueError: if a name or an option is not valid.
     """
-    if name == "digits":
-        return load_digits(split, **options)
-    if name not in _FROM_FILES:
+    registry = Registry("dataset", _LOADERS)
+    if name not in registry:
         raise ValueError(
-            f"name must be one of {', '.join(DATASETS)}; got {name!r}. "
+            f"name must be one of {', '.join(registry)}; got {name!r}. "
             "Regression tasks need no data set: see SineTasks."
         )
-    return _FROM_FILES[name](data_root(root), split, **options)
+    folder = data_root(root) if name in _FROM_FILES else root or os.environ.get(ROOT_VARIABLE)
+    return registry.find(name)(folder, split, **options)

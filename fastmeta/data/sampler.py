@@ -69,26 +69,26 @@ class EpisodeSampler(SeededSource):
 
     def _draw(self, draws: Draws) -> TaskBatch:
         examples = self.shots + self.queries
-        populations = np.full(self.tasks, self.dataset.num_classes, dtype=np.int64)
+        populations = np.full(draws.tasks, self.dataset.num_classes, dtype=np.int64)
         classes = draws.distinct(populations, self.ways).reshape(-1)
         picks = draws.distinct(self._counts[classes], examples)
         rows = self._rows[self._starts[classes, None] + picks]
-        rows = rows.reshape(self.tasks, self.ways, examples).swapaxes(1, 2)
+        rows = rows.reshape(draws.tasks, self.ways, examples).swapaxes(1, 2)
         # One transfer for both sets.
-        index = torch.from_numpy(rows.reshape(self.tasks, -1)).to(self.dataset.device)
+        index = torch.from_numpy(rows.reshape(draws.tasks, -1)).to(self.dataset.device)
         inputs = self.dataset.inputs(index)
         if self.jitter:
             inputs = self.jitter.apply(inputs, draws)
         border = self.ways * self.shots
         return TaskBatch(
             support_x=inputs[:, :border],
-            support_y=self._labels(self.shots),
+            support_y=self._labels(draws.tasks, self.shots),
             query_x=inputs[:, border:],
-            query_y=self._labels(self.queries),
+            query_y=self._labels(draws.tasks, self.queries),
         )
 
-    def _labels(self, examples: int) -> Tensor:
-        return torch.arange(self.ways, device=self.dataset.device).repeat(self.tasks, examples)
+    def _labels(self, tasks: int, examples: int) -> Tensor:
+        return torch.arange(self.ways, device=self.dataset.device).repeat(tasks, examples)
 
 
 def _check_enough(

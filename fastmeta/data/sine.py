@@ -64,9 +64,9 @@ class SineTasks(SeededSource):
         self.device = torch.device(device)
 
     def _draw(self, draws: Draws) -> TaskBatch:
-        amplitude = draws.uniform(*self.amplitude, (self.tasks, 1, 1))
-        phase = draws.uniform(*self.phase, (self.tasks, 1, 1))
-        x = draws.uniform(*self.x, (self.tasks, self.shots + self.queries, 1))
+        amplitude = draws.uniform(*self.amplitude, (draws.tasks, 1, 1))
+        phase = draws.uniform(*self.phase, (draws.tasks, 1, 1))
+        x = draws.uniform(*self.x, (draws.tasks, self.shots + self.queries, 1))
         y = amplitude * np.sin(x - phase)
         return TaskBatch(
             support_x=self._tensor(x[:, : self.shots]),

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Protocol
 
+from torch.utils.data import Dataset
+
 from fastmeta.data.draws import Draws, check_seed
 from fastmeta.tasks import TaskBatch
 
@@ -22,12 +24,13 @@ class TaskSource(Protocol):
         """Meta-batch number ``index``, from 0."""
 
 
-class SeededSource(ABC):
+class SeededSource(Dataset[TaskBatch], ABC):
     """A :class:`TaskSource` whose meta-batch ``i`` is a pure function of ``(seed, i)``.
 
     There is no state to save: a run resumes by asking for the next number, and worker processes
-    or ranks share the work by asking for different ones. With a ``length`` it is also a map-style
-    data set for ``torch.utils.data.DataLoader(source, batch_size=None, num_workers=...)``.
+    or ranks share the work by asking for different ones, or for :meth:`part` of one. With a
+    ``length`` it is also a map-style data set, for
+    ``torch.utils.data.DataLoader(source, batch_size=None, num_workers=...)``.
 
     Args:
         tasks: tasks a meta-batch, ``T``.
@@ -57,7 +60,7 @@ class SeededSource(ABC):
 
     @abstractmethod
     def _draw(self, draws: Draws) -> TaskBatch:
-        """The meta-batch that ``draws`` decides."""
+        """The ``draws.tasks`` tasks that ``draws`` decides."""
 
     def __getitem__(self, index: int) -> TaskBatch:
         """Meta-batch number ``index``, from 0.
@@ -65,10 +68,24 @@ class SeededSource(ABC):
         Raises:
             IndexError: if ``index`` is negative or not below ``length``.
         """
+        return self.part(index, 0, self.tasks)
+
+    def part(self, index: int, start: int, stop: int) -> TaskBatch:
+        """``self[index].part(start, stop)``, without drawing the other tasks.
+
+        Raises:
+            IndexError: if ``index`` is negative or not below ``length``.
+            ValueError: unless ``0 <= start < stop <= tasks``.
+        """
         if index < 0 or (self.length is not None and index >= self.length):
             end = "" if self.length is None else f" and less than the length, {self.length}"
             raise IndexError(f"the number of a meta-batch must be at least 0{end}; got {index}.")
-        return self._draw(Draws(self.seed, index))
+        if not 0 <= start < stop <= self.tasks:
+            raise ValueError(
+                f"expected tasks start to stop with 0 <= start < stop <= {self.tasks}; got "
+                f"{start} to {stop}."
+            )
+        return self._draw(Draws(self.seed, index, range(start, stop), self.tasks))
 
     def __iter__(self) -> Iterator[TaskBatch]:
         """Meta-batches 0, 1, ...; without a ``length`` for ever."""

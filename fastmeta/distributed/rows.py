@@ -6,27 +6,24 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
+from fastmeta.distributed import cost
 from fastmeta.distributed.sharding import Sharding
 from fastmeta.reference import accumulation_dtype
 from fastmeta.rows import TaskRows
-
-# Tasks a rank up to which sending rows is cheaper than two sums of P numbers over all ranks.
-_FEW = 3
 
 
 class ShardedRows(TaskRows):
     """The meta-gradients of all tasks, of which each rank has its own tasks' rows.
 
-    Per rank and meta-step, with ``t`` tasks a rank, ``P`` parameters and many ranks, about so many
-    numbers are sent:
+    What is sent is what is cheapest by ``fastmeta.distributed.cost``:
 
-    * mean aggregation: ``2P``, one sum over ranks;
-    * Gradient Agreement and GSL weights: ``4P``, two sums; but with ``t <= 3`` as the next;
-    * all that need the Gram matrix: ``(t + 1) P``. Rank ``r`` gets its share of the *columns* of
-      all tasks' rows, the Gram matrix is the sum of the shares', and each rank combines its own
-      columns of the result.
+    * ``"sums"`` over ranks, of rows and of weighted rows;
+    * ``"columns"``: rank ``r`` gets its share of the columns of all tasks' rows. The Gram matrix is
+      the sum of the shares', and each rank combines its own columns of the result;
+    * ``"rows"``, all tasks' on all ranks, of networks so small that messages count alone.
 
-    Weights are the first rank's on all of them, so that parameters stay equal to the bit.
+    With the last two the weights are the first rank's on all of them, so that parameters stay equal
+    to the bit; a sum is equal anyway, each task in it with the weight that its own rank has found.
 
     Args:
         own: the rows of this rank's tasks.
@@ -36,7 +33,8 @@ class ShardedRows(TaskRows):
     def __init__(self, own: TaskRows, sharding: Sharding) -> None:
         super().__init__(own.query, own.inner, own.coef, own.bounds)
         self._sharding = sharding
-        self._columns: Tensor | None = None  # of the meta-gradients, of all tasks
+        self._sizes = sharding.tasks, own.query.shape[1], sharding.size
+        self._shared: tuple[cost.Plan, Tensor] | None = None  # the meta-gradients, spread by a plan
 
     @property
     def tasks(self) -> int:
@@ -45,28 +43,45 @@ class ShardedRows(TaskRows):
 
     def gram(self) -> Tensor:
         """See :meth:`TaskRows.gram`."""
-        return self._sharding.sum(ops.gram(self._shared_columns())[0])
+        plan = cost.cheapest(cost.gram(*self._sizes))
+        shared = self._spread(self.meta(), plan)
+        self._shared = plan, shared
+        return self._whole(ops.gram(shared)[0], plan)
 
     def mean_similarity(self, inner: bool = False) -> Tensor:
         """See :meth:`TaskRows.mean_similarity`."""
-        sharding = self._sharding
-        if max(sharding.counts) <= _FEW:
-            columns = sharding.exchange(self.compared(True)) if inner else self._shared_columns()
-            return sharding.sum(ops.mean_similarity(columns))
-        rows = self.compared(inner)
-        total = sharding.sum(rows.sum(0, dtype=accumulation_dtype(rows.dtype)))
+        plan, rows = cost.cheapest(cost.similarity(*self._sizes, inner)), self.compared(inner)
+        if plan != "sums":
+            shared = self._spread(rows, plan)
+            self._shared = None if inner else (plan, shared)
+            return self._whole(ops.mean_similarity(shared), plan)
+        total = self._sharding.sum(rows.sum(0, dtype=accumulation_dtype(rows.dtype)))
         wide = rows.to(total.dtype)
-        return sharding.gather(torch.stack([wide @ total, wide.square().sum(1)], 1))
+        return self._sharding.gather(torch.stack([wide @ total, wide.square().sum(1)], 1))
 
     def combine(self, weights: Tensor) -> Tensor:
-        """See :meth:`TaskRows.combine`."""
-        sharding = self._sharding
-        weights = sharding.same(weights.clone())
-        if self._columns is None:
-            return sharding.sum(super().combine(weights[sharding.own]))
-        return sharding.gather_columns(ops.combine(self._columns, weights), self.query.shape[1])
+        """See :meth:`TaskRows.combine`.
 
-    def _shared_columns(self) -> Tensor:
-        if self._columns is None:
-            self._columns = self._sharding.exchange(self.meta())
-        return self._columns
+        Raises:
+            ValueError: if there is not one weight for each task of all ranks.
+        """
+        sharding = self._sharding
+        if weights.shape != (self.tasks,):
+            raise ValueError(
+                f"expected one weight for each of the {self.tasks} tasks of all ranks, got shape "
+                f"{tuple(weights.shape)}. Under a sharding an aggregation sees all tasks through "
+                "tasks, gram() and mean_similarity() alone; meta() has this rank's."
+            )
+        if self._shared is None:
+            return sharding.sum(super().combine(weights[sharding.own]))
+        plan, shared = self._shared
+        flat = ops.combine(shared, sharding.same(weights.clone()))
+        return flat if plan == "rows" else sharding.gather_columns(flat, self.query.shape[1])
+
+    def _spread(self, rows: Tensor, plan: cost.Plan) -> Tensor:
+        """All tasks' rows, or this rank's columns of them."""
+        return self._sharding.gather(rows) if plan == "rows" else self._sharding.exchange(rows)
+
+    def _whole(self, found: Tensor, plan: cost.Plan) -> Tensor:
+        """What was found from :meth:`_spread`; from columns it is a part of a sum."""
+        return found if plan == "rows" else self._sharding.sum(found)

@@ -48,6 +48,9 @@ class Sharding:
         self.tasks = tasks
         self.counts = _shares(tasks, self.size)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sharding:
+        return self  # a process group has no copies
+
     @property
     def own(self) -> slice:
         """The tasks of this rank."""
@@ -60,11 +63,17 @@ class Sharding:
         Raises:
             ValueError: if it has another number of tasks.
         """
-        if len(batch) != self.tasks:
-            raise ValueError(
-                f"expected a whole meta-batch of {self.tasks} tasks, got {len(batch)}."
-            )
+        self.check_whole(len(batch))
         return batch.part(self.own.start, self.own.stop)
+
+    def check_whole(self, tasks: int) -> None:
+        """Makes sure that meta-batches of so many tasks are the whole ones that are shared out.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        if tasks != self.tasks:
+            raise ValueError(f"expected a whole meta-batch of {self.tasks} tasks, got {tasks}.")
 
     def check_own(self, batch: TaskBatch) -> None:
         """Makes sure that a batch can be this rank's tasks.
@@ -160,13 +169,22 @@ class Sharding:
 class ShardedSource:
     """This rank's tasks of each meta-batch of another source.
 
+    Of a source with a method ``part``, such as those of ``fastmeta.data``, the other ranks'
+    tasks are not even drawn (see :meth:`fastmeta.data.source.SeededSource.part`).
+
     Args:
         source: of whole meta-batches, the same on all ranks.
         sharding: of their tasks.
+
+    Raises:
+        ValueError: if the meta-batches have another number of tasks.
     """
 
     def __init__(self, source: Any, sharding: Sharding) -> None:
         self.source, self.sharding = source, sharding
+        self._draws_parts = hasattr(source, "part")
+        if self._draws_parts:
+            sharding.check_whole(source.tasks)
 
     @property
     def ways(self) -> int | None:
@@ -176,6 +194,10 @@ class ShardedSource:
 
     def __getitem__(self, index: int) -> TaskBatch:
         """This rank's part of meta-batch number ``index``."""
+        if self._draws_parts:
+            own = self.sharding.own
+            part: TaskBatch = self.source.part(index, own.start, own.stop)
+            return part
         return self.sharding.part(self.source[index])
 
 

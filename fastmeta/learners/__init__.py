@@ -5,7 +5,7 @@ from fastmeta.learners.containment import Containment, NonFinite, NonFiniteError
 from fastmeta.learners.descent import descent_condition
 from fastmeta.learners.fidelity import Fidelity, against_exact
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
-from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, Words, build
+from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, Words, build, words_of
 
 __all__ = [
     "FOMAML",
@@ -25,4 +25,5 @@ __all__ = [
     "against_exact",
     "build",
     "descent_condition",
+    "words_of",
 ]

@@ -68,7 +68,9 @@ class MetaLearner:
 
     Raises:
         ValueError: if ``engine`` or ``non_finite`` is unknown, the module has nothing to train, or
-            it does not suit ``autocast``, ``checkpoint``, the co-learner or the sharding.
+            it does not suit ``autocast``, ``checkpoint`` or the co-learner.
+        TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
+            DTensor or on the meta device.
     """
 
     def __init__(
@@ -89,12 +91,7 @@ class MetaLearner:
         sharding: Sharding | None = None,
     ) -> None:
         check_name(engine)
-        if sharding is not None and metagrad.pools_tasks:
-            raise ValueError(
-                f"metagrad.{type(metagrad).__name__} learns from all tasks of a meta-batch, and a "
-                "rank has only its own; expected a meta-gradient without such a state."
-            )
-        self.sharding = sharding
+        self.sharding = metagrad.sharding = sharding
         self.engine = engine
         self.module = module
         self.loss = loss
@@ -179,7 +176,13 @@ class MetaLearner:
         return Method(self._model, self.loss, *rooms, self._chunks)
 
     def step(self, batch: TaskBatch) -> StepResult:
-        """One meta-training step: meta-gradient into ``.grad``, then the outer optimizer's step.
+        """One meta-training step: :meth:`backward`, then the outer optimizer's step."""
+        result = self.backward(batch)
+        self.optimizer.step()
+        return result
+
+    def backward(self, batch: TaskBatch) -> StepResult:
+        """The meta-gradient into ``.grad``, in place of what is there.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
@@ -187,7 +190,6 @@ class MetaLearner:
         flat, result = self.meta_gradient(batch)
         for param, grad in zip(self._learned, self._rows.query.layout.views(flat), strict=True):
             param.grad = grad
-        self.optimizer.step()
         return result
 
     def adapt(self, x: Tensor, y: Tensor, steps: int | None = None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -16,11 +16,10 @@ from fastmeta.distributed import Sharding
 from fastmeta.engines import EngineName, Loss
 from fastmeta.learners.containment import NonFinite
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
+from fastmeta.plugins import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Room = TypeVar("Room")
 
 
 class LearnerOptions(TypedDict, total=False):
@@ -181,6 +180,16 @@ METHODS: dict[str, Words] = {
 """The named methods, and the word of each room."""
 
 
+def words_of(method: str) -> Words:
+    """The word of each room of a method, of the library or a plug-in.
+
+    Raises:
+        PluginError: if it is a plug-in's that cannot be used.
+        ValueError: if it is unknown.
+    """
+    return Registry("method", METHODS, Words).find(method)
+
+
 def build(
     method: str,
     module: nn.Module,
@@ -199,7 +208,8 @@ def build(
     """The learner that words name.
 
     Args:
-        method: a key of :data:`METHODS`, which has a word for each room.
+        method: a key of :data:`METHODS`, which has a word for each room; here and below, plug-ins'
+            words, too.
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
@@ -213,11 +223,12 @@ def build(
         **options: see :class:`MAML`.
 
     Raises:
+        PluginError: if a word is a plug-in's that cannot be used.
         ValueError: if a word is unknown, an argument's value does not suit its room, or the method
             is ``"cml"`` and there is no ``co_learner``.
         TypeError: if a room has no such argument.
     """
-    words = _find("method", METHODS, method)
+    words = words_of(method)
     if method == "cml" and options.get("co_learner") is None:
         raise ValueError("method 'cml' is MAML with a co-learner; expected one in co_learner.")
     chosen = Words(
@@ -231,7 +242,7 @@ def build(
         AGGREGATIONS,
     )
     room1, room2, room3 = (
-        _find(name, room, word)
+        Registry(name, room).find(word)
         for name, room, word in zip(Words._fields, rooms, chosen, strict=True)
     )
     return MetaLearner(
@@ -242,9 +253,3 @@ def build(
         aggregation=room3(**(aggregation_options or {})),
         **options,
     )
-
-
-def _find(kind: str, known: Mapping[str, Room], word: str) -> Room:
-    if word not in known:
-        raise ValueError(f"unknown {kind} {word!r}; expected one of {', '.join(known)}.")
-    return known[word]

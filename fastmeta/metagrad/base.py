@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -74,6 +74,19 @@ class TaskGradient:
         )
 
 
+class Shares(Protocol):
+    """Tasks shared out over ranks, as by :class:`fastmeta.distributed.Sharding`."""
+
+    tasks: int
+
+    @property
+    def own(self) -> slice:
+        """The tasks of this rank."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+
+
 class MetaGradient(ABC):
     """The direction in which the initialisation moves, for each task and then for all rows.
 
@@ -85,19 +98,17 @@ class MetaGradient(ABC):
             gradients, updates and linear combinations; norms or products over a parameter are not.
             Not inherited (a subclass may change that): a class that is says so in its own body.
         second_order: whether gradients of gradients are taken.
+        sharding: of the tasks over ranks, set by the learner. What is learned from all tasks of a
+            meta-batch together must be a sum over ranks, see ``mean_over_tasks``.
     """
 
     separable: ClassVar[bool] = False
     second_order: ClassVar[bool] = False
+    sharding: Shares | None = None
 
     @property
     def records_inner(self) -> bool:
         """Whether the rows need the mean inner gradient."""
-        return False
-
-    @property
-    def pools_tasks(self) -> bool:
-        """Whether it learns something from all tasks of a meta-batch together."""
         return False
 
     @abstractmethod
@@ -118,6 +129,11 @@ class MetaGradient(ABC):
         """Restores :meth:`state_dict`."""
         if state:
             raise ValueError(f"{type(self).__name__} has no state, got {', '.join(state)}.")
+
+
+def mean_over_tasks(total: Tensor, count: int, sharding: Shares | None) -> Tensor:
+    """The mean over all tasks of a meta-batch, from the sum over the ``count`` that are here."""
+    return total / count if sharding is None else sharding.sum(total) / sharding.tasks
 
 
 def require_inner_steps(steps: int) -> None:

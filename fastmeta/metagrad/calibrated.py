@@ -65,9 +65,13 @@ class CalibratedAHE(MetaGradient):
         self._grams: list[Tensor] = []
 
     @property
-    def pools_tasks(self) -> bool:
-        """See :class:`MetaGradient`."""
-        return True
+    def _calibrates(self) -> bool:
+        return self.step % self.every == 0
+
+    @property
+    def _own(self) -> int:
+        """How many of this rank's first tasks are among the meta-batch's."""
+        return self.tasks if self.sharding is None else self.tasks - self.sharding.own.start
 
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
@@ -79,7 +83,7 @@ class CalibratedAHE(MetaGradient):
         """
         device, count = params[0].device, len(params)
         exact = None
-        if self.step % self.every == 0 and len(self._grams) < self.tasks:
+        if self._calibrates and len(self._grams) < self._own:
             with untraced(episode, device):
                 exact = self._exact.task(episode, params, adaptation, False).query[:count]
         replay = Replay(episode, device)
@@ -106,11 +110,19 @@ class CalibratedAHE(MetaGradient):
 
     def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
         """See :meth:`MetaGradient.rows`."""
-        if self._grams:
-            self._calibrate(torch.stack(self._grams).sum(0))
+        if self._calibrates:
+            self._calibrate(self._gram(query.filled))
             self._grams = []
         self.step += 1
         return super().rows(query, inner)
+
+    def _gram(self, like: Tensor) -> Tensor:
+        """Inner products of ``G_in``, ``g_q``, perhaps the secant, and the target, of all tasks."""
+        size = 3 + self.secant
+        total = like.new_zeros(size, size, dtype=accumulation_dtype(like.dtype))
+        for gram in self._grams:
+            total += gram
+        return total if self.sharding is None else self.sharding.sum(total)
 
     def _calibrate(self, gram: Tensor) -> None:
         if not gram.isfinite().all():

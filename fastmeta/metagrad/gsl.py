@@ -47,11 +47,6 @@ class GSL(FirstOrder):
         """See :class:`MetaGradient`."""
         return self.rule.needs_inner
 
-    @property
-    def pools_tasks(self) -> bool:
-        """See :class:`MetaGradient`."""
-        return self.rule.variant in ("R2", "R2p")
-
     def task(
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:
@@ -69,20 +64,21 @@ class GSL(FirstOrder):
             bounds = bounds[: self._params + 1]
         compared = slice(bounds[-1])
         if self.rule.variant == "R2p":
-            u[:, compared] *= self.rule.element_weights(u[:, compared], v[:, compared])
+            seen = u[:, compared]
+            seen *= self.rule.element_weights(seen, v[:, compared], self.sharding)
             return TaskRows(u, v)
-        stats = ops.row_similarity(u[:, compared], v[:, compared], bounds)
-        coef = self.coefficients(stats)
-        bounds = (0, bounds[-1]) if coef.shape[1] == 1 else bounds
+        bounds = self.rule.segments(bounds)
+        coef = self.coefficients(ops.row_similarity(u[:, compared], v[:, compared], bounds))
         if bounds[-1] < u.shape[1]:
-            plain = coef.new_tensor([1.0, 0.0])[: coef.shape[2]]
-            coef = torch.cat([coef, plain.expand(len(coef), 1, -1)], 1)
+            plain = torch.zeros_like(coef[:, :1])
+            plain[..., 0] = 1
+            coef = torch.cat([coef, plain], 1)
             bounds = (*bounds, u.shape[1])
         return TaskRows(u, v, coef, bounds)
 
     def coefficients(self, stats: Tensor) -> Tensor:
         """See :meth:`GslRule.coefficients`."""
-        return self.rule.coefficients(stats)
+        return self.rule.coefficients(stats, self.sharding)
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`MetaGradient.state_dict`."""

@@ -55,8 +55,9 @@ class CurvatureGSL(GSL):
         # Not all of them, if a meta-batch before failed midway.
         lengths = torch.stack(self._lengths[-len(coef) :]).to(coef)
         self._lengths = []
-        plain = coef.new_tensor([1.0, 0.0])
-        return plain + lengths[:, None, None] * (coef - plain)
+        coef = lengths[:, None, None] * coef  # and the rest of the query gradient as it is
+        coef[..., 0] += 1 - lengths[:, None]
+        return coef
 
 
 def _norm(grads: Grads) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
+from fastmeta.metagrad.base import Shares, mean_over_tasks
 from fastmeta.ops.weights import Magnitude
 from fastmeta.reference import accumulation_dtype
 from fastmeta.schedules import schedule
@@ -88,19 +89,26 @@ class GslRule:
         """``rho(t) eta`` of the current meta-step."""
         return schedule(self.schedule)(self.step) * self.eta
 
-    def coefficients(self, stats: Tensor) -> Tensor:
+    def segments(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the parts of a row that are compared begin and end: its layers, or all of it."""
+        by_layer = self.variant == "R2" or self.scope == "layer"
+        return layers if by_layer else (layers[0], layers[-1])
+
+    def coefficients(self, stats: Tensor, sharding: Shares | None = None) -> Tensor:
         """The coefficients of this meta-step's rows; counts the step (and moves R2's weights).
 
         Args:
             stats: ``(T, S, 3)``: :func:`fastmeta.ops.row_similarity` of query and support rows.
+            sharding: of all tasks over ranks, if the rows are those of this rank alone.
 
         Returns:
             R1: ``(T, 1, 2)`` (scope "vector") or ``(T, S, 2)``; R2: ``(T, S, 1)``.
         """
         if self.variant == "R2":
-            result = self._weighted(stats)
+            result = self._weighted(stats, sharding)
         else:
-            seen = stats.sum(1, keepdim=True) if self.scope == "vector" else stats
+            whole = self.scope == "vector" and stats.shape[1] > 1
+            seen = stats.sum(1, keepdim=True) if whole else stats
             result = self._coefficients(seen, self.rate, self.magnitude)
         self.step += 1
         return result
@@ -116,20 +124,24 @@ class GslRule:
             ratio=self.ratio,
         )
 
-    def _weighted(self, stats: Tensor) -> Tensor:
+    def _weighted(self, stats: Tensor, sharding: Shares | None) -> Tensor:
         w = self._current_weights(stats, stats.shape[1])
         dot, uu, vv = stats.unbind(-1)
         scaled = torch.stack([w * dot, w * w * uu, vv], dim=-1)
         p, q = self._derivative(scaled.sum(1, keepdim=True))
-        w = self._moved(w, (p * w * uu + q * dot).mean(0))
+        slope = (p * w * uu + q * dot).sum(0)
+        w = self._moved(w, mean_over_tasks(slope, len(stats), sharding))
         return w.expand(len(stats), -1).unsqueeze(-1)
 
-    def element_weights(self, query: Tensor, inner: Tensor) -> Tensor:
+    def element_weights(
+        self, query: Tensor, inner: Tensor, sharding: Shares | None = None
+    ) -> Tensor:
         """R2p's weights ``(P,)`` after this meta-step's move; counts the step.
 
         Args:
             query: ``(T, P)``, the query rows.
             inner: ``(T, P)``, the support rows.
+            sharding: see :meth:`coefficients`.
         """
         like = query.new_empty((), dtype=accumulation_dtype(query.dtype))
         w = self._current_weights(like, query.shape[1])
@@ -138,7 +150,7 @@ class GslRule:
             u, v = row.to(like), other.to(like)
             p, q = self._derivative(ops.row_similarity((w * u)[None], v[None]))
             slope += u * (p[0] * w * u + q[0] * v)
-        w = self._moved(w, slope / len(query))
+        w = self._moved(w, mean_over_tasks(slope, len(query), sharding))
         self.step += 1
         return w
 

@@ -112,3 +112,13 @@ def cuts(rows: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
 def written(tensors: Sequence[Tensor]) -> None:
     """Counts a write of a compiled op, so that backward refuses values that it overwrote."""
     increment_version(tensors)
+
+
+def one_device(op: str, *tensors: Tensor) -> None:
+    """Refuses fakes of an op in place on several devices, of which it would write nothing."""
+    names = dict.fromkeys(str(t.device) for t in tensors)
+    if len(names) > 1:
+        raise RuntimeError(
+            f"fastmeta: {op}: expected all tensors on one device, got {' and '.join(names)}. Move "
+            "them with .to()."
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, watched, written
+from fastmeta.ops._function import apply, cuts, loop_vmap, one_device, watched, written
 from fastmeta.reference import accumulation_dtype
 
 
@@ -136,4 +136,4 @@ def _(buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]) -> Tensor:
 def _(
     out: Sequence[Tensor], buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]
 ) -> None:
-    return None
+    one_device("combine_", *out, *buffers, coef)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmeta import reference
 from fastmeta._library import kernels
 from fastmeta.layout import FlatLayout
-from fastmeta.ops._function import apply, loop_vmap, watched, written
+from fastmeta.ops._function import apply, loop_vmap, one_device, watched, written
 
 
 def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
@@ -112,9 +112,9 @@ def _(tensors: Sequence[Tensor], rows: int) -> Tensor:
 
 @torch.library.register_fake("fastmeta::pack_")
 def _(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    return None
+    one_device("pack_", flat, *tensors)
 
 
 @torch.library.register_fake("fastmeta::unpack_")
 def _(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    return None
+    one_device("unpack_", *tensors, flat)

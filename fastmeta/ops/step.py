@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched, written
+from fastmeta.ops._function import apply, loop_vmap, one_device, watched, written
 from fastmeta.reference import accumulation_dtype
 
 
@@ -84,6 +84,12 @@ def _arguments(
                 f"fastmeta: inner_step: expected at least one parameter and as many {name}, got "
                 f"{count} parameters and {0 if given is None else len(given)} {name}."
             )
+    if any(t.dtype != tensors[0].dtype for t in tensors):
+        dtypes = ", ".join(str(t.dtype) for t in tensors)
+        raise RuntimeError(
+            f"fastmeta: inner_step: expected parameters of one dtype, got {dtypes:.80}. Step them "
+            "dtype by dtype."
+        )
     acc = accumulation_dtype(tensors[0].dtype)
     if isinstance(alpha, Tensor):
         if alpha.numel() == 1:
@@ -98,8 +104,13 @@ def _arguments(
     elif isinstance(alpha, (int, float)):
         rates = [torch.full((), float(alpha), dtype=acc, device=tensors[0].device)] * count
     else:
+        if len(alpha) != count or not all(isinstance(rate, Tensor) for rate in alpha):
+            raise ValueError(
+                f"alpha must be a number, a tensor, or one tensor for each of the {count} "
+                f"parameters; got {alpha!r:.80}."
+            )
         rates = [rate.reshape(()) if rate.numel() == 1 else rate for rate in alpha]
-    stop = [int(f) for f in frozen] if frozen is not None else [0] * count
+    stop = [int(bool(f)) for f in frozen] if frozen is not None else [0] * count
     stop = [int(s or g is None) for s, g in zip(stop, grad, strict=True)]
     grads = [t if g is None else g for t, g in zip(tensors, grad, strict=True)]
     return tensors, grads, [r.to(acc) for r in rates], stop
@@ -192,4 +203,4 @@ def _(
 def _(
     theta: Sequence[Tensor], grad: Sequence[Tensor], alpha: Sequence[Tensor], frozen: Sequence[int]
 ) -> None:
-    return None
+    one_device("inner_step_", *theta, *grad, *alpha)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -12,17 +11,11 @@ from torch import Tensor
 from fastmeta import ops
 from fastmeta.metagrad.gsl_rule import GslRule, Scope, Variant
 from fastmeta.ops.weights import Magnitude
+from fastmeta.optim.bucket import Bucket, buckets_of
 from fastmeta.optim.recorder import Grads, TaskRecorder
-from fastmeta.rows import RowBuffer
+from fastmeta.whole import check_whole
 
-
-class _Bucket:
-    """Parameters of one dtype and device, with their packed query and support rows."""
-
-    def __init__(self, params: list[Tensor]) -> None:
-        self.params = params
-        self.query = RowBuffer(params)
-        self.inner = RowBuffer(params)
+Loss = TypeVar("Loss")
 
 
 class GSLOptimizer(torch.optim.Optimizer):
@@ -61,6 +54,7 @@ class GSLOptimizer(torch.optim.Optimizer):
 
     Raises:
         ValueError: if an option is out of range.
+        TypeError: if a parameter is a DTensor or on the meta device.
     """
 
     # Tells GradScaler to leave the unscaling to step(), which knows the rows.
@@ -92,10 +86,15 @@ class GSLOptimizer(torch.optim.Optimizer):
             )
         self.rule = GslRule(variant, eta, lam_c, lam_2, magnitude, ratio, schedule, scope, tau)
         self.base = base(params, lr=lr, **base_options)
+        self._check(self.base.param_groups)
         super().__init__(self.base.param_groups, dict(self.base.defaults))
         self._share()
-        self._buckets: list[_Bucket] | None = None
+        self._buckets: list[Bucket] | None = None
         self._scales: list[float] = []
+
+    def _check(self, groups: list[dict[str, Any]]) -> None:
+        for k, group in enumerate(groups):
+            check_whole((f"parameter {i} of group {k}", p) for i, p in enumerate(group["params"]))
 
     def _share(self) -> None:
         """Both optimizers act on the same groups and the same per-parameter state."""
@@ -138,12 +137,9 @@ class GSLOptimizer(torch.optim.Optimizer):
                 bucket.inner.append([inner[k] for k in places])
         self._scales.append(scale)
 
-    def _bucket_list(self) -> list[_Bucket]:
+    def _bucket_list(self) -> list[Bucket]:
         if self._buckets is None:
-            kinds: dict[Any, list[Tensor]] = defaultdict(list)
-            for param in self._params():
-                kinds[param.dtype, param.device].append(param)
-            self._buckets = [_Bucket(params) for params in kinds.values()]
+            self._buckets = buckets_of(self._params())
         return self._buckets
 
     # --- the meta-gradient -----------------------------------------------------------------------
@@ -184,12 +180,15 @@ class GSLOptimizer(torch.optim.Optimizer):
     def _combine_rows(self, tasks: int, grad_scale: Tensor | float) -> None:
         buckets = self._bucket_list()
         parts = [
-            ops.row_similarity(b.query.filled, b.inner.filled, b.query.layout.bounds)
+            ops.row_similarity(
+                b.query.filled, b.inner.filled, self.rule.segments(b.query.layout.bounds)
+            )
             for b in buckets
         ]
         first = parts[0]
         # Query rows are scale * u. The rule sees u and v themselves; its u - c v is scaled after.
-        scale = first.new_tensor(self._scales)[:, None] * grad_scale
+        # Filled in number by number: a copy from the host would wait for the GPU.
+        scale = torch.cat([first.new_full((1, 1), s) for s in self._scales]) * grad_scale
         one = torch.ones_like(scale)
         stats = torch.cat([part.to(first) for part in parts], dim=1)
         stats = stats / torch.stack([scale, scale * scale, one], dim=-1)
@@ -204,7 +203,7 @@ class GSLOptimizer(torch.optim.Optimizer):
             bounds = None if own.shape[1] == 1 else bucket.query.layout.bounds
             self._write(bucket, ops.combine(buffers, own.to(part), bounds))
 
-    def _write(self, bucket: _Bucket, flat: Tensor) -> None:
+    def _write(self, bucket: Bucket, flat: Tensor) -> None:
         for param, view in zip(bucket.params, bucket.query.layout.views(flat), strict=True):
             if param.grad is not None:  # unused by every task: stays None, as in a plain loop
                 param.grad = view
@@ -222,7 +221,13 @@ class GSLOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         self._forget()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """Combines the marked tasks and lets ``base`` take its step.
 
         Args:
@@ -248,11 +253,20 @@ class GSLOptimizer(torch.optim.Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to both optimizers; marked tasks are forgotten."""
+        """Adds a group to both optimizers; marked tasks are forgotten.
+
+        Raises:
+            TypeError: if a parameter is a DTensor or on the meta device.
+        """
         if "_buckets" in self.__dict__:
             self._forget()
             self._buckets = None
             self.base.add_param_group(param_group)
+            try:
+                self._check(self.base.param_groups[-1:])
+            except TypeError:
+                self.base.param_groups.pop()
+                raise
         else:  # called by Optimizer.__init__ with the groups that base has already checked
             super().add_param_group(param_group)
 

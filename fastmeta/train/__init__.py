@@ -11,6 +11,7 @@ from fastmeta.train.errors import (
     StorageError,
     UserError,
 )
+from fastmeta.train.export import export_run
 from fastmeta.train.run import resume, train, train_on
 from fastmeta.train.saved import evaluate_run
 from fastmeta.train.trainer import Trainer
@@ -27,6 +28,7 @@ __all__ = [
     "UserError",
     "configure",
     "evaluate_run",
+    "export_run",
     "read_config",
     "resume",
     "train",

@@ -14,11 +14,19 @@ from fastmeta.engines import ENGINES, EngineName
 from fastmeta.learners import METHODS, NonFinite
 from fastmeta.metagrad import METAGRADS
 from fastmeta.models import Downsample
+from fastmeta.plugins import Registry
 from fastmeta.train.defaults import defaults_for
 from fastmeta.train.errors import ConfigError
 from fastmeta.train.options import checked, did_you_mean, option
 
 SINE = "sine"
+WORDS: dict[str, Registry[Any]] = {
+    "dataset": Registry("dataset", dict.fromkeys((*DATASETS, SINE))),
+    "method": Registry("method", METHODS),
+    "adaptation": Registry("adaptation", ADAPTATIONS),
+    "metagrad": Registry("metagrad", METAGRADS),
+    "aggregation": Registry("aggregation", AGGREGATIONS),
+}
 TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation_options")
 
 _ONE_WIDTH = {"conv4": "number of filters", "text": "width"}
@@ -35,16 +43,16 @@ class TrainConfig:
         ConfigError: if an option has the wrong type or value, or does not fit the others.
     """
 
-    dataset: str = option("data set", default="digits", choices=(*DATASETS, SINE))
+    dataset: str = option("data set", default="digits", choices=WORDS["dataset"])
     data_root: str | None = option(
         "folder of the data sets; by default the one FASTMETA_DATA names", default=None
     )
     data_options: Mapping[str, Any] = option("options of the data set's loader", default={})
 
-    method: str = option("meta-learning method", default="gsl", choices=tuple(METHODS))
-    adaptation: str = option("room 1, the inner loop", choices=tuple(ADAPTATIONS))
-    metagrad: str = option("room 2, the meta-gradient of a task", choices=tuple(METAGRADS))
-    aggregation: str = option("room 3, the weights of the tasks", choices=tuple(AGGREGATIONS))
+    method: str = option("meta-learning method", default="gsl", choices=WORDS["method"])
+    adaptation: str = option("room 1, the inner loop", choices=WORDS["adaptation"])
+    metagrad: str = option("room 2, the meta-gradient of a task", choices=WORDS["metagrad"])
+    aggregation: str = option("room 3, the weights of the tasks", choices=WORDS["aggregation"])
     adaptation_options: Mapping[str, Any] = option("options of room 1", default={})
     metagrad_options: Mapping[str, Any] = option("options of room 2", default={})
     aggregation_options: Mapping[str, Any] = option("options of room 3", default={})
@@ -145,11 +153,11 @@ class TrainConfig:
                 f"backbone {self.backbone} takes one {_ONE_WIDTH[self.backbone]} as hidden; "
                 f"got {list(self.hidden)}."
             )
-        jitters = (self.jitter_shift, self.jitter_degrees, self.jitter_zoom)
+        jitters = (self.jitter_shift, self.jitter_degrees, self.jitter_zoom, self.jitter_flip)
         if any(jitters) and (self.dataset == SINE or self.dataset in (*TEXTS, *NODES)):
             raise ConfigError(
-                "jitter_shift, jitter_degrees and jitter_zoom move images, and dataset "
-                f"{self.dataset} has none: they must be 0; got {jitters}."
+                "jitter_shift, jitter_degrees, jitter_zoom and jitter_flip move images, and "
+                f"dataset {self.dataset} has none: they must be 0; got {jitters}."
             )
         if self.backbone == "resnet12" and len(self.hidden) not in (1, 4):
             raise ConfigError(
@@ -189,7 +197,10 @@ def _backbones(dataset: str) -> tuple[str, ...]:
         return ("text",)
     if dataset in NODES:
         return ("gcn",)
-    return ("mlp",) if dataset == SINE else ("conv4", "mlp", "resnet12")
+    if dataset == SINE:
+        return ("mlp",)
+    images = ("conv4", "mlp", "resnet12")
+    return images if dataset in DATASETS else (*images, "text", "gcn")  # of a plug-in: anything
 
 
 def option_names() -> list[str]:

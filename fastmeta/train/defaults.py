@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastmeta.learners import METHODS, Words
+from fastmeta.learners import Words, words_of
 
 _IMAGES: dict[str, Any] = {
     "ways": 5,
@@ -124,6 +124,9 @@ _DATASETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Of inputs that nothing is known about.
+_PLUGIN: dict[str, Any] = {**_IMAGES, **_NO_JITTER, "hidden": (32,)}
+
 # With one inner step Reptile is joint training (Nichol et al. 2018, section 3). MAML++ and iMAML
 # have the inner steps of their authors' code for Omniglot, MAML++ also its schedule and BatchNorm.
 _METHODS: dict[str, dict[str, Any]] = {
@@ -145,13 +148,20 @@ _IMAGE_METHODS: dict[str, dict[str, Any]] = {"imaml": {"inner_lr": 0.1}}
 
 
 def defaults_for(dataset: str, method: str) -> dict[str, Any]:
-    """The options that depend on data set and method; those of digits for an unknown data set.
+    """The options that depend on data set and method; for a plug-in's data set a guess.
 
     An unknown name is for :class:`fastmeta.train.TrainConfig` to complain about.
     """
     return {
-        **_DATASETS.get(dataset, _DATASETS["digits"]),
-        **METHODS.get(method, Words())._asdict(),
+        **_DATASETS.get(dataset, _PLUGIN),
+        **_words(method)._asdict(),
         **_METHODS.get(method, {}),
         **(_IMAGE_METHODS.get(method, {}) if dataset != "sine" else {}),
     }
+
+
+def _words(method: str) -> Words:
+    try:
+        return words_of(method)
+    except ValueError:
+        return Words()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ def option(
     text: str,
     *,
     default: Any = MISSING,
-    choices: Sequence[str] = (),
+    choices: Collection[str] | None = None,
     least: float | None = None,
     above: float | None = None,
 ) -> Any:
@@ -25,11 +25,11 @@ def option(
     Args:
         text: one line of help.
         default: of the field; without one it depends on the data set or method.
-        choices: the allowed values.
+        choices: the allowed values; all by default.
         least: the smallest allowed value.
         above: what the value must be greater than.
     """
-    metadata = {"help": text, "choices": tuple(choices), "least": least, "above": above}
+    metadata = {"help": text, "choices": choices, "least": least, "above": above}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -114,7 +114,7 @@ def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> An
     except (TypeError, ValueError):
         raise ConfigError(f"{name} must be {kind.words}; got {value!r}.") from None
     choices, least, above = metadata["choices"], metadata["least"], metadata["above"]
-    if choices and result not in choices:
+    if choices is not None and result not in choices:
         near = did_you_mean(result, choices)
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{near}")
     for number in result if isinstance(result, tuple) else (result,):
@@ -125,7 +125,7 @@ def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> An
     return result
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
+def did_you_mean(word: str, known: Collection[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest known word, or nothing."""
     nearest = get_close_matches(word, known, n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -150,6 +150,8 @@ def _run_here(
     if trainer.writes:
         remove_temporary(folder)
         write_json(folder / CONFIG_NAME, config.to_dict())
+        if trainer.step < config.steps:  # results there were a shorter run's
+            (folder / RESULTS_NAME).unlink(missing_ok=True)
     with ExitStack() as stack:
         if trainer.writes:
             logs = open_logs(config.log, folder, metric.name, trainer.history)

@@ -35,6 +35,14 @@ from fastmeta.train.ranks import own_device
 _HELD_OUT_SEEDS = {"val": 2**63, "test": 2**63 + 1}
 EVALUATION_BATCH = 20
 
+_BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "conv4": Conv4,
+    "gcn": GCN,
+    "mlp": MLP,
+    "resnet12": ResNet12,
+    "text": TextEncoder,
+}
+
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
@@ -125,32 +133,46 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
 
 
 def _network(config: TrainConfig, source: TaskSource) -> nn.Module:
+    return _BACKBONES[config.backbone](**backbone_arguments(config, source))
+
+
+def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any]:
+    """The arguments of the backbone's class that make it fit the tasks of ``source``.
+
+    Raises:
+        ConfigError: if it does not fit the inputs.
+    """
     outputs = 1 if config.regression else config.ways
     if config.backbone in ("text", "gcn"):
         match getattr(source, "dataset", None):
             case TextDataset(vocabulary=vocabulary) if config.backbone == "text":
-                return TextEncoder(vocabulary, outputs, config.hidden[0])
+                return {"vocabulary": vocabulary, "ways": outputs, "hidden": config.hidden[0]}
             case NodeDataset(graph=graph) if config.backbone == "gcn":
-                return GCN(graph.features, graph.edges, outputs, config.hidden)
+                nodes = {"features": graph.features, "edges": graph.edges}
+                return {**nodes, "ways": outputs, "hidden": config.hidden}
         needed = {"text": "a TextDataset", "gcn": "a NodeDataset"}[config.backbone]
         raise ConfigError(f"backbone {config.backbone} needs tasks drawn from {needed}.")
     shape = source[0].support_x.shape[2:]
     if config.backbone == "mlp":
-        return MLP(shape.numel(), outputs, config.hidden)
+        sizes = {"in_features": shape.numel(), "out_features": outputs}
+        return {**sizes, "hidden": config.hidden}
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ConfigError(f"{config.backbone} needs square images; got inputs {tuple(shape)}.")
     options: dict[str, Any] = {
+        "in_channels": shape[0],
+        "image_size": shape[1],
+        "ways": outputs,
         "batch_norm_stats": config.batch_norm_stats,
         "pool_last": not config.co_learner,
     }
     if config.backbone == "resnet12":
         first, *more = config.hidden
-        hidden = config.hidden if more else [first << block for block in range(4)]
-        return ResNet12(shape[0], shape[1], outputs, hidden, **options)
-    options["downsample"] = config.downsample
+        hidden = config.hidden if more else tuple(first << block for block in range(4))
+        return {**options, "hidden": hidden}
+    options |= {"hidden": config.hidden[0], "downsample": config.downsample}
     if config.per_step_batch_norm:
         options["batch_norm_steps"] = max(config.inner_steps, 1)
-    return Conv4(shape[0], shape[1], outputs, config.hidden[0], **options)
+    return options
 
 
 def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None:

@@ -1,0 +1,95 @@
+"""What a run has learned as one file that torch reads without fastmeta."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastmeta.data import ClassDataset
+from fastmeta.info import build_info
+from fastmeta.train.config import TrainConfig
+from fastmeta.train.errors import CheckpointError, require
+from fastmeta.train.files import write_atomic
+from fastmeta.train.results import RESULTS_NAME
+from fastmeta.train.saved import SavedRun, load_run
+from fastmeta.train.setup import backbone_arguments, build_module
+
+RATE = "inner_lr."  # before the name of the parameter whose learned rate it is
+
+# The options of a run that say how to adapt its network to tasks like its own.
+_OPTIONS = (
+    *("method", "adaptation", "adaptation_options", "inner_lr", "inner_steps", "eval_inner_steps"),
+    *("backbone", "dataset", "data_options", "ways", "shots"),
+)
+
+
+def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) -> Path:
+    """Writes the best initialisation of a run as safetensors.
+
+    The file holds the network's ``state_dict()``, of a run with a co-learner that of the same
+    network without, and where inner rates are learned those, as ``inner_lr.<parameter>``. Its
+    metadata are texts, all but words as JSON: ``method``, ``adaptation`` and
+    ``adaptation_options`` (room 1), ``inner_lr``, ``inner_steps`` and ``eval_inner_steps``;
+    ``backbone`` and the ``arguments`` of its class in ``fastmeta.models`` (but a graph);
+    ``dataset``, ``data_options``, ``ways``, ``shots`` and ``normalization``: mean and standard
+    deviation of pixels in [0, 1] that inputs were scaled with, or ``null``; ``step``, the
+    meta-steps taken, and ``fastmeta``, the version.
+
+    Args:
+        path: the folder of a finished run, or a checkpoint.
+        out: the file; one that is there is replaced.
+        changes: options that differ from the run's, such as ``data_root``.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        CheckpointError: if the run has not finished, or there is no usable checkpoint.
+        ConfigError: if the run's data cannot be had.
+        MissingPackageError: if safetensors is missing.
+        StorageError: if the file cannot be written.
+    """
+    require("safetensors", "An export", extra="export")
+    from safetensors.torch import save
+
+    path, out = Path(path), Path(out)
+    if path.is_dir() and not (path / RESULTS_NAME).exists():
+        raise CheckpointError(
+            f"{path}: expected a finished run; found no {RESULTS_NAME}. Finish it with --resume, "
+            "or name one of its checkpoints."
+        )
+    run = load_run(path, {**changes, "device": "cpu"})
+    alone = replace(run.config, co_learner=False, co_test="main")
+    data = save(_tensors(run, alone), {"format": "pt", **_metadata(run, alone)})
+    write_atomic(out, lambda file: file.write(data))
+    return out
+
+
+def _tensors(run: SavedRun, alone: TrainConfig) -> dict[str, Tensor]:
+    # Beside a co-learner the network is cut elsewhere: other names, the same tensors in order.
+    network = build_module(alone, run.test, run.device)
+    trained = run.learner.module.state_dict().values()
+    network.load_state_dict(dict(zip(network.state_dict(), trained, strict=True)))
+    params = (name for name, param in network.named_parameters() if param.requires_grad)
+    # The rates of a co-learner's parameters come last, and stay behind.
+    rates = {RATE + n: r for n, r in zip(params, run.learner.adaptation.rates, strict=False)}
+    return {n: t.detach().contiguous() for n, t in {**network.state_dict(), **rates}.items()}
+
+
+def _metadata(run: SavedRun, alone: TrainConfig) -> dict[str, str]:
+    dataset = getattr(run.test, "dataset", None)
+    scaled = dataset.normalization if isinstance(dataset, ClassDataset) else None
+    arguments = backbone_arguments(alone, run.test)
+    values = {
+        "fastmeta": build_info().version,
+        **{name: getattr(alone, name) for name in _OPTIONS},
+        "arguments": {k: v for k, v in arguments.items() if not isinstance(v, Tensor)},
+        "normalization": None if scaled is None else scaled._asdict(),
+        "step": run.step,
+    }
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
