@@ -110,7 +110,8 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
     for _ in range(steps):
         image = product(way)
         curvature = way.dot(image)
-        ends = curvature <= 0  # also at the solution, where the way is 0
+        # Also at the solution, where the way is 0 or too small to be squared.
+        ends = (curvature <= 0) | (size == 0)
         length = torch.where(ends, 0, size / curvature)
         x, rest = x + length * way, rest - length * image
         before, size = size, rest.dot(rest)

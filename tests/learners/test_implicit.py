@@ -186,7 +186,7 @@ def test_as_many_steps_as_eigenvalues_solve_it(size: int, kinds: int) -> None:
     basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
     values = 1 + torch.arange(size, dtype=torch.float64) % kinds
     matrix, b = basis * values @ basis.T, torch.randn(size, dtype=torch.float64)
-    for steps in (kinds, kinds + 20):  # also beyond the solution
+    for steps in (kinds, kinds + 20, kinds + 60):  # also beyond the solution
         assert_near(conjugate_gradient(matrix.mv, b, steps), torch.linalg.solve(matrix, b))
 
 
@@ -199,6 +199,13 @@ def test_the_solver_ends_where_a_matrix_is_not_positive() -> None:
     one = conjugate_gradient(matrix.mv, b, 1)
     torch.testing.assert_close(one, b * (b.dot(b) / b.dot(matrix.mv(b))))
     assert torch.equal(conjugate_gradient(matrix.mv, b, 9), one)
+
+
+def test_the_solver_ends_where_squares_vanish() -> None:
+    b = torch.full((2,), 1e-170, dtype=torch.float64)
+    matrix = 1e20 * torch.eye(2, dtype=torch.float64)
+    assert b.dot(b) == 0 < b.dot(matrix.mv(b))
+    assert torch.equal(conjugate_gradient(matrix.mv, b, 5), b)
 
 
 def test_the_solver_does_not_hide_what_is_not_finite() -> None:
