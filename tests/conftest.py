@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-SEED = int(os.environ.get("FASTMETA_TEST_SEED", random.SystemRandom().randrange(2**31)))
+# In the environment, so that all processes of a run have the same.
+SEED = int(os.environ.setdefault("FASTMETA_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
 
 settings.register_profile("untimed", deadline=None)  # other work may share the machine
 settings.load_profile("untimed")

@@ -98,7 +98,7 @@ def test_the_graph_is_freed() -> None:
 @pytest.mark.parametrize(
     ("losses", "method", "options", "part"),
     [
-        (None, "upgrade", {}, "unknown method 'upgrade'; expected one of agreement, "),
+        (None, "upgrade", {}, "unknown aggregation 'upgrade'; expected one of agreement, "),
         (None, "agreement", {"of": "inner"}, "compares inner gradients; there are none here"),
         (None, "cagrad", {"c": -1.0}, "c must not be negative"),
         ([], "mean", {}, "no losses; expected at least one"),

@@ -37,6 +37,8 @@ def test_sound_kernels(seed: int) -> None:
     np.testing.assert_allclose(out, sums, rtol=1e-5, atol=1e-5)
     values, out = run("votes", seed)
     np.testing.assert_array_equal(out, values.reshape(-1, 32)[:, 0].repeat(32))
+    values, out = run("reverse_by_the_last_block", seed, 5 * SIDE + 7)
+    np.testing.assert_array_equal(out, values[::-1])
 
 
 RACES = {
@@ -80,6 +82,8 @@ FAULTS = {
     "shuffle_against_barrier": "waits for ever|another",
     "tile_too_short": "past the end of an array",
     "misaligned_words": "misaligned address",
+    "no_fence_before_the_ticket": "atomicAdd at faults.h:.* without a __threadfence since the last",
+    "no_fence_behind_the_ticket": "barrier without a __threadfence since its atomic operation",
 }
 
 
@@ -91,6 +95,22 @@ def test_faults_are_named_with_block_and_thread(kernel: str, seed: int) -> None:
     assert str(caught.value).startswith("in block (")
     assert "thread (" in str(caught.value)
     run("reverse", seed)  # and the next launch works
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ticket_that_counts_wrongly_leaves_outputs_unset(seed: int) -> None:
+    for blocks in (2, 5):
+        assert np.isnan(run("ticket_not_reset", seed, blocks * SIDE)[1]).all()
+        _, out = run("one_block_too_early", seed, blocks * SIDE)
+        assert np.isnan(out).sum() == SIDE
+
+
+def test_a_ticket_taken_before_the_block_has_written_changes_the_result_for_some_order() -> None:
+    def right(seed: int) -> bool:
+        values, out = run("ticket_before_the_barrier", seed)
+        return np.array_equal(out, values[::-1])
+
+    assert not all(right(seed) for seed in range(10))
 
 
 def test_a_write_past_the_end_lands_in_the_strip_that_tests_keep_there() -> None:

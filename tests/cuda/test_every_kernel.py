@@ -93,5 +93,5 @@ def test_every_kernel_of_the_sources(run: set[str]) -> None:
 
 def test_every_compiled_instance(run: set[str]) -> None:
     compiled = set(re.findall(r"^\| `(.*?)`", (SOURCES / "registers.md").read_text(), re.MULTILINE))
-    assert len(compiled) > 90
+    assert len(compiled) > 80
     assert compiled <= run, "compiled, but never run in the emulation"

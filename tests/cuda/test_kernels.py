@@ -4,6 +4,11 @@ several orders of blocks and threads, none of which may change a bit.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from emulated import SEEDS, array, name, run
@@ -122,6 +127,7 @@ def test_where_rows_begin_changes_no_bit(dtype: torch.dtype) -> None:
                 name(dtype), array(a), array(b), bounds, o[0], s
             ),
             (tasks, 2): lambda o, s: cuda.mean_similarity(name(dtype), array(a), o[0], s),
+            (1, tasks, tasks): lambda o, s: cuda.gram(name(dtype), array(a), bounds, o[0], s),
         }
         found = [run([shape], acc(dtype), call)[0] for shape, call in calls.items()]
         found += run(
@@ -135,6 +141,38 @@ def test_where_rows_begin_changes_no_bit(dtype: torch.dtype) -> None:
     assert results(1, 0) == aligned
     assert results(0, 1) == aligned
     assert results(8, 8) == aligned
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("each", [False, True])
+def test_where_tensors_begin_changes_no_bit(dtype: torch.dtype, each: bool) -> None:
+    shape = tasks, columns = 2, 2 * 1037
+    values = torch.randn(3, *shape, dtype=torch.float64).to(dtype)
+    rate, eps = (
+        torch.rand(columns if each else 1, dtype=acc(dtype)),
+        torch.rand(2, dtype=acc(dtype)),
+    )
+
+    def shifted(t: Tensor, shift: int) -> np.ndarray:
+        memory = torch.empty(t.numel() + shift, dtype=t.dtype)[shift:].view(t.shape)
+        return array(memory.copy_(t))
+
+    def results(*shifts: int) -> list[bytes]:
+        a, b, c = (shifted(v, shift) for v, shift in zip(values, shifts, strict=False))
+        alpha = shifted(rate, shifts[3])
+        calls = (
+            lambda o, s: cuda.hvp_perturb(name(dtype), a, b, array(eps), *o, s),
+            lambda o, s: cuda.hvp_difference(name(dtype), a, b, c, array(eps), alpha, o[0], s),
+            lambda o, s: cuda.inner_step(
+                name(dtype), [*a], [*b], [alpha] * tasks, [False, True], [*o[0]], s
+            ),
+        )
+        found = [run([shape] * 2, dtype, call)[: 1 + (k == 0)] for k, call in enumerate(calls)]
+        return [array(f).tobytes() for outputs in found for f in outputs]
+
+    aligned = results(0, 0, 0, 0)
+    for shifts in itertools.product((0, 1), repeat=4):
+        assert results(*shifts) == aligned
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -238,10 +276,46 @@ def test_task_weights(dtype: torch.dtype, rule: int, tasks: int) -> None:
     close(found, exact, 10 * largest(exact))
 
 
+def test_chunks_that_are_added_in_groups() -> None:
+    """A segment of 34 chunks, two groups of which have two, and short ones."""
+    dtype, bounds = torch.float32, (0, 33_793, 33_796, 33_796, 35_000)
+    g, h = rows(dtype, 2, bounds[-1]), rows(dtype, 2, bounds[-1])
+    wide, sizes = (g.double(), h.double()), (g.double().abs(), h.double().abs())
+
+    def check(
+        shape: tuple[int, ...], call: Callable[..., Any], twin: Callable[..., Tensor]
+    ) -> None:
+        (found,) = run([shape], dtype, lambda out, seed: call(out[0], seed))
+        close(found, twin(*wide), twin(*sizes))
+
+    check(
+        (2, 4, 3),
+        lambda o, s: cuda.row_similarity(name(dtype), array(g), array(h), bounds, o, s),
+        lambda a, b: reference.row_similarity(a, b, bounds),
+    )
+    check(
+        (2, 2),
+        lambda o, s: cuda.mean_similarity(name(dtype), array(g), o, s),
+        lambda a, _: reference.mean_similarity(a),
+    )
+    check(
+        (4, 2, 2),
+        lambda o, s: cuda.gram(name(dtype), array(g), bounds, o, s),
+        lambda a, _: reference.gram(a, bounds),
+    )
+
+
 def test_more_tensors_and_segments_than_one_launch_takes() -> None:
     """Tables travel as kernel parameters, in groups: 256 segments, 400 steps, 512 pieces."""
     columns, tasks = 540, 1
     g, bounds = torch.randn(tasks, columns), list(range(0, columns + 1, 2))
+    bounds[5] = bounds[6] = bounds[4]  # and two are empty
+    (found,) = run(
+        [(270, tasks, tasks)],
+        torch.float32,
+        lambda out, seed: cuda.gram("float32", array(g), bounds, out[0], seed),
+    )
+    torch.testing.assert_close(found, reference.gram(g, bounds))
     (found,) = run(
         [(tasks, 270, 3)],
         torch.float32,

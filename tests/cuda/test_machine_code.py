@@ -25,9 +25,10 @@ pytestmark = [
     pytest.mark.skipif(None in TOOLS, reason="needs cuobjdump and nvdisasm"),
 ]
 
-# Kernels that the memory's speed bounds; those of norm where a thread has several channels.
+# Kernels over rows and parameters; those of norm where a thread has several channels.
 WIDE = re.compile(
-    r"11pack_kernel|(row_partial|mean_partial|combine)_kernel|"
+    r"11pack_kernel|(row_similarity|mean_similarity|gram|combine)_kernel|"
+    r"(inner_step|hvp_perturb|hvp_difference)_kernel|"
     r"norm_(moments|forward|backward|backward_sums|second|second_sums)_kernelI(fLi4|dLi2)"
 )
 
@@ -53,6 +54,6 @@ def loads(architecture: str) -> dict[str, list[str]]:
 def test_loads_of_16_bytes(which: int) -> None:
     kernels = loads(fastmeta.build_info().cuda_architectures[which])
     wide = {name: found for name, found in kernels.items() if WIDE.search(name)}
-    assert len(wide) == 39
+    assert len(wide) == 55
     for name, found in wide.items():
         assert any(".128" in load for load in found), name

@@ -7,17 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from gpu import needs_gpu, replayed, without_waiting
 from norm_cases import grouped_norm_inputs
 from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.fusion import fused
-from fastmeta.info import kernel_devices
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or "cuda" not in kernel_devices(),
-    reason="needs a CUDA device and the CUDA kernels",
-)
+pytestmark = needs_gpu
 
 DEVICE = "cuda"
 EPS = 1e-3
@@ -86,17 +83,10 @@ def test_forward_mode_and_vmap(pool: bool) -> None:
 def test_no_wait_for_the_gpu_and_capture_in_a_graph() -> None:
     tensors = [t.to(DEVICE) for t in grouped_norm_inputs(2, (5, 64, 8, 8), torch.float32, EPS)]
     expected = results(tensors, True)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        results(tensors, True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        z, mean, var = ops.batch_norm_relu(*tensors, EPS, pool=True)
-    graph.replay()
-    for found, e in zip((z, mean, var), expected, strict=False):
-        assert torch.equal(found, e)
+    without_waiting(lambda: results(tensors, True))
+    found = replayed(lambda: ops.batch_norm_relu(*tensors, EPS, pool=True))
+    for f, e in zip(found, expected, strict=False):
+        assert torch.equal(f, e)
 
 
 def counted_calls():

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from gpu import needs_gpu, replayed, without_waiting
+from gpu_clock import launched
 from op_cases import CASES, DTYPES, Case, check, listed
 from op_samples import SAMPLES
 from problems import MODULES, loss, tasks
@@ -14,13 +16,9 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._library import kernels
-from fastmeta.info import kernel_devices
 from fastmeta.learners import METHODS, build
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or "cuda" not in kernel_devices(),
-    reason="needs a CUDA device and the CUDA kernels",
-)
+pytestmark = needs_gpu
 
 SIZES = [
     *((1, 1), (2, 0), (3, 31), (5, 33), (33, 1021), (7, 4097), (16, 100_003), (129, 8209)),
@@ -71,18 +69,39 @@ def test_same_bits_every_time_on_any_stream(case: Case, dtype: torch.dtype) -> N
 def test_no_wait_for_the_gpu_and_capture_in_a_graph(case: Case) -> None:
     tensors = on_gpu(case.inputs(torch.float32, 6, 10_007))
     expected = results(case, tensors)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        results(case, tensors)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = results(case, tensors)
-    for f in found:
-        f.fill_(float("nan"))
-    graph.replay()
+    without_waiting(lambda: results(case, tensors))
+    found = replayed(lambda: results(case, tensors))
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+KERNELS = {
+    "gram": "gram",
+    "row_similarity": "row_similarity",
+    "mean_similarity": "mean_similarity",
+    "combine": "combine",
+    "combine two by segment": "combine",
+    "gsl_coefficients norm-match": "gsl_coefficients",
+    "agreement_weights": "task_weights",
+    "gsl_task_weights softmax": "task_weights",
+}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in KERNELS], ids=str)
+def test_one_launch(case: Case) -> None:
+    tensors = on_gpu(case.inputs(torch.float32, 40, 100_003))
+    found = launched(lambda: results(case, tensors))
+    assert found.pop("Memset", 0) <= 1  # the blocks' tickets
+    assert found == {f"{KERNELS[case.name]}_kernel": 1}
+
+
+def test_similarity_weight_and_combine_are_three_launches() -> None:
+    u, v = torch.randn(2, 8, 100_003, device="cuda")
+    weight, rate = torch.ones(8, device="cuda"), torch.ones(1, device="cuda")
+    found = launched(
+        lambda: ops.combine([u, v], ops.gsl_coefficients(ops.row_similarity(u, v), weight, rate))
+    )
+    kernels = ("row_similarity_kernel", "gsl_coefficients_kernel", "combine_kernel")
+    assert found == {"Memset": 1, **dict.fromkeys(kernels, 1)}
 
 
 @pytest.mark.parametrize("name", SAMPLES)

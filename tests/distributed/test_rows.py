@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,32 +11,35 @@ from ranks import run_ranks
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS
-from fastmeta.distributed import ShardedRows, Sharding
+from fastmeta.distributed import ShardedRows, Sharding, cost
 from fastmeta.rows import TaskRows
 
 # Tasks and parameters: fewer parameters than ranks, few and many tasks a rank.
 SIZES = [(3, 1), (4, 7), (11, 101)]
+# What a message costs: nothing, so that rows are never gathered, or more than all else.
+MESSAGES = (0.0, cost.MESSAGE)
 CLOSE = {torch.float64: (1e-9, 1e-10), torch.float32: (2e-3, 1e-4)}
+CASES = list(product(MESSAGES, SIZES, CLOSE))
 
 
 def combined(rank: int) -> list[list[dict[str, Tensor]]]:
-    """For each size and dtype the combinations in one process and on the ranks."""
+    """For each cost, size and dtype the combinations in one process and on the ranks."""
     found = []
-    for count, params in SIZES:
-        for dtype in CLOSE:
-            torch.manual_seed(2)
-            query, inner = torch.randn(2, count, params, dtype=dtype) + 0.3
-            coef = torch.rand(count, 1, 2, dtype=dtype)
-            sharding = Sharding(count)
-            own = sharding.own
+    for message, (count, params), dtype in CASES:
+        cost.MESSAGE = message
+        torch.manual_seed(2)
+        query, inner = torch.randn(2, count, params, dtype=dtype) + 0.3
+        coef = torch.rand(count, 1, 2, dtype=dtype)
+        sharding = Sharding(count)
+        own = sharding.own
 
-            def whole(parts=(query, inner, coef)) -> TaskRows:
-                return TaskRows(*parts)
+        def whole(parts=(query, inner, coef)) -> TaskRows:
+            return TaskRows(*parts)
 
-            def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskRows:
-                return ShardedRows(TaskRows(*parts), by)
+        def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskRows:
+            return ShardedRows(TaskRows(*parts), by)
 
-            found.append([_each(make) for make in (whole, shared)])
+        found.append([_each(make) for make in (whole, shared)])
     return found
 
 
@@ -50,9 +54,8 @@ def _each(make) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_aggregation(size: int, tmp_path: Path) -> None:
-    cases = [dtype for _ in SIZES for dtype in CLOSE]
     ranks = run_ranks(size, combined, tmp_path)
-    for k, dtype in enumerate(cases):
+    for k, (_, _, dtype) in enumerate(CASES):
         rtol, atol = CLOSE[dtype]
         for rank in ranks:
             expected, found = rank[k]

@@ -41,33 +41,37 @@ def result_of(folder: Path) -> tuple[list[list[float]], dict[str, Any], dict[str
     return curves, results, load_checkpoint(folder / "step-00000040.pt")["learner"]["module"]
 
 
-def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
-    train(configure({**OPTIONS, "out": str(tmp_path / "one")}))
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of an undisturbed run on two ranks, and what it printed."""
+    folder = tmp_path_factory.mktemp("two")
     flags = [
         *("--dataset=sine", "--method=gradient-agreement", "--hidden=16", "--meta-batch=5"),
         *("--steps=40", "--log-every=10", "--val-every=20", "--val-tasks=12", "--test-tasks=12"),
         *("--checkpoint-every=15", "--no-plots", "--threads=1", "--seed=3"),
     ]
-    out = torchrun("-m", "fastmeta", "train", *flags, f"--out={tmp_path / 'two'}", "--continue")
+    return folder, torchrun("-m", "fastmeta", "train", *flags, f"--out={folder}", "--continue")
+
+
+def test_two_ranks_train_as_one_process(two: tuple[Path, str], tmp_path: Path) -> None:
+    folder, out = two
+    train(configure({**OPTIONS, "out": str(tmp_path)}))
     assert out.count("mse on held-out tasks") == 1  # one rank reports
-    (curves, results, state), (others, other, twin) = map(
-        result_of, (tmp_path / "one", tmp_path / "two")
-    )
+    (curves, results, state), (others, other, twin) = map(result_of, (tmp_path, folder))
     torch.testing.assert_close(torch.tensor(others), torch.tensor(curves), rtol=1e-4, atol=1e-5)
     assert other["test"]["mean"] == pytest.approx(results["test"]["mean"], rel=1e-4)
     for name, tensor in state.items():
         torch.testing.assert_close(twin[name], tensor, rtol=1e-5, atol=1e-5)
 
 
-def test_a_killed_rank_is_restarted_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_killed_rank_is_restarted_and_changes_nothing(
+    two: tuple[Path, str], tmp_path: Path
+) -> None:
     script = Path(__file__).parents[1] / "support" / "killed_rank.py"
-    found = []
-    for name, step in (("killed", "23"), ("whole", "0")):
-        config = tmp_path / f"{name}.json"
-        config.write_text(json.dumps({**OPTIONS, "out": str(tmp_path / name)}))
-        torchrun(str(script), str(config), step, restarts=1)
-        found.append(result_of(tmp_path / name))
-    (curves, results, state), (others, other, twin) = found
+    config = tmp_path / "killed.json"
+    config.write_text(json.dumps({**OPTIONS, "out": str(tmp_path)}))
+    torchrun(str(script), str(config), "23", restarts=1)
+    (curves, results, state), (others, other, twin) = map(result_of, (two[0], tmp_path))
     assert curves == others
     assert results["test"] == other["test"]
     assert all(torch.equal(twin[name], tensor) for name, tensor in state.items())

@@ -19,7 +19,7 @@ from fastmeta.train import TrainConfig, configure, read_config
 from fastmeta.train.setup import build_learner, build_module, check_learner, task_source
 
 # What stands for a word of the user's; METHOD is one that takes all data sets.
-PLACEHOLDERS = {"METHOD": "fomaml"}
+PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
 WITHOUT_FILES = ("digits", "sine")
 
 PAGES = [pytest.param(page, id=str(page.relative_to(fences.ROOT))) for page in fences.PAGES]
@@ -74,6 +74,8 @@ def test_commands_are_understood(page: Path):
     text = page.read_text()
     for block in fences.blocks(text, "toml"):
         name = Path(block.options.get("title", "unnamed.toml"))
+        if name.name == "pyproject.toml":
+            continue
         name.write_text(block.code)
         check(configure(read_config(name)))
     for words in fences.commands(text):

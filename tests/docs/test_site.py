@@ -25,7 +25,6 @@ validation: {anchors: warn, omitted_files: warn, unrecognized_links: warn}
 nav:
   - index.md
   - gsl-study.md
-  - migrate-from-learn2learn.md
   - benchmarks/tables
   - Project:
       - project/architecture.md
@@ -58,7 +57,9 @@ def repository(tmp_path: Path) -> Path:
         "README.md": "# T\n\n## Some words\n\nHere [notes](benchmarks/NOTES.md#part).\n\n## More\n",
         "benchmarks/NOTES.md": "# Notes\n\n## Part\n\n[log](results/log.txt)\n",
         "benchmarks/results/log.txt": "numbers",
-        "benchmarks/tables/sine.toml": "",
+        "benchmarks/tables/sine.md": "# Sines\n\n![picture](sine.png)\n",
+        "benchmarks/tables/sine.png": "png",
+        "docs/gsl-study.md": "# Variants\n\n[numbers](../benchmarks/results/log.txt)\n",
         **dict.fromkeys(("ARCHITECTURE.md", "CHANGELOG.md", "benchmarks/rivals/README.md"), "# A"),
     }
     for name, text in files.items():
@@ -77,10 +78,11 @@ def build(repository: Path) -> Path:
     return site
 
 
-def test_the_site_is_whole_without_the_pages_to_come(repository: Path):
+def test_links_lead_to_where_things_are_in_the_site(repository: Path):
     page = (build(repository) / "index.html").read_text()
-    # Of what is not there yet, and of a folder, the words.
-    assert '<a href="index.html#some-words">here</a>, study,\nsine, folder' in page
+    assert '<a href="index.html#some-words">here</a>' in page
+    assert '<a href="gsl-study.html">study</a>' in page
+    assert '<a href="results/sine.html">sine</a>, folder' in page  # of a folder, the word
     assert 'Here <a href="results/notes.html#part">notes</a>' in page
     assert "More" not in page
     assert re.search(r"<math[^>]*>.*&lt;.*</math>|<math[^>]*>.*&#x0003C;.*</math>", page)
@@ -94,19 +96,12 @@ def test_what_pages_link_to_is_copied(repository: Path):
     assert 'href="../repository/benchmarks/results/log.txt"' in notes
 
 
-def test_pages_appear_with_their_pictures_once_they_are_there(repository: Path):
-    (repository / "benchmarks/tables/sine.md").write_text("# Sines\n\n![picture](sine.png)\n")
-    (repository / "benchmarks/tables/sine.png").write_bytes(b"png")
-    study = "# Variants\n\n[numbers](../benchmarks/results/log.txt)\n"
-    (repository / "docs/gsl-study.md").write_text(study)
+def test_tables_are_in_the_navigation_with_their_pictures(repository: Path):
     site = build(repository)
-    page = (site / "index.html").read_text()
-    assert '<a href="gsl-study.html">study</a>' in page
-    assert '<a href="results/sine.html">sine</a>' in page
-    assert (
-        'src="../repository/benchmarks/tables/sine.png"' in (site / "results/sine.html").read_text()
-    )
+    table = (site / "results/sine.html").read_text()
+    assert 'src="../repository/benchmarks/tables/sine.png"' in table
     assert (site / "repository/benchmarks/tables/sine.png").read_bytes() == b"png"
+    assert 'href="sine.html"' in (site / "results/notes.html").read_text()
     assert 'href="repository/benchmarks/results/log.txt"' in (site / "gsl-study.html").read_text()
 
 

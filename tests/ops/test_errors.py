@@ -37,11 +37,41 @@ BAD = {
     "pack of two sizes": (lambda: ops.pack([G, G[:2]], 2), "size"),
     "pack of two dtypes": (lambda: ops.pack([G, G.double()]), "dtype"),
     "pack_ into another size": (lambda: ops.pack_(torch.zeros(1, 4), [G]), "4"),
+    "pack_ into rows that are one": (
+        lambda: ops.pack_(torch.zeros(1, 15).expand(3, 15), [G] * 3),
+        "share memory",
+    ),
+    "pack_ of nowhere": (lambda: ops.pack_(torch.zeros(1, 15), [G.to("meta")]), "cpu and meta"),
+    "unpack_ of nowhere": (
+        lambda: ops.unpack_([torch.zeros(3)], G[:1, :3].to("meta")),
+        "one device",
+    ),
+    "combine_ of nowhere": (
+        lambda: ops.combine_([torch.zeros(5)], G.to("meta"), torch.ones(3)),
+        "one device",
+    ),
+    "inner_step_ of nowhere": (
+        lambda: ops.inner_step_([torch.zeros(3, 5)], [G.to("meta")], 0.1),
+        "one device",
+    ),
     "unpack_ into gaps": (lambda: ops.unpack_([torch.zeros(30)[::2]], G.view(1, 15)), "contiguous"),
     "inner_step of nothing": (lambda: ops.inner_step([], [], 0.1), "at least one parameter"),
+    "inner_step of two dtypes, one without a gradient": (
+        lambda: ops.inner_step([G.float(), G.double()], [None, G.double()], 0.1),
+        "one dtype",
+    ),
     "inner_step with few gradients": (lambda: ops.inner_step([G, G], [G], 0.1), "as many"),
     "inner_step with few flags": (lambda: ops.inner_step([G], [G], 0.1, [True, False]), "flags"),
     "inner_step of two shapes": (lambda: ops.inner_step([G], [G[:2]], 0.1), "shape"),
+    "inner_step with a flat gradient": (lambda: ops.inner_step([G], [G.view(15)], 0.1), "shape"),
+    "inner_step with flat rates": (
+        lambda: ops.inner_step([G], [G], [torch.ones(15)]),
+        "the parameter's shape",
+    ),
+    "hvp_perturb with a column of radii": (
+        lambda: ops.hvp_perturb(G, G, torch.ones(3, 1)),
+        "one value a task",
+    ),
     "hvp_perturb of two shapes": (lambda: ops.hvp_perturb(G, G[:2], torch.ones(3)), "one shape"),
     "hvp_perturb with few radii": (
         lambda: ops.hvp_perturb(G, G, torch.ones(2)),
@@ -80,6 +110,9 @@ def test_options() -> None:
         ops.gsl_task_weights(torch.rand(3, 2), rule="best")
     with pytest.raises(ValueError, match="one for each of the 2 tensors"):
         ops.inner_step([G, G], [G, G], torch.ones(3))
+    for alpha in ([torch.ones(1)], "3", [0.1, 0.2]):
+        with pytest.raises(ValueError, match="one tensor for each of the 2 parameters; got"):
+            ops.inner_step([G, G], [G, None], alpha)  # type: ignore[arg-type]
 
 
 def test_nothing_is_written_by_a_call_that_fails() -> None:

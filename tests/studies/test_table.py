@@ -11,7 +11,7 @@ import pytest
 from studies.cells import Results, check_same, fingerprint, run_cell
 from studies.costs import measure_costs
 from studies.page import write_page
-from studies.plan import read_plan
+from studies.plan import config_of, read_plan
 
 from fastmeta.train import ConfigError
 
@@ -55,6 +55,14 @@ def plan(tmp_path: Path) -> Path:
 
 def go_on() -> bool:
     return False
+
+
+def test_a_data_option_may_be_the_seed(plan: Path) -> None:
+    plan.write_text(FILE.replace("steps = 6", 'steps = 6\ndata_options = { noise = "seed" }'))
+    table = read_plan(plan, {})
+    found = [config_of(cell, plan.parent) for cell in table.cells(["fomaml"])]
+    assert [(c.seed, c.data_options) for c in found] == [(0, {"noise": 0}), (1, {"noise": 1})]
+    assert len({fingerprint(table, cell) for cell in table.cells(["fomaml"])}) == 2
 
 
 def test_cells_of_the_first_seed_come_first(plan: Path) -> None:
@@ -141,6 +149,10 @@ def test_errors_name_the_row(plan: Path) -> None:
         read_plan(plan, {})
     plan.write_text(FILE.replace("eval_inner_steps", "eval_inner_stepz"))
     with pytest.raises(ConfigError, match="row maml-long: unknown option"):
+        read_plan(plan, {})
+    plan.with_name("methods.toml").write_text('[anil]\nmethod = "anil"\n[boil]\nmethod = "boil"\n')
+    plan.write_text(f'use = ["anil"]\n{FILE}[rows.boil]\npublished = "1 %"\n')
+    with pytest.raises(ConfigError, match="row boil is one of methods"):
         read_plan(plan, {})
 
 

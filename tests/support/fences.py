@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.M | re.S)
 _OPTION = re.compile(r'([\w-]+)="([^"]*)"')
 # Within a sentence: with arguments; `fastmeta evaluate` alone is the name of the command.
-_INLINE = re.compile(r"`(fastmeta\s+(?:train|evaluate|tune-pattern|info)\s+[-A-Z][^`]*)`")
+_INLINE = re.compile(r"`(fastmeta\s+(?:train|evaluate|export|tune-pattern|info)\s+[-A-Z][^`]*)`")
 
 
 class Block(NamedTuple):

@@ -226,7 +226,7 @@ def listed(result: Any) -> list[Tensor]:
 # Of the largest sum of absolute terms: a rounding of the output, a few of the scalars' functions.
 TOLERANCE = {
     torch.float64: 1e-13,
-    torch.float32: 4e-7,
+    torch.float32: 1e-6,  # the baseline of instruction sets adds few numbers side by side
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }

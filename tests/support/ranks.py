@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Ranks are forked from a process that has imported these, and has never computed anything.
+mp.get_context("forkserver").set_forkserver_preload(["fastmeta", "pytest"])
+
 
 def run_ranks(size: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """What ``function(rank, *arguments)`` returned on each of ``size`` ranks."""
@@ -22,7 +25,8 @@ def run_ranks(size: int, function: Callable[..., Any], folder: Path, *arguments:
         port = free.getsockname()[1]
     # pytest's name of the module is none that a new process could import.
     place = inspect.getfile(function), function.__name__
-    mp.spawn(_rank, (size, port, place, folder, arguments), nprocs=size)
+    arguments = size, port, place, folder, arguments
+    mp.start_processes(_rank, arguments, size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 

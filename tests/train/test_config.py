@@ -104,6 +104,7 @@ def test_it_survives_a_round_trip() -> None:
         ({"dataset": "banking77", "hidden": [8, 8]}, r"text takes one width as hidden; got \[8, 8"),
         ({"dataset": "citeseer", "jitter_zoom": 0.1}, "dataset citeseer has none: they must be 0"),
         ({"dataset": "sine", "jitter_shift": 1}, "dataset sine has none"),
+        ({"dataset": "clinc150", "jitter_flip": 0.5}, "dataset clinc150 has none"),
         ({"dataset": "sine", "ways": 2}, "needs ways 1; got 2"),
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd"),
     ],

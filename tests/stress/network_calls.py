@@ -1,0 +1,83 @@
+"""Sound calls of the ops that are parts of networks, or whole ones."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from op_tensors import SOLID, WIDE, Call, Draw, tensor
+from torch import Tensor
+
+from fastmeta import ops, reference
+from fastmeta.reference.mlp import ACTIVATIONS
+
+
+def _images(draw: Draw, groups: int, dtype: torch.dtype) -> Tensor:
+    n, c, h, w = (draw(st.integers(1, most)) for most in (3, 19, 7, 7))
+    return tensor(draw, (groups * n, c, h, w), dtype)
+
+
+def conv3x3(draw: Draw) -> Call:
+    groups, dtype = draw(st.sampled_from([None, 1, 2])), draw(st.sampled_from(WIDE))
+    x = _images(draw, groups or 1, dtype)
+    lead, out = () if groups is None else (groups,), draw(st.integers(1, 19))
+    weight = tensor(draw, (*lead, out, x.shape[1], 3, 3), dtype)
+    bias = tensor(draw, (*lead, out), dtype) if draw(st.booleans()) else None
+    return Call(
+        lambda x, weight, bias, stride: ops.conv3x3(x, weight, bias, stride=stride),
+        reference.conv3x3,
+        [x, weight, bias, draw(st.integers(1, 2))],
+    )
+
+
+def batch_norm_relu(draw: Draw) -> Call:
+    groups, dtype = draw(st.sampled_from([None, 1, 2])), draw(st.sampled_from(WIDE))
+    x = _images(draw, groups or 1, dtype)
+    shape = (*(() if groups is None else (groups,)), x.shape[1])
+    weight, bias = (tensor(draw, shape, dtype) for _ in range(2))
+    pool = min(x.shape[2:]) > 1 and draw(st.booleans())
+    return Call(
+        lambda x, weight, bias, eps: ops.batch_norm_relu(x, weight, bias, eps, pool=pool),
+        lambda x, weight, bias, eps: reference.batch_norm_relu(x, weight, bias, eps, pool),
+        [x, weight, bias, 1e-3],
+    )
+
+
+def mlp_step(draw: Draw) -> Call:
+    dtype, loss = draw(st.sampled_from(WIDE)), draw(st.sampled_from(["mse", "cross_entropy"]))
+    widths = draw(st.lists(st.integers(1, 34), min_size=2, max_size=4))
+    params = []
+    for wide, narrow in pairwise(widths):
+        params.append(tensor(draw, (narrow, wide), dtype, SOLID).div_(wide**0.5))
+        if draw(st.booleans()):
+            params.append(tensor(draw, (narrow,), dtype, SOLID))
+    tasks = draw(st.integers(1, 4))
+    data = []
+    for n in (draw(st.integers(1, 9)), draw(st.integers(1, 9))):
+        data.append(tensor(draw, (tasks, n, widths[0]), dtype))
+        if loss == "mse":
+            data.append(tensor(draw, (tasks, n, widths[-1]), dtype))
+        else:
+            data.append(torch.randint(widths[-1], (tasks, n)))
+    words = [a for a in ACTIVATIONS if a != "relu" or dtype == torch.float64]
+    between = draw(
+        st.lists(st.sampled_from(words), min_size=len(widths) - 2, max_size=len(widths) - 2)
+    )
+    how: dict[str, Any] = {
+        **{"activations": between, "loss": loss, "steps": draw(st.integers(0, 3))},
+        "exact": draw(st.booleans()),
+    }
+
+    def op(*args: Any) -> list[Tensor]:
+        *tensors, lr = args
+        found = ops.mlp_step(*tensors, lr=lr, record_inner=how["steps"] > 0, **how)
+        return [t for t in found if t is not None]
+
+    @torch.enable_grad()
+    def twin(*args: Any) -> list[Tensor]:
+        *tensors, lr = args
+        return [t for t in reference.mlp_step(*tensors, lr=float(lr), **how) if t is not None]
+
+    return Call(op, twin, [params, *data, 0.02], smooth=False)
