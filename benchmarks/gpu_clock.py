@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -52,15 +54,18 @@ def replayed(run: Run) -> Run:
     return graph.replay
 
 
-def launches(run: Run, device: str) -> int | None:
-    """Kernels that one call launches, copies and fills by torch among them; none on the CPU."""
-    if device == "cpu":
-        return None
+def launched(run: Run) -> Counter[str]:
+    """How often one call has the GPU run each kernel, and ``Memset`` and ``Memcpy``."""
     run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    return sum(
-        1 for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA
-    )
+    device = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profiler.events() if event.device_type == device]
+    return Counter(re.sub(r"^void |\w+::|\W.*", "", name) for name in names)
+
+
+def launches(run: Run, device: str) -> int | None:
+    """Kernels that one call launches, copies and fills among them; none on the CPU."""
+    return None if device == "cpu" else sum(launched(run).values())

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from gsl_candidates import SHOWN
+from gsl_candidates import SHOWN, candidates
 
 from fastmeta.train.metrics import ACCURACY, MSE, Metric
 
@@ -86,7 +86,8 @@ def _table(rows: Sequence[Row], dataset: str) -> str:
         f"| candidate | {metric.name} | cosine | length | by task | time | memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in _unique([row for row in rows if row["dataset"] == dataset], "candidate"):
+    known = {row["candidate"] for row in rows if row["dataset"] == dataset}
+    for name in filter(known.__contains__, candidates(dataset, steps=1)):
         found = [r for r in rows if (r["dataset"], r["candidate"]) == (dataset, name)]
         last = [row for row in found if row["score"]]
         cosine, length = (

@@ -59,6 +59,10 @@ def _origin(table: Table, finished: dict[tuple[str, int], dict[str, str]]) -> st
         return " to ".join(sorted({min(found, default="?"), max(found, default="?")}))
 
     return (
+        "Time and memory are a meta-step's, time as a multiple of "
+        f"{table.rows[table.reference].label}'s. Cosine: of the combined meta-gradient with the "
+        "exact one of the same inner loop and equal weights, at the best checkpoint; where nothing "
+        "is trained, at the first weights.\n\n"
         f"`python benchmarks/table.py benchmarks/tables/{table.name}.toml --data ROOT` makes this "
         f"page. Measured {span('date')} with torch {span('torch')}."
     )

@@ -87,6 +87,9 @@ def read_plan(path: Path, given: Mapping[str, Any]) -> Table:
     own = content.pop("rows", {})
     used = content.pop("use", [])
     methods = read_table(path.with_name("methods.toml")) if used else {}
+    for name in own:
+        if name in methods and name not in used:
+            raise ConfigError(f"{path}: row {name} is one of methods.toml; name it in use, too.")
     rows = {
         name: _row(name, {**methods.get(name, {}), **own.get(name, {})}, base, seeds, path)
         for name in dict.fromkeys([*used, *own])
@@ -112,5 +115,11 @@ def _row(
 
 
 def config_of(cell: Cell, folder: Path) -> TrainConfig:
-    """The configuration of the run of a cell that trains."""
-    return configure(cell.row.options, {"seed": cell.seed, "out": str(folder)})
+    """The configuration of the run of a cell that trains.
+
+    A data option that says ``"seed"`` is the cell's: few classes are split anew for each seed.
+    """
+    given = cell.row.options.get("data_options", {})
+    data = {name: cell.seed if value == "seed" else value for name, value in given.items()}
+    own = {"seed": cell.seed, "out": str(folder), "data_options": data}
+    return configure(cell.row.options, own)
