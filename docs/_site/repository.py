@@ -1,7 +1,7 @@
 """Pages and pictures that lie elsewhere in the repository, at the place in the site they belong to.
 
 Measurements write their pages beside their numbers, and the README has sections of its own. This
-hook collects the pages that are there, puts a section in place of a link with ``<!-- include -->``
+hook collects those pages, puts a section in place of a link with ``<!-- include -->``
 behind it (which elsewhere is a plain link), and copies what pages link to outside of ``docs/``.
 """
 
@@ -18,8 +18,6 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-# Written by others: in the navigation once they are there, plain text in a link until then.
-OPTIONAL = ("gsl-study.md", "migrate-from-learn2learn.md")
 # Where pages from elsewhere come.
 COLLECTED = {
     "project/architecture.md": "ARCHITECTURE.md",
@@ -35,18 +33,16 @@ _NOT_RUN = re.compile(r'^(```python) not-run="[^"]+"$', re.M)  # for the tests a
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leaves out of the navigation what is not there yet, and adds the tables that are."""
-    missing = {name for name in OPTIONAL if not (ROOT / "docs" / name).exists()}
-    tables = [f"results/{path.name}" for path in _tables()]
+    """Adds the tables to the navigation."""
     assert config.nav is not None
-    config.nav = _pruned(config.nav, missing, tables)
+    config.nav = _with_tables(config.nav, list(_tables()))
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages from elsewhere."""
     pages = {name: ROOT / source for name, source in COLLECTED.items()}
-    pages |= {f"results/{path.name}": path for path in _tables()}
+    pages |= _tables()
     for name, source in pages.items():
         files.append(File.generated(config, name, abs_src_path=str(source)))
     return files
@@ -91,8 +87,7 @@ class _Place:
 
         def link(match: re.Match[str]) -> str:
             target = Path(os.path.normpath(folder / match["target"]))
-            folder_of_ours = target.is_dir() and target.is_relative_to(ROOT)
-            if folder_of_ours or (_expected(target) and not target.exists()):
+            if target.is_dir() and target.is_relative_to(ROOT):
                 return match["text"][1:-1]
             if not target.is_file():
                 return match[0]  # for mkdocs to complain about
@@ -129,28 +124,17 @@ def _included(files: Files) -> dict[str, File]:
     return found
 
 
-def _expected(target: Path) -> bool:
-    """Whether a page will be there one day."""
-    if target.parent == ROOT / TABLES:
-        return target.with_suffix(".toml").exists()
-    return target.parent == ROOT / "docs" and target.name in OPTIONAL
+def _tables() -> dict[str, Path]:
+    return {f"results/{path.name}": path for path in sorted((ROOT / TABLES).glob("*.md"))}
 
 
-def _tables() -> list[Path]:
-    return sorted((ROOT / TABLES).glob("*.md"))
-
-
-def _pruned(nav: Iterable[Any], missing: set[str], tables: list[str]) -> list[Any]:
+def _with_tables(nav: Iterable[Any], tables: list[str]) -> list[Any]:
     result: list[Any] = []
     for entry in nav:
         if isinstance(entry, dict):
             ((title, inside),) = entry.items()
-            if isinstance(inside, list):
-                result.append({title: _pruned(inside, missing, tables)})
-            elif inside not in missing:
-                result.append(entry)
-        elif entry == TABLES:
-            result += tables
-        elif entry not in missing:
-            result.append(entry)
+            nested = _with_tables(inside, tables) if isinstance(inside, list) else inside
+            result.append({title: nested})
+        else:
+            result += tables if entry == TABLES else [entry]
     return result
