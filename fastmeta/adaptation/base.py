@@ -46,7 +46,8 @@ class InnerStep:
     Attributes:
         params: the parameters before the step, leaves that require a gradient.
         pullback: of the update.
-        grads: the gradients with their graph in ``params``, where the graph was kept.
+        grads: the gradients in ``params``: with their graph where that was kept; without one where
+            the tape keeps gradients and all parameters move; else ``None``.
     """
 
     params: list[Tensor]
@@ -63,10 +64,12 @@ class Tape:
 
     Attributes:
         graphs: of how many last steps the graph is kept, too.
+        gradients: whether the gradients of the others are kept.
         steps: the steps taken.
     """
 
     graphs: int = 0
+    gradients: bool = False
     steps: list[InnerStep] = field(default_factory=list)
 
     def walk_back(
@@ -260,7 +263,8 @@ class Adaptation(ABC):
                     moved, state = self.update(k, fast, plain, state)
                 else:
                     moved, state, pullback = self.vjp(k, fast, plain, state)
-                    tape.steps.append(InnerStep(fast, pullback, grads if graph else None))
+                    kept = graph or (tape.gradients and all(moving[k]))
+                    tape.steps.append(InnerStep(fast, pullback, grads if kept else None))
             fast = [t.requires_grad_() for t in moved]
         return Adapted(fast, inner_grads, losses, state)
 

@@ -21,8 +21,12 @@ class CentralDifference(WalkBack):
     ``H v`` becomes ``(g(theta + e v) - g(theta - e v)) / (2 e)``: HF-MAML, Fallah et al. 2019, "On
     the Convergence Theory of Gradient-Based Model-Agnostic Meta-Learning Algorithms"
     (arXiv 1908.10400), with the central difference. The error is of the order ``e^2`` for a smooth
-    network. A kink of a ReLU between the two points spoils the product, the more the nearer they
-    are to each other: :class:`Recursion` has no such error.
+    network.
+
+    A kink of a ReLU between the two points spoils the product, the more the nearer they are to each
+    other. So where the gradient changes more than twice as much on one side of ``theta`` as on the
+    other, the difference is that of the other side alone, with an error of the order ``e``; a kink
+    on both sides is beyond it. :class:`Recursion` has no such error.
 
     Both gradients see the random numbers and buffers of the inner step. Variant R5 of
     :func:`fastmeta.metagrad.gsl_variant`.
@@ -38,6 +42,8 @@ class CentralDifference(WalkBack):
     Raises:
         ValueError: if ``radius`` is not positive.
     """
+
+    gradients = True
 
     def __init__(self, radius: float | None = None) -> None:
         if radius is not None and not radius > 0:
@@ -56,8 +62,24 @@ class CentralDifference(WalkBack):
                 _row(_gradient(loss, layout.views(point[0])), step.params)
                 for point in ops.hvp_perturb(theta, v, eps)
             )
+            here = _gradient(loss, step.params) if step.grads is None else step.grads
+        plus, minus, eps = _smooth_part(plus, _row(here, step.params), minus, eps)
         moved = ops.hvp_difference(after, plus, minus, eps, torch.full_like(eps, -1.0))
         return layout.views(moved[0])
+
+
+def _smooth_part(
+    plus: Tensor, here: Tensor, minus: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both gradients to subtract and half their distance, without a side that has a kink."""
+    ahead = torch.linalg.vector_norm(plus - here, dim=1)
+    behind = torch.linalg.vector_norm(here - minus, dim=1)
+    bent_ahead, bent_behind = ahead > 2 * behind, behind > 2 * ahead
+    return (
+        torch.where(bent_ahead[:, None], here, plus),
+        torch.where(bent_behind[:, None], here, minus),
+        torch.where(bent_ahead | bent_behind, eps / 2, eps),
+    )
 
 
 def _default_radius(dtype: torch.dtype) -> float:

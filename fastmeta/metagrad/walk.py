@@ -21,9 +21,11 @@ class WalkBack(MetaGradient):
 
     Attributes:
         graphs: of how many last inner steps the graph is kept, too.
+        gradients: whether the gradients of the others are kept, where all parameters move.
     """
 
     graphs: int = 0
+    gradients: bool = False
 
     @abstractmethod
     def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
@@ -39,7 +41,7 @@ class WalkBack(MetaGradient):
         self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
     ) -> TaskGradient:
         """See :meth:`MetaGradient.task`."""
-        replay, tape = Replay(episode, params[0].device), Tape(self.graphs)
+        replay, tape = Replay(episode, params[0].device), Tape(self.graphs, self.gradients)
         adapted = adaptation.adapt(replay.loss, params, record=record, tape=tape)
         loss, output = episode.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)

@@ -13,7 +13,7 @@ from problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, Lambda, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
 
@@ -82,6 +82,44 @@ def test_a_quadratic_loss_has_no_error_at_any_radius(radius: float, steps: int) 
         for metagrad in (CentralDifference(radius), Exact())
     )
     assert (found - exact).norm() <= 1e-9 * exact.norm()
+
+
+class Bend(nn.Module):
+    """A smooth function of one parameter, and a ReLU whose kink lies ``away`` from its value."""
+
+    def __init__(self, away: float) -> None:
+        super().__init__()
+        self.bend = nn.Parameter(torch.full((1, 1), 0.7))
+        self.away = away
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.bend.square() + 5 * (self.bend - 0.7 - self.away).relu())
+
+
+@pytest.mark.parametrize("pattern", [None, "11", "10"])
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("part", [0.01, 0.5])
+def test_a_kink_on_one_side_is_left_out(part: float, side: int, pattern: str | None) -> None:
+    batch = TaskBatch(*(torch.randn(1, 5, n, dtype=torch.float64) for n in (3, 2, 3, 2)))
+    inner = SGD(0.1) if pattern is None else Lambda(SGD(0.1), pattern)
+
+    def found(away: float, metagrad: MetaGradient) -> Tensor:
+        module = nn.Sequential(Bend(away), nn.Linear(3, 2)).double()
+        module.load_state_dict(weights)
+        return MetaLearner(
+            module,
+            nn.functional.mse_loss,
+            adaptation=inner,
+            metagrad=metagrad,
+            aggregation=Mean(),
+        ).meta_gradient(batch)[0]
+
+    weights = nn.Sequential(Bend(0), nn.Linear(3, 2)).double().state_dict()
+    radius, direction = 1e-6, found(side * 1e-9, FirstOrder())
+    away = side * part * radius * (direction[0].abs() / direction.norm()).item()
+    exact = found(away, Exact())
+    error = (found(away, CentralDifference(radius)) - exact).norm()
+    assert error <= 1e-4 * exact.norm()
 
 
 def test_single_precision() -> None:
