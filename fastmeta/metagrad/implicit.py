@@ -23,7 +23,7 @@ class Implicit(MetaGradient):
     ``H`` is the Hessian of the support loss there, ``g_q`` the query gradient. Rajeswaran et al.
     2019, "Meta-Learning with Implicit Gradients", theorem 1, algorithm 2: the exact meta-gradient
     where the inner loop ends at a minimum of ``S(theta) + lam/2 |theta - theta_0|^2``, however it
-    got there: memory does not grow with the inner steps. (The authors' code also damps the matrix.)
+    got there: memory does not grow with the inner steps.
 
     All Hessian-vector products are of one evaluation of the support loss, so of the same dropout
     masks; it leaves buffers and random number generators as they were. Learned rates stay as they
@@ -34,21 +34,27 @@ class Implicit(MetaGradient):
         cg_steps: steps of the solver, one Hessian-vector product each; 5 in the authors' example.
         lam: see above; by default that of the adaptation if it is
             :class:`~fastmeta.adaptation.ProximalSGD` (or one for some layers), else 2.
+        damping: is added to ``lam`` in the matrix, which makes it positive in more directions of
+            negative curvature, and its inverse smaller along all; 10 in the authors' code, not in
+            the paper.
 
     Raises:
-        ValueError: if ``cg_steps`` is below 1 or ``lam`` not positive.
+        ValueError: if ``cg_steps`` is below 1, ``lam`` not positive or ``damping`` negative.
     """
 
     # Not separable: the solver takes inner products over all parameters of a task.
     second_order = True
 
-    def __init__(self, cg_steps: int = 5, lam: float | None = None) -> None:
+    def __init__(self, cg_steps: int = 5, lam: float | None = None, damping: float = 0.0) -> None:
         if cg_steps < 1:
             raise ValueError(f"cg_steps must be at least 1, got {cg_steps}.")
         if lam is not None:
             _check(lam)
+        if not damping >= 0:
+            raise ValueError(f"damping must not be negative, got {damping}.")
         self.cg_steps = cg_steps
         self.lam = lam
+        self.damping = damping
 
     @twice_differentiable
     def task(
@@ -64,6 +70,7 @@ class Implicit(MetaGradient):
             inner = adaptation.inner if isinstance(adaptation, Lambda) else adaptation
             lam = inner.lam if isinstance(inner, ProximalSGD) else _LAM
             _check(lam)
+        pull = lam + self.damping
         adapted = adaptation.adapt(lambda p: episode.support(p)[0], params, record=record)
         fast, layout = adapted.fast, FlatLayout.of(params)
         loss, output = episode.query(fast)
@@ -76,7 +83,7 @@ class Implicit(MetaGradient):
             curved = hvp_of_graph(slopes, fast, layout.views(v), retain_graph=True)
             return torch.cat(
                 [
-                    p.flatten() if c is None else (p + c / lam).flatten()
+                    p.flatten() if c is None else (p + c / pull).flatten()
                     for p, c in zip(layout.views(v), curved, strict=True)
                 ]
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast, get_args, get_type_hints
 
@@ -225,17 +225,28 @@ def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     """The configuration of several sources of options, such as a file and flags.
 
     Later sources win; the tables of options are merged. What none names has the default for its
-    data set and method (:mod:`fastmeta.train.defaults`).
+    data set and method (:mod:`fastmeta.train.defaults`), whose tables are for its own words alone.
 
     Raises:
         ConfigError: if an option is unknown, has the wrong type or value, or does not fit others.
     """
-    given: dict[str, Any] = {}
+    given = _merged(sources)
+    whole = {item.name: item.default for item in fields(TrainConfig)}
+    dataset, method = (given.get(name, whole[name]) for name in ("dataset", "method"))
+    defaults = defaults_for(dataset, method)
+    tables = {name: defaults.pop(name) for name in TABLES if name in defaults}
+    for name in tables:
+        room = name.removesuffix("_options")
+        if given.get(room, defaults[room]) == defaults[room]:
+            given = _merged([{name: tables[name]}, given])
+    return TrainConfig(**{**defaults, **given})
+
+
+def _merged(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
     for source in sources:
         check_names(source, "configuration")
         for name, value in source.items():
             merge = name in TABLES and isinstance(value, Mapping)
-            given[name] = {**given.get(name, {}), **value} if merge else value
-    whole = {item.name: item.default for item in fields(TrainConfig)}
-    dataset, method = (given.get(name, whole[name]) for name in ("dataset", "method"))
-    return TrainConfig(**{**defaults_for(dataset, method), **given})
+            merged[name] = {**merged.get(name, {}), **value} if merge else value
+    return merged

@@ -150,6 +150,8 @@ def test_whose_pull_counts() -> None:
     proximal = ProximalSGD(0.1, 2, lam=3.0)
     assert torch.equal(found(Implicit(), proximal), found(Implicit(lam=3.0), proximal))
     assert torch.equal(found(Implicit(), SGD(0.1)), found(Implicit(lam=2.0), SGD(0.1)))
+    for metagrad in (Implicit(damping=4.0), Implicit(lam=2.0, damping=5.0)):
+        assert torch.equal(found(metagrad, proximal), found(Implicit(lam=7.0), proximal))
     assert not torch.equal(found(Implicit(lam=2.0), proximal), found(Implicit(), proximal))
     with pytest.raises(ValueError, match=r"lam must be positive .* got 0\.0"):
         found(Implicit(), ProximalSGD(0.1, lam=0.0))
@@ -225,3 +227,5 @@ def test_bad_options() -> None:
         Implicit(0)
     with pytest.raises(ValueError, match=r"lam must be positive .* got -1"):
         Implicit(lam=-1)
+    with pytest.raises(ValueError, match="damping must not be negative, got -1"):
+        Implicit(damping=-1)

@@ -55,6 +55,18 @@ def test_flags_override_the_file_and_tables_are_merged() -> None:
     assert config.metagrad_options == {"eta": 0.7, "variant": "R1"}
 
 
+def test_default_tables_are_for_their_own_words_alone() -> None:
+    own = {"method": "imaml"}
+    assert configure(own).metagrad_options == {"damping": 10}
+    for given in ({"lam": 3.0}, {"damping": 0}):
+        found = configure(own, {"metagrad_options": given}, {"metagrad": "implicit"})
+        assert found.metagrad_options == {"damping": 10, **given}
+    for metagrad in ("exact", "gsl"):
+        assert configure(own, {"metagrad": metagrad}).metagrad_options == {}
+    assert configure(own, {"dataset": "sine"}).metagrad_options == {}
+    assert configure(configure(own).to_dict()) == configure(own)
+
+
 def test_defaults_depend_on_data_set_and_method() -> None:
     assert configure({}).dataset == "digits"
     assert configure({"dataset": "sine"}).backbone == "mlp"
