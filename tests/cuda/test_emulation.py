@@ -82,7 +82,7 @@ FAULTS = {
     "shuffle_against_barrier": "waits for ever|another",
     "tile_too_short": "past the end of an array",
     "misaligned_words": "misaligned address",
-    "no_fence_before_the_ticket": "atomicAdd at faults.h:.* without a __threadfence since the last",
+    "no_fence_before_the_ticket": "atomicAdd at blocks.h:.* without a __threadfence since the last",
     "no_fence_behind_the_ticket": "barrier without a __threadfence since its atomic operation",
 }
 

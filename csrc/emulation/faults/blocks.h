@@ -1,0 +1,98 @@
+// Blocks that tell each other: tickets and fences, sound and with a fault.
+#pragma once
+
+#include "emulation/faults/common.h"
+
+namespace fastmeta::emulation::faults {
+
+// Global memory of these kernels, as a launcher leaves it. The pattern also keeps it apart from
+// shared memory, which is what is zero at first.
+constexpr int kMostBlocks = 16;
+struct Common {
+  float values[kMostBlocks * kSide];
+  unsigned ticket, forgotten;
+  void reset() {
+    memset(this, 0xff, sizeof(*this));
+    ticket = 0;
+  }
+};
+inline Common common = {{1}, 1, 1};
+
+// out = in, reversed, by the block that is last.
+__device__ inline void reverse_all(int n, float* out) {
+  for (int k = threadIdx.x; k < n; k += kSide) out[k] = common.values[n - 1 - k];
+}
+
+__device__ inline void take_ticket(unsigned* ticket, int before_last, bool* last) {
+  __threadfence();
+  *last = atomicAdd(ticket, 1) + before_last == gridDim.x;
+  __threadfence();
+}
+
+// Sound.
+__global__ void reverse_by_the_last_block(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(&common.ticket, 1, &last);
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+// Nobody has set it to zero: no block is the last.
+__global__ void ticket_not_reset(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(&common.forgotten, 1, &last);
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+// The last but one begins.
+__global__ void one_block_too_early(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(&common.ticket, 2, &last);
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+// Before the other threads of the block have written.
+__global__ void ticket_before_the_barrier(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (threadIdx.x == 0) take_ticket(&common.ticket, 1, &last);
+  __syncthreads();
+  if (k < n) common.values[k] = in[k];
+  if (last) reverse_all(n, out);
+}
+
+__global__ void no_fence_before_the_ticket(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __threadfence();  // of its own value alone: the others' come later
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(&common.ticket, 1) + 1 == gridDim.x;
+  __threadfence();
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+__global__ void no_fence_behind_the_ticket(const float* in, int n, float* out) {
+  __shared__ bool last;
+  const int k = global_index();
+  if (k < n) common.values[k] = in[k];
+  __syncthreads();
+  __threadfence();
+  if (threadIdx.x == 0) last = atomicAdd(&common.ticket, 1) + 1 == gridDim.x;
+  __syncthreads();
+  if (last) reverse_all(n, out);
+}
+
+}  // namespace fastmeta::emulation::faults

@@ -1,0 +1,16 @@
+// What the kernels with planted faults share: each reads n values and writes n, kSide threads a
+// block.
+#pragma once
+
+#include "emulation/cuda.h"
+
+namespace fastmeta::emulation::faults {
+
+constexpr int kSide = 64;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline int global_index() {
+  return static_cast<int>(blockIdx.x * kSide + threadIdx.x);
+}
+
+}  // namespace fastmeta::emulation::faults
