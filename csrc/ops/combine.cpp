@@ -1,11 +1,14 @@
 // Combining as torch sees it: schemas, checks, allocation and dispatch.
 #include "cpu/kernels.h"
+#include "ops/overlap.h"
 #include "ops/tensors.h"
 
 namespace fastmeta {
 namespace {
 
-void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, const Ints& bounds) {
+// `fresh` outputs share no memory.
+void fill(const Tensors& out, const Tensors& buffers, const Tensor& coef, const Ints& bounds,
+          bool fresh) {
   FM_REQUIRE(buffers.size() == 1 || buffers.size() == 2, "combine: expected one or two buffers.");
   Tensors rows;
   for (const Tensor& g : buffers) {
@@ -32,6 +35,16 @@ void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, co
     pieces.push_back(pieces.back() + t.numel());
   }
   const Tensor c = dense(coef);
+  if (!fresh) {
+    std::vector<Span> targets, sources{span_of(c, -1)};
+    for (const Tensor& t : out) targets.push_back(span_of(t, 0));
+    for (const Tensor& g : rows)
+      for (int64_t t = 0; t < g.size(0); ++t) {
+        const char* row = static_cast<const char*>(g.const_data_ptr());
+        sources.push_back({row + t * g.stride(0) * element_size(g), columns * element_size(g), -1});
+      }
+    require_apart(targets, sources, "combine_");
+  }
   CombineArgs args{dtype_of(rows[0]),
                    {matrix(rows[0]), matrix(rows.back())},
                    count,
@@ -44,11 +57,15 @@ void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, co
       FM_CUDA(combine(args, stream)));
 }
 
+void combine_(const Tensors& out, const Tensors& buffers, const Tensor& coef, const Ints& bounds) {
+  fill(out, buffers, coef, bounds, false);
+}
+
 Tensor combine(const Tensors& buffers, const Tensor& coef, const Ints& bounds) {
   FM_REQUIRE(!buffers.empty() && buffers[0].dim() == 2,
              "combine: expected (tasks, parameters) buffers.");
   Tensor out = empty(buffers[0], {buffers[0].size(1)}, buffers[0].scalar_type());
-  combine_({out}, buffers, coef, bounds);
+  fill({out}, buffers, coef, bounds, true);
   return out;
 }
 

@@ -2,6 +2,7 @@
 #include "fastmeta/pack.h"
 
 #include "cpu/kernels.h"
+#include "ops/overlap.h"
 #include "ops/tensors.h"
 
 namespace fastmeta {
@@ -22,8 +23,9 @@ int64_t total_columns(const Tensors& tensors, int64_t rows, const char* op) {
   return columns;
 }
 
-// Copies between tensors (task after task) and the rows of flat.
-void copy_rows(const Tensors& tensors, const Tensor& flat, bool into_flat, const char* op) {
+// Copies between tensors (task after task) and the rows of flat; `fresh` targets share no memory.
+void copy_rows(const Tensors& tensors, const Tensor& flat, bool into_flat, bool fresh,
+               const char* op) {
   const int64_t size = element_size(flat);
   const int64_t each = static_cast<int64_t>(tensors.size()) / flat.size(0);
   std::vector<Copy> copies;
@@ -37,12 +39,20 @@ void copy_rows(const Tensors& tensors, const Tensor& flat, bool into_flat, const
     cursor += bytes;
   }
   const int64_t count = static_cast<int64_t>(copies.size());
+  if (!fresh) {
+    std::vector<Span> targets, sources;
+    for (int64_t k = 0; k < count; ++k) {
+      targets.push_back({static_cast<const char*>(copies[k].target), copies[k].bytes, k});
+      sources.push_back({static_cast<const char*>(copies[k].source), copies[k].bytes, k});
+    }
+    require_apart(targets, sources, op);
+  }
   run(
       flat, op, [&](const Parallel& p) { cpu::pack(copies.data(), count, p); },
       FM_CUDA(pack(copies.data(), count, stream)));
 }
 
-void pack_(const Tensor& flat, const Tensors& tensors) {
+void fill(const Tensor& flat, const Tensors& tensors, bool fresh) {
   FM_REQUIRE(flat.dim() == 2 && (flat.size(1) <= 1 || flat.stride(1) == 1),
              "pack_: the buffer must be a (tasks, parameters) matrix with dense rows, got shape " +
                  shape_of(flat) + ".");
@@ -58,13 +68,17 @@ void pack_(const Tensor& flat, const Tensors& tensors) {
                "parameters by both.");
     parts.push_back(dense(t));
   }
-  copy_rows(parts, flat, true, "pack");
+  copy_rows(parts, flat, true, fresh, "pack_");
+}
+
+void pack_(const Tensor& flat, const Tensors& tensors) {
+  fill(flat, tensors, false);
 }
 
 Tensor pack(const Tensors& tensors, int64_t rows) {
   const int64_t columns = total_columns(tensors, rows, "pack");
   Tensor flat = empty(tensors[0], {rows, columns}, tensors[0].scalar_type());
-  pack_(flat, tensors);
+  fill(flat, tensors, true);
   return flat;
 }
 
@@ -76,7 +90,7 @@ void unpack_(const Tensors& tensors, const Tensor& flat) {
   for (const Tensor& t : tensors)
     FM_REQUIRE(same_kind(t, flat) && t.is_contiguous(),
                "unpack_: targets must be contiguous and have the buffer's dtype and device.");
-  copy_rows(tensors, source, false, "unpack_");
+  copy_rows(tensors, source, false, false, "unpack_");
 }
 
 }  // namespace

@@ -1,13 +1,15 @@
 // The inner step and the two halves of a central difference as torch sees them.
 #include "cpu/kernels.h"
+#include "ops/overlap.h"
 #include "ops/tensors.h"
 
 namespace fastmeta {
 namespace {
 
 // out[k] = theta[k] - alpha[k] * grad[k]; alpha[k] holds one value or as many as theta[k].
+// `fresh` outputs share no memory.
 void step_items(const Tensors& out, const Tensors& theta, const Tensors& grad, const Tensors& alpha,
-                const Ints& frozen) {
+                const Ints& frozen, bool fresh) {
   const size_t count = theta.size();
   FM_REQUIRE(grad.size() == count && alpha.size() == count && frozen.size() == count && count > 0,
              "inner_step: theta, grad, alpha and frozen must be equally long and not empty; got " +
@@ -34,6 +36,12 @@ void step_items(const Tensors& out, const Tensors& theta, const Tensors& grad, c
                      keep[last - 1].const_data_ptr(), out[k].mutable_data_ptr(), theta[k].numel(),
                      alpha[k].numel() != 1, frozen[k] != 0});
   }
+  if (!fresh) {
+    std::vector<Span> targets, sources;
+    for (size_t k = 0; k < count; ++k) targets.push_back(span_of(out[k], k));
+    for (size_t k = 0; k < keep.size(); ++k) sources.push_back(span_of(keep[k], k / 3));
+    require_apart(targets, sources, "inner_step_");
+  }
   const StepArgs args{dtype_of(theta[0]), items.data(), static_cast<int64_t>(items.size())};
   run(
       theta[0], "inner_step", [&](const Parallel& p) { cpu::kernels().inner_step(args, p); },
@@ -48,7 +56,7 @@ Tensors inner_step(const Tensors& theta, const Tensors& grad, const Tensors& alp
     for (int64_t d = 0; d < t.dim(); ++d) shape.push_back(t.size(d));
     out.push_back(empty(t, shape, t.scalar_type()));
   }
-  step_items(out, theta, grad, alpha, frozen);
+  step_items(out, theta, grad, alpha, frozen, true);
   return out;
 }
 
@@ -56,7 +64,7 @@ void inner_step_(const Tensors& theta, const Tensors& grad, const Tensors& alpha
                  const Ints& frozen) {
   for (const Tensor& t : theta)
     FM_REQUIRE(t.is_contiguous(), "inner_step_: parameters updated in place must be contiguous.");
-  step_items(theta, theta, grad, alpha, frozen);
+  step_items(theta, theta, grad, alpha, frozen, false);
 }
 
 void require_rows(const Tensors& same, const Tensor& eps, const char* op) {

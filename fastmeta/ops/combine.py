@@ -54,7 +54,8 @@ def combine_(
     The tensors take the columns in list order and hold ``P`` elements in all. Not differentiable.
 
     Raises:
-        RuntimeError: if shapes, dtypes, devices or bounds do not match.
+        RuntimeError: if shapes, dtypes, devices or bounds do not match, or an output shares memory
+            with another, the buffers or the weights.
     """
     targets = list(out)
     rows, coef, segments = _arguments(buffers, coef, bounds)

@@ -44,8 +44,11 @@ def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
 def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """:func:`pack` into the rows of an existing ``(T, P)`` buffer; not differentiable.
 
+    A tensor may be the very part of the buffer that it is to be copied into.
+
     Raises:
-        RuntimeError: if sizes, dtypes or devices do not match.
+        RuntimeError: if sizes, dtypes or devices do not match, or a tensor shares other memory with
+            the buffer.
     """
     with torch.no_grad():
         kernels.pack_.default(flat, list(tensors))
@@ -58,7 +61,8 @@ def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
     Not differentiable: ``flat``'s views (:meth:`fastmeta.FlatLayout.views`) are.
 
     Raises:
-        RuntimeError: if a target is not contiguous, or sizes, dtypes or devices do not match.
+        RuntimeError: if a target is not contiguous, sizes, dtypes or devices do not match, or a
+            target shares memory with another, or with other parts of ``flat`` than its own.
     """
     targets = list(tensors)
     with torch.no_grad():

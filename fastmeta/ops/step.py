@@ -63,7 +63,8 @@ def inner_step_(
     """:func:`inner_step` in place on contiguous tensors; not differentiable.
 
     Raises:
-        RuntimeError: if lengths, shapes, dtypes or devices do not match, or a tensor has gaps.
+        RuntimeError: if lengths, shapes, dtypes or devices do not match, a tensor has gaps, or one
+            shares memory with another's, or with other elements' gradients or rates.
     """
     theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
     with torch.no_grad():

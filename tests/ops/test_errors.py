@@ -93,6 +93,39 @@ BAD = {
 }
 
 
+MEMORY = torch.arange(40.0)
+ROWS, COEF = MEMORY[:15].view(3, 5), torch.ones(3)
+OVERLAPS = {
+    "pack_ of the row's own end": lambda: ops.pack_(MEMORY[None, :8], [MEMORY[1:9]]),
+    "pack_ of parts exchanged": lambda: ops.pack_(MEMORY[None, :8], [MEMORY[4:8], MEMORY[:4]]),
+    "unpack_ into its source": lambda: ops.unpack_([MEMORY[1:9]], MEMORY[None, :8]),
+    "unpack_ twice": lambda: ops.unpack_([MEMORY[20:24], MEMORY[23:27]], MEMORY[None, :8]),
+    "combine_ into a row": lambda: ops.combine_([ROWS[1]], ROWS, COEF),
+    "combine_ into the weights": lambda: ops.combine_([MEMORY[20:25]], ROWS, MEMORY[24:27]),
+    "combine_ twice": lambda: ops.combine_([MEMORY[20:23], MEMORY[22:24]], ROWS, COEF),
+    "inner_step_ by what it moves": lambda: ops.inner_step_([MEMORY[:4]], [MEMORY[2:6]], 0.1),
+    "inner_step_ twice": lambda: ops.inner_step_([MEMORY[:4], MEMORY[3:6]], [None, None], 0.1),
+    "inner_step_ of its own rate": lambda: ops.inner_step_([MEMORY[:4]], [G[0, :4]], MEMORY[3]),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_memory_that_is_both_read_and_written(name: str) -> None:
+    with pytest.raises(RuntimeError, match="share memory with each other or with what is read"):
+        OVERLAPS[name]()
+    assert torch.equal(MEMORY, torch.arange(40.0))
+
+
+def test_neighbours_and_a_tensor_that_is_its_own_target_are_fine() -> None:
+    memory = torch.arange(20.0)
+    ops.pack_(memory[None, :8], [memory[:3], memory[8:12], memory[7:8], memory[:0]])
+    assert memory[:8].tolist() == [0, 1, 2, 8, 9, 10, 11, 7]
+    ops.inner_step_([memory[8:10], memory[10:11]], [memory[8:10], memory[12:13]], 0.5)
+    assert memory[8:11].tolist() == [4, 4.5, 4]
+    ops.combine_([memory[15:17], memory[12:12], memory[17:20]], memory[None, :5], memory[11:12])
+    assert memory[15:].tolist() == [0, 11, 22, 88, 99]
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_message(name: str) -> None:
     call, part = BAD[name]
