@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,10 @@ from by_hand import LR
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta import TaskBatch
+from fastmeta import MetaLearner, TaskBatch
+from fastmeta.adaptation import SGD, Adaptation, Lambda
+from fastmeta.aggregation import Mean
+from fastmeta.metagrad import MetaGradient
 
 
 def layers_of(module: nn.Module) -> list[set[str]]:
@@ -61,3 +65,21 @@ def by_pattern(
         grads = torch.autograd.grad(value, list(sources.values()))
         rows.append(torch.cat([g.flatten() for g in grads]))
     return torch.stack(rows)
+
+
+def learner(
+    module: nn.Module,
+    pattern: str,
+    metagrad: MetaGradient,
+    inner: Adaptation | None = None,
+    **options: Any,
+) -> MetaLearner:
+    """The same by :class:`Lambda`, with three inner steps of SGD if not told otherwise."""
+    return MetaLearner(
+        module,
+        F.cross_entropy,
+        adaptation=Lambda(inner or SGD(LR, 3), pattern),
+        metagrad=metagrad,
+        aggregation=Mean(),
+        **{"engine": "loop", **options},
+    )
