@@ -68,7 +68,7 @@ void fill(const Tensor& flat, const Tensors& tensors, bool fresh) {
                "parameters by both.");
     parts.push_back(dense(t));
   }
-  copy_rows(parts, flat, true, fresh, "pack_");
+  copy_rows(parts, flat, true, fresh, fresh ? "pack" : "pack_");
 }
 
 void pack_(const Tensor& flat, const Tensors& tensors) {

@@ -78,9 +78,10 @@ def _decode_files(
             mend=SOURCE,
         )
     images = np.empty((len(names), image_size, image_size), dtype=np.uint8)
-    for row, name in enumerate(sorted(names)):
+    names = sorted(names)
+    for row, name in enumerate(names):
         images[row] = _decode(f"{source}: {name}", read(name), image_size)
-    drawn = [name.rpartition("/")[0] for name in sorted(names)]
+    drawn = [name.rpartition("/")[0] for name in names]
     characters, labels = np.unique(drawn, return_inverse=True)
     return {"images": images, "labels": labels.astype(np.int64), "characters": characters}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
@@ -180,6 +180,15 @@ METHODS: dict[str, Words] = {
 """The named methods, and the word of each room."""
 
 
+WORDS: dict[str, Registry[Any]] = {
+    "method": Registry("method", METHODS, Words),
+    "adaptation": Registry("adaptation", ADAPTATIONS),
+    "metagrad": Registry("metagrad", meta.METAGRADS),
+    "aggregation": Registry("aggregation", AGGREGATIONS),
+}
+"""The methods, and what each room has, with the words of plug-ins."""
+
+
 def words_of(method: str) -> Words:
     """The word of each room of a method, of the library or a plug-in.
 
@@ -187,7 +196,8 @@ def words_of(method: str) -> Words:
         PluginError: if it is a plug-in's that cannot be used.
         ValueError: if it is unknown.
     """
-    return Registry("method", METHODS, Words).find(method)
+    found: Words = WORDS["method"].find(method)
+    return found
 
 
 def build(
@@ -236,15 +246,7 @@ def build(
         metagrad or words.metagrad,
         aggregation or words.aggregation,
     )
-    rooms: tuple[Mapping[str, Callable[..., Any]], ...] = (
-        ADAPTATIONS,
-        meta.METAGRADS,
-        AGGREGATIONS,
-    )
-    room1, room2, room3 = (
-        Registry(name, room).find(word)
-        for name, room, word in zip(Words._fields, rooms, chosen, strict=True)
-    )
+    room1, room2, room3 = (WORDS[room].find(word) for room, word in chosen._asdict().items())
     return MetaLearner(
         module,
         loss,

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast, get_args, get_type_hints
 
-from fastmeta.adaptation import ADAPTATIONS
-from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.co_learner import Head
 from fastmeta.data import DATASETS, NODES, TEXTS
 from fastmeta.engines import ENGINES, EngineName
-from fastmeta.learners import METHODS, NonFinite
-from fastmeta.metagrad import METAGRADS
+from fastmeta.learners import NonFinite
+from fastmeta.learners.methods import WORDS as LEARNER_WORDS
 from fastmeta.models import Downsample
 from fastmeta.plugins import Registry
 from fastmeta.train.defaults import defaults_for
@@ -22,10 +20,7 @@ from fastmeta.train.options import checked, did_you_mean, option
 SINE = "sine"
 WORDS: dict[str, Registry[Any]] = {
     "dataset": Registry("dataset", dict.fromkeys((*DATASETS, SINE))),
-    "method": Registry("method", METHODS),
-    "adaptation": Registry("adaptation", ADAPTATIONS),
-    "metagrad": Registry("metagrad", METAGRADS),
-    "aggregation": Registry("aggregation", AGGREGATIONS),
+    **LEARNER_WORDS,
 }
 TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation_options")
 
@@ -230,22 +225,23 @@ def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: if an option is unknown, has the wrong type or value, or does not fit others.
     """
+    for source in sources:
+        check_names(source, "configuration")
     given = _merged(sources)
     whole = {item.name: item.default for item in fields(TrainConfig)}
     dataset, method = (given.get(name, whole[name]) for name in ("dataset", "method"))
     defaults = defaults_for(dataset, method)
-    tables = {name: defaults.pop(name) for name in TABLES if name in defaults}
-    for name in tables:
-        room = name.removesuffix("_options")
-        if given.get(room, defaults[room]) == defaults[room]:
-            given = _merged([{name: tables[name]}, given])
-    return TrainConfig(**{**defaults, **given})
+    own = {}
+    for name in TABLES:
+        table, room = defaults.pop(name, None), name.removesuffix("_options")
+        if table and given.get(room, defaults[room]) == defaults[room]:
+            own[name] = table
+    return TrainConfig(**{**defaults, **_merged([own, given])})
 
 
 def _merged(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for source in sources:
-        check_names(source, "configuration")
         for name, value in source.items():
             merge = name in TABLES and isinstance(value, Mapping)
             merged[name] = {**merged.get(name, {}), **value} if merge else value
