@@ -29,11 +29,11 @@ from memory import peak_bytes
 from torch.optim.lr_scheduler import LambdaLR
 
 from fastmeta.data import TaskSource
-from fastmeta.learners import MetaLearner, against_exact
+from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
+from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
 from fastmeta.train.evaluation import evaluate
-from fastmeta.train.setup import build_learner, build_module, metric_of, task_source
 
 CPU = torch.device("cpu")
 KEYS = ("dataset", "candidate", "seed", "steps")
@@ -85,7 +85,7 @@ def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
 
 def fidelity(learner: MetaLearner, source: TaskSource) -> dict[str, float]:
     """Means over the meta-batches that nothing is trained on."""
-    found = [against_exact(learner, source[FIRST_UNSEEN + i]) for i in range(COMPARED)]
+    found = [compare_with_exact(learner, source[FIRST_UNSEEN + i]) for i in range(COMPARED)]
     return {
         name: torch.stack([getattr(one, name).mean() for one in found]).mean().item()
         for name in MEASURED

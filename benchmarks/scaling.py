@@ -1,4 +1,4 @@
-"""The communication model of ``fastmeta.distributed.cost`` against small runs over gloo.
+"""The communication model of ``fastmeta.distributed._cost`` against small runs over gloo.
 
     python benchmarks/scaling.py
 

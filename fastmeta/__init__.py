@@ -12,12 +12,11 @@ from fastmeta import (
     ops,
     optim,
 )
-from fastmeta.allocator import keep_freed_memory
-from fastmeta.co_learner import CoLearner
-from fastmeta.info import BuildInfo, build_info, show_config
-from fastmeta.layout import FlatLayout
+from fastmeta.aggregation.multitask import aggregate
+from fastmeta.backend import BuildInfo, build_info, keep_freed_memory, show_config
+from fastmeta.functional import CoLearner
+from fastmeta.gradients import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
-from fastmeta.multitask import aggregate
 from fastmeta.optim import GSLOptimizer
 from fastmeta.tasks import Task, TaskBatch
 

@@ -94,7 +94,7 @@ class LightningLearner(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Raises what a learner with ``non_finite="raise"`` has found on a GPU."""
-        self.learner.containment.check()
+        self.learner.non_finite_guard.check()
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Adapts to each task."""
@@ -122,7 +122,7 @@ class LightningLearner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning does not know of."""
         state = self.learner.state_dict()
-        checkpoint["learner"] = {name: state[name] for name in ("metagrad", "containment")}
+        checkpoint["learner"] = {name: state[name] for name in ("metagrad", "non_finite_guard")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores it; the rest is Lightning's."""

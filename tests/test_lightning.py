@@ -190,7 +190,7 @@ def test_tasks_that_are_skipped_do_not_spoil_the_log() -> None:
     fit = trainer(max_steps=2)
     fit.fit(lit, data(Spoilt()))
     assert torch.isfinite(fit.callback_metrics["train_loss"])
-    assert lit.learner.containment.skipped == 2
+    assert lit.learner.non_finite_guard.skipped == 2
 
 
 def test_what_would_go_wrong_unnoticed_is_refused() -> None:

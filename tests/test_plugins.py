@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import fastmeta
 from fastmeta.cli import main
 from fastmeta.data import load
-from fastmeta.learners import METHODS, build, words_of
-from fastmeta.plugins import PluginError
+from fastmeta.learners import METHODS, build, method_spec
+from fastmeta.registry import PluginError
 from fastmeta.train import ConfigError, configure
 
 CODE = """
@@ -30,7 +30,7 @@ class Double(SGD):
     def __init__(self, lr, steps=1):
         super().__init__(2 * lr, steps)
 
-TWICE = Words("double", "mine", "ours")
+TWICE = MethodSpec("double", "mine", "ours")
 NOT_WORDS = ("sgd", "exact", "mean")
 
 def load_squares(root, split, *, size=6):
@@ -120,7 +120,7 @@ def test_in_python(site: Path) -> None:
     weight = torch.ones(2, requires_grad=True)
     assert fastmeta.aggregate([weight.sum()] * 2, [weight], "ours").tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match=r"unknown method 'thrice'; expected one of anil, .*twice"):
-        words_of("thrice")
+        method_spec("thrice")
     with pytest.raises(ConfigError, match=r"one of .*twice.*; got 'twic'\. Did you mean 'twice'"):
         configure({"method": "twic"})
     with pytest.raises(ValueError, match=r"name must be one of digits, .*squares; got 'x'"):
@@ -133,7 +133,7 @@ def test_in_python(site: Path) -> None:
         (
             "gone",
             r"the aggregation 'gone' of toy-words 1\.5 \(toy_words:gone\) cannot be imported: "
-            "AttributeError: .*gone.*Mend or uninstall it",
+            "AttributeError: .*gone.*Fix or uninstall it",
         ),
         ("absent", "toy-words 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
     ],
@@ -151,8 +151,8 @@ def test_broken_ones_are_named(
 def test_something_else_is_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--method", "tuple"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a Words; got "
-        "('sgd', 'exact', 'mean'). Mend or uninstall it.\n"
+        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a "
+        "MethodSpec; got ('sgd', 'exact', 'mean'). Fix or uninstall it.\n"
     )
 
 
@@ -165,8 +165,8 @@ def test_a_word_twice_is_refused(
     distribution(site, "other-toy", f"[fastmeta.methods]\n{word} = os:sep\n")
     message = rf"(other-toy|toy-words) 1\.5 registers the method '{word}', which {owner} has"
     with pytest.raises(PluginError, match=message):
-        words_of("another")
-    assert words_of("gsl") == METHODS["gsl"]  # nobody is asked
+        method_spec("another")
+    assert method_spec("gsl") == METHODS["gsl"]  # nobody is asked
     assert configure({"dataset": "sine", "method": "gsl"}).method == "gsl"
     assert main(["info"]) == 2
     assert f"registers the method {word!r}" in capsys.readouterr().err

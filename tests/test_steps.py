@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.adaptation import SGD
-from fastmeta.steps import at_step, current_step
+from fastmeta.inner_step import at_step, current_step
 
 
 def test_contexts_nest_and_restore() -> None:

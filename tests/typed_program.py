@@ -14,13 +14,20 @@ from typing_extensions import assert_type
 import fastmeta
 from fastmeta import adaptation, aggregation, metagrad, ops
 from fastmeta.data import ClassDataset, EpisodeSampler, SineTasks, load_digits
-from fastmeta.learners import Fidelity, StepResult, Words, against_exact, build, words_of
+from fastmeta.gradients import TaskGradients
+from fastmeta.learners import (
+    Fidelity,
+    MethodSpec,
+    StepResult,
+    build,
+    compare_with_exact,
+    method_spec,
+)
 from fastmeta.lightning import LightningLearner, TaskDataModule
-from fastmeta.rows import TaskRows
 
 
 class InverseLength(aggregation.Aggregation):
-    def weights(self, rows: TaskRows) -> Tensor:
+    def weights(self, rows: TaskGradients) -> Tensor:
         return rows.meta().square().sum(1).rsqrt()
 
 
@@ -39,15 +46,15 @@ for batch in tasks:
     assert_type(learner.step(batch), StepResult)
     assert_type(learner.backward(batch).query_loss, Tensor)
     assert_type(learner.predict(batch, steps=2), Tensor)
-    assert_type(against_exact(learner, batch), Fidelity)
+    assert_type(compare_with_exact(learner, batch), Fidelity)
     for task in batch:
         fast = learner.adapt(task.support_x, task.support_y)
         assert_type(fast, dict[str, Tensor])
 
 assert_type(build("gsl", module, F.mse_loss, inner_lr=0.1), fastmeta.MetaLearner)
 assert_type(fastmeta.GSL(module, F.mse_loss, inner_lr=0.1, eta=0.3).module, torch.nn.Module)
-assert_type(words_of("maml"), Words)
-assert_type(words_of("maml").metagrad, str)
+assert_type(method_spec("maml"), MethodSpec)
+assert_type(method_spec("maml").metagrad, str)
 
 digits = load_digits("train")
 assert_type(digits, ClassDataset)

@@ -18,8 +18,8 @@ import torch
 
 import fastmeta
 from fastmeta.train import ConfigError, DivergedError, TrainConfig, evaluate_run, resume, train
+from fastmeta.train._atomic_files import write_atomic
 from fastmeta.train.checkpoint import checkpoints
-from fastmeta.train.files import write_atomic
 from studies.plan import PLACE, Cell, Table, config_of
 
 COLUMNS = (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmeta.train import ConfigError, TrainConfig, configure
-from fastmeta.train.config import check_names
-from fastmeta.train.config_files import read_table
+from fastmeta.train.config.files import read_table
+from fastmeta.train.config.schema import check_names
 
 # Where a run lies and how it is logged does not change what it measures.
 PLACE = {"out", "data_root", "device", "threads", "log", "log_every", "checkpoint_every", "keep"}

@@ -4,20 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 from fastmeta.adaptation.adam import Adam
-from fastmeta.adaptation.base import (
-    Adaptation,
-    Adapted,
-    Cotangents,
-    Grads,
-    InnerStep,
-    LossFn,
-    Pullback,
-    Tape,
-)
+from fastmeta.adaptation.base import Adaptation
+from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
+from fastmeta.adaptation.layer_pattern import LayerPattern, by_word
 from fastmeta.adaptation.meta_sgd import MetaSGD
-from fastmeta.adaptation.pattern import Lambda, by_word
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.sgd import SGD
+from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape
 
 ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
     "adam": Adam,
@@ -38,10 +31,11 @@ __all__ = [
     "Cotangents",
     "Grads",
     "InnerStep",
-    "Lambda",
+    "LayerPattern",
     "LossFn",
     "MetaSGD",
     "ProximalSGD",
     "Pullback",
     "Tape",
+    "run_inner_loop",
 ]

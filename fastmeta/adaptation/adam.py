@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
-from fastmeta.adaptation.checks import check_loop
+from fastmeta.adaptation.base import Adaptation, check_loop
+from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 
 class Adam(Adaptation):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
-from fastmeta.adaptation.checks import check_loop
+from fastmeta.adaptation.base import Adaptation, check_loop
+from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 Per = Literal["element", "tensor"]
 

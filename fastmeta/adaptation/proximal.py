@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.adaptation.base import Adaptation, Cotangents, Grads, Pullback
-from fastmeta.adaptation.checks import check_loop
+from fastmeta.adaptation.base import Adaptation, check_loop
+from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 
 class ProximalSGD(Adaptation):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
-from fastmeta.rows import TaskRows
+from fastmeta.gradients import TaskGradients
 
 
 class GradientAgreement(Aggregation):
@@ -35,6 +35,6 @@ class GradientAgreement(Aggregation):
         """See :class:`Aggregation`."""
         return self.of == "inner"
 
-    def weights(self, rows: TaskRows) -> Tensor:
+    def weights(self, rows: TaskGradients) -> Tensor:
         """See :meth:`Aggregation.weights`."""
         return ops.agreement_weights(rows.mean_similarity(inner=self.of == "inner"))

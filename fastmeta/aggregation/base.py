@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from fastmeta.rows import TaskRows
+from fastmeta.gradients import TaskGradients
 
 
 class Aggregation(ABC):
@@ -18,5 +18,5 @@ class Aggregation(ABC):
         return False
 
     @abstractmethod
-    def weights(self, rows: TaskRows) -> Tensor:
+    def weights(self, rows: TaskGradients) -> Tensor:
         """The task weights ``(T,)`` in the accumulation dtype, on the rows' device."""

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
+from fastmeta.aggregation._quadratic import nonnegative
 from fastmeta.aggregation.gram import GramAggregation, directions, per_length
-from fastmeta.aggregation.quadratic import nonnegative
 
 
 class CAGrad(GramAggregation):

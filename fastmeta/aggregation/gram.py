@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
-from fastmeta.rows import TaskRows
+from fastmeta.gradients import TaskGradients
 
 # How far a cosine may be off: in float32 the rounding of its sums, in float64 what solves resolve.
 _NOISE = {torch.float32: 2e-7, torch.float64: 2e-10}
@@ -33,7 +33,7 @@ class GramAggregation(Aggregation):
     so: a ``T x T`` copy a step, which waits for the device.
     """
 
-    def weights(self, rows: TaskRows) -> Tensor:
+    def weights(self, rows: TaskGradients) -> Tensor:
         """See :meth:`Aggregation.weights`."""
         found = rows.gram()
         gram = found.double()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
-from fastmeta.rows import TaskRows
+from fastmeta.gradients import TaskGradients
 
 
 class GslWeights(Aggregation):
@@ -33,7 +33,7 @@ class GslWeights(Aggregation):
         self.rule: Literal["softmax", "linear"] = rule
         self.lam_c, self.lam_2, self.tau = lam_c, lam_2, tau
 
-    def weights(self, rows: TaskRows) -> Tensor:
+    def weights(self, rows: TaskGradients) -> Tensor:
         """See :meth:`Aggregation.weights`."""
         return ops.gsl_task_weights(
             rows.mean_similarity(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.aggregation._quadratic import nonnegative
 from fastmeta.aggregation.gram import GramAggregation, directions, per_length
-from fastmeta.aggregation.quadratic import nonnegative
 
 
 class UPGrad(GramAggregation):

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fastmeta.allocator import keep_freed_memory
+from fastmeta.backend import keep_freed_memory, show_config
 from fastmeta.cli.arguments import given_options, make_parser
 from fastmeta.data import datasets_in
-from fastmeta.info import show_config
 from fastmeta.learners import METHODS
-from fastmeta.plugins import PluginError, origin
+from fastmeta.registry import PluginError, origin
 from fastmeta.train import (
     UserError,
     configure,
@@ -22,12 +21,12 @@ from fastmeta.train import (
     read_config,
     resume,
     train,
-    train_on,
+    train_or_resume,
 )
-from fastmeta.train.config import WORDS
-from fastmeta.train.files import write_json
+from fastmeta.train._atomic_files import write_json
+from fastmeta.train.config.schema import WORDS
 from fastmeta.train.metrics import ACCURACY, MSE
-from fastmeta.train.ranks import is_first
+from fastmeta.train.torchrun import is_first
 from fastmeta.tuning import tune_run
 
 USER_ERROR = 2
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+        The exit status: 0, 2 for what the user can fix, 130 after Ctrl-C.
     """
     commands = {
         "train": _train,
@@ -66,7 +65,7 @@ def _train(given: argparse.Namespace) -> int:
         changes = {name: value for source in options for name, value in source.items()}
         results = resume(given.resume, changes)
     elif given.go_on:
-        results = train_on(configure(*options))
+        results = train_or_resume(configure(*options))
     else:
         results = train(configure(*options))
     if results is None:

@@ -1,23 +1,23 @@
 """Data sets of classes, and the tasks drawn from them."""
 
-from fastmeta.data.cifar import load_cifar_fs, load_fc100
-from fastmeta.data.classes import ClassDataset, Normalization
+from fastmeta.data._io.errors import DataError
+from fastmeta.data._io.tokens import token_ids
+from fastmeta.data.augmentation import Jitter
+from fastmeta.data.class_transforms import add_inversion, add_rotations, multiply_classes
 from fastmeta.data.dataset import EpisodeDataset
-from fastmeta.data.digits import load_digits
-from fastmeta.data.errors import DataError
-from fastmeta.data.ids import Graph, NodeDataset, TextDataset
-from fastmeta.data.intents import load_banking77, load_clinc150
-from fastmeta.data.jitter import Jitter
-from fastmeta.data.mini_imagenet import load_mini_imagenet
-from fastmeta.data.mnist import load_mnist
-from fastmeta.data.omniglot import load_omniglot
-from fastmeta.data.planetoid import load_planetoid
-from fastmeta.data.registry import DATASETS, NODES, TEXTS, datasets_in, load
+from fastmeta.data.datasets.cifar import load_cifar_fs, load_fc100
+from fastmeta.data.datasets.digits import load_digits
+from fastmeta.data.datasets.intents import load_banking77, load_clinc150
+from fastmeta.data.datasets.mini_imagenet import load_mini_imagenet
+from fastmeta.data.datasets.mnist import load_mnist
+from fastmeta.data.datasets.omniglot import load_omniglot
+from fastmeta.data.datasets.planetoid import load_planetoid
+from fastmeta.data.datasets.registry import DATASETS, NODES, TEXTS, datasets_in, load
+from fastmeta.data.id_datasets import Graph, NodeDataset, TextDataset
+from fastmeta.data.image_dataset import ClassDataset, Normalization
 from fastmeta.data.sampler import EpisodeSampler
 from fastmeta.data.sine import SineTasks
-from fastmeta.data.source import TaskSource
-from fastmeta.data.tokens import token_ids
-from fastmeta.data.transforms import add_inversion, add_rotations, multiply_classes
+from fastmeta.data.task_source import TaskSource
 
 __all__ = [
     "DATASETS",

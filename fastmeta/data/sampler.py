@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastmeta.data._rng import Draws
+from fastmeta.data.augmentation import Jitter
 from fastmeta.data.dataset import EpisodeDataset
-from fastmeta.data.draws import Draws
-from fastmeta.data.jitter import Jitter
-from fastmeta.data.source import SeededSource
+from fastmeta.data.task_source import SeededSource
 from fastmeta.tasks import TaskBatch
 
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmeta.data.draws import Draws
-from fastmeta.data.source import SeededSource
+from fastmeta.data._rng import Draws
+from fastmeta.data.task_source import SeededSource
 from fastmeta.tasks import TaskBatch
 
 

@@ -1,6 +1,6 @@
 """Meta-batches whose tasks are shared out over the ranks of a process group."""
 
-from fastmeta.distributed.rows import ShardedRows
 from fastmeta.distributed.sharding import ShardedSource, Sharding
+from fastmeta.distributed.task_gradients import ShardedTaskGradients
 
-__all__ = ["ShardedRows", "ShardedSource", "Sharding"]
+__all__ = ["ShardedSource", "ShardedTaskGradients", "Sharding"]

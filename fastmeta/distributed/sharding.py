@@ -63,10 +63,10 @@ class Sharding:
         Raises:
             ValueError: if it has another number of tasks.
         """
-        self.check_whole(len(batch))
+        self.check_materialized(len(batch))
         return batch.part(self.own.start, self.own.stop)
 
-    def check_whole(self, tasks: int) -> None:
+    def check_materialized(self, tasks: int) -> None:
         """Makes sure that meta-batches of so many tasks are the whole ones that are shared out.
 
         Raises:
@@ -170,7 +170,7 @@ class ShardedSource:
     """This rank's tasks of each meta-batch of another source.
 
     Of a source with a method ``part``, such as those of ``fastmeta.data``, the other ranks'
-    tasks are not even drawn (see :meth:`fastmeta.data.source.SeededSource.part`).
+    tasks are not even drawn (see :meth:`fastmeta.data.task_source.SeededSource.part`).
 
     Args:
         source: of whole meta-batches, the same on all ranks.
@@ -184,7 +184,7 @@ class ShardedSource:
         self.source, self.sharding = source, sharding
         self._draws_parts = hasattr(source, "part")
         if self._draws_parts:
-            sharding.check_whole(source.tasks)
+            sharding.check_materialized(source.tasks)
 
     @property
     def ways(self) -> int | None:

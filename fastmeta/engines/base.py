@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.engines.chunks import Chunks
+from fastmeta.engines._chunks import Chunks
 from fastmeta.functional import Buffers, FunctionalModule
+from fastmeta.gradients import GradientBuffer
 from fastmeta.metagrad import MetaGradient
-from fastmeta.rows import RowBuffer
 from fastmeta.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -73,14 +73,14 @@ class Rows(NamedTuple):
         buffers: the module's buffers after each task, if it has any.
     """
 
-    query: RowBuffer
-    inner: RowBuffer
+    query: GradientBuffer
+    inner: GradientBuffer
     buffers: list[Buffers]
 
     @classmethod
     def of(cls, params: Sequence[Tensor]) -> Rows:
         """Empty rows for gradients in ``params``."""
-        return cls(RowBuffer(params), RowBuffer(params), [])
+        return cls(GradientBuffer(params), GradientBuffer(params), [])
 
     def clear(self) -> None:
         """Forgets all but the memory of the rows."""

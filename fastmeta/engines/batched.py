@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastmeta.engines._chunks import out_of_memory
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
-from fastmeta.engines.chunks import out_of_memory
 from fastmeta.functional import Buffers
 from fastmeta.metagrad import Episode
 from fastmeta.tasks import TaskBatch

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.adaptation import SGD
+from fastmeta.backend import kernel_devices
+from fastmeta.engines._recognition import MlpNetwork, loss_name, read_mlp
 from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
-from fastmeta.engines.recognition import MlpNetwork, loss_name, read_mlp
 from fastmeta.functional import FunctionalModule
-from fastmeta.info import kernel_devices
 from fastmeta.metagrad import GSL, Exact, FirstOrder
 from fastmeta.metagrad.base import require_inner_steps
-from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
+from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
 from fastmeta.tasks import TaskBatch
 
 
@@ -134,12 +134,12 @@ def _check_tensor(tensor: Tensor, name: str, dtype: torch.dtype, device: torch.d
 
 def _check_limits(batch: TaskBatch, network: MlpNetwork) -> None:
     layers = len(network.activations) + 1
-    if layers > MOST_LAYERS:
-        raise UnsuitableError(f"the network has {layers} layers; on CUDA at most {MOST_LAYERS}")
+    if layers > MAX_LAYERS:
+        raise UnsuitableError(f"the network has {layers} layers; on CUDA at most {MAX_LAYERS}")
     examples = max(batch.support_x.shape[1], batch.query_x.shape[1])
     products = examples * sum(p.numel() for p in network.params if p.dim() == 2)
-    if products > MOST_PRODUCTS:
+    if products > MAX_PRODUCTS:
         raise UnsuitableError(
             f"a forward pass over a task takes {products} multiplications; on CUDA at most "
-            f"{MOST_PRODUCTS}"
+            f"{MAX_PRODUCTS}"
         )

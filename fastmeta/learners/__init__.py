@@ -1,29 +1,37 @@
 """Meta-learners built from the three rooms."""
 
 from fastmeta.engines import Loss, StepResult
-from fastmeta.learners.containment import Containment, NonFinite, NonFiniteError
-from fastmeta.learners.descent import descent_condition
-from fastmeta.learners.fidelity import Fidelity, against_exact
+from fastmeta.learners.diagnostics import Fidelity, compare_with_exact, descent_condition
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
-from fastmeta.learners.methods import FOMAML, GSL, MAML, METHODS, Reptile, Words, build, words_of
+from fastmeta.learners.methods import (
+    FOMAML,
+    GSL,
+    MAML,
+    METHODS,
+    MethodSpec,
+    Reptile,
+    build,
+    method_spec,
+)
+from fastmeta.learners.nonfinite import NonFinite, NonFiniteError, NonFiniteGuard
 
 __all__ = [
     "FOMAML",
     "GSL",
     "MAML",
     "METHODS",
-    "Containment",
     "Fidelity",
     "Loss",
     "MetaLearner",
+    "MethodSpec",
     "NonFinite",
     "NonFiniteError",
+    "NonFiniteGuard",
     "OptimizerFactory",
     "Reptile",
     "StepResult",
-    "Words",
-    "against_exact",
     "build",
+    "compare_with_exact",
     "descent_condition",
-    "words_of",
+    "method_spec",
 ]

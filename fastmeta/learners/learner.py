@@ -9,16 +9,15 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from fastmeta.adaptation import Adaptation
+from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.aggregation import Aggregation
-from fastmeta.co_learner import CoLearner, Head
-from fastmeta.distributed import ShardedRows, Sharding
+from fastmeta.distributed import ShardedTaskGradients, Sharding
 from fastmeta.engines import Chunks, EngineName, Loss, Method, Rows, StepResult, check_name, choose
-from fastmeta.functional import Buffers, FunctionalModule
-from fastmeta.fusion import FusedModule
-from fastmeta.learners.containment import Containment, NonFinite
+from fastmeta.functional import Buffers, CoLearner, FunctionalModule, Head
+from fastmeta.functional._fusion import FusedModule
+from fastmeta.gradients import TaskGradients
+from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient, Reptile
-from fastmeta.rows import TaskRows
 from fastmeta.tasks import TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -46,25 +45,25 @@ class MetaLearner:
             :class:`fastmeta.engines.BatchedEngine`); ``"auto"`` takes the MLP step where it can
             run, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
-            an ``nn.Sequential`` as compiled ops (see :class:`fastmeta.fusion.FusedModule`).
+            an ``nn.Sequential`` as compiled ops (see :class:`fastmeta.functional.FusedModule`).
         autocast: ``torch.bfloat16`` (or ``torch.float16``, whose small gradients vanish, because
             losses are not scaled): forward passes and the loss run under ``torch.autocast`` with
             this dtype. Parameters, inner steps, meta-gradients and the outer optimizer stay
             float32. The compiled ops of ``fuse`` are not used then.
         checkpoint: in backward passes, compute the activations within the parts of an
-            ``nn.Sequential`` or ``nn.ModuleList`` again instead of keeping them (see
-            :func:`fastmeta.recompute.recomputed`); for first-order meta-gradients.
+            ``nn.Sequential`` or ``nn.ModuleList`` again instead of keeping them; for first-order
+            meta-gradients.
         co_learner: another head that trains with the module and augments its meta-gradients (CML),
             see :class:`fastmeta.CoLearner`; the module is not changed.
         non_finite: what becomes of a task whose loss or gradient is NaN or infinite: ``"keep"``
             lets it spoil the meta-gradient, ``"skip"`` learns from the others, ``"raise"`` raises
-            besides (see :class:`fastmeta.learners.Containment`).
+            besides (see :class:`fastmeta.learners.NonFiniteGuard`).
         sharding: how the tasks of a meta-batch are shared out over the ranks of a process group:
             each rank's learner is given its own tasks, and takes the meta-step of all of them. All
             ranks begin with the same parameters and optimizer.
 
     Attributes:
-        containment: counts the tasks that were skipped.
+        non_finite_guard: counts the tasks that were skipped.
 
     Raises:
         ValueError: if ``engine`` or ``non_finite`` is unknown, the module has nothing to train, or
@@ -120,7 +119,7 @@ class MetaLearner:
             if optimizer is None
             else optimizer(self._learned)
         )
-        self.containment = Containment(non_finite, sharding)
+        self.non_finite_guard = NonFiniteGuard(non_finite, sharding)
         self._rows = Rows.of(self._learned)
         self._chunks = Chunks()
 
@@ -137,7 +136,7 @@ class MetaLearner:
         found, result = self._task_rows(batch)
         with torch.no_grad():
             flat = found.combine(self.aggregation.weights(found))
-            self.containment.settle(flat)
+            self.non_finite_guard.check_combined(flat)
         return flat, result
 
     def check(self, batch: TaskBatch) -> None:
@@ -149,22 +148,22 @@ class MetaLearner:
         self._check_tasks(batch)
         choose(self.engine, self._method(), batch)
 
-    def _task_rows(self, batch: TaskBatch) -> tuple[TaskRows, StepResult]:
+    def _task_rows(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call uses again."""
         self._check_tasks(batch)
         method, rows = self._method(), self._rows
         rows.clear()
         result = choose(self.engine, method, batch).run(rows)
         with torch.no_grad():
-            self.containment.contain(rows, result)
+            self.non_finite_guard.mask_tasks(rows, result)
             if self.module.training and rows.buffers:
-                self._model.merge_buffers(rows.buffers, self.containment.sound)
+                self._model.merge_buffers(rows.buffers, self.non_finite_guard.finite)
             found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
         if self.sharding is None:
             return found, result
         if self.module.training:
             self.sharding.merge_buffers([buffer for _, buffer in self._model.named_buffers()])
-        return ShardedRows(found, self.sharding), result
+        return ShardedTaskGradients(found, self.sharding), result
 
     def _check_tasks(self, batch: TaskBatch) -> None:
         _check_not_empty(batch)
@@ -254,7 +253,7 @@ class MetaLearner:
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """State of module, co-learner, learned rates, optimizer, meta-gradient and containment."""
+        """State of module, co-learner, learned rates, optimizer, meta-gradient and skip counts."""
         co_learner = self.co_learner
         return {
             "module": self.module.state_dict(),
@@ -262,7 +261,7 @@ class MetaLearner:
             "rates": [rate.detach() for rate in self.adaptation.rates],
             "optimizer": self.optimizer.state_dict(),
             "metagrad": self.metagrad.state_dict(),
-            "containment": self.containment.state_dict(),
+            "non_finite_guard": self.non_finite_guard.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,8 +274,8 @@ class MetaLearner:
                 rate.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.metagrad.load_state_dict(state["metagrad"])
-        if "containment" in state:  # states of 0.1 have none
-            self.containment.load_state_dict(state["containment"])
+        if "non_finite_guard" in state:  # states of 0.1 have none
+            self.non_finite_guard.load_state_dict(state["non_finite_guard"])
 
     def _adapt(
         self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None, head: Head = "main"
@@ -287,7 +286,7 @@ class MetaLearner:
             return self._model.evaluate(self.loss, params, buffers, x, y)[0]
 
         with torch.enable_grad():
-            fast = self.adaptation.adapt(support, self._model.params, steps=steps).fast
+            fast = run_inner_loop(self.adaptation, support, self._model.params, steps=steps).fast
         return [t.detach() for t in fast]
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from fastmeta import metagrad as meta
 from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
-from fastmeta.co_learner import CoLearner
 from fastmeta.distributed import Sharding
 from fastmeta.engines import EngineName, Loss
-from fastmeta.learners.containment import NonFinite
+from fastmeta.functional import CoLearner
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
-from fastmeta.plugins import Registry
+from fastmeta.learners.nonfinite import NonFinite
+from fastmeta.registry import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -148,7 +148,7 @@ class GSL(MetaLearner):
         )
 
 
-class Words(NamedTuple):
+class MethodSpec(NamedTuple):
     """A method: one word for each room, keys of its registry.
 
     Attributes:
@@ -162,26 +162,26 @@ class Words(NamedTuple):
     aggregation: str = "mean"
 
 
-METHODS: dict[str, Words] = {
-    "anil": Words(adaptation="anil"),
-    "boil": Words(adaptation="boil"),
-    "cml": Words(),
-    "fomaml": Words(metagrad="first-order"),
-    "gradient-agreement": Words(aggregation="agreement"),
-    "gradient-agreement-reptile": Words(metagrad="reptile", aggregation="agreement"),
-    "gsl": Words(metagrad="gsl"),
-    "imaml": Words(adaptation="proximal", metagrad="implicit"),
-    "lambda": Words(adaptation="lambda"),
-    "maml": Words(),
-    "maml++": Words(adaptation="lslr", metagrad="multi-step"),
-    "meta-sgd": Words(adaptation="meta-sgd"),
-    "reptile": Words(metagrad="reptile"),
+METHODS: dict[str, MethodSpec] = {
+    "anil": MethodSpec(adaptation="anil"),
+    "boil": MethodSpec(adaptation="boil"),
+    "cml": MethodSpec(),
+    "fomaml": MethodSpec(metagrad="first-order"),
+    "gradient-agreement": MethodSpec(aggregation="agreement"),
+    "gradient-agreement-reptile": MethodSpec(metagrad="reptile", aggregation="agreement"),
+    "gsl": MethodSpec(metagrad="gsl"),
+    "imaml": MethodSpec(adaptation="proximal", metagrad="implicit"),
+    "lambda": MethodSpec(adaptation="lambda"),
+    "maml": MethodSpec(),
+    "maml++": MethodSpec(adaptation="lslr", metagrad="multi-step"),
+    "meta-sgd": MethodSpec(adaptation="meta-sgd"),
+    "reptile": MethodSpec(metagrad="reptile"),
 }
 """The named methods, and the word of each room."""
 
 
 WORDS: dict[str, Registry[Any]] = {
-    "method": Registry("method", METHODS, Words),
+    "method": Registry("method", METHODS, MethodSpec),
     "adaptation": Registry("adaptation", ADAPTATIONS),
     "metagrad": Registry("metagrad", meta.METAGRADS),
     "aggregation": Registry("aggregation", AGGREGATIONS),
@@ -189,14 +189,14 @@ WORDS: dict[str, Registry[Any]] = {
 """The methods, and what each room has, with the words of plug-ins."""
 
 
-def words_of(method: str) -> Words:
+def method_spec(method: str) -> MethodSpec:
     """The word of each room of a method, of the library or a plug-in.
 
     Raises:
         PluginError: if it is a plug-in's that cannot be used.
         ValueError: if it is unknown.
     """
-    found: Words = WORDS["method"].find(method)
+    found: MethodSpec = WORDS["method"].find(method)
     return found
 
 
@@ -238,10 +238,10 @@ def build(
             is ``"cml"`` and there is no ``co_learner``.
         TypeError: if a room has no such argument.
     """
-    words = words_of(method)
+    words = method_spec(method)
     if method == "cml" and options.get("co_learner") is None:
         raise ValueError("method 'cml' is MAML with a co-learner; expected one in co_learner.")
-    chosen = Words(
+    chosen = MethodSpec(
         adaptation or words.adaptation,
         metagrad or words.metagrad,
         aggregation or words.aggregation,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta.adaptation import Adaptation, Adapted
 from fastmeta.functional import Buffers
-from fastmeta.rows import RowBuffer, TaskRows
+from fastmeta.gradients import GradientBuffer, TaskGradients
 
 # Loss and outputs of one split ("support" or "query") as a function of the parameters.
 Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
@@ -117,9 +117,9 @@ class MetaGradient(ABC):
     ) -> TaskGradient:
         """Adapts to one task and differentiates; ``record`` asks for the mean inner gradient."""
 
-    def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
+    def rows(self, query: GradientBuffer, inner: GradientBuffer | None) -> TaskGradients:
         """The meta-gradients of all tasks, once their rows are filled."""
-        return TaskRows(query.filled, None if inner is None else inner.filled)
+        return TaskGradients(query.filled, None if inner is None else inner.filled)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a checkpoint."""

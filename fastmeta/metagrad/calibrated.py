@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.adaptation import Adaptation
+from fastmeta.gradients import GradientBuffer, TaskGradients
+from fastmeta.metagrad._replay import Replay, untraced
+from fastmeta.metagrad._secant import secant
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.recursion import Recursion
-from fastmeta.metagrad.replay import Replay, untraced
-from fastmeta.metagrad.secant import secant
 from fastmeta.reference import accumulation_dtype
-from fastmeta.rows import RowBuffer, TaskRows
 
 
 class CalibratedAHE(MetaGradient):
@@ -89,7 +89,7 @@ class CalibratedAHE(MetaGradient):
         replay = Replay(episode, device)
         found, adapted = first_order(replay.loss, episode.query, params, adaptation, record=True)
         assert found.inner is not None
-        rows = RowBuffer(params)
+        rows = GradientBuffer(params)
         for grads in (found.inner, found.query[:count]):
             rows.append(grads)
         if self.secant:
@@ -108,7 +108,7 @@ class CalibratedAHE(MetaGradient):
         weights[1] = 1
         return weights if self.coefficients is None else weights + self.coefficients.to(weights)
 
-    def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
+    def rows(self, query: GradientBuffer, inner: GradientBuffer | None) -> TaskGradients:
         """See :meth:`MetaGradient.rows`."""
         if self._calibrates:
             self._calibrate(self._gram(query.filled))

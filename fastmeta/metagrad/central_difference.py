@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.adaptation import Cotangents, Grads, InnerStep, LossFn
-from fastmeta.layout import FlatLayout
-from fastmeta.metagrad.replay import Replay
-from fastmeta.metagrad.walk import WalkBack
+from fastmeta.gradients import FlatLayout
+from fastmeta.metagrad._replay import Replay
+from fastmeta.metagrad._reverse_sweep import ReverseSweep
 
 
-class CentralDifference(WalkBack):
+class CentralDifference(ReverseSweep):
     """:class:`Recursion` with first derivatives alone: two gradients more an inner step.
 
     ``H v`` becomes ``(g(theta + e v) - g(theta - e v)) / (2 e)``: HF-MAML, Fallah et al. 2019, "On
@@ -52,7 +52,7 @@ class CentralDifference(WalkBack):
 
     @torch.no_grad()
     def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
-        """See :meth:`WalkBack.through_grads`."""
+        """See :meth:`ReverseSweep.through_grads`."""
         layout = FlatLayout.of(step.params)
         theta, v, after = (_row(t, step.params) for t in (step.params, back.grads, back.params))
         radius = _default_radius(theta.dtype) if self.radius is None else self.radius

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import Adaptation
+from fastmeta.adaptation import Adaptation, run_inner_loop
+from fastmeta.metagrad._hvp import twice_differentiable
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
-from fastmeta.metagrad.hessian import twice_differentiable
 
 
 class Exact(MetaGradient):
@@ -27,8 +27,8 @@ class Exact(MetaGradient):
     ) -> TaskGradient:
         """See :meth:`MetaGradient.task`."""
         start = [p.detach().requires_grad_() for p in params]
-        adapted = adaptation.adapt(
-            lambda p: episode.support(p)[0], start, create_graph=True, record=record
+        adapted = run_inner_loop(
+            adaptation, lambda p: episode.support(p)[0], start, create_graph=True, record=record
         )
         loss, output = episode.query(adapted.fast)
         grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import Adaptation, Adapted, LossFn, Tape
+from fastmeta.adaptation import Adaptation, Adapted, LossFn, Tape, run_inner_loop
 from fastmeta.metagrad.base import Episode, Evaluate, MetaGradient, TaskGradient
 
 
@@ -48,11 +48,11 @@ def first_order(
         record: whether to keep the inner gradients.
     """
     tape = Tape() if adaptation.rates else None
-    adapted = adaptation.adapt(support, params, record=record, tape=tape)
+    adapted = run_inner_loop(adaptation, support, params, record=record, tape=tape)
     loss, output = query(adapted.fast)
     grads = torch.autograd.grad(
         loss, adapted.fast, allow_unused=True, materialize_grads=tape is not None
     )
     # The walk back over the updates alone: inner gradients are constants.
-    d_rates = [] if tape is None else tape.walk_back(grads, adapted.state, adaptation.rates)[1]
+    d_rates = [] if tape is None else tape.reverse_sweep(grads, adapted.state, adaptation.rates)[1]
     return TaskGradient.of([*grads, *d_rates], adapted, loss, output, record), adapted

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.adaptation import Adaptation
+from fastmeta.gradients import GradientBuffer, TaskGradients
 from fastmeta.metagrad.base import Episode, TaskGradient
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl_rule import GslRule
-from fastmeta.rows import RowBuffer, TaskRows
 
 
 class GSL(FirstOrder):
@@ -54,7 +54,7 @@ class GSL(FirstOrder):
         self._params = len(params)
         return super().task(episode, params, adaptation, record)
 
-    def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
+    def rows(self, query: GradientBuffer, inner: GradientBuffer | None) -> TaskGradients:
         """See :meth:`MetaGradient.rows`."""
         if inner is None or not self.rule.needs_inner:
             self.rule.step += 1
@@ -66,7 +66,7 @@ class GSL(FirstOrder):
         if self.rule.variant == "R2p":
             seen = u[:, compared]
             seen *= self.rule.element_weights(seen, v[:, compared], self.sharding)
-            return TaskRows(u, v)
+            return TaskGradients(u, v)
         bounds = self.rule.segments(bounds)
         coef = self.coefficients(ops.row_similarity(u[:, compared], v[:, compared], bounds))
         if bounds[-1] < u.shape[1]:
@@ -74,7 +74,7 @@ class GSL(FirstOrder):
             plain[..., 0] = 1
             coef = torch.cat([coef, plain], 1)
             bounds = (*bounds, u.shape[1])
-        return TaskRows(u, v, coef, bounds)
+        return TaskGradients(u, v, coef, bounds)
 
     def coefficients(self, stats: Tensor) -> Tensor:
         """See :meth:`GslRule.coefficients`."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from fastmeta.adaptation import Adaptation, Grads
+from fastmeta.metagrad._replay import Replay
+from fastmeta.metagrad._secant import secant
 from fastmeta.metagrad.base import Episode, TaskGradient
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl import GSL
-from fastmeta.metagrad.replay import Replay
-from fastmeta.metagrad.secant import secant
 
 
 class CurvatureGSL(GSL):

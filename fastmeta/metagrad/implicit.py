@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta.adaptation import Adaptation, Lambda, ProximalSGD
-from fastmeta.layout import FlatLayout
+from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
+from fastmeta.gradients import FlatLayout
+from fastmeta.metagrad._hvp import hvp_of_graph, twice_differentiable
+from fastmeta.metagrad._replay import untraced
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
-from fastmeta.metagrad.hessian import hvp_of_graph, twice_differentiable
-from fastmeta.metagrad.replay import untraced
 
 _LAM = 2.0
 
@@ -67,11 +67,11 @@ class Implicit(MetaGradient):
         """
         lam = self.lam
         if lam is None:
-            inner = adaptation.inner if isinstance(adaptation, Lambda) else adaptation
+            inner = adaptation.inner if isinstance(adaptation, LayerPattern) else adaptation
             lam = inner.lam if isinstance(inner, ProximalSGD) else _LAM
             _check(lam)
         pull = lam + self.damping
-        adapted = adaptation.adapt(lambda p: episode.support(p)[0], params, record=record)
+        adapted = run_inner_loop(adaptation, lambda p: episode.support(p)[0], params, record=record)
         fast, layout = adapted.fast, FlatLayout.of(params)
         loss, output = episode.query(fast)
         grads = torch.autograd.grad(loss, fast, allow_unused=True, materialize_grads=True)
@@ -89,7 +89,7 @@ class Implicit(MetaGradient):
             )
 
         g = ops.pack(grads)[0]
-        moving = adaptation.moving(max(adaptation.steps - 1, 0), params)
+        moving = adaptation.adapts(max(adaptation.steps - 1, 0), params)
         if all(moving):
             found = conjugate_gradient(product, g, self.cg_steps)
         else:

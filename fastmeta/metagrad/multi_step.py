@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import Adaptation, LossFn
+from fastmeta.adaptation import Adaptation, LossFn, run_inner_loop
+from fastmeta.gradients import GradientBuffer, TaskGradients
+from fastmeta.inner_step import at_step, current_step
+from fastmeta.metagrad._hvp import twice_differentiable
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
-from fastmeta.metagrad.hessian import twice_differentiable
-from fastmeta.rows import RowBuffer, TaskRows
-from fastmeta.steps import at_step, current_step
 
 _FLOOR = 0.03
 
@@ -26,7 +26,7 @@ class MultiStep(MetaGradient):
     ``anneal_steps`` on the last counts alone: this is :class:`Exact` then.
 
     After an inner step but the last, the query set is evaluated
-    :func:`~fastmeta.steps.at_step` that step.
+    :func:`~fastmeta.inner_step.at_step` that step.
 
     Args:
         anneal_steps: see above.
@@ -73,7 +73,7 @@ class MultiStep(MetaGradient):
             linear = self.step < self.first_order_steps
             return _tangent(support, fast) if linear else support(fast)
 
-        adapted = adaptation.adapt(loss, start, create_graph=True, record=record)
+        adapted = run_inner_loop(adaptation, loss, start, create_graph=True, record=record)
         last, output = episode.query(adapted.fast)
         total = last
         if early:
@@ -82,7 +82,7 @@ class MultiStep(MetaGradient):
         grads = torch.autograd.grad(total, [*start, *adaptation.rates], allow_unused=True)
         return TaskGradient.of(grads, adapted, last, output, record)
 
-    def rows(self, query: RowBuffer, inner: RowBuffer | None) -> TaskRows:
+    def rows(self, query: GradientBuffer, inner: GradientBuffer | None) -> TaskGradients:
         """See :meth:`MetaGradient.rows`; counts the meta-step."""
         self.step += 1
         return super().rows(query, inner)

@@ -9,21 +9,21 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
-from fastmeta.metagrad.base import Episode, TaskGradient
-from fastmeta.metagrad.hessian import (
+from fastmeta.metagrad._hvp import (
     hvp_forward,
     hvp_of_graph,
     hvp_reverse,
     twice_differentiable,
 )
-from fastmeta.metagrad.replay import Replay
-from fastmeta.metagrad.walk import WalkBack
+from fastmeta.metagrad._replay import Replay
+from fastmeta.metagrad._reverse_sweep import ReverseSweep
+from fastmeta.metagrad.base import Episode, TaskGradient
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
 
 
-class Recursion(WalkBack):
+class Recursion(ReverseSweep):
     """The meta-gradient of :class:`Exact` by a walk back over the inner steps.
 
     The inner loop keeps the parameters before each step (and what the adaptation's
@@ -78,7 +78,7 @@ class Recursion(WalkBack):
         return super().task(episode, params, adaptation, record)
 
     def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
-        """See :meth:`WalkBack.through_grads`."""
+        """See :meth:`ReverseSweep.through_grads`."""
         return ops.inner_step(back.params, self._product(step, back.grads, replay), -1.0)
 
     def _product(

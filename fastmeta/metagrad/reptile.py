@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import Adaptation
+from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
 
 
@@ -44,7 +44,7 @@ class Reptile(MetaGradient):
             last[:] = [(query.detach(), output.detach())]
             return 0.5 * (support + query)
 
-        adapted = adaptation.adapt(loss, params, record=record)
+        adapted = run_inner_loop(adaptation, loss, params, record=record)
         if not last:
             with torch.no_grad():
                 last.append(episode.query(adapted.fast))

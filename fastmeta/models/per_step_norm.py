@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmeta.steps import current_step
+from fastmeta.inner_step import current_step
 
 
 class PerStepBatchNorm2d(nn.Module):

@@ -24,7 +24,7 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def watched(*tensors: Tensor) -> bool:
+def needs_autograd(*tensors: Tensor) -> bool:
     """Whether autograd, a ``torch.func`` transform or forward-mode AD may look at this call."""
     return transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, one_device, watched, written
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, cuts, loop_vmap, needs_autograd, one_device, written
 from fastmeta.reference import accumulation_dtype
 
 
@@ -36,7 +36,7 @@ def combine(
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
     rows, coef, segments = _arguments(buffers, coef, bounds)
-    if watched(coef, *rows):
+    if needs_autograd(coef, *rows):
         result: Tensor = apply(_Combine, _CombineEager, coef, segments, *rows)
     else:
         result = kernels.combine.default(rows, coef, segments)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, fold, stacked, unfold, watched
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, fold, needs_autograd, stacked, unfold
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -40,7 +40,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: in
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     y: Tensor
-    if watched(x, weight) or (bias is not None and watched(bias)):
+    if needs_autograd(x, weight) or (bias is not None and needs_autograd(bias)):
         y = apply(_Forward, _ForwardEager, x, weight, bias, stride)
     else:
         y = kernels.conv_forward.default(x, weight, bias, stride)
@@ -50,7 +50,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
 def _input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
     """The gradient in the input of ``h`` x ``w`` pixels."""
     dx: Tensor
-    if watched(dy, weight):
+    if needs_autograd(dy, weight):
         dx = apply(_Input, _InputEager, dy, weight, h, w, stride)
     else:
         dx = kernels.conv_input.default(dy, weight, h, w, stride)
@@ -59,7 +59,7 @@ def _input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
 
 def _weight(x: Tensor, dy: Tensor, stride: int, groups: int | None) -> tuple[Tensor, Tensor]:
     """The gradients in weight and bias."""
-    if watched(x, dy):
+    if needs_autograd(x, dy):
         d_weight, d_bias = apply(_Weight, _WeightEager, x, dy, stride, groups)
     else:
         d_weight, d_bias = kernels.conv_weight.default(x, dy, stride, groups)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, watched
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, cuts, loop_vmap, needs_autograd
 from fastmeta.reference import accumulation_dtype
 
 
@@ -32,7 +32,7 @@ def gram(g: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
         RuntimeError: if ``g`` is not a floating-point matrix or the bounds do not fit it.
     """
     segments = cuts(g, bounds)
-    if watched(g):
+    if needs_autograd(g):
         result: Tensor = apply(_Gram, _GramEager, g, segments)
     else:
         result = kernels.gram.default(g, segments)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, watched
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, loop_vmap, needs_autograd
 from fastmeta.reference import accumulation_dtype
 
 
@@ -44,7 +44,7 @@ def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
     """
-    if watched(theta, v, eps):
+    if needs_autograd(theta, v, eps):
         plus, minus = apply(_Perturb, _PerturbEager, theta, v, eps)
     else:
         plus, minus = kernels.hvp_perturb.default(theta, v, eps)
@@ -73,7 +73,7 @@ def hvp_difference(
         RuntimeError: if shapes, dtypes or devices do not match.
     """
     args = (v, g_plus, g_minus, eps, alpha)
-    if watched(*args):
+    if needs_autograd(*args):
         result: Tensor = apply(_Difference, _DifferenceEager, *args)
     else:
         result = kernels.hvp_difference.default(*args)

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta._library import kernels
-from fastmeta.info import kernel_devices
+from fastmeta.backend import kernel_devices, kernels
 from fastmeta.ops._function import transformed
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
 # On CUDA: layers, and multiplications of one forward pass over the larger set of a task, its
 # examples times the weights' elements (csrc/include/fastmeta/mlp_plan.h says why).
-MOST_LAYERS, MOST_PRODUCTS = kernels.mlp_limits.default()
+MAX_LAYERS, MAX_PRODUCTS = kernels.mlp_limits.default()
 
 _ACTIVATION_NUMBERS = {name: k for k, name in enumerate(ACTIVATIONS)}
 _LOSS_NUMBERS = {name: k for k, name in enumerate(LOSSES)}
@@ -60,7 +59,7 @@ def mlp_step(
     Hessian-vector products by the R-operator (Pearlmutter 1994). Not differentiable: it is itself
     the gradient. Threads, or the blocks of one CUDA launch, share the tasks; the result does not
     depend on their number. Each keeps the activations of all inner steps if ``exact``. CUDA has the
-    limits ``MOST_LAYERS`` and ``MOST_PRODUCTS`` of this module.
+    limits ``MAX_LAYERS`` and ``MAX_PRODUCTS`` of this module.
 
     Args:
         params: weight ``(out, in)`` of every linear layer, each followed by its bias ``(out,)`` if

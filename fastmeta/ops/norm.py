@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, watched
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, needs_autograd
 
 
 def batch_norm_relu(
@@ -42,7 +42,7 @@ def batch_norm_relu(
             images, or if planes are too small to pool.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
-    if watched(x, weight, bias):
+    if needs_autograd(x, weight, bias):
         z, mean, var = apply(_Norm, _NormEager, x, weight, bias, eps, pool)
     else:
         z, mean, var = kernels.norm_forward.default(x, weight, bias, eps, pool)
@@ -51,7 +51,7 @@ def batch_norm_relu(
 
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``dz, x, weight, bias, mean, var, eps, pool``: gradients of ``x``, ``weight``, ``bias``."""
-    if watched(*args[:6]):
+    if needs_autograd(*args[:6]):
         dx, d_weight, d_bias = apply(_Backward, _BackwardEager, *args)
     else:
         dx, d_weight, d_bias = kernels.norm_backward.default(*args)
@@ -63,7 +63,7 @@ def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     Of the output and of the gradients of ``x`` and ``weight``; ``csrc/include/fastmeta/norm.h``.
     """
-    if watched(*args[:9]):
+    if needs_autograd(*args[:9]):
         d_dz, dx, d_weight = apply(_Second, _SecondEager, *args)
     else:
         d_dz, dx, d_weight = kernels.norm_second.default(*args)
@@ -72,7 +72,7 @@ def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _tangent(*args: Any) -> Tensor:
     """``u, p, q, x, weight, bias, mean, var, eps, pool``: the change of the output."""
-    if watched(*args[:8]):
+    if needs_autograd(*args[:8]):
         z: Tensor = apply(_Tangent, _TangentEager, *args)
     else:
         z = kernels.norm_tangent.default(*args)

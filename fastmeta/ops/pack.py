@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.layout import FlatLayout
-from fastmeta.ops._function import apply, loop_vmap, one_device, watched, written
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, loop_vmap, needs_autograd, one_device, written
 
 
 def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
@@ -34,7 +33,7 @@ def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
     tensors = list(tensors)
     if not tensors:
         raise RuntimeError("fastmeta: pack: expected at least one tensor, got none.")
-    if watched(*tensors):
+    if needs_autograd(*tensors):
         result: Tensor = apply(_Pack, _PackEager, rows, *tensors)
     else:
         result = kernels.pack.default(tensors, rows)
@@ -111,7 +110,7 @@ def pack_flat(rows: int, *tensors: Tensor) -> Tensor:
 @torch.library.register_fake("fastmeta::pack")
 def _(tensors: Sequence[Tensor], rows: int) -> Tensor:
     each = len(tensors) // rows
-    return tensors[0].new_empty(rows, FlatLayout.of(tensors[:each]).size)
+    return tensors[0].new_empty(rows, sum(tensor.numel() for tensor in tensors[:each]))
 
 
 @torch.library.register_fake("fastmeta::pack_")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, watched
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, cuts, loop_vmap, needs_autograd
 from fastmeta.reference import accumulation_dtype
 
 
@@ -34,7 +34,7 @@ def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int] | None = None) ->
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
     segments = cuts(a, bounds)
-    if watched(a, b):
+    if needs_autograd(a, b):
         result: Tensor = apply(_RowSimilarity, _RowSimilarityEager, a, b, segments)
     else:
         result = kernels.row_similarity.default(a, b, segments)
@@ -56,7 +56,7 @@ def mean_similarity(g: Tensor) -> Tensor:
     Raises:
         RuntimeError: if ``g`` is not a floating-point matrix.
     """
-    if watched(g):
+    if needs_autograd(g):
         result: Tensor = apply(_MeanSimilarity, _MeanSimilarityEager, g)
     else:
         result = kernels.mean_similarity.default(g)

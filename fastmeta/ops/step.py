@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import apply, loop_vmap, one_device, watched, written
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, loop_vmap, needs_autograd, one_device, written
 from fastmeta.reference import accumulation_dtype
 
 
@@ -49,7 +49,7 @@ def inner_step(
             moved = inner_step(some, g, r, [bool(stop[i]) for i in known])
             new.update(zip(known, moved, strict=True))
         return tuple(new.values())
-    if watched(*theta, *grads, *rates):
+    if needs_autograd(*theta, *grads, *rates):
         return tuple(apply(_InnerStep, _InnerStepEager, stop, *theta, *grads, *rates))
     return tuple(kernels.inner_step.default(theta, grads, rates, stop))
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._library import kernels
-from fastmeta.ops._function import watched
+from fastmeta.backend import kernels
+from fastmeta.ops._function import needs_autograd
 
 Magnitude = Literal["none", "norm-match", "ratio", "clip"]
 
@@ -56,7 +56,7 @@ def gsl_coefficients(
     if magnitude not in rules:
         raise ValueError(f"magnitude must be one of {', '.join(rules)}; got {magnitude!r}.")
     args = (stats, weight, rate, lam_c, lam_2, rules.index(magnitude), ratio, _EPS)
-    if watched(stats, weight, rate):
+    if needs_autograd(stats, weight, rate):
         return reference.gsl_coefficients(*args)
     result: Tensor = kernels.gsl_coefficients.default(*args)
     return result
@@ -109,7 +109,7 @@ def gsl_task_weights(
 
 
 def _task_weights(stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float) -> Tensor:
-    if watched(stats):
+    if needs_autograd(stats):
         return reference.task_weights(stats, rule, lam_c, lam_2, tau)
     result: Tensor = kernels.task_weights.default(stats, rule, lam_c, lam_2, tau)
     return result

@@ -1,7 +1,7 @@
 """Whole training runs: configuration, loop, logs, checkpoints, test and picture."""
 
-from fastmeta.train.config import TrainConfig, configure
-from fastmeta.train.config_files import read_config
+from fastmeta.train.config.files import read_config
+from fastmeta.train.config.schema import TrainConfig, configure
 from fastmeta.train.errors import (
     CheckpointError,
     ConfigError,
@@ -12,7 +12,7 @@ from fastmeta.train.errors import (
     UserError,
 )
 from fastmeta.train.export import export_run
-from fastmeta.train.run import resume, train, train_on
+from fastmeta.train.run import resume, train, train_or_resume
 from fastmeta.train.saved import evaluate_run
 from fastmeta.train.trainer import Trainer
 
@@ -32,5 +32,5 @@ __all__ = [
     "read_config",
     "resume",
     "train",
-    "train_on",
+    "train_or_resume",
 ]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from fastmeta.train._atomic_files import write_atomic, written
 from fastmeta.train.errors import CheckpointError, DamagedError
-from fastmeta.train.files import write_atomic, written
 
 FORMAT = "fastmeta-checkpoint"
 VERSION = 2  # 1 has no checksum

@@ -1,4 +1,4 @@
-"""Errors that the user can mend; the command line shows their message without a traceback."""
+"""Errors that the user can fix; the command line shows their message without a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 
 
 class UserError(Exception):
-    """Something in the options, the files or the environment; the message says how to mend it."""
+    """Something in the options, the files or the environment; the message says how to fix it."""
 
 
 class ConfigError(UserError, ValueError):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastmeta.co_learner import Head
 from fastmeta.data import TaskSource
 from fastmeta.distributed import Sharding
+from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train.metrics import Estimate, Metric, estimate
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from fastmeta.backend import build_info
 from fastmeta.data import ClassDataset
-from fastmeta.info import build_info
-from fastmeta.train.config import TrainConfig
+from fastmeta.train._atomic_files import write_atomic
+from fastmeta.train.builders import backbone_arguments, build_module
+from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import CheckpointError, require
-from fastmeta.train.files import write_atomic
 from fastmeta.train.results import RESULTS_NAME
 from fastmeta.train.saved import SavedRun, load_run
-from fastmeta.train.setup import backbone_arguments, build_module
 
 RATE = "inner_lr."  # before the name of the parameter whose learned rate it is
 

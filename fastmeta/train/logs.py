@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastmeta.train._atomic_files import write_atomic, written
 from fastmeta.train.errors import require
-from fastmeta.train.files import write_atomic, written
 
 CSV_NAME = "log.csv"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import TaskBatch
-from fastmeta.train.config import TrainConfig
-from fastmeta.train.files import write_atomic
+from fastmeta.train._atomic_files import write_atomic
+from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.logs import Record
 from fastmeta.train.metrics import Metric
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from fastmeta.co_learner import Head
+from fastmeta.backend import build_info
 from fastmeta.data import TaskSource
 from fastmeta.distributed import Sharding
-from fastmeta.info import build_info
+from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
-from fastmeta.train.config import TrainConfig
+from fastmeta.train._atomic_files import write_json
+from fastmeta.train.builders import build_learner, build_module
+from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.evaluation import evaluate
-from fastmeta.train.files import write_json
 from fastmeta.train.metrics import Estimate, Metric
 from fastmeta.train.plots import draw
-from fastmeta.train.setup import build_learner, build_module
 from fastmeta.train.trainer import Trainer
 
 RESULTS_NAME = "results.json"
@@ -40,7 +40,7 @@ def finish(trainer: Trainer, test: TaskSource, device: torch.device) -> dict[str
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
         "tasks_per_second": round(trainer.step * config.meta_batch / trainer.seconds, 1),
-        "skipped_tasks": int(learner.containment.skipped),
+        "skipped_tasks": int(learner.non_finite_guard.skipped),
         "best_step": trainer.best.step,
         "val": as_dict(trainer.best.val, steps),
         "test": on_test_tasks(config, learner, test, metric, steps, config.test_head, sharding),

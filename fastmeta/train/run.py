@@ -10,15 +10,9 @@ from typing import Any
 import torch
 
 from fastmeta.distributed import ShardedSource, Sharding
-from fastmeta.train.checkpoint import checkpoints, load_latest
-from fastmeta.train.config import TrainConfig, configure
-from fastmeta.train.errors import ConfigError, require
-from fastmeta.train.files import remove_temporary, write_json
-from fastmeta.train.interrupt import GracefulInterrupt
-from fastmeta.train.logs import open_logs, require_tensorboard
-from fastmeta.train.ranks import joined
-from fastmeta.train.results import RESULTS_NAME, finish
-from fastmeta.train.setup import (
+from fastmeta.train._atomic_files import remove_temporary, write_json
+from fastmeta.train._interrupt import GracefulInterrupt
+from fastmeta.train.builders import (
     build_learner,
     build_module,
     check_learner,
@@ -26,6 +20,12 @@ from fastmeta.train.setup import (
     prepare,
     task_source,
 )
+from fastmeta.train.checkpoint import checkpoints, load_latest
+from fastmeta.train.config.schema import TrainConfig, configure
+from fastmeta.train.errors import ConfigError, require
+from fastmeta.train.logs import open_logs, require_tensorboard
+from fastmeta.train.results import RESULTS_NAME, finish
+from fastmeta.train.torchrun import joined
 from fastmeta.train.trainer import Trainer
 
 CONFIG_NAME = "config.json"
@@ -97,7 +97,7 @@ def resume(
     return _run(config, checkpoint.parent, content, stop)
 
 
-def train_on(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, Any] | None:
+def train_or_resume(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, Any] | None:
     """Continues the run in ``config.out`` if it has a checkpoint there, else begins it.
 
     What is to be started again and again by the same command, until it is finished, starts so.

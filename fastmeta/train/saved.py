@@ -11,11 +11,11 @@ import torch
 
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
+from fastmeta.train.builders import build_learner, build_module, metric_of, prepare, task_source
 from fastmeta.train.checkpoint import find_best, load_checkpoint
-from fastmeta.train.config import TrainConfig, configure
+from fastmeta.train.config.schema import TrainConfig, configure
 from fastmeta.train.errors import CheckpointError
 from fastmeta.train.results import on_test_tasks
-from fastmeta.train.setup import build_learner, build_module, metric_of, prepare, task_source
 
 
 @dataclass(frozen=True)

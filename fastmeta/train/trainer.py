@@ -17,17 +17,17 @@ from fastmeta.data import TaskSource
 from fastmeta.distributed import Sharding
 from fastmeta.learners import MetaLearner, NonFiniteError
 from fastmeta.schedules import schedule
+from fastmeta.train._meter import Meter
 from fastmeta.train.checkpoint import BEST, prune, save_checkpoint, step_path
-from fastmeta.train.config import TrainConfig
+from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import DivergedError
 from fastmeta.train.evaluation import evaluate
 from fastmeta.train.logs import Log, Record
-from fastmeta.train.meter import Meter
 from fastmeta.train.metrics import Estimate, Metric
 from fastmeta.train.progress import Progress
 
 # What of a learner's state belongs to the course of training, not to what was learned.
-_OF_THE_RUN = ("optimizer", "containment")
+_OF_THE_RUN = ("optimizer", "non_finite_guard")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Best:
     Attributes:
         step: meta-steps then.
         val: the validation score.
-        learner: its state then, without that of the optimizer and the containment.
+        learner: its state then, without that of the optimizer and the non_finite_guard.
     """
 
     step: int
@@ -132,7 +132,7 @@ class Trainer:
                 stopping = self._agreed(wanted, log)
                 if log or validate or save or stopping:
                     self.seconds = time.perf_counter() - began
-                    self.learner.containment.check()
+                    self.learner.non_finite_guard.check()
                 if log:
                     self._log_training(progress)
                 with self._meter.paused():
@@ -155,7 +155,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         batch = self._train_tasks[self.step]
-        self._meter.add(batch, self.learner.step(batch), self.learner.containment.sound)
+        self._meter.add(batch, self.learner.step(batch), self.learner.non_finite_guard.finite)
         self._scheduler.step()
         self.step += 1
 

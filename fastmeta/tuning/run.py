@@ -8,12 +8,12 @@ from typing import Any
 
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
+from fastmeta.train._atomic_files import write_json
+from fastmeta.train.builders import metric_of, task_source
 from fastmeta.train.errors import ConfigError, require
 from fastmeta.train.evaluation import task_scores
-from fastmeta.train.files import write_json
 from fastmeta.train.metrics import Metric, estimate
 from fastmeta.train.saved import load_run
-from fastmeta.train.setup import metric_of, task_source
 from fastmeta.tuning.report import ROLES, Search, draw, table, write_csv
 from fastmeta.tuning.search import TunedPattern, tune_pattern, with_pattern
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 
-from fastmeta.adaptation import Lambda
+from fastmeta.adaptation import LayerPattern
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import Task
@@ -133,21 +133,23 @@ def tune_pattern(
 
 
 def with_pattern(learner: MetaLearner, pattern: str) -> MetaLearner:
-    """The learner with its inner loop on some layers only, see :class:`fastmeta.adaptation.Lambda`.
+    """The learner with its inner loop on some layers only.
+
+    See :class:`fastmeta.adaptation.LayerPattern`.
 
     Raises:
         ValueError: if the pattern does not suit the network.
     """
     inner = learner.adaptation
     return learner.with_adaptation(
-        Lambda(inner.inner if isinstance(inner, Lambda) else inner, pattern)
+        LayerPattern(inner.inner if isinstance(inner, LayerPattern) else inner, pattern)
     )
 
 
 def layer_names(learner: MetaLearner) -> tuple[str, ...]:
     """The names of the layers of a learner's network, one for each bit of a pattern."""
     adaptation = with_pattern(learner, "full").adaptation
-    assert isinstance(adaptation, Lambda)
+    assert isinstance(adaptation, LayerPattern)
     return tuple(layer.name for layer in adaptation.layers)
 
 

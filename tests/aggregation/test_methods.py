@@ -12,7 +12,7 @@ from jacobians import SEED, direction, jacobian, jacobians, weights
 from torch import Tensor
 
 from fastmeta.aggregation import CAGrad, PCGrad
-from fastmeta.rows import TaskRows
+from fastmeta.gradients import TaskGradients
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 few = settings(max_examples=30)
@@ -40,7 +40,7 @@ def test_pcgrad_is_its_algorithm(rows: Tensor) -> None:
 
 
 def test_pcgrad_draws_from_torchs_cpu_generator() -> None:
-    rows = TaskRows(torch.randn(7, 3))
+    rows = TaskGradients(torch.randn(7, 3))
     state = torch.get_rng_state()
     first = PCGrad().weights(rows)
     assert not torch.equal(torch.get_rng_state(), state)

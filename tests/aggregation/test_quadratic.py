@@ -8,7 +8,7 @@ from hypothesis import given
 from jacobians import jacobians
 from torch import Tensor
 
-from fastmeta.aggregation.quadratic import nonnegative
+from fastmeta.aggregation._quadratic import nonnegative
 
 
 def check(matrix: Tensor, linear: Tensor) -> None:

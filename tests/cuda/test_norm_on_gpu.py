@@ -12,7 +12,7 @@ from norm_cases import grouped_norm_inputs
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.fusion import fused
+from fastmeta.functional._fusion import fused
 
 pytestmark = needs_gpu
 

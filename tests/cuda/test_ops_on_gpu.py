@@ -15,7 +15,7 @@ from problems import MODULES, loss, tasks
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta._library import kernels
+from fastmeta.backend import kernels
 from fastmeta.learners import METHODS, build
 
 pytestmark = needs_gpu

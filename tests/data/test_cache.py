@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastmeta.data import DataError, load_omniglot, omniglot_files
-from fastmeta.data.cache import cached
+from fastmeta.data._io.cache import cached
 
 ARRAYS = {"images": np.arange(5000, dtype=np.uint8), "names": np.array(["ä", "bc"])}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmeta.data.draws import Draws, check_seed
+from fastmeta.data._rng import Draws, check_seed
 
 
 @given(

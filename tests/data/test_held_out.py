@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmeta.data.held_out import draw_split
+from fastmeta.data.splits import draw_split
 
 SIZES = st.tuples(*[st.integers(1, 20)] * 3)
 

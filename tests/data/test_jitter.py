@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta.data import EpisodeSampler, Jitter, load
-from fastmeta.data.draws import Draws
+from fastmeta.data._rng import Draws
 
 
 def dots(count: int, height: int = 15, width: int = 21) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fastmeta.data import ClassDataset, DataError, load_mini_imagenet, mini_imagenet_files
-from fastmeta.data.complete import check_complete
+from fastmeta.data.datasets._complete import check_complete
 
 Image = pytest.importorskip("PIL.Image")
 

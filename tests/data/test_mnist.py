@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmeta.data import DataError, EpisodeSampler, load_mnist
-from fastmeta.data.idx import read_idx
+from fastmeta.data._io.idx import read_idx
 
 WriteIdx = Callable[[Path, NDArray[np.uint8]], Path]
 

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from python2 import Code, array, built, called, dumps, named, unicode
 
 from fastmeta.data import DataError
-from fastmeta.data.pickles import load_dict, load_pickle
+from fastmeta.data._io.pickles import load_dict, load_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 DTYPE = named("numpy", "dtype")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from python2 import built, dumps, lists, named, sparse, sparse_rows, unicode
 
 from fastmeta.data import DataError, EpisodeSampler, load_planetoid
-from fastmeta.data.planetoid_files import Citations
+from fastmeta.data.datasets._planetoid_files import Citations
 
 SIZES = {"cora": (3, 2, 2), "citeseer": (2, 2, 2)}
 

@@ -21,7 +21,7 @@ from fastmeta.data import (
     load_clinc150,
     load_planetoid,
 )
-from fastmeta.data.cifar_splits import read_classes
+from fastmeta.data.datasets._cifar_splits import read_classes
 
 Dataset = TypeVar("Dataset")
 

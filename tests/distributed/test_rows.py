@@ -11,8 +11,8 @@ from ranks import run_ranks
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS
-from fastmeta.distributed import ShardedRows, Sharding, cost
-from fastmeta.rows import TaskRows
+from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
+from fastmeta.gradients import TaskGradients
 
 # Tasks and parameters: fewer parameters than ranks, few and many tasks a rank.
 SIZES = [(3, 1), (4, 7), (11, 101)]
@@ -33,11 +33,11 @@ def combined(rank: int) -> list[list[dict[str, Tensor]]]:
         sharding = Sharding(count)
         own = sharding.own
 
-        def whole(parts=(query, inner, coef)) -> TaskRows:
-            return TaskRows(*parts)
+        def whole(parts=(query, inner, coef)) -> TaskGradients:
+            return TaskGradients(*parts)
 
-        def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskRows:
-            return ShardedRows(TaskRows(*parts), by)
+        def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskGradients:
+            return ShardedTaskGradients(TaskGradients(*parts), by)
 
         found.append([_each(make) for make in (whole, shared)])
     return found

@@ -16,7 +16,7 @@ from fastmeta.cli.arguments import given_options, make_parser
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
-from fastmeta.train.setup import build_learner, build_module, check_learner, task_source
+from fastmeta.train.builders import build_learner, build_module, check_learner, task_source
 
 # What stands for a word of the user's; METHOD is one that takes all data sets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmeta import GSL, MAML, MetaLearner
 from fastmeta.engines import BatchedEngine
-from fastmeta.rows import RowBuffer
+from fastmeta.gradients import GradientBuffer
 
 
 def out_of_memory() -> None:
@@ -31,16 +31,16 @@ FAILURES: dict[str, Callable[[], Any]] = {
 def limit(monkeypatch: pytest.MonkeyPatch, most: int, fail: Callable[[], Any]) -> list[int]:
     """Memory for ``most`` tasks: with more, that for query rows is missing. Returns the tries."""
     tries = []
-    extend = RowBuffer.extend
+    extend = GradientBuffer.extend
 
-    def short(self: RowBuffer, grads: Any, count: int) -> None:
+    def short(self: GradientBuffer, grads: Any, count: int) -> None:
         if self.name == "query":
             tries.append(count)
             if count > most:
                 fail()
         extend(self, grads, count)
 
-    monkeypatch.setattr(RowBuffer, "extend", short)
+    monkeypatch.setattr(GradientBuffer, "extend", short)
     return tries
 
 

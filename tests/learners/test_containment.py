@@ -18,7 +18,7 @@ from fastmeta import FOMAML, GSL, MetaLearner, TaskBatch, metagrad
 from fastmeta.adaptation import SGD, MetaSGD
 from fastmeta.aggregation import AGGREGATIONS, Mean
 from fastmeta.engines import Rows, StepResult
-from fastmeta.learners import Containment, NonFiniteError, against_exact, containment
+from fastmeta.learners import NonFiniteError, NonFiniteGuard, compare_with_exact, nonfinite
 from fastmeta.metagrad import METAGRADS, Exact, FirstOrder, Reptile
 
 ENGINES = ("loop", "batched", "mlp")
@@ -61,7 +61,7 @@ def same(found: MetaLearner, expected: MetaLearner, batch: TaskBatch, sound: Tas
     torch.testing.assert_close(flat, alone, rtol=1e-10, atol=1e-12)
     for own, other in zip(found.module.buffers(), expected.module.buffers(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
-    assert found.containment.skipped == len(batch) - len(sound)
+    assert found.non_finite_guard.skipped == len(batch) - len(sound)
     assert len(result.query_loss) == len(batch)
 
 
@@ -77,7 +77,7 @@ def test_the_others_train_as_if_alone(engine: str, split: str, value: float) -> 
         alone = learner_of(module.double(), "keep", metagrad=way(), engine=engine)
         bad = spoilt(spoilt(batch, 0, split, value), 2, split, value)
         same(learner, alone, bad, without(batch, 0, 2))
-        assert learner.containment.sound.tolist() == [False, True, False, True]
+        assert learner.non_finite_guard.finite.tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
@@ -105,7 +105,7 @@ def test_sound_tasks_train_bit_for_bit_as_without(engine: str) -> None:
         for batch in batches:
             learner.step(batch)
         ends.append(learner.module.state_dict())
-        assert learner.containment.skipped == 0
+        assert learner.non_finite_guard.skipped == 0
     for end in ends[1:]:
         assert all(torch.equal(end[name], value) for name, value in ends[0].items())
 
@@ -142,7 +142,7 @@ def test_no_combination_is_spoilt(way: str, aggregation: str) -> None:
         assert finite(learner.state_dict())
         if step == 2:
             assert all(map(torch.equal, before, learner.module.buffers()))
-    assert learner.containment.skipped == 2 * (1 + 3)
+    assert learner.non_finite_guard.skipped == 2 * (1 + 3)
 
 
 def test_a_step_without_a_sound_task_is_one_of_zero() -> None:
@@ -161,7 +161,7 @@ def test_finite_rows_that_overflow_together() -> None:
     learner.loss = lambda output, target: 1e25 * F.cross_entropy(output, target)
     flat, _ = learner.meta_gradient(tasks(3, torch.float32))
     assert not flat.any()
-    assert learner.containment.skipped == 3
+    assert learner.non_finite_guard.skipped == 3
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -174,14 +174,14 @@ def test_raise_names_step_and_task_and_leaves_the_parameters(engine: str) -> Non
         learner.step(spoilt(spoilt(batch, 2), 1))
     after = [learner.module.state_dict(), learner.optimizer.state_dict()]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
-    learner.containment.check()
+    learner.non_finite_guard.check()
     learner.step(batch)
-    assert learner.containment.skipped == 2
+    assert learner.non_finite_guard.skipped == 2
 
 
 @pytest.fixture
 def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containment, "_on_host", lambda tensor: False)
+    monkeypatch.setattr(nonfinite, "_on_host", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
@@ -192,9 +192,9 @@ def test_a_gpu_is_asked_later_for_the_first() -> None:
         learner.step(each)
     assert finite(learner.state_dict())
     with pytest.raises(NonFiniteError, match=r"meta-step 2: .* of task 2 "):
-        learner.containment.check()
+        learner.non_finite_guard.check()
     learner.step(batch)
-    learner.containment.check()
+    learner.non_finite_guard.check()
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
@@ -211,7 +211,7 @@ def test_a_gpu_is_never_waited_for(policy: Any) -> None:
         rows, losses = Rows.of([torch.randn(4, 3), torch.randn(2)]), torch.randn(5)
         for buffer in rows[:2]:
             buffer.adopt(torch.randn(5, 14))
-        contained = Containment(policy)
+        contained = NonFiniteGuard(policy)
         for _ in range(2):
             contained.contain(rows, StepResult(losses, losses, losses))
             contained.settle(torch.randn(14))
@@ -228,7 +228,7 @@ def test_rows_are_replaced_by_the_mean_of_the_sound(which: str, dtype: torch.dty
     data[which][2, 0] = torch.nan
     for name, values in data.items():
         getattr(rows, name).adopt(values.clone())
-    contained = Containment("skip")
+    contained = NonFiniteGuard("skip")
     zeros = torch.zeros(4)
     contained.contain(rows, StepResult(zeros, zeros, zeros))
     assert contained.sound.tolist() == [True, False, False, True]
@@ -242,7 +242,7 @@ def test_rows_are_replaced_by_the_mean_of_the_sound(which: str, dtype: torch.dty
 def test_a_loss_alone_can_be_unsound() -> None:
     rows = Rows.of([torch.zeros(7)])
     rows.query.adopt(torch.ones(2, 7))
-    contained = Containment("skip")
+    contained = NonFiniteGuard("skip")
     bad = torch.tensor([0.0, torch.inf])
     contained.contain(rows, StepResult(bad, torch.zeros(2), torch.zeros(2)))
     assert contained.sound.tolist() == [True, False]
@@ -256,8 +256,8 @@ def test_counts_are_part_of_the_state() -> None:
     other.load_state_dict(copy.deepcopy(saved))
     for each in (learner, other):
         each.step(spoilt(batch, 1))
-        assert (each.containment.steps, each.containment.skipped) == (2, 2)
-    del saved["containment"]  # as saved by 0.1
+        assert (each.non_finite_guard.steps, each.non_finite_guard.skipped) == (2, 2)
+    del saved["non_finite_guard"]  # as saved by 0.1
     learner.load_state_dict(saved)
 
 
@@ -265,14 +265,14 @@ def test_by_default_nothing_is_contained() -> None:
     learner = FOMAML(mlp(), F.cross_entropy, inner_lr=0.1)
     learner.step(spoilt(tasks(2, torch.float32), 0))
     assert not finite(learner.module.state_dict())
-    assert learner.containment.skipped == 0
+    assert learner.non_finite_guard.skipped == 0
 
 
 def test_methods_take_the_policy() -> None:
     learner = GSL(mlp(), F.cross_entropy, inner_lr=0.1, variant="R2", non_finite="skip")
     learner.step(spoilt(tasks(2, torch.float32), 0))
     assert finite(learner.state_dict())
-    assert learner.containment.skipped == 1
+    assert learner.non_finite_guard.skipped == 1
 
 
 def test_an_unknown_policy_is_named() -> None:
@@ -283,5 +283,5 @@ def test_an_unknown_policy_is_named() -> None:
 
 def test_comparing_with_the_exact_meta_gradient_counts_nothing() -> None:
     learner = learner_of(mlp(), "raise")
-    against_exact(learner, spoilt(tasks(2, torch.float32), 0))
-    assert (learner.containment.steps, learner.containment.skipped) == (0, 0)
+    compare_with_exact(learner, spoilt(tasks(2, torch.float32), 0))
+    assert (learner.non_finite_guard.steps, learner.non_finite_guard.skipped) == (0, 0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastmeta import FOMAML, GSL, MAML, TaskBatch, fusion, ops
 from fastmeta.functional import FunctionalModule
-from fastmeta.fusion import FusedModule, fused
+from fastmeta.functional._fusion import FusedModule, fused
 
 METHODS = {"maml": MAML, "fomaml": FOMAML, "gsl": GSL}
 NORMS = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastmeta import FOMAML, MAML, ops
-from fastmeta.fusion import fused
+from fastmeta.functional._fusion import fused
 from fastmeta.models import Conv4
 from fastmeta.ops import conv as conv_op
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.functional import FunctionalModule
-from fastmeta.fusion import FusedModule, fused
+from fastmeta.functional._fusion import FusedModule, fused
 
 
 class View(nn.Module):

@@ -234,5 +234,5 @@ def test_half_precision_modules() -> None:
 
 def test_mean_is_combined_in_one_pass() -> None:
     rows = torch.randn(3, 20)
-    found = ops.combine(rows, Mean().weights(fastmeta.rows.TaskRows(rows)))
+    found = ops.combine(rows, Mean().weights(fastmeta.gradients.TaskGradients(rows)))
     torch.testing.assert_close(found, rows.mean(0))

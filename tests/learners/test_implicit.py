@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adaptation, Lambda, MetaSGD, ProximalSGD
+from fastmeta.adaptation import SGD, Adaptation, LayerPattern, MetaSGD, ProximalSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import Exact, FirstOrder, Implicit, MetaGradient
 from fastmeta.metagrad.implicit import conjugate_gradient
@@ -123,7 +123,7 @@ def test_where_the_inner_loop_converges_it_is_exact() -> None:
 @pytest.mark.parametrize("pattern", ["head", "body"])
 def test_it_is_exact_for_some_layers_alone(pattern: str) -> None:
     module, batch = small(), regression()
-    adaptation = Lambda(ProximalSGD(0.02, 200, lam=30.0), pattern)
+    adaptation = LayerPattern(ProximalSGD(0.02, 200, lam=30.0), pattern)
     found, exact = (
         gradient(module, metagrad, adaptation, batch, loss=F.mse_loss)
         for metagrad in (Implicit(40), Exact())

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmeta import MetaLearner, TaskBatch, functional
-from fastmeta.adaptation import SGD, Adam, Lambda, MetaSGD
+from fastmeta.adaptation import SGD, Adam, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, Recursion, Reptile
 from fastmeta.models import MLP, Conv4
@@ -92,7 +92,7 @@ def learner(
     return MetaLearner(
         module,
         F.cross_entropy,
-        adaptation=Lambda(inner, pattern),
+        adaptation=LayerPattern(inner, pattern),
         metagrad=metagrad or FirstOrder(),
         aggregation=Mean(),
         **{"engine": "loop", **options},
@@ -101,7 +101,7 @@ def learner(
 
 @contextmanager
 def forgetting() -> Iterator[None]:
-    with mock.patch.object(functional, "remembering", return_value=nullcontext()):
+    with mock.patch.object(functional, "use_prefix_cache", return_value=nullcontext()):
         yield
 
 
@@ -197,7 +197,7 @@ def runs(module: nn.Module, pattern: str = "head", **options: Any) -> list[int]:
     model, batch = learner(module, pattern, **options), tasks(1, torch.float32)
     with Products() as products:
         model.adapt(batch.support_x[0], batch.support_y[0])
-    moving = model.adaptation.moving(STEPS, list(module.parameters()))
+    moving = model.adaptation.adapts(STEPS, list(module.parameters()))
     frozen = [p for p, m in zip(module.parameters(), moving, strict=True) if not m and p.dim() > 1]
     return [products.seen[p.data_ptr()] for p in frozen]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adam, Adaptation, Lambda, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import GSL, Exact, FirstOrder, MetaGradient, Recursion, Reptile
 from fastmeta.models import MLP, Conv4
@@ -214,7 +214,7 @@ def test_who_may_stack_tasks() -> None:
         if allowed:
             model.step(tasks(2, torch.float32))
         else:
-            with pytest.raises(ValueError, match="Lambda does not declare elementwise"):
+            with pytest.raises(ValueError, match="LayerPattern does not declare elementwise"):
                 model.step(tasks(2, torch.float32))
 
 
@@ -280,7 +280,7 @@ def test_nothing_is_stored_below_the_lowest_layer_adapted() -> None:
 def test_frozen_layers_and_their_state_pass_through() -> None:
     module, task = mlp().double(), tasks(1)[0]
     for inner in (SGD(LR, 3, momentum=0.9), Adam(LR, 3)):
-        rule = Lambda(inner, "head")
+        rule = LayerPattern(inner, "head")
         params = list(module.parameters())
         rule.bind(params, [n for n, _ in module.named_parameters()])
 

@@ -13,7 +13,7 @@ from problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adam, Adaptation, Lambda, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
 
@@ -101,7 +101,7 @@ class Bend(nn.Module):
 @pytest.mark.parametrize("part", [0.01, 0.5])
 def test_a_kink_on_one_side_is_left_out(part: float, side: int, pattern: str | None) -> None:
     batch = TaskBatch(*(torch.randn(1, 5, n, dtype=torch.float64) for n in (3, 2, 3, 2)))
-    inner = SGD(0.1) if pattern is None else Lambda(SGD(0.1), pattern)
+    inner = SGD(0.1) if pattern is None else LayerPattern(SGD(0.1), pattern)
 
     def found(away: float, metagrad: MetaGradient) -> Tensor:
         module = nn.Sequential(Bend(away), nn.Linear(3, 2)).double()
@@ -174,11 +174,11 @@ def test_a_loss_that_is_flat() -> None:
 
 def test_activations_can_be_computed_again() -> None:
     module, batch = nn.Sequential(mlp(), nn.Identity()).double(), tasks(2)
-    plain, recomputed = (
+    plain, checkpointed = (
         learner(module, CentralDifference(1e-6), SGD(0.3), checkpoint=checkpoint)
         for checkpoint in (False, True)
     )
-    torch.testing.assert_close(recomputed.meta_gradient(batch)[0], plain.meta_gradient(batch)[0])
+    torch.testing.assert_close(checkpointed.meta_gradient(batch)[0], plain.meta_gradient(batch)[0])
 
 
 def test_errors() -> None:

@@ -16,10 +16,10 @@ from torch.func import functional_call
 from fastmeta import MetaLearner, TaskBatch, ops
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
-from fastmeta.fusion import fused
+from fastmeta.functional._fusion import fused
+from fastmeta.inner_step import at_step
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, MultiStep, Recursion
 from fastmeta.models import Conv4, PerStepBatchNorm2d
-from fastmeta.steps import at_step
 
 LR, STEPS = 0.3, 3
 

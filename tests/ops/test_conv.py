@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta import ops, reference
-from fastmeta._library import kernels
+from fastmeta.backend import kernels
 from fastmeta.ops import conv as module
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from op_samples import SAMPLES
 
-from fastmeta._library import kernels
+from fastmeta.backend import kernels
 
 
 @pytest.mark.parametrize("name", SAMPLES)

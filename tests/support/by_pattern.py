@@ -1,4 +1,4 @@
-"""The inner loop of a Lambda pattern on plain autograd, the oracle of :class:`Lambda`."""
+"""The inner loop of a Lambda pattern on plain autograd, the oracle of :class:`LayerPattern`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adaptation, Lambda
+from fastmeta.adaptation import SGD, Adaptation, LayerPattern
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import MetaGradient
 
@@ -74,11 +74,11 @@ def learner(
     inner: Adaptation | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """The same by :class:`Lambda`, with three inner steps of SGD if not told otherwise."""
+    """The same by :class:`LayerPattern`, with three inner steps of SGD if not told otherwise."""
     return MetaLearner(
         module,
         F.cross_entropy,
-        adaptation=Lambda(inner or SGD(LR, 3), pattern),
+        adaptation=LayerPattern(inner or SGD(LR, 3), pattern),
         metagrad=metagrad,
         aggregation=Mean(),
         **{"engine": "loop", **options},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmeta.info import kernel_devices
+from fastmeta.backend import kernel_devices
 
 Results = TypeVar("Results", bound=Sequence[Tensor | None])
 

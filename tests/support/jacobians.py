@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS, GramAggregation
-from fastmeta.rows import TaskRows
+from fastmeta.gradients import TaskGradients
 
 ALL = tuple(AGGREGATIONS)
 GRAM = tuple(name for name in ALL if issubclass(AGGREGATIONS[name], GramAggregation))
@@ -22,7 +22,7 @@ def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
         options = {"of": "meta", **options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return AGGREGATIONS[name](**options).weights(TaskRows(jacobian))
+        return AGGREGATIONS[name](**options).weights(TaskGradients(jacobian))
 
 
 def direction(name: str, jacobian: Tensor, **options: Any) -> Tensor:

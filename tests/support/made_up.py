@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from python2 import dumps, lists, sparse
 
-from fastmeta.data.planetoid_files import Citations
+from fastmeta.data.datasets._planetoid_files import Citations
 
 CLINC150 = {"train": 100, "val": 20, "test": 30}  # texts of each intent
 BANKING77 = {"train": 10_003, "test": 3_080}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastmeta.train import CheckpointError, DamagedError
+from fastmeta.train._atomic_files import write_atomic, write_json
 from fastmeta.train.checkpoint import (
     checkpoints,
     find_best,
@@ -19,7 +20,6 @@ from fastmeta.train.checkpoint import (
     save_checkpoint,
     step_path,
 )
-from fastmeta.train.files import write_atomic, write_json
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_run_of_version_1_goes_on(sine: dict[str, Any]) -> None:
     path = checkpoints(Path("run"))[-1]
     content = load_checkpoint(path)
     content["version"] = 1
-    del content["learner"]["containment"], content["config"]["non_finite"]
+    del content["learner"]["non_finite_guard"], content["config"]["non_finite"]
     content["meter"]["sums"] = content["meter"]["sums"][:2]
     content["history"] = [row[:8] for row in content["history"]]
     torch.save(content, path)

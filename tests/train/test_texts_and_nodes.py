@@ -14,8 +14,8 @@ from fastmeta.cli import main
 from fastmeta.data import EpisodeSampler
 from fastmeta.models import GCN, TextEncoder
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
+from fastmeta.train.builders import build_module, task_source
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-from fastmeta.train.setup import build_module, task_source
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from problems import WAYS, tasks
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adaptation, Lambda, MetaSGD
+from fastmeta.adaptation import SGD, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import FirstOrder
 from fastmeta.models import MLP
@@ -152,7 +152,7 @@ def test_the_inner_loop_of_a_pattern() -> None:
     model = learner(adaptation=rates)
     other = with_pattern(model, "head")
     assert other.module is model.module
-    assert isinstance(other.adaptation, Lambda)
+    assert isinstance(other.adaptation, LayerPattern)
     assert other.adaptation.inner is rates
     assert all(a is b for a, b in zip(other.adaptation.rates, rates.rates, strict=True))
     again = with_pattern(other, "body")

@@ -1,0 +1,1 @@
+"""Reading of archives, pickles and images, caching, and errors that name the file."""

@@ -1,0 +1,7 @@
+"""A user's ``nn.Module`` as a function of its parameters and buffers."""
+
+from fastmeta.functional._fusion import FusedModule
+from fastmeta.functional.co_learner import CoLearner, Head
+from fastmeta.functional.module import Buffers, FunctionalModule
+
+__all__ = ["Buffers", "CoLearner", "FunctionalModule", "FusedModule", "Head"]

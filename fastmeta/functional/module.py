@@ -1,0 +1,227 @@
+"""Calling an ordinary module with other parameters and buffers than its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastmeta.functional._checkpointing import check_parts, checkpointed
+from fastmeta.functional._prefix_cache import use_prefix_cache
+from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
+from fastmeta.gradients.checks import check_module
+
+Buffers = dict[str, Tensor]
+
+
+class FunctionalModule:
+    """An unchanged ``nn.Module`` as a function of its trainable parameters and its buffers.
+
+    Tied parameters count once and stay tied. Parameters with ``requires_grad=False`` keep the
+    module's values. Running statistics are updated in the buffers passed, not in the module.
+
+    Args:
+        module: the module.
+        autocast: the dtype of autocast in forward passes and the loss, ``torch.bfloat16`` or
+            ``torch.float16``; ``None`` leaves autocast as it is around the call.
+        checkpoint: compute activations again instead of keeping them, see
+            :func:`fastmeta.functional._checkpointing.checkpointed`.
+        co_learner: another head, whose parameters and buffers follow the module's.
+
+    Attributes:
+        module: the module; its ``training`` flag decides how BatchNorm and dropout behave, in the
+            co-learner, too.
+        names: names of the trainable parameters; those of the co-learner as ``co_learner.<name>``.
+        params: the trainable parameters, in the order of ``names``.
+        own: how many of them are the module's.
+        autocast: see above.
+        checkpoint: see above.
+        co_learner: see above.
+
+    Raises:
+        ValueError: if there is nothing to train, the parameters differ in dtype or device,
+            ``autocast`` is another dtype or the parameters are not float32 for it, no part of
+            the module can be computed again, or the co-learner does not fit.
+        TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
+            DTensor or on the meta device.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        autocast: torch.dtype | None = None,
+        checkpoint: bool = False,
+        co_learner: CoLearner | None = None,
+    ) -> None:
+        check_module(module)
+        self.module = module
+        self.autocast = autocast
+        self.checkpoint = checkpoint
+        self.co_learner = co_learner
+        trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("the module has no parameter that requires a gradient.")
+        self.names = [name for name, _ in trainable]
+        self.params: list[nn.Parameter] = [param for _, param in trainable]
+        self.own = len(trainable)
+        self._head: FunctionalModule | None = None
+        if co_learner is not None:
+            co_learner.check_fit(module)
+            self._head = type(self)(co_learner.head, autocast)
+            self.names += [PREFIX + name for name in self._head.names]
+            self.params += self._head.params
+        kinds = {(p.dtype, p.device) for p in self.params}
+        if len(kinds) > 1:
+            raise ValueError(
+                "the trainable parameters must have one dtype and one device, got "
+                f"{', '.join(f'{d} on {v}' for d, v in sorted(kinds, key=str))}. "
+                "Move or convert the module, or freeze the others with requires_grad_(False)."
+            )
+        if autocast is not None:
+            _check_autocast(autocast, self.params[0].dtype)
+        if checkpoint:
+            check_parts(module)
+
+    def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
+        """The module's output for ``x`` with ``params`` (in the order of ``names``) and buffers."""
+        return self._run(params, buffers, x, nullcontext())
+
+    def both(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The module's and the co-learner's output for ``x``, from one forward pass.
+
+        Raises:
+            RuntimeError: if the submodule below the co-learner does not run exactly once.
+        """
+        assert self.co_learner is not None
+        assert self._head is not None
+        seen: list[Tensor] = []
+        # The tap comes last, so that fusion does not take it for a hook of the user's.
+        output = self._run(
+            params, buffers, x, capture_output(self.module, self.co_learner.at, seen)
+        )
+        if len(seen) != 1:
+            raise RuntimeError(
+                f"a forward pass ran the submodule {self.co_learner.at!r} {len(seen)} times; a "
+                "co-learner stands on one that runs once."
+            )
+        self.co_learner.head.train(self.module.training)
+        own = {n.removeprefix(PREFIX): b for n, b in buffers.items() if n.startswith(PREFIX)}
+        return output, self._head(params[self.own :], own, seen[0])
+
+    def _run(
+        self,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        tap: AbstractContextManager[None],
+    ) -> Tensor:
+        if self._head is not None:
+            params = params[: self.own]
+            buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}
+        values = {**dict(zip(self.names[: self.own], params, strict=True)), **buffers}
+        again = checkpointed(self.module, self.forward_context) if self.checkpoint else None
+        own = self.params[: self.own]
+        kept = nullcontext() if again else use_prefix_cache(self.module, own, params)
+        with self._precision(), again or self.forward_context(self.module), kept, tap:
+            output: Tensor = functional_call(self.module, values, (x,))
+        return output
+
+    def evaluate(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and output for ``x`` and targets ``y``."""
+        with self._precision():
+            output = self(params, buffers, x)
+            return loss(output, y), output
+
+    def evaluate_query(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`evaluate` with the co-learner's loss added, if there is one."""
+        if self.co_learner is None:
+            return self.evaluate(loss, params, buffers, x, y)
+        with self._precision():
+            output, co_output = self.both(params, buffers, x)
+            return loss(output, y) + self.co_learner.gamma * loss(co_output, y), output
+
+    def evaluate_co_learner(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> Tensor:
+        """The co-learner's loss alone, with no gradient in its own parameters."""
+        fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
+        with self._precision():
+            return loss(self.both(fixed, buffers, x)[1], y)
+
+    def forward_context(self, part: nn.Module) -> AbstractContextManager[None]:
+        """What the module, or a part of it, runs in; nothing here."""
+        return nullcontext()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.params[0].device.type, self.autocast)
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The module's buffers, then the co-learner's as ``co_learner.<name>``."""
+        yield from self.module.named_buffers()
+        if self._head is not None:
+            for name, buffer in self._head.named_buffers():
+                yield PREFIX + name, buffer
+
+    def clone_buffers(self) -> Buffers:
+        """A copy of the buffers, for one task to work on."""
+        return {name: buffer.clone() for name, buffer in self.named_buffers()}
+
+    @torch.no_grad()
+    def merge_buffers(self, tasks: Sequence[Buffers], sound: Tensor | None = None) -> None:
+        """Writes the tasks' buffers back: the mean of floating-point ones, the largest of others.
+
+        Every task begins with the module's running statistics; their mean over the meta-batch is
+        what the module has when it is used without adaptation statistics (``eval()``).
+
+        Args:
+            tasks: the buffers after each of ``T`` tasks.
+            sound: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
+                changes.
+        """
+        for name, buffer in self.named_buffers():
+            stacked = torch.stack([task[name] for task in tasks])
+            if sound is not None:
+                kept = sound.view(-1, *[1] * buffer.dim())
+                stacked = torch.where(kept, stacked, buffer)
+            if not buffer.is_floating_point():
+                merged = stacked.amax(0)
+            elif sound is None:
+                merged = stacked.mean(0)
+            else:
+                merged = torch.where(kept, stacked, 0).sum(0) / sound.sum()
+            # The mean of equal numbers is not always that number: constants must not drift.
+            buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
+
+
+def _check_autocast(autocast: torch.dtype, params: torch.dtype) -> None:
+    if autocast not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"autocast must be torch.bfloat16 or torch.float16, got {autocast}.")
+    if params != torch.float32:
+        raise ValueError(
+            f"autocast={autocast} needs float32 parameters, which it keeps; got {params}. "
+            "Convert the module with .float(), or leave autocast out."
+        )

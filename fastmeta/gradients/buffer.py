@@ -1,0 +1,72 @@
+"""A growing buffer of packed gradients, one row per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from fastmeta import ops
+from fastmeta.gradients.layout import FlatLayout
+
+
+class GradientBuffer:
+    """A ``(capacity, P)`` buffer that grows by doubling and is kept from step to step."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.layout = FlatLayout.of(params)
+        self._like = params[0]
+        self._data: Tensor | None = None
+        self.count = 0
+
+    @property
+    def filled(self) -> Tensor:
+        """``(T, P)``: the rows written since :meth:`clear`, without a copy."""
+        if self._data is None:
+            self._data = self._like.new_empty(0, self.layout.size, requires_grad=False)
+        return self._data[: self.count]
+
+    def clear(self) -> None:
+        """Forgets the rows, keeps the memory."""
+        self.count = 0
+
+    def adopt(self, rows: Tensor) -> None:
+        """Takes the filled rows ``(T, P)`` as they are, in place of its own memory."""
+        self._data, self.count = rows, len(rows)
+
+    def extend(self, grads: Sequence[Tensor | None], count: int) -> None:
+        """Packs the gradients of ``count`` tasks, ``(count, *shape)`` each, as :meth:`append`."""
+        dense = [
+            self._like.new_zeros(count, shape.numel(), requires_grad=False)
+            if grad is None
+            else grad.reshape(count, -1)
+            for grad, shape in zip_longest(grads, self.layout.shapes)
+        ]
+        torch.cat(dense, 1, out=self._next_rows(count))
+
+    def append(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Packs one task's gradients into the next row; returns that row.
+
+        ``None`` means zero, and so do gradients left out at the end.
+        """
+        dense = [
+            torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
+            if grad is None
+            else grad
+            for grad, shape in zip_longest(grads, self.layout.shapes)
+        ]
+        row = self._next_rows(1)
+        ops.pack_(row, dense)
+        return row[0]
+
+    def _next_rows(self, count: int) -> Tensor:
+        used, stop = self.filled, self.count + count
+        assert self._data is not None
+        if stop > len(self._data):
+            self._data = used.new_empty(max(4, 2 * self.count, stop), self.layout.size)
+            self._data[: self.count] = used
+        rows = self._data[self.count : stop]
+        self.count = stop
+        return rows

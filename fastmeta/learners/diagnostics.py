@@ -1,0 +1,132 @@
+"""Diagnostics of meta-gradients: comparison with the exact one, and CML's descent condition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmeta.aggregation import Aggregation, Mean
+from fastmeta.engines import Rows
+from fastmeta.functional import FunctionalModule
+from fastmeta.learners.learner import MetaLearner
+from fastmeta.learners.nonfinite import NonFiniteGuard
+from fastmeta.metagrad import Exact, MetaGradient
+from fastmeta.tasks import TaskBatch
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """A meta-gradient beside the exact one; detached tensors on the device.
+
+    Attributes:
+        cosine: of the combined meta-gradient with the mean exact one, a scalar.
+        length: of the combined meta-gradient, as a multiple of the mean exact one's.
+        task_cosine: ``(T,)``, of each task's meta-gradient with its exact one.
+        task_length: ``(T,)``, the same of the lengths.
+    """
+
+    cosine: Tensor
+    length: Tensor
+    task_cosine: Tensor
+    task_length: Tensor
+
+
+def compare_with_exact(learner: MetaLearner, batch: TaskBatch) -> Fidelity:
+    """Compares the meta-gradient of the learner's next step with MAML's, Finn et al. 2017, eq. 1.
+
+    Both are of the trainable parameters alone (a co-learner's, too), without learned rates, and see
+    the same random numbers. Nothing of the learner changes, its meta-gradient's state, buffers and
+    torch's generators included.
+
+    Args:
+        learner: any combination of the rooms.
+        batch: the tasks.
+
+    Raises:
+        ValueError: if the meta-batch is empty, or the learner's engine cannot run it.
+    """
+    own, combined = _rows(
+        learner, batch, copy.deepcopy(learner.metagrad), copy.deepcopy(learner.aggregation)
+    )
+    exact, mean = _rows(learner, batch, Exact(), Mean())
+    return Fidelity(*_compare(combined, mean), *_compare(own, exact))
+
+
+def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+    lengths = own.norm(dim=-1) / exact.norm(dim=-1)
+    return F.cosine_similarity(own, exact, dim=-1), lengths
+
+
+def _rows(
+    learner: MetaLearner, batch: TaskBatch, metagrad: MetaGradient, aggregation: Aggregation
+) -> tuple[Tensor, Tensor]:
+    """The tasks' meta-gradients ``(T, P)`` and what they are combined to, ``(P,)``."""
+    model = learner._model
+    twin = copy.copy(learner)
+    twin.metagrad, twin.aggregation = metagrad, aggregation
+    twin._rows = Rows.of(learner._learned)
+    twin.non_finite_guard = NonFiniteGuard()
+    if metagrad.second_order:
+        twin._model = type(model)(  # without checkpoints
+            learner.module, model.autocast, co_learner=learner.co_learner
+        )
+    size = sum(p.numel() for p in model.params)
+    with _untouched(model, model.params[0].device):
+        found, _ = twin._task_rows(batch)
+        return found.meta()[:, :size], found.combine(aggregation.weights(found))[:size]
+
+
+@contextmanager
+def _untouched(model: FunctionalModule, device: torch.device) -> Iterator[None]:
+    """Afterwards buffers and torch's generators are as before."""
+    buffers = [(buffer, buffer.clone()) for _, buffer in model.named_buffers()]
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tensor]:
+    """The cosine between the main head's query gradient and the co-learner's, layer by layer.
+
+    Shin, Han, Kim 2024 (arXiv 2406.04639): where it is positive in every layer of the features,
+    the sum of the two gradients is, to first order, a descent direction of the main head's loss.
+    Both are taken at the fast weights; nothing of the learner changes.
+
+    Args:
+        learner: with a co-learner.
+        batch: the tasks.
+
+    Returns:
+        ``(T,)`` for each parameter of the network that both losses depend on, by name.
+
+    Raises:
+        ValueError: if the learner has no co-learner.
+    """
+    if learner.co_learner is None:
+        raise ValueError("the learner has no co-learner whose gradient could be compared.")
+    model = learner._model
+    found: dict[str, list[Tensor]] = {}
+    for task in batch:
+        buffers = model.clone_buffers()
+        fast = learner._adapt(task.support_x, task.support_y, buffers, None)
+        fast = [p.requires_grad_() for p in fast]
+        with torch.enable_grad():
+            outputs = model.both(fast, buffers, task.query_x)
+            losses = [learner.loss(output, task.query_y) for output in outputs]
+        main, co = (
+            torch.autograd.grad(loss, fast, retain_graph=True, allow_unused=True) for loss in losses
+        )
+        for name, a, b in zip(model.names, main, co, strict=True):
+            if a is not None and b is not None:
+                found.setdefault(name, []).append(F.cosine_similarity(a.flatten(), b.flatten(), 0))
+    return {name: torch.stack(cosines) for name, cosines in found.items()}
