@@ -17,7 +17,7 @@ from fastmeta.backend import BuildInfo, build_info, keep_freed_memory, show_conf
 from fastmeta.functional import CoLearner
 from fastmeta.gradients import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
-from fastmeta.optim import GSLOptimizer
+from fastmeta.optim import GSLOptimizer, TaskOptimizer
 from fastmeta.tasks import Task, TaskBatch
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Reptile",
     "Task",
     "TaskBatch",
+    "TaskOptimizer",
     "adaptation",
     "aggregate",
     "aggregation",

@@ -29,7 +29,7 @@ class Adam(Adaptation):
         ValueError: if an argument is out of range.
     """
 
-    elementwise = True
+    task_batchable = True
 
     def __init__(
         self,

@@ -20,13 +20,13 @@ class Adaptation(ABC):
     Attributes:
         steps: number of inner steps during meta-training.
         rates: what the adaptation learns together with the initialisation; nothing by default.
-        elementwise: whether :meth:`update`, :meth:`start` and :meth:`vjp` treat each element of a
-            parameter without regard to the others and to its shape, so that the parameters of ``T``
-            tasks can be stacked to ``(T, *shape)``. Not inherited (a subclass may change that): a
-            class that is says so in its own body; an instance may take it back.
+        task_batchable: whether :meth:`update`, :meth:`start` and :meth:`vjp` are element-wise in
+            the parameters, so that those of ``T`` tasks can be stacked to ``(T, *shape)``. Not
+            inherited (a subclass may change that): each class states it in its own body; an
+            instance may take it back.
     """
 
-    elementwise: bool = False
+    task_batchable: bool = False
     steps: int
     rates: Sequence[nn.Parameter] = ()
 

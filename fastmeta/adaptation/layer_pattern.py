@@ -35,7 +35,7 @@ class LayerPattern(Adaptation):
         ValueError: if the pattern is a number other than bits.
     """
 
-    elementwise = True
+    task_batchable = True
 
     def __init__(self, inner: Adaptation, pattern: str | int) -> None:
         # A configuration file or a flag has 11111 as a number; YAML has 00011 as 9.
@@ -44,7 +44,9 @@ class LayerPattern(Adaptation):
         self.inner = inner
         self.pattern = str(pattern)
         self.steps = inner.steps
-        self.elementwise = vars(type(inner)).get("elementwise", False) and inner.elementwise
+        self.task_batchable = (
+            vars(type(inner)).get("task_batchable", False) and inner.task_batchable
+        )
         self.layers: list[Layer] = []
         self._moving: list[list[bool]] = []
 

@@ -28,7 +28,7 @@ class ProximalSGD(Adaptation):
         ValueError: if ``lr`` is not positive, or ``steps`` or ``lam`` is negative.
     """
 
-    elementwise = True
+    task_batchable = True
 
     def __init__(self, lr: float, steps: int = 1, lam: float = 2.0) -> None:
         check_loop(lr, steps)

@@ -28,7 +28,7 @@ class SGD(Adaptation):
         ValueError: if ``lr`` is not positive, ``steps`` is negative or ``momentum`` out of range.
     """
 
-    elementwise = True
+    task_batchable = True
 
     def __init__(self, lr: float, steps: int = 1, momentum: float = 0.0) -> None:
         check_loop(lr, steps)

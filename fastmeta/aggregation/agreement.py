@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
@@ -31,10 +32,11 @@ class GradientAgreement(Aggregation):
         self.of = of
 
     @property
-    def records_inner(self) -> bool:
+    def needs_support_gradients(self) -> bool:
         """See :class:`Aggregation`."""
         return self.of == "inner"
 
-    def weights(self, rows: TaskGradients) -> Tensor:
-        """See :meth:`Aggregation.weights`."""
-        return ops.agreement_weights(rows.mean_similarity(inner=self.of == "inner"))
+    @override
+    def weights(self, gradients: TaskGradients) -> Tensor:
+        stats = gradients.mean_similarity(support=self.of == "inner")
+        return ops.agreement_weights(stats, gradients.finite)

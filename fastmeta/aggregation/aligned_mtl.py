@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation.gram import GramAggregation
 
@@ -16,9 +17,9 @@ class AlignedMTL(GramAggregation):
     A zero gradient has the weight 0. Solved on the host.
     """
 
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
-        squares, vectors = torch.linalg.eigh(gram.cpu())
+        squares, vectors = torch.linalg.eigh(gram)
         some = squares > noise * squares.amax()
         squares, vectors = squares[some], vectors[:, some]
         weights: Tensor = vectors @ ((squares[0] / squares).sqrt() * vectors.mean(0))

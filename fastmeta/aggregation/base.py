@@ -1,4 +1,4 @@
-"""What every aggregation offers."""
+"""Base class of task aggregations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from fastmeta.gradients import TaskGradients
 
 
 class Aggregation(ABC):
-    """Task aggregation: how much each task's meta-gradient counts."""
+    """Task aggregation: the weight of each task's meta-gradient."""
 
     @property
-    def records_inner(self) -> bool:
-        """Whether the weights are computed from the mean inner gradients."""
+    def needs_support_gradients(self) -> bool:
+        """Whether the weights are computed from the mean support gradients."""
         return False
 
     @abstractmethod
-    def weights(self, rows: TaskGradients) -> Tensor:
-        """The task weights ``(T,)`` in the accumulation dtype, on the rows' device."""
+    def weights(self, gradients: TaskGradients) -> Tensor:
+        """The task weights ``(T,)`` in the accumulation dtype, on the gradients' device.
+
+        Args:
+            gradients: the tasks' meta-gradients. Where :attr:`TaskGradients.finite` is given, the
+                others are left out: their gradients are zero, and the weights must be those of the
+                meta-batch without them, without waiting for the device.
+        """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation._quadratic import nonnegative
 from fastmeta.aggregation.gram import GramAggregation, directions, per_length
@@ -30,9 +31,8 @@ class CAGrad(GramAggregation):
             raise ValueError(f"c must not be negative or infinite, got {c}.")
         self.c = c
 
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
-        gram = gram.cpu()
         lengths, cosines = directions(gram, noise)
         mean = gram.mean(1)  # <g_i, g0>
         radius = self.c * mean.mean().clamp_min(0).sqrt()

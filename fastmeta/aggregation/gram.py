@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
@@ -30,26 +32,46 @@ class GramAggregation(Aggregation):
 
     Inner products are summed in float32 (in float64 for float64 gradients), which holds lengths
     from 1e-19 to 1e19; all that follows is float64. Methods that take the matrix to the host say
-    so: a ``T x T`` copy a step, which waits for the device.
+    so: one ``T x T`` copy per meta-step, which waits for the device.
+
+    Attributes:
+        on_host: whether :meth:`from_gram` is given the matrix on the CPU.
     """
 
-    def weights(self, rows: TaskGradients) -> Tensor:
-        """See :meth:`Aggregation.weights`."""
-        found = rows.gram()
+    on_host: ClassVar[bool] = True
+
+    @override
+    def weights(self, gradients: TaskGradients) -> Tensor:
+        found, finite = gradients.gram(), gradients.finite
         gram = found.double()
+        if self.on_host:
+            gram = gram.cpu()
+            if finite is not None:
+                kept = finite.cpu()
+                gram = gram[kept][:, kept]
+        if len(gram) == 0:
+            return torch.zeros_like(found[0])
         largest = gram.diagonal().amax()
-        finite = gram.isfinite().all()
+        valid = gram.isfinite().all()
         alike = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        scaled = torch.where(finite & (largest > 0), gram / largest, alike)
+        scaled = torch.where(valid & (largest > 0), gram / largest, alike)
         weights = self.from_gram(scaled, len(gram) * _NOISE[found.dtype])
-        return torch.where(finite, weights.to(gram.device, non_blocking=True), torch.nan).to(found)
+        weights = torch.where(valid, weights, torch.nan)
+        if self.on_host:
+            if finite is not None:
+                weights = torch.zeros(len(found), dtype=weights.dtype).masked_scatter(kept, weights)
+            weights = weights.to(found.device, non_blocking=True)
+        elif finite is not None:
+            weights = torch.where(finite, weights, 0)
+        return weights.to(found)
 
     @abstractmethod
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """The weights ``(T,)``, float64.
+        """The weights, float64, one per row of ``gram``.
 
         Args:
-            gram: ``(T, T)``, the inner products in float64, divided by the largest square.
+            gram: ``(T, T)``, the inner products in float64, divided by the largest square. Tasks
+                that are left out are not in it; without :attr:`on_host` they are zero gradients.
             noise: how far the matrix of cosines, in any direction, may be off.
         """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
@@ -33,10 +34,11 @@ class GslWeights(Aggregation):
         self.rule: Literal["softmax", "linear"] = rule
         self.lam_c, self.lam_2, self.tau = lam_c, lam_2, tau
 
-    def weights(self, rows: TaskGradients) -> Tensor:
-        """See :meth:`Aggregation.weights`."""
+    @override
+    def weights(self, gradients: TaskGradients) -> Tensor:
         return ops.gsl_task_weights(
-            rows.mean_similarity(),
+            gradients.mean_similarity(),
+            gradients.finite,
             rule=self.rule,
             lam_c=self.lam_c,
             lam_2=self.lam_2,

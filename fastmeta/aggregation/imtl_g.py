@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation.gram import GramAggregation, directions, per_length
 
@@ -18,8 +19,10 @@ class IMTLG(GramAggregation):
     the weight 0. Nothing waits for the device.
     """
 
+    on_host = False
+
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
         lengths, cosines = directions(gram, noise)
         # `solve` waits for the device to learn of singular matrices; this one is not.
         equal, _ = torch.linalg.solve_ex(cosines, torch.ones_like(lengths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation.base import Aggregation
 from fastmeta.gradients import TaskGradients
@@ -12,7 +13,11 @@ from fastmeta.reference import accumulation_dtype
 class Mean(Aggregation):
     """``1/T`` for every task, as in MAML."""
 
-    def weights(self, rows: TaskGradients) -> Tensor:
-        """See :meth:`Aggregation.weights`."""
-        dtype = accumulation_dtype(rows.query.dtype)
-        return rows.query.new_full((rows.tasks,), 1 / rows.tasks, dtype=dtype)
+    @override
+    def weights(self, gradients: TaskGradients) -> Tensor:
+        dtype = accumulation_dtype(gradients.outer.dtype)
+        if gradients.finite is None:
+            tasks = gradients.tasks
+            return gradients.outer.new_full((tasks,), 1 / tasks, dtype=dtype)
+        finite = gradients.finite.to(dtype)
+        return finite / finite.sum().clamp(min=1)

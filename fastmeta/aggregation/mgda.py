@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation._quadratic import nonnegative
 from fastmeta.aggregation.gram import GramAggregation
@@ -16,9 +17,9 @@ class MGDA(GramAggregation):
     steps. It conflicts with no task; a zero gradient takes all the weight. Solved on the host.
     """
 
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
-        definite = gram.cpu() + noise * torch.eye(len(gram), dtype=gram.dtype)
+        definite = gram + noise * torch.eye(len(gram), dtype=gram.dtype)
         # Of z = t w the best t leaves -1 / (2 w G w), so that the best z has the best w.
         found = nonnegative(definite, -torch.ones_like(definite[0]))
         return found / found.sum()

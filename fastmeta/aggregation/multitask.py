@@ -67,7 +67,7 @@ def _aggregation(method: str, options: dict[str, Any]) -> Aggregation:
     if method == "agreement":
         options = {"of": "meta", **options}
     found = make(**options)
-    if found.records_inner:
+    if found.needs_support_gradients:
         raise ValueError(f"{method} with {options} compares inner gradients; there are none here.")
     return found
 

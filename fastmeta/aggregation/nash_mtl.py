@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation.gram import GramAggregation, directions, per_length
 
@@ -17,9 +18,9 @@ class NashMTL(GramAggregation):
     the direction; a zero gradient has no say, and the weight 0. Solved on the host.
     """
 
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
-        lengths, cosines = directions(gram.cpu(), noise)
+        lengths, cosines = directions(gram, noise)
         share = (len(gram) / cosines.abs().sum()).sqrt().expand_as(lengths)
         for _ in range(200):
             slope = cosines @ share - 1 / share

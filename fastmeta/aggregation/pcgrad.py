@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation.gram import GramAggregation
+from fastmeta.gradients import TaskGradients
 
 
 class PCGrad(GramAggregation):
@@ -16,8 +18,17 @@ class PCGrad(GramAggregation):
     generator; nothing waits for the device. A zero gradient has the weight ``1/T``.
     """
 
+    on_host = False
+
+    @override
+    def weights(self, gradients: TaskGradients) -> Tensor:
+        weights = super().weights(gradients)
+        if gradients.finite is None:
+            return weights
+        return weights * (gradients.tasks / gradients.finite.sum().clamp(min=1))
+
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
         tasks = len(gram)
         orders = torch.rand(tasks, tasks).argsort(1).to(gram.device, non_blocking=True)
         squares, own = gram.diagonal(), torch.arange(tasks, device=gram.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.aggregation._quadratic import nonnegative
 from fastmeta.aggregation.gram import GramAggregation, directions, per_length
@@ -18,9 +19,9 @@ class UPGrad(GramAggregation):
     has the weight ``1/T``. Solved on the host.
     """
 
+    @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """See :meth:`GramAggregation.from_gram`."""
-        lengths, cosines = directions(gram.cpu(), noise)
+        lengths, cosines = directions(gram, noise)
         # Row i: by how much T v exceeds e_i, in units of lengths, were g_i of length 1.
         pull = torch.stack([nonnegative(cosines, row) for row in cosines])
         return (1 + per_length(lengths @ pull, lengths)) / len(gram)

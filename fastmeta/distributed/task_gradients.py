@@ -31,9 +31,10 @@ class ShardedTaskGradients(TaskGradients):
     """
 
     def __init__(self, own: TaskGradients, sharding: Sharding) -> None:
-        super().__init__(own.query, own.inner, own.coef, own.bounds)
+        finite = own.finite if own.finite is None else sharding.gather(own.finite.byte()).bool()
+        super().__init__(own.outer, own.support, own.coef, own.bounds, finite)
         self._sharding = sharding
-        self._sizes = sharding.tasks, own.query.shape[1], sharding.size
+        self._sizes = sharding.tasks, own.outer.shape[1], sharding.size
         self._shared: tuple[cost.Plan, Tensor] | None = None  # the meta-gradients, spread by a plan
 
     @property
@@ -48,12 +49,12 @@ class ShardedTaskGradients(TaskGradients):
         self._shared = plan, shared
         return self._whole(ops.gram(shared)[0], plan)
 
-    def mean_similarity(self, inner: bool = False) -> Tensor:
+    def mean_similarity(self, support: bool = False) -> Tensor:
         """See :meth:`TaskGradients.mean_similarity`."""
-        plan, rows = cost.cheapest(cost.similarity(*self._sizes, inner)), self.compared(inner)
+        plan, rows = cost.cheapest(cost.similarity(*self._sizes, support)), self.compared(support)
         if plan != "sums":
             shared = self._spread(rows, plan)
-            self._shared = None if inner else (plan, shared)
+            self._shared = None if support else (plan, shared)
             return self._whole(ops.mean_similarity(shared), plan)
         total = self._sharding.sum(rows.sum(0, dtype=accumulation_dtype(rows.dtype)))
         wide = rows.to(total.dtype)
@@ -76,7 +77,7 @@ class ShardedTaskGradients(TaskGradients):
             return sharding.sum(super().combine(weights[sharding.own]))
         plan, shared = self._shared
         flat = ops.combine(shared, sharding.same(weights.clone()))
-        return flat if plan == "rows" else sharding.gather_columns(flat, self.query.shape[1])
+        return flat if plan == "rows" else sharding.gather_columns(flat, self.outer.shape[1])
 
     def _spread(self, rows: Tensor, plan: cost.Plan) -> Tensor:
         """All tasks' rows, or this rank's columns of them."""

@@ -1,24 +1,29 @@
-"""Engines: who runs the tasks of a meta-batch. What is computed is the business of the rooms."""
+"""Engines: what runs the tasks of a meta-batch. The result does not depend on the engine."""
 
-from fastmeta.engines._chunks import Chunks
-from fastmeta.engines.base import ENGINES, Engine, EngineName, Loss, Method, Rows, StepResult
+from fastmeta.engines.base import (
+    ENGINES,
+    Engine,
+    EngineName,
+    Loss,
+    StepBuffers,
+    StepResult,
+    StepSpec,
+)
 from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
-from fastmeta.engines.selection import check_name, choose
+from fastmeta.engines.selection import EngineSelector
 
 __all__ = [
     "ENGINES",
     "BatchedEngine",
-    "Chunks",
     "Engine",
     "EngineName",
+    "EngineSelector",
     "LoopEngine",
     "Loss",
-    "Method",
     "MlpEngine",
-    "Rows",
+    "StepBuffers",
     "StepResult",
-    "check_name",
-    "choose",
+    "StepSpec",
 ]

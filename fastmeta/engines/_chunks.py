@@ -1,4 +1,4 @@
-"""Meta-batches cut where memory is short."""
+"""Splitting of meta-batches where memory is short."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 
 class Chunks:
-    """How many tasks run at once: all of them, until memory does not suffice.
+    """How many tasks run at once: all of them, until an allocation fails.
 
-    Then half as many, which is kept for the meta-batches to come, and said once in a warning.
+    Then half as many, also for later meta-batches; a warning says so once.
 
     Attributes:
-        size: the most tasks at once; ``None`` while memory has sufficed.
+        size: the maximum number of tasks at once; ``None`` while memory has sufficed.
     """
 
     def __init__(self) -> None:
@@ -27,14 +27,14 @@ class Chunks:
         self._warned = False
 
     def run(self, batch: TaskBatch, run: Callable[[TaskBatch], Result]) -> list[Result]:
-        """What ``run`` returns for the chunks of a meta-batch, in order.
+        """The results of ``run`` for the chunks of a meta-batch, in order.
 
         Args:
             batch: the tasks.
-            run: runs some of them; must leave nothing behind where memory does not suffice.
+            run: runs some of them; must leave nothing behind if it runs out of memory.
 
         Raises:
-            RuntimeError: torch's own, if memory does not suffice for one task.
+            RuntimeError: torch's own, if one task alone runs out of memory.
         """
         results: list[Result] = []
         start, before = 0, self.size

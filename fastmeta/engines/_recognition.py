@@ -1,14 +1,13 @@
-"""Recognises a plain multi-layer perceptron in an ordinary module, and torch's own losses."""
+"""Recognition of plain multi-layer perceptrons and of torch's own losses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.engines.base import Loss, UnsuitableError
+from fastmeta.engines.base import Loss
 from fastmeta.functional._inspection import globally_hooked, is_plain
 from fastmeta.models import MLP
 
@@ -39,69 +38,71 @@ class MlpNetwork:
     flattens: bool
 
 
-def read_mlp(module: nn.Module) -> MlpNetwork:
+def read_mlp(module: nn.Module) -> MlpNetwork | str:
     """The linear layers and activations of a (nested) ``nn.Sequential`` or ``models.MLP``.
 
-    Raises:
-        UnsuitableError: if there is anything else in it, or anything attached to it.
+    Returns:
+        The network, or why it is none: anything else in it, or attached to it.
     """
     if globally_hooked():
-        raise UnsuitableError("a global module hook is registered")
-    leaves = list(_leaves(module))
+        return "a global module hook is registered"
+    leaves: list[nn.Module] = []
+    if (changed := _collect(module, leaves)) is not None:
+        return f"a hook or another forward is attached to {type(changed).__name__}"
     flattens = bool(leaves) and _is_flatten(leaves[0])
     leaves = leaves[flattens:]
     linear = [m for m in leaves[::2] if type(m) is nn.Linear]
     between = leaves[1::2]
     if len(linear) != len(between) + 1 or len(linear) + len(between) != len(leaves):
-        raise UnsuitableError(
+        return (
             "the network is not a sequence of nn.Linear with one activation between each two: "
             + " ".join(type(m).__name__ for m in leaves)
         )
+    activations: list[str] = []
+    for layer in between:
+        name = _activation(layer)
+        if name is None:
+            return f"{layer} is not an activation of the MLP kernel"
+        activations.append(name)
     params: list[Tensor] = []
     for layer in linear:
         params += [p for p in (layer.weight, layer.bias) if p is not None]
     inputs, outputs = linear[0].weight.shape[1], linear[-1].weight.shape[0]
-    return MlpNetwork(params, [_activation(m) for m in between], inputs, outputs, flattens)
+    return MlpNetwork(params, activations, inputs, outputs, flattens)
 
 
-def loss_name(loss: Loss) -> str:
-    """``"mse"`` or ``"cross_entropy"`` for torch's own losses with their default options.
-
-    Raises:
-        UnsuitableError: if it is another loss.
-    """
+def loss_name(loss: Loss) -> str | None:
+    """``"mse"`` or ``"cross_entropy"`` for torch's own losses with their default options."""
     if loss is F.mse_loss:
         return "mse"
     if loss is F.cross_entropy:
         return "cross_entropy"
-    raise UnsuitableError(
-        "the loss is neither torch.nn.functional.mse_loss nor cross_entropy, but "
-        f"{getattr(loss, '__name__', type(loss).__name__)}"
-    )
+    return None
 
 
-def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+def _collect(module: nn.Module, leaves: list[nn.Module]) -> nn.Module | None:
+    """Adds the leaves of ``module`` to ``leaves``; returns the first part that is not plain."""
     if not is_plain(module):
-        raise UnsuitableError(f"a hook or another forward is attached to {type(module).__name__}")
+        return module
     if type(module) is MLP:
-        yield from _leaves(module.layers)
-    elif type(module) is nn.Sequential:
+        return _collect(module.layers, leaves)
+    if type(module) is nn.Sequential:
         for child in module._modules.values():
             assert child is not None
-            yield from _leaves(child)
-    else:
-        yield module
+            if (changed := _collect(child, leaves)) is not None:
+                return changed
+        return None
+    leaves.append(module)
+    return None
 
 
 def _is_flatten(module: nn.Module) -> bool:
     return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
 
 
-def _activation(module: nn.Module) -> str:
+def _activation(module: nn.Module) -> str | None:
     if type(module) is nn.ELU and module.alpha == 1:
         return "elu"
     if type(module) is nn.GELU and module.approximate == "none":
         return "gelu"
-    if type(module) not in _PLAIN_ACTIVATIONS:
-        raise UnsuitableError(f"{module} is not an activation of the MLP kernel")
-    return _PLAIN_ACTIVATIONS[type(module)]
+    return _PLAIN_ACTIVATIONS.get(type(module))

@@ -1,31 +1,31 @@
-"""What every engine is given, and what it returns."""
+"""Base class of engines, what they are given and what they return."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.engines._chunks import Chunks
 from fastmeta.functional import Buffers, FunctionalModule
 from fastmeta.gradients import GradientBuffer
-from fastmeta.metagrad import MetaGradient
+from fastmeta.metagrad import MetaGradient, StepContext, TaskGradient
 from fastmeta.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 ENGINES = ("auto", "loop", "batched", "mlp")
-"""What the option ``engine`` may be."""
+"""Values of the option ``engine``."""
 EngineName = Literal["auto", "loop", "batched", "mlp"]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one meta-step saw; detached tensors on the device, so that reading costs no sync.
+    """Losses and outputs of one meta-step; detached tensors on the device, read without a sync.
 
     Attributes:
         support_loss: ``(T,)``, before the first inner step.
@@ -39,16 +39,15 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A module and what is to be computed for it: the three rooms.
+class StepSpec:
+    """A module and what a meta-step computes for it.
 
     Attributes:
         model: the module as a function of its parameters.
         loss: from outputs and targets to a scalar.
-        adaptation: room 1.
-        metagrad: room 2.
-        aggregation: room 3.
-        chunks: how many tasks the batched engine runs at once, from one step to the next.
+        adaptation: the inner loop.
+        metagrad: the meta-gradient.
+        aggregation: the task weights.
     """
 
     model: FunctionalModule
@@ -56,55 +55,75 @@ class Method:
     adaptation: Adaptation
     metagrad: MetaGradient
     aggregation: Aggregation
-    chunks: Chunks = field(default_factory=Chunks)
 
     @property
-    def records_inner(self) -> bool:
-        """Whether a step needs the mean inner gradients."""
-        return self.metagrad.records_inner or self.aggregation.records_inner
+    def needs_support_gradients(self) -> bool:
+        """Whether a meta-step needs the mean support gradients."""
+        return self.metagrad.needs_support_gradients or self.aggregation.needs_support_gradients
 
 
-class Rows(NamedTuple):
-    """Where an engine writes what the tasks leave, task after task.
+class StepBuffers:
+    """Where an engine writes what the tasks leave, task after task; its memory is reused.
 
     Attributes:
-        query: the meta-gradients.
-        inner: the mean inner gradients; stays empty unless they are recorded.
-        buffers: the module's buffers after each task, if it has any.
+        outer: the meta-gradients.
+        support: the mean support gradients; empty unless they are recorded.
+        module_buffers: the module's buffers after each task, if it has any.
+        extras: further tensors for :meth:`fastmeta.metagrad.MetaGradient.combine`, by name.
     """
 
-    query: GradientBuffer
-    inner: GradientBuffer
-    buffers: list[Buffers]
-
-    @classmethod
-    def of(cls, params: Sequence[Tensor]) -> Rows:
-        """Empty rows for gradients in ``params``."""
-        return cls(GradientBuffer(params), GradientBuffer(params), [])
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.outer = GradientBuffer(params)
+        self.support = GradientBuffer(params)
+        self.module_buffers: list[Buffers] = []
+        self.extras: dict[str, list[Tensor]] = {}
 
     def clear(self) -> None:
-        """Forgets all but the memory of the rows."""
-        for part in self:
-            part.clear()
+        """Forgets all tasks, keeps the memory of the gradients."""
+        self.outer.clear()
+        self.support.clear()
+        self.module_buffers = []
+        self.extras = {}
 
+    def append(self, found: TaskGradient, module_buffers: Buffers) -> None:
+        """Adds one task."""
+        self.outer.append(found.outer)
+        if found.support is not None:
+            self.support.append(found.support)
+        self.module_buffers.append(module_buffers)
+        for name, extra in found.extras.items():
+            self.extras.setdefault(name, []).append(extra)
 
-class UnsuitableError(Exception):
-    """Why an engine cannot run a meta-batch; :func:`fastmeta.engines.choose` acts on it."""
+    def stacked_extras(self) -> dict[str, Tensor]:
+        """:attr:`extras`, ``(T, ...)`` each."""
+        return {name: torch.stack(parts) for name, parts in self.extras.items()}
 
 
 class Engine(ABC):
-    """Runs all tasks of one meta-batch.
+    """Runs all tasks of a meta-batch; a learner builds it once.
 
-    Raises:
-        UnsuitableError: if it cannot run the method on these tasks.
+    Args:
+        spec: the module and what is computed for it.
     """
 
     name: str
 
-    def __init__(self, method: Method, batch: TaskBatch) -> None:
-        self.method = method
-        self.batch = batch
+    def __init__(self, spec: StepSpec) -> None:
+        self.spec = spec
+
+    def unsuitable(self, batch: TaskBatch) -> str | None:
+        """Why this engine cannot run these tasks, or ``None`` if it can.
+
+        Asked before every :meth:`run`: a module may change between two meta-batches.
+        """
+        return None
 
     @abstractmethod
-    def run(self, rows: Rows) -> StepResult:
-        """Fills the rows, which are empty, task after task; the module stays as it is."""
+    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+        """Fills the buffers, which are empty, task after task; the module stays as it is.
+
+        Args:
+            batch: tasks that this engine is suitable for.
+            context: of the meta-step.
+            buffers: what to fill.
+        """

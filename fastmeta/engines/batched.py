@@ -1,4 +1,4 @@
-"""The engine of all tasks at once: one call of the module for the whole meta-batch."""
+"""The engine that runs all tasks at once under ``torch.vmap``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing_extensions import override
 
-from fastmeta.engines._chunks import out_of_memory
-from fastmeta.engines.base import Engine, Method, Rows, StepResult, UnsuitableError
+from fastmeta.engines._chunks import Chunks, out_of_memory
+from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import Buffers
-from fastmeta.metagrad import Episode
+from fastmeta.metagrad import StepContext, TaskLosses
 from fastmeta.tasks import TaskBatch
 
-# What torch's messages have in common where vmap cannot go on.
-_GIVES_UP = ("vmap", "functorch", "Batching rule", "a batched tensor")
+# What torch's messages have in common where vmap fails.
+_VMAP_FAILURES = ("vmap", "functorch", "Batching rule", "a batched tensor")
 
 
 class BatchedEngine(Engine):
     """Runs the tasks as one: ``torch.vmap`` of the module and the loss over stacked parameters.
 
     Parameters and buffers are ``(T, ...)``. Tasks share nothing after the initialisation, so the
-    gradient of the *sum* of their losses in the stacked parameters is every task's own, and rooms 1
-    and 2 run as they are where they say that they may: see
-    :attr:`fastmeta.adaptation.Adaptation.elementwise` and
-    :attr:`fastmeta.metagrad.MetaGradient.separable`. Memory grows with the number of tasks: where
-    it does not suffice, half as many run at once from then on, and a warning says so (see
-    :class:`fastmeta.engines.Chunks`). What a module does besides computing (counting its calls,
-    say) happens once, not once a task.
+    gradient of the *sum* of their losses in the stacked parameters is every task's own, and
+    adaptation and meta-gradient run unchanged where they declare that they may: see
+    :attr:`fastmeta.adaptation.Adaptation.task_batchable` and
+    :attr:`fastmeta.metagrad.MetaGradient.task_batchable`. Memory grows with the number of tasks:
+    if it runs out, half as many run at once from then on, and a warning says so. Side effects of a
+    module (counting its calls, say) happen once, not once per task.
 
     :meth:`run` raises ``NotImplementedError`` where ``vmap`` cannot run the module or the loss, and
     where random numbers are drawn: dropout's would not be the loop's.
@@ -41,39 +41,49 @@ class BatchedEngine(Engine):
 
     name = "batched"
 
-    def __init__(self, method: Method, batch: TaskBatch) -> None:
-        super().__init__(method, batch)
-        _check_rooms(method)
-        if method.model.checkpoint:
-            raise UnsuitableError("the learner has checkpoint=True")
-        for name, buffer in method.model.named_buffers():
-            if buffer.layout is not torch.strided:
-                raise UnsuitableError(f"the buffer {name} is {buffer.layout}, which cannot stack")
+    def __init__(self, spec: StepSpec) -> None:
+        super().__init__(spec)
+        self.chunks = Chunks()
 
-    def run(self, rows: Rows) -> StepResult:
-        """See :class:`Engine`."""
-        results = self.method.chunks.run(self.batch, lambda part: self._run(part, rows))
+    @override
+    def unsuitable(self, batch: TaskBatch) -> str | None:
+        model = self.spec.model
+        if model.checkpoint:
+            return "the learner has checkpoint=True"
+        for name, buffer in model.named_buffers():
+            if buffer.layout is not torch.strided:
+                return f"the buffer {name} is {buffer.layout}, which cannot stack"
+        return _unsuitable_component(self.spec)
+
+    @override
+    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+        results = self.chunks.run(batch, lambda part: self._run(part, context, buffers))
         return StepResult(*map(torch.cat, zip(*results, strict=True)))
 
-    def _run(self, batch: TaskBatch, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        method, model, count = self.method, self.method.model, len(batch)
-        buffers = {name: _own(b, count) for name, b in model.named_buffers()}
-        on_support = partial(model.evaluate, method.loss)
-        on_query = partial(model.evaluate_query, method.loss)
-        support = _Split(on_support, buffers, batch.support_x, batch.support_y)
-        query = _Split(on_query, buffers, batch.query_x, batch.query_y)
-        # Copies, too: forward mode refuses expanded tensors, and most kernels would copy them.
-        params = [_own(p.detach(), count) for p in model.params]
+    def _run(
+        self, batch: TaskBatch, context: StepContext, buffers: StepBuffers
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        spec, model, count = self.spec, self.spec.model, len(batch)
+        stacked = {name: _copies(b, count) for name, b in model.named_buffers()}
+        on_support = partial(model.evaluate, spec.loss)
+        on_query = partial(model.evaluate_query, spec.loss)
+        support = _Split(on_support, stacked, batch.support_x, batch.support_y)
+        query = _Split(on_query, stacked, batch.query_x, batch.query_y)
+        # Copies, too: forward mode rejects expanded tensors, and most kernels would copy them.
+        params = [_copies(p.detach(), count) for p in model.params]
         # Of torch's attentions on the CPU, only the plain one has a vmap rule; the others loop.
         with _nothing_drawn(), sdpa_kernel(SDPBackend.MATH):
-            result = method.metagrad.task(
-                Episode(support, query, buffers), params, method.adaptation, method.records_inner
+            result = spec.metagrad.task(
+                TaskLosses(support, query, stacked), params, spec.adaptation, context
             )
-        rows.inner.count = min(rows.inner.count, rows.query.count)  # memory ran out between them
-        if result.inner is not None:
-            rows.inner.extend(result.inner, count)
-        rows.query.extend(result.query, count)
-        rows.buffers.extend({name: b[i] for name, b in buffers.items()} for i in range(count))
+        done = buffers.outer.count
+        buffers.support.count = min(buffers.support.count, done)  # memory ran out between them
+        if result.support is not None:
+            buffers.support.extend(result.support, count)
+        buffers.outer.extend(result.outer, count)
+        buffers.module_buffers.extend(
+            {name: b[i] for name, b in stacked.items()} for i in range(count)
+        )
         first = (support.losses or query.losses)[0]
         return first, query.losses[-1], result.query_output
 
@@ -105,29 +115,28 @@ class _Split:
         return losses.sum(), output
 
 
-def _own(tensor: Tensor, count: int) -> Tensor:
-    """A copy for every task; it may change its buffers in place."""
+def _copies(tensor: Tensor, count: int) -> Tensor:
+    """One copy per task, which may change its buffers in place."""
     return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
 
-def _check_rooms(method: Method) -> None:
-    # A subclass may override what its base promised: it has to say so itself.
-    rooms = ((method.adaptation, "elementwise"), (method.metagrad, "separable"))
-    for room, promise in rooms:
-        if promise not in vars(type(room)) or not getattr(room, promise):
-            raise UnsuitableError(
-                f"{type(room).__name__} does not declare {promise} = True in its class body"
-            )
-    if method.adaptation.rates:
-        raise UnsuitableError(
-            f"{type(method.adaptation).__name__} learns rates, whose gradients would be summed "
-            "over the tasks"
+def _unsuitable_component(spec: StepSpec) -> str | None:
+    # A subclass may override what its base promised: it has to declare it itself.
+    for component in (spec.adaptation, spec.metagrad):
+        kind = type(component)
+        if "task_batchable" not in vars(kind) or not component.task_batchable:
+            return f"{kind.__name__} does not declare task_batchable = True in its class body"
+    if spec.adaptation.rates:
+        return (
+            f"{type(spec.adaptation).__name__} learns rates, whose gradients would be summed over "
+            "the tasks"
         )
+    return None
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Says what to do where ``vmap`` gives up."""
+    """Explains what to do where ``vmap`` fails."""
     try:
         yield
     except RuntimeError as error:
@@ -139,7 +148,7 @@ def _explained() -> Iterator[None]:
                 "engine 'batched' cannot run a module or a loss that draws random numbers, such as "
                 "dropout in training: they would not be the loop's. Use engine='loop'."
             ) from error
-        if any(sign in reason for sign in _GIVES_UP):
+        if any(sign in reason for sign in _VMAP_FAILURES):
             raise NotImplementedError(
                 f"engine 'batched' cannot run this module or loss under torch.vmap: {reason} "
                 "Use engine='loop'."
@@ -149,7 +158,7 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _nothing_drawn() -> Iterator[None]:
-    """Refuses random numbers that ``vmap`` does not see: Python's and NumPy's."""
+    """Rejects random numbers that ``vmap`` does not see: Python's and NumPy's."""
     before = _generators()
     yield
     if _generators() != before:

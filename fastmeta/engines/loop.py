@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from fastmeta.engines.base import Engine, Method, Rows, StepResult
+from fastmeta.engines.base import Engine, StepBuffers, StepResult
 from fastmeta.functional import Buffers
-from fastmeta.metagrad import Episode
-from fastmeta.tasks import Task
+from fastmeta.metagrad import StepContext, TaskLosses
+from fastmeta.tasks import Task, TaskBatch
 
 
 class LoopEngine(Engine):
-    """Runs any module and any combination of the three rooms."""
+    """Runs any module and any combination of components."""
 
     name = "loop"
 
-    def run(self, rows: Rows) -> StepResult:
-        """See :class:`Engine`."""
-        method = self.method
-        model, results = method.model, []
-        for task in self.batch:
-            own = model.clone_buffers()
-            result = method.metagrad.task(
-                _episode(method, task, own), model.params, method.adaptation, method.records_inner
+    @override
+    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+        spec, results = self.spec, []
+        first = 0 if context.sharding is None else context.sharding.own.start
+        for i, task in enumerate(batch):
+            own = spec.model.clone_buffers()
+            found = spec.metagrad.task(
+                self._losses(task, own),
+                spec.model.params,
+                spec.adaptation,
+                replace(context, task=first + i),
             )
-            rows.query.append(result.query)
-            if result.inner is not None:
-                rows.inner.append(result.inner)
-            results.append((result.support_loss, result.query_loss, result.query_output))
-            rows.buffers.append(own)
+            buffers.append(found, own)
+            results.append((found.support_loss, found.query_loss, found.query_output))
         return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
 
+    def _losses(self, task: Task, buffers: Buffers) -> TaskLosses:
+        model, loss = self.spec.model, self.spec.loss
 
-def _episode(method: Method, task: Task, buffers: Buffers) -> Episode:
-    model, loss = method.model, method.loss
+        def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            return model.evaluate(loss, params, buffers, task.support_x, task.support_y)
 
-    def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return model.evaluate(loss, params, buffers, task.support_x, task.support_y)
+        def query(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            return model.evaluate_query(loss, params, buffers, task.query_x, task.query_y)
 
-    def query(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return model.evaluate_query(loss, params, buffers, task.query_x, task.query_y)
-
-    return Episode(support, query, buffers)
+        return TaskLosses(support, query, buffers)

@@ -1,43 +1,50 @@
-"""Which engine runs a meta-batch."""
+"""Selection of the engine that runs a meta-batch."""
 
 from __future__ import annotations
 
-from fastmeta.engines.base import ENGINES, Engine, EngineName, Method, UnsuitableError
+from fastmeta.engines.base import ENGINES, Engine, EngineName, StepSpec
 from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.tasks import TaskBatch
 
 
-def check_name(name: str) -> None:
-    """Refuses a name that is no engine's.
+class EngineSelector:
+    """The engines of a learner, and which of them runs a meta-batch.
+
+    ``"auto"`` takes the MLP engine where it is suitable, else the loop. It never takes the batched
+    engine: on the CPU its gain turns into a loss with the size of layers and batches
+    (``benchmarks/NOTES.md``), and on a GPU it has not been measured.
+
+    Args:
+        name: one of :data:`ENGINES`.
+        spec: the module and what is computed for it.
 
     Raises:
-        ValueError: if it is not one of :data:`ENGINES`.
+        ValueError: if the name is unknown.
     """
-    if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}.")
 
+    def __init__(self, name: EngineName, spec: StepSpec) -> None:
+        if name not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}.")
+        self.name = name
+        self._loop = LoopEngine(spec)
+        kinds = {"auto": MlpEngine, "mlp": MlpEngine, "batched": BatchedEngine}
+        self._special: Engine | None = kinds[name](spec) if name in kinds else None
 
-def choose(name: EngineName, method: Method, batch: TaskBatch) -> Engine:
-    """The engine asked for; for ``"auto"`` the MLP kernel where it can run, else the loop.
+    def select(self, batch: TaskBatch) -> Engine:
+        """The engine for a meta-batch.
 
-    ``"auto"`` never takes the batched engine: on the CPU its gain turns into a loss with the size
-    of layers and batches (``benchmarks/NOTES.md``), and on a GPU it has not been measured.
-
-    Looked up anew for every meta-batch, because a module can change between two of them.
-
-    Raises:
-        ValueError: if the engine asked for cannot run this.
-    """
-    if name == "loop":
-        return LoopEngine(method, batch)
-    kind: type[Engine] = BatchedEngine if name == "batched" else MlpEngine
-    try:
-        return kind(method, batch)
-    except UnsuitableError as reason:
-        if name != "auto":
-            raise ValueError(
-                f"engine {name!r} cannot run this: {reason}. Use engine='auto' or 'loop'."
-            ) from None
-    return LoopEngine(method, batch)
+        Raises:
+            ValueError: if the engine asked for cannot run it.
+        """
+        if self._special is None:
+            return self._loop
+        reason = self._special.unsuitable(batch)
+        if reason is None:
+            return self._special
+        if self.name == "auto":
+            return self._loop
+        raise ValueError(
+            f"engine {self.name!r} cannot run this: {reason}. Use engine='auto' or 'loop'."
+        )

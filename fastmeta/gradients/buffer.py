@@ -13,11 +13,16 @@ from fastmeta.gradients.layout import FlatLayout
 
 
 class GradientBuffer:
-    """A ``(capacity, P)`` buffer that grows by doubling and is kept from step to step."""
+    """A ``(capacity, P)`` buffer that grows by doubling and is kept from step to step.
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    Args:
+        params: what the gradients are of.
+        like: a tensor of the buffer's dtype and device; the first parameter by default.
+    """
+
+    def __init__(self, params: Sequence[Tensor], like: Tensor | None = None) -> None:
         self.layout = FlatLayout.of(params)
-        self._like = params[0]
+        self._like = params[0] if like is None else like
         self._data: Tensor | None = None
         self.count = 0
 
@@ -54,7 +59,7 @@ class GradientBuffer:
         dense = [
             torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
             if grad is None
-            else grad
+            else grad.to(self._like)
             for grad, shape in zip_longest(grads, self.layout.shapes)
         ]
         row = self._next_rows(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.aggregation import Aggregation, Mean
-from fastmeta.engines import Rows
+from fastmeta.aggregation import Mean
 from fastmeta.functional import FunctionalModule
 from fastmeta.learners.learner import MetaLearner
-from fastmeta.learners.nonfinite import NonFiniteGuard
-from fastmeta.metagrad import Exact, MetaGradient
+from fastmeta.metagrad import Exact
 from fastmeta.tasks import TaskBatch
 
 
@@ -51,10 +48,8 @@ def compare_with_exact(learner: MetaLearner, batch: TaskBatch) -> Fidelity:
     Raises:
         ValueError: if the meta-batch is empty, or the learner's engine cannot run it.
     """
-    own, combined = _rows(
-        learner, batch, copy.deepcopy(learner.metagrad), copy.deepcopy(learner.aggregation)
-    )
-    exact, mean = _rows(learner, batch, Exact(), Mean())
+    own, combined = _gradients(learner.with_components(), batch)
+    exact, mean = _gradients(learner.with_components(metagrad=Exact(), aggregation=Mean()), batch)
     return Fidelity(*_compare(combined, mean), *_compare(own, exact))
 
 
@@ -63,23 +58,14 @@ def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
     return F.cosine_similarity(own, exact, dim=-1), lengths
 
 
-def _rows(
-    learner: MetaLearner, batch: TaskBatch, metagrad: MetaGradient, aggregation: Aggregation
-) -> tuple[Tensor, Tensor]:
-    """The tasks' meta-gradients ``(T, P)`` and what they are combined to, ``(P,)``."""
+def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """The tasks' meta-gradients ``(T, P)``, and their combination ``(P,)``."""
     model = learner._model
-    twin = copy.copy(learner)
-    twin.metagrad, twin.aggregation = metagrad, aggregation
-    twin._rows = Rows.of(learner._learned)
-    twin.non_finite_guard = NonFiniteGuard()
-    if metagrad.second_order:
-        twin._model = type(model)(  # without checkpoints
-            learner.module, model.autocast, co_learner=learner.co_learner
-        )
     size = sum(p.numel() for p in model.params)
     with _untouched(model, model.params[0].device):
-        found, _ = twin._task_rows(batch)
-        return found.meta()[:, :size], found.combine(aggregation.weights(found))[:size]
+        found, _ = learner._task_gradients(batch)
+        weights = learner.aggregation.weights(found)
+        return found.meta()[:, :size], found.combine(weights)[:size]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,21 @@ from torch import Tensor, nn
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.aggregation import Aggregation
 from fastmeta.distributed import ShardedTaskGradients, Sharding
-from fastmeta.engines import Chunks, EngineName, Loss, Method, Rows, StepResult, check_name, choose
+from fastmeta.engines import (
+    EngineName,
+    EngineSelector,
+    Loss,
+    StepBuffers,
+    StepResult,
+    StepSpec,
+)
 from fastmeta.functional import Buffers, CoLearner, FunctionalModule, Head
 from fastmeta.functional._fusion import FusedModule
 from fastmeta.gradients import TaskGradients
+from fastmeta.learners._checks import check_components, check_head, check_not_empty
+from fastmeta.learners._state import load_state, state_of
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
-from fastmeta.metagrad import MetaGradient, Reptile
+from fastmeta.metagrad import MetaGradient, StepContext
 from fastmeta.tasks import TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -89,39 +98,58 @@ class MetaLearner:
         non_finite: NonFinite = "keep",
         sharding: Sharding | None = None,
     ) -> None:
-        check_name(engine)
-        self.sharding = metagrad.sharding = sharding
-        self.engine = engine
+        self.sharding = sharding
         self.module = module
-        self.loss = loss
-        self.adaptation = adaptation
-        self.metagrad = metagrad
-        self.aggregation = aggregation
-        if checkpoint and metagrad.second_order:
-            raise ValueError(
-                f"checkpoint=True saves no memory with metagrad.{type(metagrad).__name__}, whose "
-                "second derivatives keep what was computed again; expected a first-order "
-                "meta-gradient such as FirstOrder, GSL or Reptile. metagrad.Recursion needs the "
-                "least memory of the exact ones."
-            )
-        if co_learner is not None and isinstance(metagrad, Reptile):
-            raise ValueError(
-                "a co-learner learns from a query loss that the inner loop does not train on, and "
-                "metagrad.Reptile has none; expected another meta-gradient, such as FirstOrder."
-            )
+        check_components(metagrad, checkpoint, co_learner)
         self.co_learner = co_learner
         kind = FusedModule if fuse else FunctionalModule
-        self._model = kind(module, autocast, checkpoint, co_learner)
-        adaptation.bind(self._model.params, self._model.names)
-        self._learned = [*self._model.params, *adaptation.rates]
+        model = kind(module, autocast, checkpoint, co_learner)
+        adaptation.bind(model.params, model.names)
+        self._learned = [*model.params, *adaptation.rates]
         self.optimizer = (
             torch.optim.Adam(self._learned, lr=1e-3)
             if optimizer is None
             else optimizer(self._learned)
         )
         self.non_finite_guard = NonFiniteGuard(non_finite, sharding)
-        self._rows = Rows.of(self._learned)
-        self._chunks = Chunks()
+        self.steps_taken = 0
+        self._state: dict[str, Tensor] = {}
+        self._set_spec(StepSpec(model, loss, adaptation, metagrad, aggregation), engine)
+
+    def _set_spec(self, spec: StepSpec, engine: EngineName) -> None:
+        self._spec = spec
+        self._model = spec.model
+        self._engines = EngineSelector(engine, spec)
+        self._buffers = StepBuffers(self._learned)
+
+    @property
+    def engine(self) -> EngineName:
+        """What runs the tasks in training."""
+        return self._engines.name
+
+    @engine.setter
+    def engine(self, name: EngineName) -> None:
+        self._engines = EngineSelector(name, self._spec)
+
+    @property
+    def loss(self) -> Loss:
+        """From outputs and targets to a scalar."""
+        return self._spec.loss
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """The inner loop."""
+        return self._spec.adaptation
+
+    @property
+    def metagrad(self) -> MetaGradient:
+        """The meta-gradient of a task."""
+        return self._spec.metagrad
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The weights of the tasks."""
+        return self._spec.aggregation
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
@@ -133,10 +161,10 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
-        found, result = self._task_rows(batch)
+        found, result = self._task_gradients(batch)
         with torch.no_grad():
             flat = found.combine(self.aggregation.weights(found))
-            self.non_finite_guard.check_combined(flat)
+            self.non_finite_guard.check_combined(flat, self.steps_taken)
         return flat, result
 
     def check(self, batch: TaskBatch) -> None:
@@ -146,33 +174,40 @@ class MetaLearner:
             ValueError: if it is empty, or the engine asked for cannot run it.
         """
         self._check_tasks(batch)
-        choose(self.engine, self._method(), batch)
+        self._engines.select(batch)
 
-    def _task_rows(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
+    def _task_gradients(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call uses again."""
         self._check_tasks(batch)
-        method, rows = self._method(), self._rows
-        rows.clear()
-        result = choose(self.engine, method, batch).run(rows)
+        spec, buffers, sharding = self._spec, self._buffers, self.sharding
+        buffers.clear()
+        context = StepContext(
+            buffers.outer.layout,
+            len(self._model.params),
+            self.steps_taken,
+            record_support=spec.needs_support_gradients,
+            state=self._state,
+            sharding=sharding,
+        )
+        result = self._engines.select(batch).run(batch, context, buffers)
         with torch.no_grad():
-            self.non_finite_guard.mask_tasks(rows, result)
-            if self.module.training and rows.buffers:
-                self._model.merge_buffers(rows.buffers, self.non_finite_guard.finite)
-            found = self.metagrad.rows(rows.query, rows.inner if method.records_inner else None)
-        if self.sharding is None:
+            finite = self.non_finite_guard.mask_tasks(buffers, result)
+            if self.module.training and any(buffers.module_buffers):
+                self._model.merge_buffers(buffers.module_buffers, self.non_finite_guard.finite)
+            support = buffers.support.filled if context.record_support else None
+            found = TaskGradients(buffers.outer.filled, support, finite=finite)
+            found = spec.metagrad.combine(found, buffers.stacked_extras(), context)
+        self.steps_taken += 1
+        if sharding is None:
             return found, result
         if self.module.training:
-            self.sharding.merge_buffers([buffer for _, buffer in self._model.named_buffers()])
-        return ShardedTaskGradients(found, self.sharding), result
+            sharding.merge_buffers([buffer for _, buffer in self._model.named_buffers()])
+        return ShardedTaskGradients(found, sharding), result
 
     def _check_tasks(self, batch: TaskBatch) -> None:
-        _check_not_empty(batch)
+        check_not_empty(batch)
         if self.sharding is not None:
             self.sharding.check_own(batch)
-
-    def _method(self) -> Method:
-        rooms = self.adaptation, self.metagrad, self.aggregation
-        return Method(self._model, self.loss, *rooms, self._chunks)
 
     def step(self, batch: TaskBatch) -> StepResult:
         """One meta-training step: :meth:`backward`, then the outer optimizer's step."""
@@ -187,7 +222,7 @@ class MetaLearner:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
         flat, result = self.meta_gradient(batch)
-        for param, grad in zip(self._learned, self._rows.query.layout.views(flat), strict=True):
+        for param, grad in zip(self._learned, self._buffers.outer.layout.views(flat), strict=True):
             param.grad = grad
         return result
 
@@ -223,11 +258,8 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, the head is unknown or there is no co-learner.
         """
-        _check_not_empty(batch)
-        if head not in get_args(Head):
-            raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}.")
-        if head != "main" and self.co_learner is None:
-            raise ValueError(f"head={head!r} needs a learner with a co_learner; expected 'main'.")
+        check_not_empty(batch)
+        check_head(head, self.co_learner)
         outputs = []
         for task in batch:
             buffers = self._model.clone_buffers()
@@ -239,43 +271,55 @@ class MetaLearner:
                     outputs.append(self._model.both(fast, buffers, task.query_x)[1])
         return torch.stack(outputs)
 
-    def with_adaptation(self, adaptation: Adaptation) -> MetaLearner:
-        """This learner with another inner loop for :meth:`adapt` and :meth:`predict`.
+    def with_components(
+        self,
+        *,
+        adaptation: Adaptation | None = None,
+        metagrad: MetaGradient | None = None,
+        aggregation: Aggregation | None = None,
+        loss: Loss | None = None,
+    ) -> MetaLearner:
+        """This learner with other components; all else, the module to begin with, is shared.
 
-        It is the same in all else, and shares it: the module, to begin with.
+        For :meth:`adapt`, :meth:`predict` and :meth:`meta_gradient`: an optimizer made for learned
+        rates of this learner's adaptation does not know another's.
 
         Raises:
             ValueError: if the adaptation does not suit the module.
         """
-        adaptation.bind(self._model.params, self._model.names)
+        spec, model = self._spec, self._model
+        if adaptation is not None:
+            adaptation.bind(model.params, model.names)
+        metagrad = metagrad or spec.metagrad
+        if model.checkpoint and metagrad.second_order:
+            model = type(model)(self.module, model.autocast, co_learner=self.co_learner)
         other = copy.copy(self)
-        other.adaptation = adaptation
+        other._state = dict(self._state) if metagrad is spec.metagrad else {}
+        other._learned = [*model.params, *(adaptation or spec.adaptation).rates]
+        other.non_finite_guard = NonFiniteGuard(self.non_finite_guard.policy, self.sharding)
+        other._set_spec(
+            StepSpec(
+                model,
+                loss or spec.loss,
+                adaptation or spec.adaptation,
+                metagrad,
+                aggregation or spec.aggregation,
+            ),
+            self.engine,
+        )
         return other
 
     def state_dict(self) -> dict[str, Any]:
         """State of module, co-learner, learned rates, optimizer, meta-gradient and skip counts."""
-        co_learner = self.co_learner
-        return {
-            "module": self.module.state_dict(),
-            **({} if co_learner is None else {"co_learner": co_learner.head.state_dict()}),
-            "rates": [rate.detach() for rate in self.adaptation.rates],
-            "optimizer": self.optimizer.state_dict(),
-            "metagrad": self.metagrad.state_dict(),
-            "non_finite_guard": self.non_finite_guard.state_dict(),
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        if self.co_learner is not None:
-            self.co_learner.head.load_state_dict(state["co_learner"])
-        self.module.load_state_dict(state["module"])
-        with torch.no_grad():
-            for rate, saved in zip(self.adaptation.rates, state["rates"], strict=True):
-                rate.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.metagrad.load_state_dict(state["metagrad"])
-        if "non_finite_guard" in state:  # states of 0.1 have none
-            self.non_finite_guard.load_state_dict(state["non_finite_guard"])
+        """Restores :meth:`state_dict`; nothing changes if the state does not fit.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: if it is of another network, method or optimizer.
+        """
+        load_state(self, state)
 
     def _adapt(
         self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None, head: Head = "main"
@@ -288,8 +332,3 @@ class MetaLearner:
         with torch.enable_grad():
             fast = run_inner_loop(self.adaptation, support, self._model.params, steps=steps).fast
         return [t.detach() for t in fast]
-
-
-def _check_not_empty(batch: TaskBatch) -> None:
-    if len(batch) == 0:
-        raise ValueError("the meta-batch has no tasks; expected at least one.")

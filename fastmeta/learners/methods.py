@@ -114,15 +114,15 @@ class Reptile(MetaLearner):
 
 
 class GSL(MetaLearner):
-    """Our reconstruction of GSL/AHE (Tak & Hong 2024), all variants; R1 by default.
+    """Our reconstruction of GSL/AHE (gradient similarity loss, Tak & Hong 2024), all variants.
 
     Args:
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        variant: see :func:`fastmeta.metagrad.gsl_variant`; R3 weights tasks, by ``lam_c``,
-            ``lam_2`` and ``tau``.
+        variant: see :func:`fastmeta.metagrad.gsl_variant`; ``"task-weights"`` (R3) is
+            :class:`fastmeta.aggregation.GslWeights` with FOMAML's meta-gradient.
         **options: further options of the variant, such as ``eta``, and those of :class:`MAML`.
     """
 
@@ -133,11 +133,11 @@ class GSL(MetaLearner):
         *,
         inner_lr: float,
         inner_steps: int = 1,
-        variant: str = "R1",
+        variant: str = "correction",
         **options: Any,
     ) -> None:
         rule = {k: v for k, v in options.items() if k not in LearnerOptions.__annotations__}
-        by_task = variant == "R3"
+        by_task = meta.VARIANT_ALIASES.get(variant, variant) == "task-weights"
         super().__init__(
             module,
             loss,

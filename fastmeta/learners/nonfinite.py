@@ -1,4 +1,4 @@
-"""What becomes of tasks whose loss or gradient is NaN or infinite."""
+"""Handling of tasks whose loss or gradient is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fastmeta import ops
 from fastmeta.distributed import Sharding
-from fastmeta.engines import Rows, StepResult
-from fastmeta.reference import accumulation_dtype
+from fastmeta.engines import StepBuffers, StepResult
 
 NonFinite = Literal["keep", "skip", "raise"]
 
@@ -20,28 +18,26 @@ class NonFiniteError(FloatingPointError):
 
 
 class NonFiniteGuard:
-    """Keeps tasks that are not sound from spoiling parameters, buffers and what a room remembers.
+    """Keeps non-finite tasks out of the meta-step, the module's buffers and the learner's state.
 
-    A task is sound if its row, its mean inner gradient (if recorded) and its losses are finite. The
-    rows of the others are replaced by the mean of the sound ones, before room 2 sees them: under
-    :class:`fastmeta.aggregation.Mean` the meta-gradient of MAML, FOMAML or Reptile is exactly that
-    of the sound tasks alone; what compares tasks sees one more like their mean. The module's
-    buffers are merged over the sound tasks. A meta-step without any, or whose combined
-    meta-gradient is not finite in spite of all, has a meta-gradient of zero, and all its tasks
-    count as skipped; an optimizer with momentum (Adam) still moves by what it remembers. Where all
-    tasks are sound nothing differs (on a GPU the rounding of merged buffers may).
+    A task is finite if its meta-gradient, its mean support gradient (if recorded) and its losses
+    are. The others are left out: the meta-step is that of the meta-batch without them (up to the
+    rounding of sums; PCGrad draws other orders), for every aggregation. The module's buffers are
+    merged over the finite tasks. A meta-step without any, or whose combined meta-gradient is not
+    finite in spite of that, has a meta-gradient of zero, and all its tasks count as skipped; an
+    optimizer with momentum (Adam) still moves by its momentum. Where all tasks are finite nothing
+    differs (on a GPU the rounding may).
 
     The host does not wait for a GPU before :meth:`check`.
 
     Args:
-        policy: ``"keep"`` does nothing; ``"skip"`` contains and counts; ``"raise"`` contains,
-            counts, and raises: on the CPU before the outer optimizer's step, else from
-            :meth:`check`.
-        sharding: of the tasks over ranks, each of which contains its own and counts all.
+        policy: ``"keep"`` does nothing; ``"skip"`` leaves non-finite tasks out and counts them;
+            ``"raise"`` does so, too, and raises: on the CPU before the outer optimizer's step, else
+            from :meth:`check`.
+        sharding: of the tasks over ranks, each of which handles its own and counts all.
 
     Attributes:
-        steps: meta-gradients so far.
-        skipped: how many tasks were not sound so far; int64, on the device.
+        skipped: how many tasks were left out so far; int64, on the device.
         finite: ``(T,)``, bool: which tasks the last meta-step learned from; ``None`` before the
             first and under ``"keep"``.
 
@@ -56,76 +52,84 @@ class NonFiniteGuard:
             )
         self.policy = policy
         self._sharding = sharding
-        self.steps = 0
         self.skipped = torch.zeros((), dtype=torch.int64)
         self.finite: Tensor | None = None
-        self._noted: Tensor | None = None  # the first meta-step and task that were not sound
+        self._first: Tensor | None = None  # the first meta-step and task that were not finite
 
-    def mask_tasks(self, rows: Rows, result: StepResult) -> None:
-        """Makes the rows of a meta-step finite, in place."""
+    def mask_tasks(self, buffers: StepBuffers, result: StepResult) -> Tensor | None:
+        """Zeroes what non-finite tasks left, in place.
+
+        Returns:
+            ``(T,)``, bool: which tasks are finite; ``None`` where all are known to be, or under
+            ``"keep"``.
+        """
         if self.policy == "keep":
-            return
-        sound = result.support_loss.isfinite() & result.query_loss.isfinite()
-        filled = [buffer.filled for buffer in rows[:2] if buffer.count]
+            return None
+        finite = result.support_loss.isfinite() & result.query_loss.isfinite()
+        filled = [b.filled for b in (buffers.outer, buffers.support) if b.count]
         for part in filled:
-            sound &= _finite(part)
-        if not (_on_host(sound) and sound.all()):
-            for part in filled:
-                _replace(part, sound)
-        self.finite = sound
+            finite &= _finite(part)
+        self.finite = finite
+        if _on_host(finite) and finite.all():
+            # Ranks must agree on what they exchange, so that each tells of its tasks.
+            return None if self._sharding is None else finite
+        for part in filled:
+            part.masked_fill_(~finite[:, None], 0)
+        for parts in buffers.extras.values():
+            parts[:] = [torch.where(f, p, 0) for f, p in zip(finite, parts, strict=True)]
+        return finite
 
-    def check_combined(self, flat: Tensor) -> None:
-        """Makes the combined meta-gradient ``(P,)`` finite, in place, and counts.
+    def check_combined(self, flat: Tensor, step: int) -> None:
+        """Makes the combined meta-gradient ``(P,)`` of meta-step ``step`` finite, and counts.
 
         Raises:
-            NonFiniteError: on the CPU, if the policy is ``"raise"`` and a task was not sound.
+            NonFiniteError: on the CPU, if the policy is ``"raise"`` and a task was not finite.
         """
-        self.steps += 1
         if self.finite is None:
             return
         fine = _finite(flat[None])
         flat.masked_fill_(~fine, 0)
-        self.finite &= fine
+        self.finite = self.finite & fine
         skipped = (~self.finite).sum()
         self.skipped = self.skipped + (
             skipped if self._sharding is None else self._sharding.sum(skipped)
         )
         if self.policy == "raise":
-            self._note(self.finite)
+            self._note(self.finite, step)
 
-    def _note(self, sound: Tensor) -> None:
-        task = sound.int().argmin()  # the first that is not
-        found = torch.stack([torch.full_like(task, self.steps), task])
-        found = torch.where(sound.all(), -1, found)
-        first = self._noted
-        self._noted = found if first is None else torch.where(first[0] < 0, found, first)
-        if _on_host(sound):
+    def _note(self, finite: Tensor, step: int) -> None:
+        task = finite.int().argmin()  # the first that is not
+        found = torch.stack([torch.full_like(task, step), task])
+        found = torch.where(finite.all(), -1, found)
+        first = self._first
+        self._first = found if first is None else torch.where(first[0] < 0, found, first)
+        if _on_host(finite):
             self.check()
 
     def check(self) -> None:
         """Waits for the device, and forgets what it reports.
 
         Raises:
-            NonFiniteError: if the policy is ``"raise"`` and a task was not sound since last time.
+            NonFiniteError: if the policy is ``"raise"`` and a task was not finite since last time.
         """
-        if self._noted is None:
+        if self._first is None:
             return
-        step, task = self._noted.tolist()
-        self._noted = None
+        step, task = self._first.tolist()
+        self._first = None
         if step >= 0:
             raise NonFiniteError(
                 f"meta-step {step}: the loss or the gradient of task {task} of its meta-batch "
-                "(counted from 0) is not finite. The parameters have not taken it up. Lower the "
+                "(counted from 0) is not finite. The parameters have not changed. Lower the "
                 "learning rates, look at the task's data, or train with non_finite='skip'."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
-        return {"steps": self.steps, "skipped": self.skipped}
+        """The count of skipped tasks."""
+        return {"skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
-        self.steps, self.skipped = state["steps"], state["skipped"].clone()
+        self.skipped = state["skipped"].clone()
 
 
 def _on_host(tensor: Tensor) -> bool:
@@ -133,13 +137,6 @@ def _on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _finite(rows: Tensor) -> Tensor:
+def _finite(gradients: Tensor) -> Tensor:
     """``(T,)``: whether every number of a row is finite; NaN is every reduction's extremum."""
-    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
-
-
-def _replace(rows: Tensor, sound: Tensor) -> None:
-    """Puts the mean of the sound rows, or zeros if there are none, in place of the others."""
-    rows.masked_fill_(~sound[:, None], 0)
-    weights = sound.to(accumulation_dtype(rows.dtype)) / sound.sum().clamp(min=1)
-    rows.addr_((~sound).to(rows.dtype), ops.combine(rows, weights))
+    return gradients.amax(1).isfinite() & gradients.amin(1).isfinite()

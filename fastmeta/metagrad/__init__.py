@@ -1,16 +1,21 @@
-"""Room 2: the meta-gradient of a task, and of a meta-batch of rows."""
+"""Meta-gradients: of each task, then of a meta-batch."""
 
 from collections.abc import Callable
 
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
-from fastmeta.metagrad.calibrated import CalibratedAHE
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.exact import Exact
 from fastmeta.metagrad.first_order import FirstOrder
-from fastmeta.metagrad.gsl import GSL
-from fastmeta.metagrad.gsl_curvature import CurvatureGSL
-from fastmeta.metagrad.gsl_rule import GslRule
-from fastmeta.metagrad.gsl_variants import gsl_variant
+from fastmeta.metagrad.gsl import (
+    GSL,
+    VARIANT_ALIASES,
+    VARIANTS,
+    CalibratedGSL,
+    CurvatureGSL,
+    ElementWeights,
+    LayerWeights,
+    gsl_variant,
+)
 from fastmeta.metagrad.implicit import Implicit
 from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
@@ -26,23 +31,27 @@ METAGRADS: dict[str, Callable[..., MetaGradient]] = {
     "recursion": Recursion,
     "reptile": Reptile,
 }
-"""Room 2 by word."""
+"""Meta-gradients by name."""
 
 __all__ = [
     "GSL",
     "METAGRADS",
-    "CalibratedAHE",
+    "VARIANTS",
+    "VARIANT_ALIASES",
+    "CalibratedGSL",
     "CentralDifference",
     "CurvatureGSL",
-    "Episode",
+    "ElementWeights",
     "Exact",
     "FirstOrder",
-    "GslRule",
     "Implicit",
+    "LayerWeights",
     "MetaGradient",
     "MultiStep",
     "Recursion",
     "Reptile",
+    "StepContext",
     "TaskGradient",
+    "TaskLosses",
     "gsl_variant",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmeta.adaptation import LossFn
 from fastmeta.functional import Buffers
 from fastmeta.inner_step import at_step, current_step
-from fastmeta.metagrad.base import Episode
+from fastmeta.metagrad.base import TaskLosses
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,36 @@ class _Moment:
 
 
 @contextmanager
-def untraced(episode: Episode, device: torch.device) -> Iterator[None]:
-    """Afterwards random number generators and the episode's buffers are as before.
+def untraced(losses: TaskLosses, device: torch.device) -> Iterator[None]:
+    """Afterwards random number generators and the losses's buffers are as before.
 
     Args:
-        episode: the task.
+        losses: the task.
         device: the parameters' device, whose generator is watched beside the CPU's.
     """
-    before = dict(episode.buffers)
-    episode.buffers.update(_copies(before))
+    before = dict(losses.buffers)
+    losses.buffers.update(_copies(before))
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         try:
             yield
         finally:
-            episode.buffers.update(before)
+            losses.buffers.update(before)
 
 
 class Replay:
-    """The support loss of an episode; each evaluation can be repeated later without a trace.
+    """The support loss of an losses; each evaluation can be repeated later without a trace.
 
     A repetition draws the same random numbers (dropout masks), begins with the same buffers and is
     for the same inner step. Afterwards generators and buffers are as if it had not been.
 
     Args:
-        episode: the task.
+        losses: the task.
         device: see :func:`untraced`.
     """
 
-    def __init__(self, episode: Episode, device: torch.device) -> None:
-        self._episode = episode
+    def __init__(self, losses: TaskLosses, device: torch.device) -> None:
+        self._losses = losses
         self._device = device
         self._moments: list[_Moment] = []
 
@@ -64,9 +64,9 @@ class Replay:
         state = None
         if self._device.type != "cpu":
             state = torch.get_device_module(self._device).get_rng_state(self._device)
-        buffers = _copies(self._episode.buffers)
+        buffers = _copies(self._losses.buffers)
         self._moments.append(_Moment(torch.get_rng_state(), state, buffers, current_step()))
-        return self._episode.support(params)[0]
+        return self._losses.support(params)[0]
 
     def forget(self) -> None:
         """Forgets the last evaluation."""
@@ -76,15 +76,15 @@ class Replay:
     def last(self) -> Iterator[LossFn]:
         """The loss to repeat the last evaluation with, in this context; then forgets it."""
         moment = self._moments.pop()
-        with untraced(self._episode, self._device), at_step(moment.step):
+        with untraced(self._losses, self._device), at_step(moment.step):
             yield lambda params: self._repeat(moment, params)
 
     def _repeat(self, moment: _Moment, params: Sequence[Tensor]) -> Tensor:
         torch.set_rng_state(moment.cpu)
         if moment.device is not None:
             torch.get_device_module(self._device).set_rng_state(moment.device, self._device)
-        self._episode.buffers.update(_copies(moment.buffers))
-        return self._episode.support(params)[0]
+        self._losses.buffers.update(_copies(moment.buffers))
+        return self._losses.support(params)[0]
 
 
 def _copies(buffers: Buffers) -> Buffers:

@@ -1,4 +1,4 @@
-"""The walk back over the inner steps that exact meta-gradients without a graph share."""
+"""The reverse sweep over the inner steps, for exact meta-gradients without a graph of the loop."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape, run_inner_loop
 from fastmeta.metagrad._replay import Replay
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 
 class ReverseSweep(MetaGradient):
@@ -20,8 +21,8 @@ class ReverseSweep(MetaGradient):
     :meth:`~fastmeta.adaptation.Adaptation.vjp` needs. Buffers are constants.
 
     Attributes:
-        graphs: of how many last inner steps the graph is kept, too.
-        gradients: whether the gradients of the others are kept, where all parameters move.
+        graphs: for how many of the last inner steps the graph is kept, too.
+        gradients: whether the gradients of the others are kept, where all parameters are adapted.
     """
 
     graphs: int = 0
@@ -37,19 +38,24 @@ class ReverseSweep(MetaGradient):
             replay: its last evaluation is the step's; to be repeated or forgotten.
         """
 
+    @override
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`."""
-        replay, tape = Replay(episode, params[0].device), Tape(self.graphs, self.gradients)
+        replay, tape = Replay(losses, params[0].device), Tape(self.graphs, self.gradients)
+        record = context.record_support
         adapted = run_inner_loop(adaptation, replay.loss, params, record=record, tape=tape)
-        loss, output = episode.query(adapted.fast)
+        loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
-        loss, output = loss.detach(), output.detach()  # the query's graph goes before the walk
+        loss, output = loss.detach(), output.detach()  # free the query's graph before the sweep
         v, d_rates = tape.reverse_sweep(
             grads,
             adapted.state,
             adaptation.rates,
             lambda step, back: self.through_grads(step, back, replay),
         )
-        return TaskGradient.of([*v, *d_rates], adapted, loss, output, record)
+        return TaskGradient.of([*v, *d_rates], adapted, loss, output, context)

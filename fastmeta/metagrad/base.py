@@ -1,24 +1,25 @@
-"""What every meta-gradient offers."""
+"""Base class of meta-gradients, and what it is given and returns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation, Adapted
+from fastmeta.distributed import Sharding
 from fastmeta.functional import Buffers
-from fastmeta.gradients import GradientBuffer, TaskGradients
+from fastmeta.gradients import FlatLayout, TaskGradients
 
 # Loss and outputs of one split ("support" or "query") as a function of the parameters.
 Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Episode:
+class TaskLosses:
     """One task as a meta-gradient sees it.
 
     Attributes:
@@ -33,118 +34,166 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class StepContext:
+    """What a meta-gradient is told about the meta-step; made anew by the learner for each.
+
+    Attributes:
+        layout: of the packed gradients: the trainable parameters, then the learned rates.
+        num_params: how many tensors of the layout are parameters rather than learned rates.
+        step: number of meta-steps before this one.
+        task: index of the task in the meta-batch of all ranks, for :meth:`MetaGradient.task`.
+        record_support: whether the tasks' mean support gradients are needed.
+        state: what the meta-gradient carries from meta-step to meta-step, by name; owned and saved
+            by the learner. Only :meth:`MetaGradient.combine` writes to it.
+        sharding: of the tasks over ranks.
+    """
+
+    layout: FlatLayout
+    num_params: int
+    step: int = 0
+    task: int = 0
+    record_support: bool = False
+    state: dict[str, Tensor] = field(default_factory=dict)
+    sharding: Sharding | None = None
+
+    @property
+    def param_bounds(self) -> tuple[int, ...]:
+        """:attr:`FlatLayout.bounds` of the parameters alone."""
+        return self.layout.bounds[: self.num_params + 1]
+
+    def mean_over_tasks(self, total: Tensor, count: int | Tensor) -> Tensor:
+        """The mean over all tasks of a meta-batch, from the sum over the ``count`` on this rank."""
+        if self.sharding is None:
+            return total / count
+        if isinstance(count, int):
+            return self.sharding.sum(total) / self.sharding.tasks
+        return self.sharding.sum(total) / self.sharding.sum(count.clone()).clamp(min=1)
+
+
+@dataclass(frozen=True)
 class TaskGradient:
     """What one task contributes to a meta-step; all tensors detached.
 
     Attributes:
-        query: the row of the task, one tensor a parameter, then one a learned rate (``None``, or
-            the rates left out, mean zero).
-        inner: the mean inner gradient, if it was recorded.
+        outer: the task's meta-gradient (before :meth:`MetaGradient.combine`), one tensor per
+            parameter, then one per learned rate; ``None``, or rates left out, mean zero.
+        support: the mean support gradient over the inner steps, if it was recorded.
         support_loss: before the first inner step.
         query_loss: after adaptation.
         query_output: outputs on the query set, ``(n_query, ...)``.
+        extras: further tensors for :meth:`MetaGradient.combine`, by name.
     """
 
-    query: Sequence[Tensor | None]
-    inner: Sequence[Tensor | None] | None
+    outer: Sequence[Tensor | None]
+    support: Sequence[Tensor | None] | None
     support_loss: Tensor
     query_loss: Tensor
     query_output: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        query: Sequence[Tensor | None],
+        outer: Sequence[Tensor | None],
         adapted: Adapted,
         loss: Tensor,
         output: Tensor,
-        record: bool,
+        context: StepContext,
     ) -> TaskGradient:
-        """The row ``query`` with what the inner loop and the query pass have seen.
+        """The meta-gradient ``outer`` with what the inner loop and the query pass computed.
 
         Raises:
-            ValueError: if inner gradients are to be recorded and there was no inner step.
+            ValueError: if support gradients are recorded and there was no inner step.
         """
         return cls(
-            query=query,
-            inner=mean_grads(adapted.inner_grads) if record else None,
+            outer=outer,
+            support=mean_grads(adapted.inner_grads) if context.record_support else None,
             support_loss=adapted.losses[0] if adapted.losses else loss.detach(),
             query_loss=loss.detach(),
             query_output=output.detach(),
         )
 
 
-class Shares(Protocol):
-    """Tasks shared out over ranks, as by :class:`fastmeta.distributed.Sharding`."""
-
-    tasks: int
-
-    @property
-    def own(self) -> slice:
-        """The tasks of this rank."""
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
-
-
 class MetaGradient(ABC):
-    """The direction in which the initialisation moves, for each task and then for all rows.
+    """The direction in which the initialisation moves: first per task, then for the meta-batch.
+
+    An object holds options only. What it carries from one meta-step to the next is in
+    :attr:`StepContext.state`, so that learners may share an object.
 
     Attributes:
-        separable: whether :meth:`task` also takes ``T`` tasks as one: parameters and buffers
-            stacked to ``(T, *shape)``, an episode with the *sum* of the tasks' losses and stacked
-            outputs; and returns in ``query`` and ``inner`` the tasks' own, stacked. Its support
-            loss must be the episode's first, its query loss the last. True for what is made of
-            gradients, updates and linear combinations; norms or products over a parameter are not.
-            Not inherited (a subclass may change that): a class that is says so in its own body.
+        task_batchable: whether :meth:`task` also takes ``T`` tasks as one: parameters and buffers
+            stacked to ``(T, *shape)``, losses that are the *sum* of the tasks' losses, stacked
+            outputs; and returns stacked gradients. Its support loss must be the first one
+            evaluated, its query loss the last. True for what is made of gradients, updates and
+            linear combinations; norms or products over a parameter are not. Not inherited (a
+            subclass may change that): each class states it in its own body.
         second_order: whether gradients of gradients are taken.
-        sharding: of the tasks over ranks, set by the learner. What is learned from all tasks of a
-            meta-batch together must be a sum over ranks, see ``mean_over_tasks``.
+        state_names: the entries that :meth:`combine` keeps in :attr:`StepContext.state`.
     """
 
-    separable: ClassVar[bool] = False
+    task_batchable: ClassVar[bool] = False
     second_order: ClassVar[bool] = False
-    sharding: Shares | None = None
+    state_names: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def records_inner(self) -> bool:
-        """Whether the rows need the mean inner gradient."""
+    def needs_support_gradients(self) -> bool:
+        """Whether :meth:`combine` uses the mean support gradients."""
         return False
 
     @abstractmethod
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """Adapts to one task and differentiates; ``record`` asks for the mean inner gradient."""
+        """Adapts to one task and differentiates.
 
-    def rows(self, query: GradientBuffer, inner: GradientBuffer | None) -> TaskGradients:
-        """The meta-gradients of all tasks, once their rows are filled."""
-        return TaskGradients(query.filled, None if inner is None else inner.filled)
+        Args:
+            losses: of the task.
+            params: the initialisation.
+            adaptation: the inner loop.
+            context: of the meta-step.
+        """
 
-    def state_dict(self) -> dict[str, Any]:
-        """What must survive a checkpoint."""
-        return {}
+    def combine(
+        self, gradients: TaskGradients, extras: Mapping[str, Tensor], context: StepContext
+    ) -> TaskGradients:
+        """The meta-gradients of all tasks from what :meth:`task` returned for each; called once.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        if state:
-            raise ValueError(f"{type(self).__name__} has no state, got {', '.join(state)}.")
+        Args:
+            gradients: :attr:`TaskGradient.outer` and ``support`` of the tasks of this rank.
+            extras: :attr:`TaskGradient.extras` of the tasks, stacked to ``(T, ...)``; zero for
+                tasks that are left out.
+            context: of the meta-step.
+        """
+        return gradients
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Makes sure that a saved :attr:`StepContext.state` is one of this meta-gradient.
 
-def mean_over_tasks(total: Tensor, count: int, sharding: Shares | None) -> Tensor:
-    """The mean over all tasks of a meta-batch, from the sum over the ``count`` that are here."""
-    return total / count if sharding is None else sharding.sum(total) / sharding.tasks
+        Raises:
+            ValueError: if not.
+        """
+        unknown = sorted(set(state) - set(self.state_names))
+        if unknown:
+            raise ValueError(
+                f"the saved state has {', '.join(unknown)}, which metagrad.{type(self).__name__} "
+                "does not keep. Load it into a learner with the meta-gradient that it was saved "
+                "with."
+            )
 
 
 def require_inner_steps(steps: int) -> None:
-    """Refuses to compare inner gradients where there are none.
+    """Rejects a comparison of support gradients where there are none.
 
     Raises:
         ValueError: if there was no inner step.
     """
     if not steps:
         raise ValueError(
-            "this combination compares inner (support) gradients, but the inner loop took no step; "
+            "this combination compares support gradients, but the inner loop took no step; "
             "expected at least one inner step."
         )
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad._hvp import twice_differentiable
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 
 class Exact(MetaGradient):
@@ -18,18 +19,26 @@ class Exact(MetaGradient):
     ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1. The same for learned rates.
     """
 
-    separable = True
+    task_batchable = True
     second_order = True
 
+    @override
     @twice_differentiable
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`."""
         start = [p.detach().requires_grad_() for p in params]
         adapted = run_inner_loop(
-            adaptation, lambda p: episode.support(p)[0], start, create_graph=True, record=record
+            adaptation,
+            lambda p: losses.support(p)[0],
+            start,
+            create_graph=True,
+            record=context.record_support,
         )
-        loss, output = episode.query(adapted.fast)
+        loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)
-        return TaskGradient.of(grads, adapted, loss, output, record)
+        return TaskGradient.of(grads, adapted, loss, output, context)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Adapted, LossFn, Tape, run_inner_loop
-from fastmeta.metagrad.base import Episode, Evaluate, MetaGradient, TaskGradient
+from fastmeta.metagrad.base import Evaluate, MetaGradient, StepContext, TaskGradient, TaskLosses
 
 
 class FirstOrder(MetaGradient):
@@ -18,17 +19,20 @@ class FirstOrder(MetaGradient):
     Learned rates have their gradient with the inner gradients held fixed.
     """
 
-    separable = True
+    task_batchable = True
 
+    @override
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`."""
-
         def support(fast: Sequence[Tensor]) -> Tensor:
-            return episode.support(fast)[0]
+            return losses.support(fast)[0]
 
-        return first_order(support, episode.query, params, adaptation, record)[0]
+        return first_order(support, losses.query, params, adaptation, context)[0]
 
 
 def first_order(
@@ -36,7 +40,7 @@ def first_order(
     query: Evaluate,
     params: Sequence[Tensor],
     adaptation: Adaptation,
-    record: bool,
+    context: StepContext,
 ) -> tuple[TaskGradient, Adapted]:
     """A task's first-order meta-gradient, and the inner loop that led to it.
 
@@ -45,14 +49,14 @@ def first_order(
         query: loss and outputs on the query set.
         params: the initialisation.
         adaptation: the inner loop.
-        record: whether to keep the inner gradients.
+        context: of the meta-step.
     """
     tape = Tape() if adaptation.rates else None
-    adapted = run_inner_loop(adaptation, support, params, record=record, tape=tape)
+    adapted = run_inner_loop(adaptation, support, params, record=context.record_support, tape=tape)
     loss, output = query(adapted.fast)
     grads = torch.autograd.grad(
         loss, adapted.fast, allow_unused=True, materialize_grads=tape is not None
     )
-    # The walk back over the updates alone: inner gradients are constants.
+    # The reverse sweep over the updates alone: inner gradients are constants.
     d_rates = [] if tape is None else tape.reverse_sweep(grads, adapted.state, adaptation.rates)[1]
-    return TaskGradient.of([*grads, *d_rates], adapted, loss, output, record), adapted
+    return TaskGradient.of([*grads, *d_rates], adapted, loss, output, context), adapted

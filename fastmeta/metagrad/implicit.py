@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
 from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad._hvp import hvp_of_graph, twice_differentiable
 from fastmeta.metagrad._replay import untraced
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 _LAM = 2.0
 
@@ -42,7 +43,7 @@ class Implicit(MetaGradient):
         ValueError: if ``cg_steps`` is below 1, ``lam`` not positive or ``damping`` negative.
     """
 
-    # Not separable: the solver takes inner products over all parameters of a task.
+    # Not task_batchable: the solver takes inner products over all parameters of a task.
     second_order = True
 
     def __init__(self, cg_steps: int = 5, lam: float | None = None, damping: float = 0.0) -> None:
@@ -56,11 +57,16 @@ class Implicit(MetaGradient):
         self.lam = lam
         self.damping = damping
 
+    @override
     @twice_differentiable
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`.
+        """Adapts to one task and differentiates.
 
         Raises:
             ValueError: if the adaptation's ``lam`` is taken and is 0.
@@ -71,12 +77,14 @@ class Implicit(MetaGradient):
             lam = inner.lam if isinstance(inner, ProximalSGD) else _LAM
             _check(lam)
         pull = lam + self.damping
-        adapted = run_inner_loop(adaptation, lambda p: episode.support(p)[0], params, record=record)
+        adapted = run_inner_loop(
+            adaptation, lambda p: losses.support(p)[0], params, record=context.record_support
+        )
         fast, layout = adapted.fast, FlatLayout.of(params)
-        loss, output = episode.query(fast)
+        loss, output = losses.query(fast)
         grads = torch.autograd.grad(loss, fast, allow_unused=True, materialize_grads=True)
-        with untraced(episode, params[0].device):
-            support, _ = episode.support(fast)
+        with untraced(losses, params[0].device):
+            support, _ = losses.support(fast)
         slopes = torch.autograd.grad(support, fast, create_graph=True, allow_unused=True)
 
         def product(v: Tensor) -> Tensor:
@@ -98,7 +106,7 @@ class Implicit(MetaGradient):
             )
             x = conjugate_gradient(lambda v: free * product(v), free * g, self.cg_steps)
             found = torch.where(free > 0, x, g - product(x))
-        return TaskGradient.of(layout.views(found), adapted, loss, output, record)
+        return TaskGradient.of(layout.views(found), adapted, loss, output, context)
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:

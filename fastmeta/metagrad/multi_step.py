@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, LossFn, run_inner_loop
-from fastmeta.gradients import GradientBuffer, TaskGradients
 from fastmeta.inner_step import at_step, current_step
 from fastmeta.metagrad._hvp import twice_differentiable
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 _FLOOR = 0.03
 
@@ -33,14 +32,11 @@ class MultiStep(MetaGradient):
         first_order_steps: meta-steps during which inner gradients are held fixed, as in
             :class:`FirstOrder`; afterwards the derivative is exact.
 
-    Attributes:
-        step: meta-steps taken.
-
     Raises:
         ValueError: if an argument is negative.
     """
 
-    separable = True
+    task_batchable = True
     second_order = True
 
     def __init__(self, anneal_steps: int = 5000, first_order_steps: int = 0) -> None:
@@ -51,49 +47,41 @@ class MultiStep(MetaGradient):
             )
         self.anneal_steps = anneal_steps
         self.first_order_steps = first_order_steps
-        self.step = 0
 
+    @override
     @twice_differentiable
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`."""
         start = [p.detach().requires_grad_() for p in params]
-        annealed = self.step >= self.anneal_steps
+        annealed = context.step >= self.anneal_steps
         early: list[Tensor] = []
 
         def support(p: Sequence[Tensor]) -> Tensor:
-            return episode.support(p)[0]
+            return losses.support(p)[0]
 
         def loss(fast: Sequence[Tensor]) -> Tensor:
             step = current_step()
             if step and not annealed:
                 with at_step(step - 1):
-                    early.append(episode.query(fast)[0])
-            linear = self.step < self.first_order_steps
+                    early.append(losses.query(fast)[0])
+            linear = context.step < self.first_order_steps
             return _tangent(support, fast) if linear else support(fast)
 
-        adapted = run_inner_loop(adaptation, loss, start, create_graph=True, record=record)
-        last, output = episode.query(adapted.fast)
+        adapted = run_inner_loop(
+            adaptation, loss, start, create_graph=True, record=context.record_support
+        )
+        last, output = losses.query(adapted.fast)
         total = last
         if early:
-            share = max(1 - self.step / self.anneal_steps, _FLOOR) / (len(early) + 1)
+            share = max(1 - context.step / self.anneal_steps, _FLOOR) / (len(early) + 1)
             total = (1 - share * len(early)) * last + share * torch.stack(early).sum()
         grads = torch.autograd.grad(total, [*start, *adaptation.rates], allow_unused=True)
-        return TaskGradient.of(grads, adapted, last, output, record)
-
-    def rows(self, query: GradientBuffer, inner: GradientBuffer | None) -> TaskGradients:
-        """See :meth:`MetaGradient.rows`; counts the meta-step."""
-        self.step += 1
-        return super().rows(query, inner)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See :meth:`MetaGradient.state_dict`."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :meth:`MetaGradient.load_state_dict`."""
-        self.step = int(state["step"])
+        return TaskGradient.of(grads, adapted, last, output, context)
 
 
 def _tangent(loss: LossFn, params: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
@@ -17,7 +18,7 @@ from fastmeta.metagrad._hvp import (
 )
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import Episode, TaskGradient
+from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
@@ -51,7 +52,7 @@ class Recursion(ReverseSweep):
             ``hvp="forward"``, which has no use for them.
     """
 
-    separable = True
+    task_batchable = True
     second_order = True
 
     def __init__(self, hvp: Hvp = "auto", graphs: int | None = None) -> None:
@@ -66,16 +67,21 @@ class Recursion(ReverseSweep):
         self.hvp = hvp
         self.graphs = graphs
 
+    @override
     @twice_differentiable
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`.
+        """Adapts to one task and differentiates.
 
         Raises:
             NotImplementedError: with ``hvp="forward"``, where torch has no forward derivative.
         """
-        return super().task(episode, params, adaptation, record)
+        return super().task(losses, params, adaptation, context)
 
     def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
         """See :meth:`ReverseSweep.through_grads`."""

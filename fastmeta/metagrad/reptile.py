@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, run_inner_loop
-from fastmeta.metagrad.base import Episode, MetaGradient, TaskGradient
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 
 class Reptile(MetaGradient):
@@ -23,32 +24,36 @@ class Reptile(MetaGradient):
         use_query: ``False`` trains on the support set alone.
     """
 
-    separable = True
+    task_batchable = True
 
     def __init__(self, use_query: bool = True) -> None:
         self.use_query = use_query
 
+    @override
     def task(
-        self, episode: Episode, params: Sequence[Tensor], adaptation: Adaptation, record: bool
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
     ) -> TaskGradient:
-        """See :meth:`MetaGradient.task`."""
         before: list[Tensor] = []
         last: list[tuple[Tensor, Tensor]] = []
 
         def loss(fast: Sequence[Tensor]) -> Tensor:
-            support, _ = episode.support(fast)
+            support, _ = losses.support(fast)
             before.append(support.detach())
             if not self.use_query:
                 return support
-            query, output = episode.query(fast)
+            query, output = losses.query(fast)
             last[:] = [(query.detach(), output.detach())]
             return 0.5 * (support + query)
 
-        adapted = run_inner_loop(adaptation, loss, params, record=record)
+        adapted = run_inner_loop(adaptation, loss, params, record=context.record_support)
         if not last:
             with torch.no_grad():
-                last.append(episode.query(adapted.fast))
+                last.append(losses.query(adapted.fast))
         with torch.no_grad():
             moved = [p - f for p, f in zip(params, adapted.fast, strict=True)]
-        found = TaskGradient.of(moved, adapted, *last[0], record)
+        found = TaskGradient.of(moved, adapted, *last[0], context)
         return replace(found, support_loss=before[0]) if before else found

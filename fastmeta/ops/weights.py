@@ -62,7 +62,7 @@ def gsl_coefficients(
     return result
 
 
-def agreement_weights(stats: Tensor) -> Tensor:
+def agreement_weights(stats: Tensor, finite: Tensor | None = None) -> Tensor:
     """Gradient Agreement's task weights, ``w = G 1 / |G 1|_1`` (Eshratifar et al. 2018, section 2).
 
     Weights may be negative; their absolute values sum to one. If every row is orthogonal to the sum
@@ -70,15 +70,18 @@ def agreement_weights(stats: Tensor) -> Tensor:
 
     Args:
         stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
+        finite: ``(T,)``, bool: the tasks that count, all by default. The gradients of the others
+            are zero, and so are their weights.
 
     Returns:
         ``(T,)``, dtype of ``stats``.
     """
-    return _task_weights(stats, 0, 1.0, 0.0, 1.0)
+    return _task_weights(stats, 0, 1.0, 0.0, 1.0, finite)
 
 
 def gsl_task_weights(
     stats: Tensor,
+    finite: Tensor | None = None,
     *,
     rule: Literal["linear", "softmax"] = "softmax",
     lam_c: float = 1.0,
@@ -89,6 +92,7 @@ def gsl_task_weights(
 
     Args:
         stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
+        finite: see :func:`agreement_weights`.
         rule: ``"softmax"``: ``softmax(-GSL / tau)``; ``"linear"``: ``1 - GSL``, divided by the sum
             of absolute values.
         lam_c: weight of the cosine loss.
@@ -105,12 +109,14 @@ def gsl_task_weights(
         raise ValueError(f"tau must be positive, got {tau}.")
     if rule not in ("linear", "softmax"):
         raise ValueError(f"rule must be 'linear' or 'softmax', got {rule!r}.")
-    return _task_weights(stats, 1 if rule == "linear" else 2, lam_c, lam_2, tau)
+    return _task_weights(stats, 1 if rule == "linear" else 2, lam_c, lam_2, tau, finite)
 
 
-def _task_weights(stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float) -> Tensor:
-    if needs_autograd(stats):
-        return reference.task_weights(stats, rule, lam_c, lam_2, tau)
+def _task_weights(
+    stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float, finite: Tensor | None
+) -> Tensor:
+    if finite is not None or needs_autograd(stats):  # rare, and of T numbers
+        return reference.task_weights(stats, rule, lam_c, lam_2, tau, finite)
     result: Tensor = kernels.task_weights.default(stats, rule, lam_c, lam_2, tau)
     return result
 

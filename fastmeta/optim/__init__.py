@@ -2,5 +2,6 @@
 
 from fastmeta.optim.gsl import GSLOptimizer
 from fastmeta.optim.recorder import TaskRecorder
+from fastmeta.optim.task_optimizer import TaskOptimizer
 
-__all__ = ["GSLOptimizer", "TaskRecorder"]
+__all__ = ["GSLOptimizer", "TaskOptimizer", "TaskRecorder"]

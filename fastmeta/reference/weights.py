@@ -44,19 +44,31 @@ def gsl_coefficients(
     return weight[:, None, None] * torch.stack([1 - k * d_u, -(k * d_v)], dim=-1)
 
 
-def task_weights(stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float) -> Tensor:
+def task_weights(
+    stats: Tensor,
+    rule: int,
+    lam_c: float,
+    lam_2: float,
+    tau: float,
+    finite: Tensor | None = None,
+) -> Tensor:
     """See :func:`fastmeta.ops.agreement_weights` (rule 0) and ``gsl_task_weights`` (1 and 2)."""
     dot, own = stats.unbind(-1)
-    tasks, total = len(dot), dot.sum().clamp_min(0)
+    counts = torch.ones_like(dot) if finite is None else finite.to(dot)
+    tasks, total = counts.sum().clamp_min(1), dot.sum().clamp_min(0)
     norms = _root(own) * _root(total)
     safe = torch.where(norms != 0, norms, torch.ones_like(norms))
     cosine = torch.where(norms != 0, dot / safe, torch.zeros_like(dot))
     squared = (own - 2 * dot / tasks + total / tasks**2).clamp_min(0)
     loss = lam_c * (1 - cosine) + lam_2 / 2 * squared
     if rule == 2:
-        return torch.softmax(-loss / tau, 0)
-    raw = dot if rule == 0 else 1 - loss
+        scores = -loss / tau
+        if finite is None:
+            return torch.softmax(scores, 0)
+        # Where no task counts, softmax would be 0/0.
+        return torch.softmax(torch.where(finite, scores, -torch.inf), 0).nan_to_num(0)
+    raw = counts * (dot if rule == 0 else 1 - loss)
     norm = raw.abs().sum()
     some = norm != 0
-    uniform = torch.full_like(raw, 1 / max(tasks, 1))
+    uniform = counts / tasks
     return torch.where(some, raw / torch.where(some, norm, torch.ones_like(norm)), uniform)

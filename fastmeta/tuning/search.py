@@ -141,8 +141,10 @@ def with_pattern(learner: MetaLearner, pattern: str) -> MetaLearner:
         ValueError: if the pattern does not suit the network.
     """
     inner = learner.adaptation
-    return learner.with_adaptation(
-        LayerPattern(inner.inner if isinstance(inner, LayerPattern) else inner, pattern)
+    return learner.with_components(
+        adaptation=LayerPattern(
+            inner.inner if isinstance(inner, LayerPattern) else inner, pattern
+        )
     )
 
 

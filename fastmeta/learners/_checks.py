@@ -1,0 +1,54 @@
+"""Checks of a learner's arguments."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from fastmeta.functional import CoLearner, Head
+from fastmeta.metagrad import MetaGradient, Reptile
+from fastmeta.tasks import TaskBatch
+
+
+def check_components(
+    metagrad: MetaGradient, checkpoint: bool, co_learner: CoLearner | None
+) -> None:
+    """Rejects combinations that gain nothing or have no meaning.
+
+    Raises:
+        ValueError: for activation checkpointing of second derivatives, or a co-learner with
+            Reptile.
+    """
+    if checkpoint and metagrad.second_order:
+        raise ValueError(
+            f"checkpoint=True saves no memory with metagrad.{type(metagrad).__name__}, whose "
+            "second derivatives keep what was computed again; expected a first-order "
+            "meta-gradient such as FirstOrder, GSL or Reptile. metagrad.Recursion needs the "
+            "least memory of the exact ones."
+        )
+    if co_learner is not None and isinstance(metagrad, Reptile):
+        raise ValueError(
+            "a co-learner learns from a query loss that the inner loop does not train on, and "
+            "metagrad.Reptile has none; expected another meta-gradient, such as FirstOrder."
+        )
+
+
+def check_head(head: str, co_learner: CoLearner | None) -> None:
+    """Rejects an unknown head, and a co-learner's where there is none.
+
+    Raises:
+        ValueError: in either case.
+    """
+    if head not in get_args(Head):
+        raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}.")
+    if head != "main" and co_learner is None:
+        raise ValueError(f"head={head!r} needs a learner with a co_learner; expected 'main'.")
+
+
+def check_not_empty(batch: TaskBatch) -> None:
+    """Rejects a meta-batch without tasks.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if len(batch) == 0:
+        raise ValueError("the meta-batch has no tasks; expected at least one.")

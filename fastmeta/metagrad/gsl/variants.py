@@ -1,0 +1,72 @@
+"""The variants of our reconstruction of GSL/AHE, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastmeta.metagrad.base import MetaGradient
+from fastmeta.metagrad.central_difference import CentralDifference
+from fastmeta.metagrad.first_order import FirstOrder
+from fastmeta.metagrad.gsl.calibrated import CalibratedGSL
+from fastmeta.metagrad.gsl.correction import GSL
+from fastmeta.metagrad.gsl.curvature import CurvatureGSL
+from fastmeta.metagrad.gsl.gradient_weights import ElementWeights, LayerWeights
+from fastmeta.metagrad.recursion import Recursion
+
+VARIANTS: dict[str, Callable[..., MetaGradient]] = {
+    "off": FirstOrder,
+    "correction": GSL,
+    "layer-weights": LayerWeights,
+    "element-weights": ElementWeights,
+    "calibrated": CalibratedGSL,
+    "central-difference": CentralDifference,
+    "hvp-forward": partial(Recursion, hvp="forward"),
+}
+"""The variants that are meta-gradients; "task-weights" is an aggregation."""
+
+VARIANT_ALIASES: dict[str, str] = {
+    "R0": "off",
+    "R1": "correction",
+    "R2": "layer-weights",
+    "R2p": "element-weights",
+    "R3": "task-weights",
+    "R4": "calibrated",
+    "R5": "central-difference",
+    "R6": "hvp-forward",
+}
+"""The short names of the study."""
+
+
+def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
+    """The meta-gradient of a variant of GSL; ``"gsl"`` in a configuration.
+
+    Args:
+        variant: ``"off"`` (R0, :class:`FirstOrder`), ``"correction"`` (R1, :class:`GSL`; with
+            ``magnitude="inner-lr"`` :class:`CurvatureGSL`), ``"layer-weights"`` (R2,
+            :class:`LayerWeights`), ``"element-weights"`` (R2p, :class:`ElementWeights`),
+            ``"calibrated"`` (R4, :class:`CalibratedGSL`), ``"central-difference"`` (R5,
+            :class:`CentralDifference`) or ``"hvp-forward"`` (R6, :class:`Recursion`), or a short
+            name. ``"task-weights"`` (R3) is :class:`fastmeta.aggregation.GslWeights`.
+        **options: of its class.
+
+    Raises:
+        ValueError: if the variant is unknown or R3, or an option is out of range.
+        TypeError: if the variant has no such option.
+    """
+    name = VARIANT_ALIASES.get(variant, variant)
+    if name == "task-weights":
+        raise ValueError(
+            "variant 'task-weights' (R3) weights tasks: use aggregation='gsl' with "
+            "metagrad='first-order'."
+        )
+    if name not in VARIANTS:
+        raise ValueError(
+            f"variant must be one of {', '.join(VARIANTS)}, or {', '.join(VARIANT_ALIASES)}; got "
+            f"{variant!r}."
+        )
+    if name == "correction" and options.get("magnitude") == "inner-lr":
+        del options["magnitude"]
+        return CurvatureGSL(**options)
+    return VARIANTS[name](**options)

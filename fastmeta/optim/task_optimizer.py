@@ -1,0 +1,292 @@
+"""Any meta-gradient correction and task aggregation as a drop-in for an outer optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from fastmeta.aggregation import Aggregation, Mean
+from fastmeta.gradients import GradientBuffer, TaskGradients
+from fastmeta.gradients.checks import check_materialized
+from fastmeta.metagrad import FirstOrder, MetaGradient, StepContext
+from fastmeta.optim.recorder import Grads, TaskRecorder
+
+Loss = TypeVar("Loss")
+
+
+class TaskOptimizer(torch.optim.Optimizer):
+    """Any torch optimizer, fed with a combination of the tasks' gradients in a user's own loop.
+
+    Build it in place of the outer optimizer of a MAML loop and mark each task::
+
+        opt = fastmeta.TaskOptimizer(
+            model.parameters(), base=torch.optim.Adam, aggregation=GradientAgreement(), lr=1e-3
+        )
+        for tasks in loader:
+            opt.zero_grad()
+            for task in tasks:
+                with opt.task(scale=1 / len(tasks)) as t:
+                    ...  # inner loop; t.support(grads) after each inner step
+                    (query_loss / len(tasks)).backward()
+            opt.step()
+
+    The meta-gradient is the weighted sum that ``aggregation`` makes of what ``metagrad`` makes of
+    each task's gradient in ``.grad`` and its mean support gradient. With the defaults this is the
+    plain loop, bit for bit. Parameter groups, ``state_dict``, learning rate schedulers, closures,
+    hooks and ``GradScaler`` work as with ``base``. ``zero_grad()`` forgets tasks marked since the
+    last step; a step without marked tasks is one of ``base``. Parameters of several dtypes or
+    devices are packed in the widest dtype on the first device.
+
+    Args:
+        params: parameters or parameter groups.
+        base: class (or factory) of the optimizer that applies the meta-gradient.
+        metagrad: corrects a first-order gradient, such as :class:`fastmeta.metagrad.GSL`; by
+            default the gradient stays as the loop computed it (which may be the exact one).
+        aggregation: the task weights; by default each task counts as in the loop.
+        **base_options: options of ``base``, such as ``lr``.
+
+    Raises:
+        ValueError: if ``metagrad`` computes anything but FOMAML's gradient per task, which in a
+            user's loop the loop itself does.
+        TypeError: if a parameter is a DTensor or on the meta device.
+    """
+
+    # Tells GradScaler to leave the unscaling to step(), which has the task gradients.
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def __init__(
+        self,
+        params: Any,
+        base: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        *,
+        metagrad: MetaGradient | None = None,
+        aggregation: Aggregation | None = None,
+        **base_options: Any,
+    ) -> None:
+        self.metagrad = FirstOrder() if metagrad is None else metagrad
+        self.aggregation = Mean() if aggregation is None else aggregation
+        if type(self.metagrad).task is not FirstOrder.task:
+            raise ValueError(
+                f"metagrad.{type(self.metagrad).__name__} computes its gradients in the inner "
+                "loop, which is yours here; expected FirstOrder or a correction of it such as GSL. For "
+                "the others use fastmeta.MetaLearner, which runs the inner loop."
+            )
+        self.base = base(params, **base_options)
+        self._check(self.base.param_groups)
+        super().__init__(self.base.param_groups, dict(self.base.defaults))
+        self._share()
+        self.steps_taken = 0
+        self._state: dict[str, Tensor] = {}
+        self._buffers: tuple[GradientBuffer, GradientBuffer] | None = None
+        self._scales: list[float] = []
+
+    def _check(self, groups: list[dict[str, Any]]) -> None:
+        for k, group in enumerate(groups):
+            named = ((f"parameter {i} of group {k}", p) for i, p in enumerate(group["params"]))
+            check_materialized(named)
+
+    def _share(self) -> None:
+        """Both optimizers act on the same groups and the same per-parameter state."""
+        self.param_groups = self.base.param_groups
+        self.state = self.base.state
+
+    # --- marking tasks ---------------------------------------------------------------------------
+
+    def task(self, scale: float = 1.0) -> TaskRecorder:
+        """Marks one task; see :class:`fastmeta.optim.TaskRecorder`.
+
+        Args:
+            scale: what the query loss is multiplied with in the loop, such as ``1 / T``. Gradients
+                are compared as they were before that.
+
+        Raises:
+            ValueError: if ``scale`` is not positive.
+        """
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}.")
+        return TaskRecorder(self._params(), self._record, scale)
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    @property
+    def _needs_support(self) -> bool:
+        return self.metagrad.needs_support_gradients or self.aggregation.needs_support_gradients
+
+    @property
+    def _is_plain_loop(self) -> bool:
+        """Whether ``.grad`` as the loop accumulates it is the meta-gradient."""
+        return not self._needs_support and type(self.aggregation) is Mean
+
+    def _record(self, query: Grads, support: Grads | None, scale: float) -> None:
+        params = self._params()
+        if self._is_plain_loop or not params:
+            return
+        if self._needs_support and support is None:
+            raise RuntimeError(
+                f"metagrad.{type(self.metagrad).__name__} with aggregation."
+                f"{type(self.aggregation).__name__} compares support gradients, but task "
+                f"{len(self._scales)} brought none. Call task.support(grads) after each inner "
+                "step, or task.adapted(...), or use task.record()."
+            )
+        if self._buffers is None:
+            dtype = reduce(torch.promote_types, (p.dtype for p in params))
+            like = params[0].new_empty(0, dtype=dtype)
+            self._buffers = GradientBuffer(params, like), GradientBuffer(params, like)
+        outer, inner = self._buffers
+        row = outer.append(query)
+        if scale != 1:
+            row.div_(scale)
+        if self._needs_support and support is not None:
+            inner.append(support)
+        self._scales.append(scale)
+
+    # --- the meta-gradient -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def combine(self, grad_scale: Tensor | float = 1.0) -> None:
+        """Replaces ``.grad`` by the meta-gradient of the marked tasks.
+
+        :meth:`step` does this by itself. Call it first to look at the gradient, or to clip it.
+
+        Args:
+            grad_scale: the loss scale of ``GradScaler`` in the query gradients (support gradients
+                have none). ``.grad`` keeps it, so that ``scaler.unscale_(opt)`` may follow.
+
+        Raises:
+            ValueError: if the aggregation weights the tasks and their scales differ.
+        """
+        if not self._scales or self._buffers is None:
+            return
+        outer, inner = self._buffers
+        if not (isinstance(grad_scale, float) and grad_scale == 1):
+            outer.filled.div_(grad_scale)
+        context = StepContext(
+            outer.layout,
+            len(outer.layout.shapes),
+            self.steps_taken,
+            record_support=self._needs_support,
+            state=self._state,
+        )
+        support = inner.filled if self._needs_support else None
+        found = self.metagrad.combine(TaskGradients(outer.filled, support), {}, context)
+        flat = found.combine(self._weights(found) * grad_scale)
+        for param, view in zip(self._params(), outer.layout.views(flat), strict=True):
+            if param.grad is not None:  # unused by every task: stays None, as in a plain loop
+                param.grad = view.to(param)
+        self.steps_taken += 1
+        self._forget()
+
+    def _weights(self, gradients: TaskGradients) -> Tensor:
+        weights = self.aggregation.weights(gradients)
+        # Filled in number by number: a copy from the host would wait for the GPU.
+        scales = torch.cat([weights.new_full((1,), scale) for scale in self._scales])
+        if type(self.aggregation) is Mean:
+            return scales
+        if len(set(self._scales)) > 1:
+            raise ValueError(
+                f"aggregation.{type(self.aggregation).__name__} weights the tasks itself: expected "
+                f"one scale for all of them, got {self._scales}. Use opt.task(scale=1 / "
+                "len(tasks)), or aggregation.Mean."
+            )
+        return weights * len(self._scales) * scales
+
+    def _forget(self) -> None:
+        self._scales = []
+        for buffer in self._buffers or ():
+            buffer.clear()
+
+    # --- torch.optim.Optimizer -------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears gradients and marked tasks."""
+        super().zero_grad(set_to_none)
+        self._forget()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+        """Combines the marked tasks and lets ``base`` take its step.
+
+        Args:
+            closure: reevaluates the model (marking its tasks) and returns the loss. ``base`` is
+                given the gradients of this one evaluation.
+
+        Returns:
+            The closure's loss, or ``None``.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scale = getattr(self, "grad_scale", None)
+        self.combine(1.0 if scale is None else scale)
+        if scale is not None:
+            for param in self._params():
+                if param.grad is not None:
+                    param.grad = param.grad / scale.to(param.grad)
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or found_inf.item() == 0:
+            self.base.step()
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to both optimizers; marked tasks are forgotten.
+
+        Raises:
+            TypeError: if a parameter is a DTensor or on the meta device.
+        """
+        if "_buffers" in self.__dict__:
+            self._forget()
+            self._buffers = None
+            self.base.add_param_group(param_group)
+            try:
+                self._check(self.base.param_groups[-1:])
+            except TypeError:
+                self.base.param_groups.pop()
+                raise
+        else:  # called by Optimizer.__init__ with the groups that base has already checked
+            super().add_param_group(param_group)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """State of ``base`` (same layout) plus ``"metagrad"``: meta-steps taken and its state."""
+        return {**super().state_dict(), "metagrad": {"step": self.steps_taken, **self._state}}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`; takes a state of ``base`` alone too.
+
+        Raises:
+            ValueError: if the state is of another meta-gradient or other parameters.
+        """
+        plain = {key: value for key, value in state_dict.items() if key != "metagrad"}
+        carried = dict(state_dict.get("metagrad", {}))
+        step = int(carried.pop("step", self.steps_taken))
+        self.metagrad.check_state(carried)
+        super().load_state_dict(plain)
+        self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self._share()
+        if "metagrad" in state_dict:
+            self.steps_taken, self._state = step, carried
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base", "metagrad", "aggregation", "steps_taken", "_state")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().__getstate__(), **own, "_buffers": None, "_scales": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "base" in state:  # unpickled or copied, rather than loaded
+            self._share()
