@@ -26,7 +26,8 @@ METAGRADS: dict[str, dict[str, Any]] = {
 AGGREGATIONS = ("agreement", "aligned-mtl", "cagrad", "gsl", "imtl-g", "mean", "mgda", "nash-mtl")
 AGGREGATIONS += ("pcgrad", "upgrad")
 GSL_RULES: list[dict[str, Any]] = [  # of the meta-gradient and of the optimizer
-    *({"variant": variant, "eta": eta} for variant in ("R0", "R1", "R2") for eta in (0.0, 0.7)),
+    {"variant": "R0"},
+    *({"variant": variant, "eta": eta} for variant in ("R1", "R2") for eta in (0.0, 0.7)),
     *({"magnitude": name} for name in ("none", "norm-match")),
     *({"magnitude": "ratio", "ratio": ratio} for ratio in (0.3, 2.0)),
     {"magnitude": "clip", "ratio": 0.5},
