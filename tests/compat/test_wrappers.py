@@ -200,22 +200,3 @@ def test_small_helpers() -> None:
     model = l2l.nn.freeze(nn.Linear(1, 1))
     assert not model.weight.requires_grad
     assert l2l.nn.unfreeze(model).weight.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "advice"),
-    [
-        ("fastmeta.compat.learn2learn", "gym", "Gymnasium"),
-        ("fastmeta.compat.learn2learn.algorithms", "LightningMAML", "MetaLearner"),
-        ("fastmeta.compat.learn2learn.optim", "KroneckerTransform", "your module"),
-        ("fastmeta.compat.learn2learn.vision.models", "ResNet12", r"fastmeta\.models\.ResNet12"),
-        ("fastmeta.compat.higher", "register_optim", "SGD, Adam or AdamW"),
-    ],
-)
-def test_what_is_not_there_says_what_to_use(module: str, name: str, advice: str) -> None:
-    with pytest.raises(ImportError, match=rf"has no {name}: .*{advice}"):
-        exec(f"from {module} import {name}")
-
-
-def test_other_names_are_just_absent() -> None:
-    assert not hasattr(l2l, "absent")

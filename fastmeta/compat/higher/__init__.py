@@ -12,23 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmeta.compat._missing import register
 from fastmeta.compat.higher import optim
+from fastmeta.compat.higher._unsupported import INSTEAD
 from fastmeta.compat.higher.functional_module import monkeypatch
 from fastmeta.compat.higher.optim import Override, get_diff_optim
-from fastmeta.compat.missing import missing
 
 __all__ = ["get_diff_optim", "innerloop_ctx", "monkeypatch", "optim"]
-
-_MONKEYPATCH = "use higher.monkeypatch."
-__getattr__ = missing(
-    __name__,
-    {
-        "patch": _MONKEYPATCH,
-        "utils": "a module's copy is a module itself: use torch.",
-        "create_diff_optim": "make the optimizer and use get_diff_optim.",
-        "register_optim": "use SGD, Adam or AdamW in the inner loop.",
-    },
-)
 
 
 @contextmanager
@@ -60,3 +50,6 @@ def innerloop_ctx(
         fmodel,
         get_diff_optim(opt, model.parameters(), fmodel, device, override, track_higher_grads),
     )
+
+
+register(__name__, {}, INSTEAD)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import clone_module, refresh
+from fastmeta.compat._clone import clone_module, refresh
 
 
 class FunctionalModule(nn.Module):

@@ -11,32 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.compat.missing import missing
-
 Override = Mapping[str, Sequence[Any]]
 GradCallback = Callable[[Sequence[Any]], Sequence[Any]]
-
-_SUPPORTED = "use SGD, Adam or AdamW in the inner loop."
-__getattr__ = missing(
-    __name__,
-    {
-        **dict.fromkeys(
-            (
-                "DifferentiableAdadelta",
-                "DifferentiableAdagrad",
-                "DifferentiableAdamax",
-                "DifferentiableASGD",
-                "DifferentiableRMSprop",
-                "DifferentiableRprop",
-                "register_optim",
-            ),
-            _SUPPORTED,
-        ),
-        "create_diff_optim": "make the optimizer and use get_diff_optim.",
-        "get_trainable_opt_params": "pass override= with tensors that require gradients.",
-        "apply_trainable_opt_params": "write the values into the optimizer's param_groups.",
-    },
-)
 
 
 class DifferentiableOptimizer(ABC):

@@ -8,26 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.missing import missing
-
 __all__ = ["Flatten", "Lambda", "Scale", "freeze", "unfreeze"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_KRONECKER = "use two nn.Linear, one for each side of the gradient as a matrix."
-_METRIC = "fastmeta is about gradient-based methods; compute prototypes or solvers in the loop."
-_SUBSTITUTE = "use torch.nn.utils.parametrize."
-__getattr__ = missing(
-    __name__,
-    {
-        "KroneckerLinear": _KRONECKER,
-        "KroneckerRNN": _KRONECKER,
-        "KroneckerLSTM": _KRONECKER,
-        "PrototypicalClassifier": _METRIC,
-        "SVClassifier": _METRIC,
-        "MetaModule": _SUBSTITUTE,
-        "ParameterTransform": _SUBSTITUTE,
-    },
-)
 
 
 class Lambda(nn.Module):

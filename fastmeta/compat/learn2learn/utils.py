@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmeta.compat.clone import (
+from fastmeta.compat._clone import (
     clone_module,
     clone_named_parameters,
     clone_parameters,
     detach_module,
     update_module,
 )
-from fastmeta.compat.missing import missing
 
 __all__ = [
     "accuracy",
@@ -24,14 +23,6 @@ __all__ = [
     "magic_box",
     "update_module",
 ]
-
-_DISTRIBUTION = "make the distribution anew from the parameters of a cloned module."
-NOT_HERE = {
-    "clone_distribution": _DISTRIBUTION,
-    "detach_distribution": _DISTRIBUTION,
-    "flatten_config": "use dataclasses.asdict.",
-}
-__getattr__ = missing(__name__, NOT_HERE)
 
 
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:

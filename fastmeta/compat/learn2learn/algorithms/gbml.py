@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import clone_module
-from fastmeta.compat.learn2learn.gradients import gradients
+from fastmeta.compat._clone import clone_module
+from fastmeta.compat.learn2learn._gradients import gradients
 from fastmeta.compat.learn2learn.optim import DifferentiableSGD, ParameterUpdate, Transform
 
 

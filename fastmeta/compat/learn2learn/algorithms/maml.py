@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import Module, clone_module, update_module
+from fastmeta.compat._clone import Module, clone_module, update_module
+from fastmeta.compat.learn2learn._gradients import gradients
 from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
-from fastmeta.compat.learn2learn.gradients import gradients
 
 
 def maml_update(
@@ -89,7 +89,7 @@ class MAML(BaseLearner):
     ) -> MAML:
         """A copy to adapt, whose losses have gradients in the parameters of this one.
 
-        See :func:`fastmeta.compat.clone.clone_module`.
+        See :func:`fastmeta.compat._clone.clone_module`.
 
         Args:
             first_order: as the wrapper's by default, like the others.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import Module, clone_module, clone_parameters, update_module
+from fastmeta.compat._clone import Module, clone_module, clone_parameters, update_module
 from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
 
 

@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from fastmeta.compat.learn2learn.data.description import DataDescription, Description
 from fastmeta.compat.learn2learn.data.meta_dataset import MetaDataset
+from fastmeta.compat.learn2learn.data.task_dataset import DataDescription, Description
 
 
 class TaskTransform:

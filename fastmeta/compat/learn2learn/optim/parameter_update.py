@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import update_module
-from fastmeta.compat.learn2learn.gradients import gradients
+from fastmeta.compat._clone import update_module
+from fastmeta.compat.learn2learn._gradients import gradients
+
+__all__ = ["DifferentiableSGD", "ParameterUpdate", "Transform"]
 
 Transform = Callable[[Tensor], nn.Module | None]
 

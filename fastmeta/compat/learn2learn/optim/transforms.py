@@ -9,13 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.missing import missing
-
-NOT_HERE = dict.fromkeys(
-    ("KroneckerTransform", "TransformDictionary"),
-    "pass a function from a parameter to your module, or None, as the transform.",
-)
-__getattr__ = missing(__name__, NOT_HERE)
+__all__ = ["MetaCurvatureTransform", "ModuleTransform", "ReshapedTransform"]
 
 
 class ReshapedTransform(nn.Module):

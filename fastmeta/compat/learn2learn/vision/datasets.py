@@ -13,30 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastmeta.compat.missing import missing
 from fastmeta.data import load_cifar_fs, load_fc100, load_mini_imagenet
 from fastmeta.data.folders import find_folder
 from fastmeta.data.images import pillow
 from fastmeta.data.omniglot_files import SIDE, SOURCE, read_part
 
 __all__ = ["CIFARFS", "FC100", "FullOmniglot", "MiniImagenet"]
-
-_FOLDER = "read its images into a torch Dataset of (x, y) and pass that to data.MetaDataset."
-__getattr__ = missing(
-    __name__,
-    dict.fromkeys(
-        (
-            "CUBirds200",
-            "DescribableTextures",
-            "FGVCAircraft",
-            "FGVCFungi",
-            "Quickdraw",
-            "TieredImagenet",
-            "VGGFlower102",
-        ),
-        _FOLDER,
-    ),
-)
 
 _PARTS = ("images_background", "images_evaluation")
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}

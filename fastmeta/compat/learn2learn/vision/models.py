@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.compat.learn2learn.nn import Flatten, Lambda
-from fastmeta.compat.missing import missing
 
 __all__ = [
     "CNN4",
@@ -29,19 +28,6 @@ __all__ = [
     "fc_init_",
     "maml_init_",
 ]
-
-_RESNET = "use fastmeta.models.ResNet12, whose parameters have other names."
-_OWN = "pass any nn.Module of yours to MAML."
-__getattr__ = missing(
-    __name__,
-    {
-        "ResNet12": _RESNET,
-        "ResNet12Backbone": _RESNET,
-        "WRN28": _OWN,
-        "WRN28Backbone": _OWN,
-        "get_pretrained_backbone": "load the weights into your module with load_state_dict.",
-    },
-)
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

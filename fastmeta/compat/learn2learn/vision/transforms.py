@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastmeta.compat.learn2learn.data import MetaDataset
-from fastmeta.compat.learn2learn.data.description import Description
+from fastmeta.compat.learn2learn.data.task_dataset import Description
 
 
 class RandomClassRotation:

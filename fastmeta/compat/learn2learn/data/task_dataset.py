@@ -9,9 +9,32 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
-from fastmeta.compat.learn2learn.data.description import Description
 from fastmeta.compat.learn2learn.data.meta_dataset import MetaDataset
 
+
+class DataDescription:
+    """Which example of a data set, and what is done to its position to load it.
+
+    Args:
+        index: its position.
+
+    Attributes:
+        index: see above.
+        transforms: functions, one after the other, the first of the position.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.transforms: list[Callable[[Any], Any]] = []
+
+    def copy(self) -> DataDescription:
+        """The same example, whose transforms can be added to alone."""
+        twin = DataDescription(self.index)
+        twin.transforms = list(self.transforms)
+        return twin
+
+
+Description = list[DataDescription]  # of a task
 Transform = Callable[[Description | None], Description]
 
 
