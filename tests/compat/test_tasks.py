@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,86 @@ def test_classes_may_be_known(dataset: MetaDataset) -> None:
         assert known.labels == dataset.labels
 
 
+class Growing(torch.utils.data.Dataset):
+    """Examples that are their own labels; more can be added."""
+
+    def __init__(self, labels: list[Any]) -> None:
+        self.examples = labels
+
+    def __getitem__(self, i: int) -> tuple[int, Any]:
+        return i, self.examples[i]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def test_bookkeeping_is_created_again() -> None:
+    data = Growing([3, 1, 3])
+    meta = MetaDataset(data)
+    tasks = l2l_data.Taskset(meta, [NWays(meta, 3), KShots(meta, 1)], task_collate=list)
+    data.examples += [torch.tensor(7), 1]
+    meta.create_bookkeeping()
+    assert meta.labels == [3, 1, 7]
+    assert meta.labels_to_indices == {3: [0, 2], 1: [1, 4], 7: [3]}
+    assert meta.indices_to_labels == {0: 3, 1: 1, 2: 3, 3: 7, 4: 1}
+    assert {meta.indices_to_labels[i] for i in tasks.sample()} == {1, 3, 7}
+
+
+def test_bookkeeping_is_created_from_what_is_known() -> None:
+    meta = MetaDataset(Growing([3, 1, 3]))
+    by_label = {"b": [2], "a": [0, 1], "empty": []}
+    meta.create_bookkeeping(labels_to_indices=by_label)
+    assert meta.labels_to_indices is by_label
+    assert meta.labels == ["b", "a", "empty"]
+    assert meta.indices_to_labels == {0: "a", 1: "a", 2: "b"}
+    by_index = {2: "c", 0: "d", 1: "c"}
+    meta.create_bookkeeping(indices_to_labels=by_index)
+    assert meta.indices_to_labels is by_index
+    assert meta.labels == ["c", "d"]
+    assert meta.labels_to_indices == {"c": [2, 1], "d": [0]}
+    meta.create_bookkeeping(by_label, by_index)
+    assert meta.indices_to_labels == {0: "a", 1: "a", 2: "b"}
+
+
+def test_bookkeeping_is_read_anew_even_where_the_labels_are_known() -> None:
+    data = Growing([3, 1])
+    data.indices_to_labels = {0: "a", 1: "b"}
+    meta = MetaDataset(data)
+    assert meta.labels == ["a", "b"]
+    meta.create_bookkeeping()
+    assert meta.labels == [3, 1]
+
+
+def test_the_constructor_calls_create_bookkeeping() -> None:
+    class Parity(MetaDataset):
+        def create_bookkeeping(self, *args: Any, **kwargs: Any) -> None:
+            super().create_bookkeeping(*args, **kwargs)
+            super().create_bookkeeping(
+                indices_to_labels={i: y % 2 for i, y in self.indices_to_labels.items()}
+            )
+
+    assert Parity(Growing([3, 1, 4])).labels_to_indices == {1: [0, 1], 0: [2]}
+
+
+def test_bookkeeping_follows_that_of_the_parts() -> None:
+    data = Growing([3, 1, 3])
+    part = MetaDataset(data)
+    kept = l2l_data.FilteredMetaDataset(part, [3])
+    both = l2l_data.UnionMetaDataset([part, kept])
+    data.examples.append(3)
+    for meta in (part, kept, both):
+        meta.create_bookkeeping()
+    assert [kept[i] for i in range(len(kept))] == [(0, 3), (2, 3), (3, 3)]
+    assert kept.labels_to_indices == {3: [0, 1, 2]}
+    assert both.labels_to_indices == {0: [0, 2, 3], 1: [1], 2: [4, 5, 6]}
+    assert both[6] == [3, 2]
+
+
+def test_labels_are_scalars() -> None:
+    with pytest.raises(ValueError, match=r"example 1: expected a scalar label; got .*\[2\]"):
+        MetaDataset(Growing([0, torch.tensor([1, 2])]))
+
+
 def test_filtered_and_united(dataset: MetaDataset) -> None:
     kept = l2l_data.FilteredMetaDataset(dataset, [4, 2])
     assert len(kept) == 10
@@ -117,7 +198,7 @@ def test_filtered_and_united(dataset: MetaDataset) -> None:
     x, label = both[10 + i]
     assert x == i
     assert label == 2 + dataset.labels.index(dataset.indices_to_labels[i])
-    with pytest.raises(ValueError, match=r"12 classes, but not \[12\]"):
+    with pytest.raises(ValueError, match=r"the 12 classes of the data set; got \[12\]"):
         l2l_data.FilteredMetaDataset(dataset, [1, 12])
 
 
