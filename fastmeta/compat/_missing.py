@@ -1,4 +1,4 @@
-"""Import aliases, and errors for names and modules of a library that its stand-in lacks."""
+"""Import aliases, and errors for names and modules that a replacement does not provide."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing_extensions import override
 
 
 def register(package: str, aliases: Mapping[str, str], instead: Mapping[str, str]) -> None:
-    """Completes a stand-in, all of whose modules have been imported.
+    """Registers the aliases and the missing names of a replacement for another library.
 
-    Names and modules of the original are registered relative to the package, as
-    ``"optim.transforms"``.
+    Call it after all modules of the package have been imported. Names and modules are relative to
+    the package, such as ``"optim.transforms"``.
+
+    Looking up a missing name raises an ``ImportError``, which, unlike an ``AttributeError``, keeps
+    its message in ``from ... import``; importing a missing module raises a ``ModuleNotFoundError``.
 
     Args:
-        package: the ``__name__`` of the stand-in.
-        aliases: from each module of the original whose contents are elsewhere in the stand-in to
-            the module that holds them.
-        instead: from advice on what to use instead to the names and modules, separated by
-            whitespace, that are missing and that it is for. Submodules of a missing module need no
-            entry. Looking one up raises an ``ImportError`` (which, unlike an ``AttributeError``,
-            keeps its message in ``from ... import``), importing one as a module a
-            ``ModuleNotFoundError``.
+        package: the ``__name__`` of the replacement.
+        aliases: maps each module of the original library that is not a file here to the module
+            that holds its contents.
+        instead: maps advice on what to use instead to the missing names and modules it applies to,
+            separated by whitespace. Submodules of a missing module need no entry.
     """
     moved = {f"{package}.{name}": f"{package}.{held_by}" for name, held_by in aliases.items()}
     absent = {f"{package}.{name}": use for use, names in instead.items() for name in names.split()}
@@ -35,19 +35,19 @@ def register(package: str, aliases: Mapping[str, str], instead: Mapping[str, str
     _FINDER.instead |= absent
     for parent in {name.rpartition(".")[0] for name in (*moved, *absent)} & sys.modules.keys():
         module = sys.modules[parent]
-        module.__dict__.setdefault("__path__", [])  # without it Python asks no finder
+        module.__dict__.setdefault("__path__", [])  # or Python does not look for submodules
         module.__dict__["__getattr__"] = _FINDER.look_up(parent)
 
 
 class _Finder(MetaPathFinder, Loader):
-    """The finder and the loader of everything registered."""
+    """Finds and loads registered modules."""
 
     def __init__(self) -> None:
         self.aliases: dict[str, str] = {}
         self.instead: dict[str, str] = {}
 
-    def look_up(self, module: str, held_by: str | None = None) -> Callable[[str], Any]:
-        """The ``__getattr__`` of a module; an alias has the attributes of ``held_by``."""
+    def look_up(self, module: str, contents: ModuleType | None = None) -> Callable[[str], Any]:
+        """The ``__getattr__`` of a module; an alias has the names of ``contents``."""
 
         def getattr_(name: str) -> Any:
             fullname = f"{module}.{name}"
@@ -55,8 +55,8 @@ class _Finder(MetaPathFinder, Loader):
                 raise ImportError(f"{module} has no {name}: {self.instead[fullname]}", name=module)
             if fullname in self.aliases:
                 return import_module(fullname)
-            if held_by is not None:
-                return getattr(import_module(held_by), name)
+            if contents is not None and not name.startswith("__"):
+                return getattr(contents, name)
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
         return getattr_
@@ -77,12 +77,11 @@ class _Finder(MetaPathFinder, Loader):
 
     @override
     def exec_module(self, module: ModuleType) -> None:
-        held_by = self.aliases[module.__name__]
-        contents = import_module(held_by)
+        contents = import_module(self.aliases[module.__name__])
         module.__doc__ = contents.__doc__
         module.__dict__["__all__"] = contents.__all__
-        module.__dict__["__getattr__"] = self.look_up(module.__name__, held_by)
+        module.__dict__["__getattr__"] = self.look_up(module.__name__, contents)
 
 
 _FINDER = _Finder()
-sys.meta_path.append(_FINDER)  # last, so that it is asked only for what no other finder has
+sys.meta_path.append(_FINDER)  # last: consulted only after all other finders

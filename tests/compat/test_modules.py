@@ -13,7 +13,7 @@ from fastmeta.compat import learn2learn as l2l
 
 PACKAGE = "fastmeta.compat.learn2learn"
 
-# Each module of learn2learn 0.2.0 with one of its names.
+# Modules of learn2learn 0.2.0 whose names are provided, each with one of them.
 PROVIDED = {
     "algorithms.base_learner": "BaseLearner",
     "algorithms.gbml": "GBML",
@@ -38,7 +38,7 @@ PROVIDED = {
     "vision.models.cnn4": "LinearBlock",
     "vision.transforms": "RandomClassRotation",
 }
-# The others, each with what its error recommends.
+# All other modules, each with a pattern of the advice in its error.
 MISSING = {
     "algorithms.lightning": r"MAML, or train a fastmeta\.MetaLearner",
     "algorithms.lightning.lightning_anil": r"fastmeta\.lightning\.LightningLearner",
@@ -150,6 +150,7 @@ def test_missing_names(module: str, name: str, advice: str) -> None:
 def test_other_names_are_absent() -> None:
     assert not hasattr(l2l, "absent")
     assert not hasattr(l2l.nn, "absent")
+    assert not hasattr(l2l.nn.misc, "__file__")  # which would make inspect take it for nn.py
     with pytest.raises(ImportError, match="cannot import name 'absent'"):
         exec(f"from {PACKAGE}.vision.models.cnn4 import absent")
     with pytest.raises(ModuleNotFoundError, match=rf"No module named '{PACKAGE}\.absent'"):

@@ -1,4 +1,4 @@
-"""Names and modules of higher 0.2.1 that the stand-in lacks."""
+"""What to use instead of missing names and modules of higher 0.2.1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of learn2learn 0.2.0 that are elsewhere in the stand-in; names and modules it lacks."""
+"""Aliases of modules of learn2learn 0.2.0, and what to use instead of missing names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of modules and other small helpers."""
+"""Module cloning and other utilities."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 
 
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:
-    """The share of rows of class scores ``(n, classes)`` that are largest at the target."""
+    """The fraction of logits ``(n, classes)`` with their maximum at the target class."""
     return (preds.argmax(dim=1) == targets).sum().float() / len(preds)
 
 
 def magic_box(x: Any) -> Any:
-    """One, with the gradient of ``x`` (DiCE, Foerster et al. 2018); what is no tensor stays."""
+    """DiCE operator: 1, with the gradient of ``x`` (Foerster et al. 2018); non-tensors as given."""
     return (x - x.detach()).exp() if isinstance(x, Tensor) else x

@@ -1,4 +1,4 @@
-"""Tasks from any classification data set."""
+"""Few-shot tasks from any classification data set."""
 
 from fastmeta.compat.learn2learn.data import transforms
 from fastmeta.compat.learn2learn.data.meta_dataset import (

@@ -86,7 +86,7 @@ class MetaDataset(Dataset[Any]):
         return {i: _scalar(self.dataset[i][1], i) for i in range(len(self.dataset))}
 
     def __getitem__(self, item: int) -> Any:
-        """The example at index ``item`` of the data set."""
+        """The example at index ``item``."""
         return self.dataset[item]
 
     def __len__(self) -> int:
@@ -112,9 +112,7 @@ class UnionMetaDataset(MetaDataset):
         examples = classes = 0
         for dataset in self.datasets:
             number = {label: classes + k for k, label in enumerate(dataset.labels)}
-            found |= {
-                examples + i: number[label] for i, label in dataset.indices_to_labels.items()
-            }
+            found |= {examples + i: number[label] for i, label in dataset.indices_to_labels.items()}
             examples += len(dataset)
             classes += len(dataset.labels)
         return found

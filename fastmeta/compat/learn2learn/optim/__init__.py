@@ -1,4 +1,4 @@
-"""Differentiable updates of parameters."""
+"""Differentiable parameter updates."""
 
 from fastmeta.compat.learn2learn.optim import transforms
 from fastmeta.compat.learn2learn.optim.parameter_update import (
