@@ -21,7 +21,7 @@ from fastmeta.compat.learn2learn.vision.datasets import (
     MiniImagenet,
 )
 from fastmeta.compat.learn2learn.vision.transforms import RandomClassRotation
-from fastmeta.data.images import pillow
+from fastmeta.data._io.images import pillow
 
 
 class BenchmarkTasksets(NamedTuple):

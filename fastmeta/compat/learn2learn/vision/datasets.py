@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastmeta.data import load_cifar_fs, load_fc100, load_mini_imagenet
-from fastmeta.data.folders import find_folder
-from fastmeta.data.images import pillow
-from fastmeta.data.omniglot_files import SIDE, SOURCE, read_part
+from fastmeta.data._io.folders import find_folder
+from fastmeta.data._io.images import pillow
+from fastmeta.data.datasets._omniglot_files import SIDE, SOURCE, read_part
 
 __all__ = ["CIFARFS", "FC100", "FullOmniglot", "MiniImagenet"]
 
