@@ -1,5 +1,5 @@
-"""Stand-ins for other meta-learning libraries: the same names, the same results.
+"""Drop-in replacements for other meta-learning libraries.
 
-Change the import line, ``from fastmeta.compat import learn2learn as l2l`` or
-``from fastmeta.compat import higher``, and the rest of a program stays.
+Import ``learn2learn`` or ``higher`` from ``fastmeta.compat``; the rest of a program stays the same,
+and so do its results.
 """

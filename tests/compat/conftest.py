@@ -11,13 +11,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def saved() -> dict[str, Any]:
-    """What the other libraries computed, see record.py."""
+    """Recorded results of the original libraries, see record.py."""
     return json.loads((Path(__file__).parent / "saved.json").read_text())
 
 
 def _installed(name: str) -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of theirs and of what they import
+        warnings.simplefilter("ignore")  # from the library and its imports
         return pytest.importorskip(name, reason=f"{name} is not installed; see benchmarks/rivals")
 
 

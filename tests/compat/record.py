@@ -1,9 +1,9 @@
-"""Writes saved.json: what learn2learn 0.2.0 and higher 0.2.1 compute, where they are installed.
+"""Records results of learn2learn 0.2.0 and higher 0.2.1 in saved.json.
 
     python tests/compat/record.py
 
-Run it where ``benchmarks/rivals/README.md`` says how to install them. The tests compare with the
-file wherever they are not.
+``benchmarks/rivals/README.md`` says how to install the libraries. Where they are not installed, the
+tests compare with the recorded results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same losses as higher itself; steps as torch's optimizers take them."""
+"""Agreement with higher, and with the steps of torch optimizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_those_saved(case: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded(case: str, saved: dict[str, Any]) -> None:
     seed(SEED)
     losses = CASES[case](ours, torch.float64)
     assert len(losses) == STEPS + 1
@@ -29,7 +29,7 @@ def test_losses_are_those_saved(case: str, saved: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_theirs(case: str, dtype: torch.dtype, higher: ModuleType) -> None:
+def test_losses_match_higher(case: str, dtype: torch.dtype, higher: ModuleType) -> None:
     number = SEED if dtype == torch.float32 else random.randrange(2**31)
     losses = []
     for library in (ours, higher):
@@ -52,11 +52,11 @@ Maker = Callable[[list[Tensor]], torch.optim.Optimizer]
     ],
 )
 @pytest.mark.parametrize("track", [False, True])
-def test_steps_are_torchs(make: Maker, track: bool) -> None:
+def test_steps_match_torch(make: Maker, track: bool) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     opt = make(list(model.parameters()))
     x = torch.randn(5, 3, dtype=torch.float64)
-    if isinstance(opt, torch.optim.SGD):  # as there, Adam goes on from a step in float32
+    if isinstance(opt, torch.optim.SGD):  # Adam counts steps in float32, as in higher
         model(x).square().sum().backward()
         opt.step()
     with ours.innerloop_ctx(model, opt, track_higher_grads=track) as (fmodel, diffopt):
@@ -75,7 +75,7 @@ def test_steps_are_torchs(make: Maker, track: bool) -> None:
         assert len(fmodel._fast_params) == 4
 
 
-def test_where_gradients_are_zero_adams_step_has_a_derivative() -> None:
+def test_adam_step_is_differentiable_at_zero_gradients() -> None:
     model = nn.Linear(2, 1, bias=False)
     opt = torch.optim.Adam(model.parameters(), lr=0.1)
     x = torch.tensor([[1.0, 0.0]])
@@ -85,7 +85,7 @@ def test_where_gradients_are_zero_adams_step_has_a_derivative() -> None:
     assert model.weight.grad.isfinite().all()
 
 
-def test_settings_can_be_learned() -> None:
+def test_hyperparameters_can_be_learned() -> None:
     model = nn.Linear(2, 1, bias=False).double()
     x = torch.rand(1, 2, dtype=torch.float64) + 0.5
 
@@ -97,14 +97,14 @@ def test_settings_can_be_learned() -> None:
                 diffopt.step(fmodel(x).square().sum())
             return fmodel(x).square().sum()
 
-    settings = [
+    hyperparameters = [
         torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.1, 0.8, 0.95)
     ]
-    assert torch.autograd.gradcheck(loss, settings)
+    assert torch.autograd.gradcheck(loss, hyperparameters)
 
 
-class Odd(nn.Module):
-    """Tied and frozen weights, a buffer, a method and an unused parameter."""
+class Irregular(nn.Module):
+    """Tied, frozen and unused weights, buffers and a method of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,25 +121,25 @@ class Odd(nn.Module):
         return self.b(self.features(x))
 
 
-def test_an_odd_module() -> None:
-    model = Odd()
+def test_irregular_module() -> None:
+    model = Irregular()
     state = {name: t.clone() for name, t in model.state_dict().items()}
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.randn(6, 2)
     with ours.innerloop_ctx(model, opt, copy_initial_weights=False) as (fmodel, diffopt):
-        assert isinstance(fmodel, Odd)
+        assert isinstance(fmodel, Irregular)
         new = diffopt.step(fmodel(x).square().sum())
         assert fmodel.a.weight is fmodel.b.weight is new[1]
         assert len(new) == len(list(model.parameters()))
         assert fmodel.unused == 1
         assert_close(fmodel.features(x).shape, x.shape)
         fmodel(x).sum().backward()
-    assert_close(model.state_dict(), state)  # running statistics, too
+    assert_close(model.state_dict(), state)  # including running statistics
     assert model.a.weight.grad is not None
     assert model.norm.weight.grad is None
 
 
-def test_gradients_may_be_changed() -> None:
+def test_grad_callback() -> None:
     model = nn.Linear(2, 1)
     opt = torch.optim.SGD(model.parameters(), lr=0.5)
     with ours.innerloop_ctx(model, opt) as (fmodel, diffopt):
@@ -148,7 +148,7 @@ def test_gradients_may_be_changed() -> None:
     assert_close(fmodel.weight, model.weight)
 
 
-def test_a_recurrent_module() -> None:
+def test_recurrent_module() -> None:
     model = nn.GRU(2, 3)
     opt = torch.optim.SGD(model.parameters(), lr=0.5)
     x = torch.randn(4, 1, 2)
@@ -169,13 +169,15 @@ def test_errors() -> None:
 
     with pytest.raises(ValueError, match="SGD, Adam, AdamW; got Adagrad"):
         enter(torch.optim.Adagrad(model.parameters()))
-    with pytest.raises(ValueError, match="amsgrad is not supported"):
+    with pytest.raises(
+        ValueError, match="without amsgrad, which is not supported; got amsgrad=True"
+    ):
         enter(torch.optim.Adam(model.parameters(), amsgrad=True))
-    with pytest.raises(ValueError, match="not the module's"):
+    with pytest.raises(ValueError, match="not in the module"):
         enter(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1))
     with pytest.raises(ValueError, match=r"override\['lr'\].* of 1, .* got 2"):
         enter(sgd, override={"lr": [1, 2]})
-    with pytest.raises(ValueError, match=r"needs params="):
+    with pytest.raises(ValueError, match=r"expected params="):
         ours.get_diff_optim(sgd, model.parameters()).step(model(torch.ones(1, 2)).sum())
     fmodel = ours.monkeypatch(model, track_higher_grads=False)
     with pytest.raises(ValueError, match="expected 2 fast weights; got 1"):

@@ -1,4 +1,4 @@
-"""The migration page runs."""
+"""The code of the migration guide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "migrate-from-learn2learn.md"
 
 
-def test_the_page_runs() -> None:
+def test_code_blocks_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     space: dict[str, object] = {}
     exec("\n".join(blocks), space)

@@ -1,4 +1,4 @@
-"""Ready tasks from files, and their images."""
+"""Benchmarks, image data sets and image transforms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastmeta.data import ClassDataset, DataError
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, ClassDataset]:
-    """Eight images of each of six classes in every split of every data set with splits."""
+    """Splits of six classes with eight images each, in place of every data set with splits."""
     splits = {
         split: ClassDataset(
             torch.randint(256, (48, 3, 84, 84), dtype=torch.uint8),
@@ -47,10 +47,10 @@ def test_benchmarks(name: str, device: str | None, files: dict[str, ClassDataset
         assert (files[split].images == image).flatten(1).all(1).sum() == 1
     assert test.sample()[1].bincount().tolist() == [5] * 2
     y = train.sample()[1]
-    assert y.diff().count_nonzero() == 3  # class by class
+    assert y.diff().count_nonzero() == 3  # grouped by class
 
 
-def test_mini_imagenet_from_0_to_1(files: dict[str, ClassDataset]) -> None:
+def test_normalized_mini_imagenet(files: dict[str, ClassDataset]) -> None:
     get = l2l.vision.benchmarks.get_tasksets
     tasks = get("mini-imagenet", train_ways=2, train_samples=2, data_augmentation="normalize")
     assert 0.9 < tasks.train.sample()[0].max() <= 1
@@ -58,7 +58,7 @@ def test_mini_imagenet_from_0_to_1(files: dict[str, ClassDataset]) -> None:
         get("mini-imagenet", data_augmentation="lee2019")
 
 
-def test_unknown_benchmarks() -> None:
+def test_unknown_benchmark() -> None:
     assert set(l2l.vision.benchmarks.list_tasksets()) == {
         "omniglot", "mini-imagenet", "fc100", "cifarfs",
     }  # fmt: skip
@@ -76,7 +76,7 @@ def test_modes(files: dict[str, ClassDataset]) -> None:
 
 @pytest.fixture
 def omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five and three characters, four drawings each, in torchvision's folders."""
+    """Five and three characters, four drawings each, in the folder layout of torchvision."""
     image = pytest.importorskip("PIL.Image")
     monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
     for part, characters in (("images_background", 5), ("images_evaluation", 3)):
@@ -103,7 +103,7 @@ def test_omniglot(omniglot: Path) -> None:
     x, y = tasks.train.sample()
     assert x.shape == (6, 1, 28, 28)
     assert sorted(y.tolist()) == [0, 0, 1, 1, 2, 2]
-    assert y[::2].equal(y[1::2])  # class by class
+    assert y[::2].equal(y[1::2])  # grouped by class
     assert x.sum((1, 2, 3)) == pytest.approx(28**2 * 40 * 30 / 105**2, rel=0.1)  # ink 1
     assert tasks.validation.sample()[1].bincount().tolist() == [4, 4]
 
@@ -128,9 +128,9 @@ def test_rotations() -> None:
         l2l.vision.transforms.RandomClassRotation(data, [0.0, angle])
 
 
-def test_the_cut_normal_distribution() -> None:
+def test_truncated_normal_initialization() -> None:
     weight = l2l.vision.models.fc_init_(torch.nn.Linear(200, 200)).weight / 0.01
     assert weight.abs().max() <= 2
     assert weight.abs().max() > 1.9
     assert abs(weight.mean()) < 0.05
-    assert abs(weight.std() - 0.8796) < 0.02  # of a normal distribution within two deviations
+    assert abs(weight.std() - 0.8796) < 0.02  # truncated at two standard deviations

@@ -1,6 +1,6 @@
-"""higher 0.2.1's interface for inner loops on an ordinary optimizer.
+"""higher 0.2.1's interface: differentiable inner loops with torch optimizers.
 
-``from fastmeta.compat import higher`` takes the place of ``import higher``.
+``from fastmeta.compat import higher`` replaces ``import higher``.
 """
 
 from __future__ import annotations
@@ -12,23 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastmeta.compat._missing import register
 from fastmeta.compat.higher import optim
+from fastmeta.compat.higher._unsupported import INSTEAD
 from fastmeta.compat.higher.functional_module import monkeypatch
 from fastmeta.compat.higher.optim import Override, get_diff_optim
-from fastmeta.compat.missing import missing
 
 __all__ = ["get_diff_optim", "innerloop_ctx", "monkeypatch", "optim"]
-
-_MONKEYPATCH = "use higher.monkeypatch."
-__getattr__ = missing(
-    __name__,
-    {
-        "patch": _MONKEYPATCH,
-        "utils": "a module's copy is a module itself: use torch.",
-        "create_diff_optim": "make the optimizer and use get_diff_optim.",
-        "register_optim": "use SGD, Adam or AdamW in the inner loop.",
-    },
-)
 
 
 @contextmanager
@@ -40,23 +30,26 @@ def innerloop_ctx(
     override: Override | None = None,
     track_higher_grads: bool = True,
 ) -> Iterator[tuple[Any, optim.DifferentiableOptimizer]]:
-    """A copy of the model, and the optimizer that takes differentiable steps on it.
+    """A functional copy of the model and a differentiable optimizer for it.
 
     Args:
         model: the model, which is not changed.
-        opt: its optimizer, SGD, Adam or AdamW, which is not changed.
-        device: where the copy is; as the model by default.
-        copy_initial_weights: whether the first fast weights are a copy out of the graph; with
-            ``False``, as in MAML, gradients reach the model's parameters.
-        override: settings of the optimizer in place of its own, see
+        opt: its optimizer (SGD, Adam or AdamW), which is not changed.
+        device: the device of the copy; that of the model by default.
+        copy_initial_weights: whether the initial fast weights are detached copies; use ``False``
+            for MAML, so that gradients reach the parameters of the model.
+        override: hyperparameters to override in the optimizer, see
             :class:`fastmeta.compat.higher.optim.DifferentiableOptimizer`.
-        track_higher_grads: whether the steps can be differentiated and earlier weights are kept.
+        track_higher_grads: whether steps can be differentiated; earlier fast weights are then kept.
 
     Raises:
-        ValueError: if the optimizer, or a setting of it, is not supported.
+        ValueError: if the optimizer or one of its options is not supported.
     """
     fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads)
     yield (
         fmodel,
         get_diff_optim(opt, model.parameters(), fmodel, device, override, track_higher_grads),
     )
+
+
+register(__name__, {}, INSTEAD)

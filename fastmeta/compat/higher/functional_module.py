@@ -1,4 +1,4 @@
-"""A copy of a module that runs on fast weights and keeps those of earlier steps."""
+"""Functional copies of modules, which run on fast weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import clone_module, refresh
+from fastmeta.compat._clone import clone_module, refresh
 
 
 class FunctionalModule(nn.Module):
-    """What :func:`monkeypatch` adds to the class of a module.
+    """Mixin that :func:`monkeypatch` adds to the class of a module.
 
     Attributes:
-        track_higher_grads: whether the weights of all steps are kept, with their graph.
+        track_higher_grads: whether the fast weights of all steps are kept, with their graph.
     """
 
     track_higher_grads: bool
@@ -23,55 +23,58 @@ class FunctionalModule(nn.Module):
     _slots: list[tuple[nn.Module, str, int]]
 
     def forward(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
-        """What the module returns.
+        """Calls the module.
 
         Args:
-            *args: of the module.
-            params: fast weights to go on with, in place of the present ones.
-            **kwargs: of the module.
+            *args: arguments of the module.
+            params: new fast weights, as in :meth:`update_params`.
+            **kwargs: keyword arguments of the module.
         """
         if params is not None:
             self.update_params(params)
         return super().forward(*args, **kwargs)
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
-        """The fast weights, those of all submodules in any case.
+        """The fast weights, including those of all submodules.
 
         Args:
-            recurse: not used.
-            time: after how many steps; the present ones by default.
+            recurse: ignored.
+            time: the number of steps after which to return them; the current ones by default.
 
         Raises:
-            ValueError: if those of an earlier step are asked for and not kept.
+            ValueError: if those of an earlier step were not kept.
         """
         if time not in (None, -1, 0) and not self.track_higher_grads:
             raise ValueError(
-                "only the present fast weights are kept with track_higher_grads=False; got "
-                f"time={time}."
+                "expected time to be None, -1 or 0, since earlier fast weights are not kept with "
+                f"track_higher_grads=False; got time={time}."
             )
         return iter(self._fast_params[-1 if time is None else time])
 
     @property
     def fast_params(self) -> list[Tensor]:
-        """The present fast weights."""
+        """The current fast weights."""
         return self._fast_params[-1]
 
     @property
     def init_fast_params(self) -> list[Tensor]:
-        """The fast weights before the first step.
+        """The initial fast weights.
 
         Raises:
-            ValueError: with ``track_higher_grads=False``, which does not keep them.
+            ValueError: if ``track_higher_grads`` is false; they are then not kept.
         """
         if not self.track_higher_grads:
-            raise ValueError("the first fast weights are not kept with track_higher_grads=False.")
+            raise ValueError(
+                "the initial fast weights are not kept with track_higher_grads=False. Set it to "
+                "True in monkeypatch or innerloop_ctx."
+            )
         return self._fast_params[0]
 
     def update_params(self, params: Iterable[Tensor]) -> None:
-        """Goes on with other fast weights.
+        """Sets the current fast weights.
 
         Raises:
-            ValueError: if there are more or fewer than parameters.
+            ValueError: if their number differs from the number of parameters.
         """
         new = list(params)
         if len(new) != len(self.fast_params):
@@ -92,15 +95,16 @@ def monkeypatch(
     copy_initial_weights: bool = True,
     track_higher_grads: bool = True,
 ) -> Any:
-    """A copy of the module, of a subclass of its class and of :class:`FunctionalModule`.
+    """A functional copy of a module.
 
-    Its buffers are its own.
+    The class of the copy derives from that of the module and from :class:`FunctionalModule`. Its
+    buffers are copies.
 
     Args:
         module: the module, which is not changed.
-        device: where the copy is; as the module by default.
-        copy_initial_weights: whether the first fast weights are a copy out of the graph; otherwise
-            gradients reach the module's parameters.
+        device: the device of the copy; that of the module by default.
+        copy_initial_weights: whether the initial fast weights are detached copies; otherwise
+            gradients reach the parameters of the module.
         track_higher_grads: whether to keep the fast weights of all steps.
     """
     params = list(module.parameters())

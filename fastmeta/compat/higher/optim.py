@@ -1,4 +1,4 @@
-"""Optimizers whose steps can be differentiated."""
+"""Differentiable optimizers."""
 
 from __future__ import annotations
 
@@ -10,51 +10,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from fastmeta.compat.missing import missing
+from typing_extensions import override
 
 Override = Mapping[str, Sequence[Any]]
 GradCallback = Callable[[Sequence[Any]], Sequence[Any]]
 
-_SUPPORTED = "use SGD, Adam or AdamW in the inner loop."
-__getattr__ = missing(
-    __name__,
-    {
-        **dict.fromkeys(
-            (
-                "DifferentiableAdadelta",
-                "DifferentiableAdagrad",
-                "DifferentiableAdamax",
-                "DifferentiableASGD",
-                "DifferentiableRMSprop",
-                "DifferentiableRprop",
-                "register_optim",
-            ),
-            _SUPPORTED,
-        ),
-        "create_diff_optim": "make the optimizer and use get_diff_optim.",
-        "get_trainable_opt_params": "pass override= with tensors that require gradients.",
-        "apply_trainable_opt_params": "write the values into the optimizer's param_groups.",
-    },
-)
-
 
 class DifferentiableOptimizer(ABC):
-    """The steps of an optimizer as functions of weights, gradients, state and settings.
+    """Base class of differentiable optimizers.
 
     Args:
-        other: the optimizer, which is not changed.
+        other: the optimizer whose hyperparameters and state to copy; it is not changed.
         reference_params: the parameters of the module.
-        fmodel: the module's copy, whose fast weights are updated.
-        device: where the state is; as the optimizer's by default.
-        override: settings in place of the optimizer's: a list with one for all parameter groups,
-            or one for each. Tensors may require gradients.
-        grad_callback: from the gradients of all parameters to those to use.
-        track_higher_grads: whether the steps can be differentiated.
+        fmodel: the functional copy of the module, whose fast weights are updated.
+        device: the device of the state; that of the state of ``other`` by default.
+        override: hyperparameters to override, each with a list of one value for all parameter
+            groups or one value for each. Values may be tensors that require gradients.
+        grad_callback: maps the gradients of all parameters to those to use.
+        track_higher_grads: whether steps can be differentiated.
 
     Raises:
-        ValueError: if a setting is not supported, or overridden by too many, or a parameter is not
-            the module's.
+        ValueError: if an option is not supported, a list of ``override`` has the wrong length, or
+            a parameter does not belong to the module.
     """
 
     UNSUPPORTED: tuple[str, ...] = ("maximize",)
@@ -75,12 +52,18 @@ class DifferentiableOptimizer(ABC):
         for group in other.param_groups:
             for name in self.UNSUPPORTED:
                 if group.get(name):
-                    raise ValueError(f"{type(other).__name__}: {name} is not supported here.")
+                    raise ValueError(
+                        f"expected {type(other).__name__} without {name}, which is not supported; "
+                        f"got {name}={group[name]!r}."
+                    )
             if not set(group["params"]) <= number.keys():
-                raise ValueError("the optimizer has a parameter that is not the module's.")
+                raise ValueError(
+                    "the optimizer has a parameter that is not in the module. Create "
+                    "the optimizer from model.parameters()."
+                )
             settings = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
-            rows = [number[p] for p in group["params"]]
-            self.param_groups.append({**settings, "params": rows})
+            indices = [number[p] for p in group["params"]]
+            self.param_groups.append({**settings, "params": indices})
             for p in group["params"]:
                 self.state[number[p]] = {
                     name: value.detach().clone().to(device) if torch.is_tensor(value) else value
@@ -108,31 +91,34 @@ class DifferentiableOptimizer(ABC):
         override: Override | None = None,
         grad_callback: GradCallback | None = None,
     ) -> list[Tensor]:
-        """One step on the loss.
+        """Takes an optimizer step and updates the functional module.
 
         Args:
             loss: a scalar.
-            params: the fast weights it depends on; those of the module's copy by default.
-            override: settings from now on.
-            grad_callback: in place of the optimizer's.
+            params: the fast weights; those of the functional module by default.
+            override: hyperparameters to override in this and later steps.
+            grad_callback: overrides that of the optimizer in this step.
 
         Returns:
-            The new fast weights, which the module's copy has from now on.
+            The new fast weights.
 
         Raises:
-            ValueError: if there are neither fast weights nor a copy of the module.
+            ValueError: if there are neither ``params`` nor a functional module.
         """
         self._override(override)
         if params is None:
             if self._fmodel is None:
-                raise ValueError("without a functional module, step needs params=.")
+                raise ValueError(
+                    "expected params= or a functional module; got neither. Pass fmodel= to "
+                    "get_diff_optim, or the fast weights to step."
+                )
             params = self._fmodel.fast_params
         new = list(params)
         grads = self._grads(loss, new, grad_callback or self._grad_callback)
         for group in self.param_groups:
             for i in group["params"]:
                 if grads[i] is not None:
-                    new[i] = self._moved(group, self.state[i], new[i], grads[i])
+                    new[i] = self._updated(group, self.state[i], new[i], grads[i])
                 if not self._track_higher_grads:
                     new[i] = new[i].detach().requires_grad_()
         if self._fmodel is not None:
@@ -152,32 +138,40 @@ class DifferentiableOptimizer(ABC):
         return grads if callback is None else callback(grads)
 
     @abstractmethod
-    def _moved(self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
-        """The parameter after a step; the state is replaced, not changed in place."""
+    def _updated(
+        self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor
+    ) -> Tensor:
+        """The parameter after a step; state tensors are replaced, not changed in place."""
 
 
 class DifferentiableSGD(DifferentiableOptimizer):
-    """``torch.optim.SGD``, with momentum, Nesterov's, dampening and weight decay."""
+    """``torch.optim.SGD``, with (Nesterov) momentum, dampening and weight decay."""
 
-    def _moved(self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
+    @override
+    def _updated(
+        self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor
+    ) -> Tensor:
         momentum = group["momentum"]
-        g = _decayed(g, group["weight_decay"], p)
-        if _given(momentum):
+        g = _add_weight_decay(g, group["weight_decay"], p)
+        if _enabled(momentum):
             before = state.get("momentum_buffer")
             now = g if before is None else momentum * before + (1 - group["dampening"]) * g
             state["momentum_buffer"] = now
             g = g + momentum * now if group["nesterov"] else now
-        moved: Tensor = p - group["lr"] * g
-        return moved
+        updated: Tensor = p - group["lr"] * g
+        return updated
 
 
 class DifferentiableAdam(DifferentiableOptimizer):
-    """``torch.optim.Adam``, with higher's epsilon: beside the root that is not yet corrected."""
+    """``torch.optim.Adam``, with epsilon added before bias correction, as in higher."""
 
     UNSUPPORTED = ("maximize", "amsgrad")
 
-    def _moved(self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
-        p, g = self._decay(group, p, g)
+    @override
+    def _updated(
+        self, group: dict[str, Any], state: dict[str, Any], p: Tensor, g: Tensor
+    ) -> Tensor:
+        p, g = self._weight_decay(group, p, g)
         beta1, beta2 = group["betas"]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
@@ -185,22 +179,23 @@ class DifferentiableAdam(DifferentiableOptimizer):
         mean = beta1 * state["exp_avg"] + (1 - beta1) * g
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
         state.update(step=step, exp_avg=mean, exp_avg_sq=square)
-        # Where all gradients were zero the root has no finite derivative, and none is wanted.
+        # The square root has no finite derivative at zero; treat it as constant there.
         safe = torch.where(square == 0, square.detach(), square)
         correction = 1 - beta2**step
         root = correction.sqrt() if torch.is_tensor(beta2) else math.sqrt(correction)
         rate = group["lr"] * root / (1 - beta1**step)
-        moved: Tensor = p - rate * (mean / (safe.sqrt() + group["eps"]))
-        return moved
+        updated: Tensor = p - rate * (mean / (safe.sqrt() + group["eps"]))
+        return updated
 
-    def _decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        return p, _decayed(g, group["weight_decay"], p)
+    def _weight_decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return p, _add_weight_decay(g, group["weight_decay"], p)
 
 
 class DifferentiableAdamW(DifferentiableAdam):
     """``torch.optim.AdamW``, with epsilon as in :class:`DifferentiableAdam`."""
 
-    def _decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    @override
+    def _weight_decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         return p * (1 - group["lr"] * group["weight_decay"]), g
 
 
@@ -220,10 +215,10 @@ def get_diff_optim(
     track_higher_grads: bool = True,
     grad_callback: GradCallback | None = None,
 ) -> DifferentiableOptimizer:
-    """The differentiable form of an optimizer, see :class:`DifferentiableOptimizer`.
+    """The differentiable version of an optimizer, see :class:`DifferentiableOptimizer`.
 
     Raises:
-        ValueError: if it is another optimizer than SGD, Adam or AdamW.
+        ValueError: if the optimizer is not SGD, Adam or AdamW.
     """
     kind = _KINDS.get(type(opt))
     if kind is None:
@@ -232,9 +227,9 @@ def get_diff_optim(
     return kind(opt, reference_params, fmodel, device, override, grad_callback, track_higher_grads)
 
 
-def _given(setting: Any) -> bool:
+def _enabled(setting: Any) -> bool:
     return torch.is_tensor(setting) or setting != 0
 
 
-def _decayed(g: Tensor, decay: Any, p: Tensor) -> Tensor:
-    return g + decay * p if _given(decay) else g
+def _add_weight_decay(g: Tensor, decay: Any, p: Tensor) -> Tensor:
+    return g + decay * p if _enabled(decay) else g

@@ -1,9 +1,11 @@
 """learn2learn 0.2.0's interface for gradient-based meta-learning.
 
-``from fastmeta.compat import learn2learn as l2l`` takes the place of ``import learn2learn as l2l``.
+``from fastmeta.compat import learn2learn as l2l`` replaces ``import learn2learn as l2l``.
 """
 
+from fastmeta.compat._missing import register
 from fastmeta.compat.learn2learn import algorithms, data, nn, optim, utils, vision
+from fastmeta.compat.learn2learn._unsupported import ALIASES, INSTEAD
 from fastmeta.compat.learn2learn.utils import (
     accuracy,
     clone_module,
@@ -13,7 +15,6 @@ from fastmeta.compat.learn2learn.utils import (
     magic_box,
     update_module,
 )
-from fastmeta.compat.missing import missing
 
 __all__ = [
     "accuracy",
@@ -31,11 +32,4 @@ __all__ = [
     "vision",
 ]
 
-__getattr__ = missing(
-    __name__,
-    {
-        **utils.NOT_HERE,
-        "gym": "use Gymnasium's environments, and MAML on the policy.",
-        "text": "use fastmeta.data.load_clinc150 or load_banking77.",
-    },
-)
+register(__name__, ALIASES, INSTEAD)

@@ -1,4 +1,4 @@
-"""Small modules."""
+"""Small ``nn.Module`` building blocks."""
 
 from __future__ import annotations
 
@@ -8,30 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.missing import missing
-
 __all__ = ["Flatten", "Lambda", "Scale", "freeze", "unfreeze"]
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_KRONECKER = "use two nn.Linear, one for each side of the gradient as a matrix."
-_METRIC = "fastmeta is about gradient-based methods; compute prototypes or solvers in the loop."
-_SUBSTITUTE = "use torch.nn.utils.parametrize."
-__getattr__ = missing(
-    __name__,
-    {
-        "KroneckerLinear": _KRONECKER,
-        "KroneckerRNN": _KRONECKER,
-        "KroneckerLSTM": _KRONECKER,
-        "PrototypicalClassifier": _METRIC,
-        "SVClassifier": _METRIC,
-        "MetaModule": _SUBSTITUTE,
-        "ParameterTransform": _SUBSTITUTE,
-    },
-)
 
 
 class Lambda(nn.Module):
-    """A function as a module.
+    """Wraps a function as a module.
 
     Args:
         lmb: the function.
@@ -42,24 +25,24 @@ class Lambda(nn.Module):
         self.lmb = lmb
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """Calls the function."""
         return self.lmb(*args, **kwargs)
 
 
 class Flatten(nn.Module):
-    """Makes rows of all dimensions but the first."""
+    """Flattens all dimensions but the first."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, *s)`` as ``(n, prod(s))``."""
+        """``(n, *s)`` to ``(n, prod(s))``."""
         return x.view(x.size(0), -1)
 
 
 class Scale(nn.Module):
-    """Multiplies by learned numbers.
+    """Multiplies by learned factors.
 
     Args:
-        shape: their shape, ``(1,)`` by default.
-        alpha: what they begin with.
+        shape: the shape of the factors, ``(1,)`` by default.
+        alpha: the initial value of the factors.
     """
 
     def __init__(self, shape: int | tuple[int, ...] | None = None, alpha: float = 1.0) -> None:
@@ -72,12 +55,12 @@ class Scale(nn.Module):
 
 
 def freeze(module: _Module) -> _Module:
-    """Lets no parameter of the module get gradients, in place; detaches them from the graph."""
+    """Detaches the parameters of the module and disables their gradients, in place."""
     for p in module.parameters():
         p.detach_().requires_grad_(False)
     return module
 
 
 def unfreeze(module: _Module) -> _Module:
-    """Lets all parameters of the module get gradients, in place."""
+    """Enables gradients for all parameters of the module, in place."""
     return module.requires_grad_(True)

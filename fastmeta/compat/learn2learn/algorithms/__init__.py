@@ -1,23 +1,8 @@
-"""Wrappers of a module with ``clone()`` and ``adapt()``."""
+"""Module wrappers with ``clone()`` and ``adapt()``."""
 
 from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
 from fastmeta.compat.learn2learn.algorithms.gbml import GBML
 from fastmeta.compat.learn2learn.algorithms.maml import MAML, maml_update
 from fastmeta.compat.learn2learn.algorithms.meta_sgd import MetaSGD, meta_sgd_update
-from fastmeta.compat.missing import missing
 
 __all__ = ["GBML", "MAML", "BaseLearner", "MetaSGD", "maml_update", "meta_sgd_update"]
-
-__getattr__ = missing(
-    __name__,
-    dict.fromkeys(
-        (
-            "LightningEpisodicModule",
-            "LightningMAML",
-            "LightningANIL",
-            "LightningPrototypicalNetworks",
-            "LightningMetaOptNet",
-        ),
-        "write the loop with MAML, or use fastmeta.MetaLearner, which runs in any trainer.",
-    ),
-)

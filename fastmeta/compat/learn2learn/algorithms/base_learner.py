@@ -1,4 +1,4 @@
-"""What the wrappers of a module have in common."""
+"""Base class of module wrappers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class BaseLearner(nn.Module):
-    """A module with the methods of an algorithm; other attributes are those of ``module``."""
+    """A wrapper that forwards calls and unknown attributes to ``module``."""
 
     module: nn.Module
 
@@ -22,5 +22,5 @@ class BaseLearner(nn.Module):
             return getattr(wrapped, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
+        """Calls the module."""
         return self.module(*args, **kwargs)

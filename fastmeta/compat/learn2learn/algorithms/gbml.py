@@ -1,4 +1,4 @@
-"""GBML: an inner step along a learned transform of the gradients."""
+"""GBML: inner steps with learned gradient transforms."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import clone_module
-from fastmeta.compat.learn2learn.gradients import gradients
+from fastmeta.compat._clone import clone_module
+from fastmeta.compat.learn2learn._gradients import gradients
 from fastmeta.compat.learn2learn.optim import DifferentiableSGD, ParameterUpdate, Transform
 
 
 class GBML(nn.Module):
-    """Any transform of inner gradients, as ``learn2learn.algorithms.GBML``.
+    """Gradient-based meta-learning with any gradient transform, as ``learn2learn.algorithms.GBML``.
 
     Args:
-        module: the module, whose parameters are the initialisation.
-        transform: from a parameter to the module that transforms its gradients, or to ``None``; its
-            parameters are learned.
+        module: the module; its parameters are the initialization.
+        transform: maps a parameter to the ``nn.Module`` that transforms its gradients, or to
+            ``None``; the parameters of these modules are learned.
         lr: the inner learning rate.
-        adapt_transform: whether the transforms' parameters adapt to a task, too: from the second
-            inner step on, before the module's.
-        first_order: whether inner gradients count as constants.
-        allow_unused: whether a loss need not depend on all parameters.
+        adapt_transform: whether to adapt the parameters of the transforms to a task as well, from
+            the second inner step on and before those of the module.
+        first_order: whether to ignore second derivatives.
+        allow_unused: whether a loss may be independent of some parameters.
         allow_nograd: whether some parameters may have ``requires_grad=False``.
-        compute_update: the transforms of all parameters, in place of new ones.
+        compute_update: existing transforms of all parameters, to use instead of new ones.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class GBML(nn.Module):
         self._params_updated = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
+        """Calls the module."""
         return self.module(*args, **kwargs)
 
     def clone(
@@ -64,13 +64,13 @@ class GBML(nn.Module):
         allow_nograd: bool | None = None,
         adapt_transform: bool | None = None,
     ) -> GBML:
-        """A copy to adapt, whose losses have gradients in module and transforms of this one.
+        """A copy to adapt; gradients of its losses reach module and transforms of this one.
 
         Args:
-            first_order: as the wrapper's by default, like the others.
-            allow_unused: see above.
-            allow_nograd: see above.
-            adapt_transform: see above.
+            first_order: defaults to that of the wrapper, like the other arguments.
+            allow_unused: whether the loss may be independent of some parameters.
+            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            adapt_transform: whether to adapt the parameters of the transforms as well.
         """
         return GBML(
             clone_module(self.module),
@@ -90,16 +90,16 @@ class GBML(nn.Module):
         allow_nograd: bool | None = None,
         allow_unused: bool | None = None,
     ) -> None:
-        """One inner step on the loss; the parameters of this clone are replaced.
+        """Takes an inner step, which replaces the parameters of this clone.
 
         Args:
-            loss: of this clone, a scalar.
-            first_order: as the wrapper's by default, like the others.
-            allow_nograd: see above.
-            allow_unused: see above.
+            loss: the loss of this clone, a scalar.
+            first_order: defaults to that of the wrapper, like the other arguments.
+            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            allow_unused: whether the loss may be independent of some parameters.
 
         Raises:
-            RuntimeError: if a parameter is unused or requires no gradient where it must.
+            RuntimeError: if a parameter is unused or frozen and that is not allowed.
         """
         second_order = not (self.first_order if first_order is None else first_order)
         allow_unused = self.allow_unused if allow_unused is None else allow_unused

@@ -1,4 +1,4 @@
-"""MAML: an inner step of gradient descent, with or without second derivatives."""
+"""MAML and first-order MAML."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import Module, clone_module, update_module
+from fastmeta.compat._clone import Module, clone_module, update_module
+from fastmeta.compat.learn2learn._gradients import gradients
 from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
-from fastmeta.compat.learn2learn.gradients import gradients
 
 
 def maml_update(
     model: Module, lr: float | Tensor, grads: Sequence[Tensor | None] | None = None
 ) -> Module:
-    """Replaces the parameters ``p`` of the model by ``p - lr * g``, differentiably.
+    """Updates the parameters of a model to ``p - lr * g``, in place and differentiably.
 
     Args:
-        model: the model, which is changed and returned.
+        model: the model.
         lr: the inner learning rate.
-        grads: one for each parameter; ``None`` leaves it as it is. Without them, what lies in the
-            parameters' attribute ``update`` is added.
+        grads: a gradient for each parameter; ``None`` leaves it unchanged. By default, the
+            ``update`` attributes of the parameters are added.
+
+    Returns:
+        The model.
     """
     if grads is None:
         return update_module(model)
@@ -28,14 +31,14 @@ def maml_update(
 
 
 class MAML(BaseLearner):
-    """Finn, Abbeel, Levine 2017, as ``learn2learn.algorithms.MAML``.
+    """MAML (Finn, Abbeel, Levine 2017), as ``learn2learn.algorithms.MAML``.
 
     Args:
-        model: the module, whose parameters are the initialisation.
+        model: the module; its parameters are the initialization.
         lr: the inner learning rate.
-        first_order: whether inner gradients count as constants (FOMAML).
-        allow_unused: whether a loss need not depend on all parameters; as ``allow_nograd`` by
-            default.
+        first_order: whether to ignore second derivatives (FOMAML).
+        allow_unused: whether a loss may be independent of some parameters; defaults to
+            ``allow_nograd``.
         allow_nograd: whether some parameters may have ``requires_grad=False``.
     """
 
@@ -61,16 +64,16 @@ class MAML(BaseLearner):
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
     ) -> None:
-        """One inner step on the loss; the parameters of this clone are replaced.
+        """Takes an inner step, which replaces the parameters of this clone.
 
         Args:
-            loss: of this clone, a scalar.
-            first_order: as the wrapper's by default, like the others.
-            allow_unused: see above.
-            allow_nograd: see above.
+            loss: the loss of this clone, a scalar.
+            first_order: defaults to that of the wrapper, like the other arguments.
+            allow_unused: whether the loss may be independent of some parameters.
+            allow_nograd: whether some parameters may have ``requires_grad=False``.
 
         Raises:
-            RuntimeError: if a parameter is unused or requires no gradient where it must.
+            RuntimeError: if a parameter is unused or frozen and that is not allowed.
         """
         grads = gradients(
             loss,
@@ -87,14 +90,12 @@ class MAML(BaseLearner):
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
     ) -> MAML:
-        """A copy to adapt, whose losses have gradients in the parameters of this one.
-
-        See :func:`fastmeta.compat.clone.clone_module`.
+        """A copy to adapt; gradients of its losses reach the parameters of this wrapper.
 
         Args:
-            first_order: as the wrapper's by default, like the others.
-            allow_unused: see above.
-            allow_nograd: see above.
+            first_order: defaults to that of the wrapper, like the other arguments.
+            allow_unused: whether the loss may be independent of some parameters.
+            allow_nograd: whether some parameters may have ``requires_grad=False``.
         """
         return MAML(
             clone_module(self.module),

@@ -1,4 +1,4 @@
-"""Meta-SGD: MAML with a learned rate for each number of each parameter."""
+"""Meta-SGD: MAML with learned elementwise inner learning rates."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import Module, clone_module, clone_parameters, update_module
+from fastmeta.compat._clone import Module, clone_module, clone_parameters, update_module
 from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
 
 
 def meta_sgd_update(model: Module, lrs: Sequence[Tensor], grads: Sequence[Tensor]) -> Module:
-    """Replaces the parameters ``p`` of the model by ``p - lr * g``, differentiably.
+    """Updates the parameters of a model to ``p - lr * g``, in place and differentiably.
 
     Args:
-        model: the model, which is changed and returned.
-        lrs: a rate for each parameter, of its shape.
+        model: the model.
+        lrs: the learning rates of each parameter, in its shape.
         grads: a gradient for each parameter.
+
+    Returns:
+        The model.
     """
     return update_module(model, [-lr * g for lr, g in zip(lrs, grads, strict=True)])
 
 
 class MetaSGD(BaseLearner):
-    """Li, Zhou, Chen, Li 2017, as ``learn2learn.algorithms.MetaSGD``.
+    """Meta-SGD (Li, Zhou, Chen, Li 2017), as ``learn2learn.algorithms.MetaSGD``.
 
     Args:
-        model: the module, whose parameters are the initialisation.
-        lr: what the learned rates begin with.
-        first_order: whether inner gradients count as constants.
-        lrs: the rates themselves, one tensor for each parameter, in place of ``lr``.
+        model: the module; its parameters are the initialization.
+        lr: the initial value of the learned rates.
+        first_order: whether to ignore second derivatives.
+        lrs: the learned rates, one tensor for each parameter; overrides ``lr``.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class MetaSGD(BaseLearner):
         self.first_order = first_order
 
     def clone(self) -> MetaSGD:
-        """A copy to adapt, whose losses have gradients in parameters and rates of this one."""
+        """A copy to adapt; gradients of its losses reach the parameters and rates of this one."""
         return MetaSGD(
             clone_module(self.module),
             lrs=clone_parameters(self.lrs),
@@ -57,11 +60,11 @@ class MetaSGD(BaseLearner):
         )
 
     def adapt(self, loss: Tensor, first_order: bool | None = None) -> None:
-        """One inner step on the loss; the parameters of this clone are replaced.
+        """Takes an inner step, which replaces the parameters of this clone.
 
         Args:
-            loss: of this clone, a scalar.
-            first_order: as the wrapper's by default.
+            loss: the loss of this clone, a scalar.
+            first_order: defaults to that of the wrapper.
         """
         first_order = self.first_order if first_order is None else first_order
         params = list(self.module.parameters())

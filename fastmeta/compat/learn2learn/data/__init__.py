@@ -1,13 +1,12 @@
-"""Tasks from any classification data set."""
+"""Few-shot tasks from any classification data set."""
 
 from fastmeta.compat.learn2learn.data import transforms
-from fastmeta.compat.learn2learn.data.description import DataDescription
 from fastmeta.compat.learn2learn.data.meta_dataset import (
     FilteredMetaDataset,
     MetaDataset,
     UnionMetaDataset,
 )
-from fastmeta.compat.learn2learn.data.taskset import TaskDataset, Taskset
+from fastmeta.compat.learn2learn.data.task_dataset import DataDescription, TaskDataset, Taskset
 from fastmeta.compat.learn2learn.data.utils import (
     InfiniteIterator,
     OnDeviceDataset,

@@ -1,4 +1,4 @@
-"""Data sets that know which examples are of which class."""
+"""Classification data sets indexed by class."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 
 class MetaDataset(Dataset[Any]):
-    """A classification data set with its examples by class.
+    """A classification data set with an index of the examples of each class.
 
     Args:
-        dataset: indexable, of ``(x, y)`` with a scalar label ``y``.
-        labels_to_indices: the examples of each class, if known; otherwise from
-            ``indices_to_labels``, given or an attribute of the data set; otherwise all examples
-            are looked at once.
-        indices_to_labels: the class of each example, if known.
+        dataset: a map-style data set of ``(x, y)`` with a scalar label ``y``.
+        labels_to_indices: the examples of each class, if known.
+        indices_to_labels: the class of each example, if known; by default the attribute
+            ``indices_to_labels`` of the data set, if it has one. If neither is known, every
+            example is loaded once.
 
     Attributes:
-        dataset: see above.
-        labels_to_indices: the positions of each class's examples.
+        dataset: the data set.
+        labels_to_indices: the indices of the examples of each class.
         indices_to_labels: the class of each example.
-        labels: the classes, in the order in which they first occur.
+        labels: the classes, in the order of ``labels_to_indices``.
 
     Raises:
-        TypeError: if ``dataset`` is no ``torch.utils.data.Dataset``.
+        TypeError: if ``dataset`` is not a ``torch.utils.data.Dataset``.
+        ValueError: if a label is not a scalar.
     """
 
     labels_to_indices: Mapping[Any, Sequence[int]]
     indices_to_labels: Mapping[int, Any]
+    labels: list[Any]
 
     def __init__(
         self,
@@ -43,37 +46,56 @@ class MetaDataset(Dataset[Any]):
                 "in a TensorDataset."
             )
         self.dataset: Any = dataset
+        if labels_to_indices is None and indices_to_labels is None:
+            indices_to_labels = getattr(dataset, "indices_to_labels", None)
+        self.create_bookkeeping(labels_to_indices, indices_to_labels)
+
+    def create_bookkeeping(
+        self,
+        labels_to_indices: Mapping[Any, Sequence[int]] | None = None,
+        indices_to_labels: Mapping[int, Any] | None = None,
+    ) -> None:
+        """Builds ``labels_to_indices``, ``indices_to_labels`` and ``labels``.
+
+        The constructor calls it; call it again after changing the data set. Without arguments,
+        every example is loaded once.
+
+        Args:
+            labels_to_indices: the examples of each class, if known; takes precedence.
+            indices_to_labels: the class of each example, if known.
+
+        Raises:
+            ValueError: if a label is not a scalar.
+        """
         if labels_to_indices is not None:
-            known = [(i, label) for label, rows in labels_to_indices.items() for i in rows]
+            indices_to_labels = {
+                i: label for label, indices in labels_to_indices.items() for i in indices
+            }
         else:
-            given = indices_to_labels or getattr(dataset, "indices_to_labels", None)
-            known = list(given.items() if given else enumerate(self._read_labels()))
-        self._keep(known)
+            if indices_to_labels is None:
+                indices_to_labels = self._read_labels()
+            by_label: dict[Any, list[int]] = {}
+            for i, label in indices_to_labels.items():
+                by_label.setdefault(label, []).append(i)
+            labels_to_indices = by_label
+        self.labels_to_indices = labels_to_indices
+        self.indices_to_labels = indices_to_labels
+        self.labels = list(labels_to_indices)
 
-    def _read_labels(self) -> Iterable[Any]:
-        for i in range(len(self)):
-            label = self.dataset[i][1]
-            yield label.item() if hasattr(label, "item") else label
-
-    def _keep(self, indices_to_labels: Iterable[tuple[int, Any]]) -> None:
-        self.indices_to_labels = dict(indices_to_labels)
-        by_label: dict[Any, list[int]] = {}
-        for i, label in self.indices_to_labels.items():
-            by_label.setdefault(label, []).append(i)
-        self.labels_to_indices = by_label
-        self.labels = list(by_label)
+    def _read_labels(self) -> Mapping[int, Any]:
+        return {i: _scalar(self.dataset[i][1], i) for i in range(len(self.dataset))}
 
     def __getitem__(self, item: int) -> Any:
-        """Example number ``item`` of the data set."""
+        """The example at index ``item``."""
         return self.dataset[item]
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self.dataset)
 
 
 class UnionMetaDataset(MetaDataset):
-    """Several data sets, one after the other, whose classes are numbered through.
+    """The concatenation of several data sets, with classes renumbered consecutively.
 
     Args:
         datasets: the data sets.
@@ -81,59 +103,78 @@ class UnionMetaDataset(MetaDataset):
 
     def __init__(self, datasets: Iterable[Dataset[Any]]) -> None:
         self.datasets = [_meta(dataset) for dataset in datasets]
-        self._rows = [(dataset, i) for dataset in self.datasets for i in range(len(dataset))]
-        known: list[tuple[int, int]] = []
-        rows = classes = 0
+        self.create_bookkeeping()
+
+    @override
+    def _read_labels(self) -> Mapping[int, Any]:
+        self._positions = [(dataset, i) for dataset in self.datasets for i in range(len(dataset))]
+        found: dict[int, Any] = {}
+        examples = classes = 0
         for dataset in self.datasets:
             number = {label: classes + k for k, label in enumerate(dataset.labels)}
-            known += [(rows + i, number[label]) for i, label in dataset.indices_to_labels.items()]
-            rows += len(dataset)
+            found |= {examples + i: number[label] for i, label in dataset.indices_to_labels.items()}
+            examples += len(dataset)
             classes += len(dataset.labels)
-        self._keep(known)
+        return found
 
+    @override
     def __getitem__(self, item: int) -> Any:
-        """Example number ``item``, a list, with its class in the union."""
-        dataset, i = self._rows[item]
+        """The example at index ``item``, as a list, with its class in the union."""
+        dataset, i = self._positions[item]
         x, _, *rest = dataset[i]
         return [x, self.indices_to_labels[item], *rest]
 
+    @override
     def __len__(self) -> int:
-        """How many examples there are in all."""
-        return len(self._rows)
+        return len(self._positions)
 
 
 class FilteredMetaDataset(MetaDataset):
-    """The examples of some classes, sorted by class; classes keep their labels.
+    """The examples of selected classes, sorted by class; classes keep their labels.
 
     Args:
         dataset: the data set.
-        labels: the classes.
+        labels: the classes to keep.
 
     Raises:
-        ValueError: if the data set has no such class.
+        ValueError: if the data set lacks one of the classes.
     """
 
     def __init__(self, dataset: Dataset[Any], labels: Iterable[Any]) -> None:
         self.dataset = _meta(dataset)
-        wanted = list(labels)
-        unknown = [label for label in wanted if label not in self.dataset.labels_to_indices]
+        self._kept = list(labels)
+        self.create_bookkeeping()
+
+    @override
+    def _read_labels(self) -> Mapping[int, Any]:
+        by_label = self.dataset.labels_to_indices
+        unknown = [label for label in self._kept if label not in by_label]
         if unknown:
             raise ValueError(
-                f"the data set has {len(self.dataset.labels)} classes, but not {unknown[:10]}."
+                f"expected labels among the {len(by_label)} classes of the data set; got "
+                f"{unknown[:10]}, which it does not have."
             )
-        self.to_true_indices = [i for k in wanted for i in self.dataset.labels_to_indices[k]]
-        self._keep(
-            (n, self.dataset.indices_to_labels[i]) for n, i in enumerate(self.to_true_indices)
-        )
+        self.to_true_indices = [i for label in self._kept for i in by_label[label]]
+        return {n: self.dataset.indices_to_labels[i] for n, i in enumerate(self.to_true_indices)}
 
+    @override
     def __getitem__(self, item: int) -> Any:
-        """Example number ``item`` of those kept."""
         return self.dataset[self.to_true_indices[item]]
 
+    @override
     def __len__(self) -> int:
-        """How many examples are kept."""
         return len(self.to_true_indices)
 
 
 def _meta(dataset: Dataset[Any]) -> MetaDataset:
     return dataset if isinstance(dataset, MetaDataset) else MetaDataset(dataset)
+
+
+def _scalar(label: Any, i: int) -> Any:
+    try:
+        return label.item() if hasattr(label, "item") else label
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"example {i}: expected a scalar label; got one of shape {list(label.shape)}. Wrap the "
+            "data set in one that returns (x, y) with y an int."
+        ) from error

@@ -1,7 +1,7 @@
-"""What makes a task of a data set: which classes and examples, and how they are loaded.
+"""Task transforms: which classes and examples a task has, and how they are loaded.
 
-All draw with Python's global ``random``, in the order in which learn2learn 0.2.0 does, so that the
-same seed gives the same tasks.
+They sample with Python's global ``random`` in the same order as learn2learn 0.2.0, so the same seed
+gives the same tasks.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from fastmeta.compat.learn2learn.data.description import DataDescription, Description
 from fastmeta.compat.learn2learn.data.meta_dataset import MetaDataset
+from fastmeta.compat.learn2learn.data.task_dataset import DataDescription, Description
 
 
 class TaskTransform:
-    """From a description of a task to the next; ``None`` stands for the whole data set.
+    """Base class of task transforms.
+
+    A transform maps a task description to the next; ``None`` stands for the whole data set.
 
     Args:
         dataset: the data set.
@@ -29,7 +31,7 @@ class TaskTransform:
         return [DataDescription(i) for i in range(len(self.dataset))]
 
     def __call__(self, task_description: Description | None) -> Description:
-        """The next description."""
+        """The transformed description."""
         return self.new_task() if task_description is None else task_description
 
     def label(self, one: DataDescription) -> Any:
@@ -41,7 +43,7 @@ class LoadData(TaskTransform):
     """Loads the examples."""
 
     def __call__(self, task_description: Description | None) -> Description:
-        """The same examples, each loaded."""
+        """Appends the data set's ``__getitem__`` to the transforms of each example."""
         task = super().__call__(task_description)
         for one in task:
             one.transforms.append(self.dataset.__getitem__)
@@ -49,11 +51,11 @@ class LoadData(TaskTransform):
 
 
 class FilterLabels(TaskTransform):
-    """Keeps the examples of some classes.
+    """Keeps the examples of selected classes.
 
     Args:
         dataset: the data set.
-        labels: the classes.
+        labels: the classes to keep.
     """
 
     def __init__(self, dataset: MetaDataset, labels: Sequence[Any]) -> None:
@@ -67,19 +69,19 @@ class FilterLabels(TaskTransform):
 
 
 class ConsecutiveLabels(TaskTransform):
-    """Sorts the examples by class, as the data set numbers them."""
+    """Sorts the examples by their label in the data set."""
 
     def __call__(self, task_description: Description | None) -> Description:
-        """The same examples, sorted."""
+        """The sorted examples."""
         return sorted(super().__call__(task_description), key=self.label)
 
 
 class RemapLabels(TaskTransform):
-    """Numbers the classes of a task 0, 1, ... in random order.
+    """Relabels the classes of a task as 0, 1, ... in random order.
 
     Args:
         dataset: the data set.
-        shuffle: whether the order is random.
+        shuffle: whether to shuffle the order.
     """
 
     def __init__(self, dataset: MetaDataset, shuffle: bool = True) -> None:
@@ -87,7 +89,7 @@ class RemapLabels(TaskTransform):
         self.shuffle = shuffle
 
     def __call__(self, task_description: Description | None) -> Description:
-        """The same examples with new labels."""
+        """The relabelled examples."""
         task = super().__call__(task_description)
         labels = list({self.label(one) for one in task})
         if self.shuffle:
@@ -108,7 +110,7 @@ class NWays(TaskTransform):
 
     Args:
         dataset: the data set.
-        n: how many.
+        n: classes per task.
     """
 
     def __init__(self, dataset: MetaDataset, n: int = 2) -> None:
@@ -129,8 +131,8 @@ class KShots(TaskTransform):
 
     Args:
         dataset: the data set.
-        k: how many.
-        replacement: whether one may be drawn several times.
+        k: examples per class.
+        replacement: whether to sample with replacement.
     """
 
     def __init__(self, dataset: MetaDataset, k: int = 1, replacement: bool = False) -> None:
@@ -139,7 +141,7 @@ class KShots(TaskTransform):
         self.replacement = replacement
 
     def __call__(self, task_description: Description | None) -> Description:
-        """These examples, class by class."""
+        """The sampled examples, grouped by class."""
         by_label: dict[Any, Description] = {}
         for one in super().__call__(task_description):
             by_label.setdefault(self.label(one), []).append(one)
@@ -156,10 +158,10 @@ class FusedNWaysKShots(TaskTransform):
 
     Args:
         dataset: the data set.
-        n: how many classes.
-        k: how many examples.
-        replacement: whether an example may be drawn several times.
-        filter_labels: the classes to draw from; all by default.
+        n: classes per task.
+        k: examples per class.
+        replacement: whether to sample with replacement.
+        filter_labels: the classes to sample from; all by default.
     """
 
     def __init__(
@@ -179,7 +181,7 @@ class FusedNWaysKShots(TaskTransform):
         self._steps = (labels, NWays(dataset, n), KShots(dataset, k, replacement))
 
     def __call__(self, task_description: Description | None) -> Description:
-        """These examples."""
+        """The sampled examples."""
         if task_description is None:
             chosen = random.sample(self.filter_labels, k=self.n)
             return [DataDescription(i) for label in chosen for i in self._draw(label)]
@@ -188,7 +190,7 @@ class FusedNWaysKShots(TaskTransform):
         return task_description
 
     def _draw(self, label: Any) -> list[int]:
-        rows = self.dataset.labels_to_indices[label]
+        indices = self.dataset.labels_to_indices[label]
         if self.replacement:
-            return [random.choice(rows) for _ in range(self.k)]
-        return random.sample(rows, k=self.k)
+            return [random.choice(indices) for _ in range(self.k)]
+        return random.sample(indices, k=self.k)

@@ -1,4 +1,4 @@
-"""Data sets in memory, tasks in two parts, loaders without an end."""
+"""In-memory data sets, support and query splits, infinite loaders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Part = tuple[Tensor, Tensor]
 
 
 class OnDeviceDataset(TensorDataset):
-    """A data set of ``(tensor, label)``, loaded as a whole.
+    """A data set of ``(tensor, label)`` loaded into memory.
 
     Args:
         dataset: the data set.
-        device: where to.
-        transform: of each example's tensor, when it is asked for.
+        device: the device of the tensors.
+        transform: applied to the tensor of an example on each access.
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class OnDeviceDataset(TensorDataset):
         self.transform = transform
 
     def __getitem__(self, index: Any) -> Any:
-        """Example number ``index``, transformed, and its label."""
+        """The transformed example at ``index`` and its label."""
         x, y = (tensor[index] for tensor in self.tensors)
         return (x if self.transform is None else self.transform(x)), y
 
 
 class InfiniteIterator:
-    """Goes round a loader without an end.
+    """Iterates over a loader repeatedly, without end.
 
     Args:
-        dataloader: the loader, which gives at least one batch.
+        dataloader: the loader, with at least one batch.
     """
 
     def __init__(self, dataloader: Iterable[Any]) -> None:
@@ -52,7 +52,7 @@ class InfiniteIterator:
         self.iterator = iter(dataloader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Itself."""
+        """Returns itself."""
         return self
 
     def __next__(self) -> Any:
@@ -65,25 +65,26 @@ class InfiniteIterator:
 
 
 def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[Part, Part]:
-    """Support and query set of a task, each sorted by class.
+    """Splits a task into a support and a query set, each sorted by class.
 
     Args:
         data: ``(n, *input)``.
-        labels: ``(n,)``, each class equally often.
-        shots: the first so many examples of a class are for support, the others for query.
+        labels: ``(n,)``, with equally many examples of each class.
+        shots: support examples per class, which are the first of each class.
 
     Returns:
-        Two pairs of data and labels.
+        Data and labels of the support set, and those of the query set.
 
     Raises:
-        ValueError: if lengths differ, a class has more examples than another, or too few.
+        ValueError: if lengths differ, or classes have different numbers of examples or fewer than
+            ``shots``.
     """
     counts = labels.unique(return_counts=True)[1]
     if len(data) != len(labels) or counts.unique().numel() != 1 or counts[0] < shots:
         raise ValueError(
-            f"expected as many labels as data and at least {shots} examples of every class, of "
-            f"all equally many; got {len(data)} data, {len(labels)} labels and classes of "
-            f"{counts.tolist()}."
+            f"expected as many labels as examples, and equally many examples of each class, at "
+            f"least {shots}; got {len(data)} examples, {len(labels)} labels and classes of "
+            f"{counts.tolist()} examples."
         )
     rows = labels.argsort(stable=True).view(len(counts), -1)
     support, query = rows[:, :shots].flatten(), rows[:, shots:].flatten()

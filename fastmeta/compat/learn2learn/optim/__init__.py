@@ -1,4 +1,4 @@
-"""Differentiable updates of parameters."""
+"""Differentiable parameter updates."""
 
 from fastmeta.compat.learn2learn.optim import transforms
 from fastmeta.compat.learn2learn.optim.parameter_update import (
@@ -11,7 +11,6 @@ from fastmeta.compat.learn2learn.optim.transforms import (
     ModuleTransform,
     ReshapedTransform,
 )
-from fastmeta.compat.missing import missing
 
 __all__ = [
     "DifferentiableSGD",
@@ -22,11 +21,3 @@ __all__ = [
     "Transform",
     "transforms",
 ]
-
-__getattr__ = missing(
-    __name__,
-    {
-        **transforms.NOT_HERE,
-        "LearnableOptimizer": "compute updates with ParameterUpdate and apply update_module.",
-    },
-)

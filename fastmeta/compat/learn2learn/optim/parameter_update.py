@@ -1,4 +1,4 @@
-"""Updates of parameters: gradients, transformed."""
+"""Parameter updates from transformed gradients."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
-from fastmeta.compat.clone import update_module
-from fastmeta.compat.learn2learn.gradients import gradients
+from fastmeta.compat._clone import update_module
+from fastmeta.compat.learn2learn._gradients import gradients
+
+__all__ = ["DifferentiableSGD", "ParameterUpdate", "Transform"]
 
 Transform = Callable[[Tensor], nn.Module | None]
 
 
 class ParameterUpdate(nn.Module):
-    """The gradients of a loss, each through a module of its own.
+    """The gradients of a loss, each transformed by its own module.
 
     Args:
-        parameters: of the model that will be updated.
-        transform: from a parameter to its module, or to ``None``: then its gradient is the update.
+        parameters: the parameters of the model to update.
+        transform: maps a parameter to the module that transforms its gradient, or to ``None`` to
+            use the gradient as it is.
 
     Raises:
-        TypeError: if a transform is something else.
+        TypeError: if ``transform`` returns neither.
     """
 
     def __init__(self, parameters: Iterable[Tensor], transform: Transform) -> None:
@@ -49,14 +52,14 @@ class ParameterUpdate(nn.Module):
 
         Args:
             loss: a scalar.
-            parameters: as many as those of the constructor.
-            create_graph: whether the updates can be differentiated.
-            retain_graph: whether the loss can be differentiated again; ``create_graph`` does so.
-            allow_unused: whether the loss need not depend on all.
-            allow_nograd: whether some may have ``requires_grad=False``.
+            parameters: the parameters, as many as passed to the constructor.
+            create_graph: whether the updates can be differentiated; implies ``retain_graph``.
+            retain_graph: whether to keep the graph of the loss.
+            allow_unused: whether the loss may be independent of some parameters.
+            allow_nograd: whether some parameters may have ``requires_grad=False``.
 
         Raises:
-            RuntimeError: if a parameter is unused or requires no gradient where it must.
+            RuntimeError: if a parameter is unused or frozen and that is not allowed.
         """
         grads = gradients(
             loss,
@@ -73,7 +76,7 @@ class ParameterUpdate(nn.Module):
 
 
 class DifferentiableSGD(nn.Module):
-    """Replaces the parameters ``p`` of a module by ``p - lr * g``, differentiably.
+    """Differentiable SGD, which updates parameters to ``p - lr * g``.
 
     Args:
         lr: the learning rate.
@@ -84,11 +87,11 @@ class DifferentiableSGD(nn.Module):
         self.lr = lr
 
     def forward(self, module: nn.Module, gradients: Sequence[Tensor | None] | None = None) -> None:
-        """Changes the module.
+        """Updates the parameters of the module in place.
 
         Args:
             module: the module.
-            gradients: one for each parameter, or ``None``; by default what lies in ``.grad``.
+            gradients: a gradient, or ``None``, for each parameter; their ``.grad`` by default.
         """
         if gradients is None:
             gradients = [p.grad for p in module.parameters()]

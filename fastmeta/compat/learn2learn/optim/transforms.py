@@ -1,4 +1,4 @@
-"""Modules that make an update of a gradient, one for each parameter."""
+"""Learned gradient transforms."""
 
 from __future__ import annotations
 
@@ -9,21 +9,15 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fastmeta.compat.missing import missing
-
-NOT_HERE = dict.fromkeys(
-    ("KroneckerTransform", "TransformDictionary"),
-    "pass a function from a parameter to your module, or None, as the transform.",
-)
-__getattr__ = missing(__name__, NOT_HERE)
+__all__ = ["MetaCurvatureTransform", "ModuleTransform", "ReshapedTransform"]
 
 
 class ReshapedTransform(nn.Module):
-    """A module that sees a gradient in another shape.
+    """Applies a module to a reshaped gradient.
 
     Args:
-        transform: the module; it keeps the shape.
-        shape: what it sees.
+        transform: the module, which preserves the shape of its input.
+        shape: the shape of its input.
     """
 
     def __init__(self, transform: nn.Module, shape: tuple[int, ...]) -> None:
@@ -32,34 +26,36 @@ class ReshapedTransform(nn.Module):
         self.in_shape = shape
 
     def forward(self, grad: Tensor) -> Tensor:
-        """The update, in the shape of the gradient."""
+        """The update, with the shape of the gradient."""
         update: Tensor = self.transform(grad.view(self.in_shape))
         return update.view(grad.shape)
 
 
 class ModuleTransform:
-    """Makes a module for each parameter, which sees the gradient as ``(1, numel)``.
+    """Creates a module for each parameter, applied to the gradient reshaped to ``(1, numel)``.
 
     Args:
-        module_cls: makes a module from its input and output size, such as ``nn.Linear``.
+        module_cls: creates a module from its input and output size, such as ``nn.Linear``.
     """
 
     def __init__(self, module_cls: Callable[[int, int], nn.Module]) -> None:
         self.module_cls = module_cls
 
     def __call__(self, parameter: Tensor) -> ReshapedTransform:
-        """The transform of the parameter's gradients."""
+        """The transform for the gradients of a parameter."""
         size = parameter.numel()
         return ReshapedTransform(self.module_cls(size, size), (1, size))
 
 
 class MetaCurvatureTransform(nn.Module):
-    """A learned matrix for each dimension of a gradient (Park, Oliva 2019), at first the identity.
+    """Meta-Curvature: a learned matrix for each dimension of a gradient (Park, Oliva 2019).
+
+    The matrices are initialized to the identity.
 
     Args:
-        param: a vector, a matrix, or the weight of a 2d convolution, whose two last dimensions
-            count as one.
-        lr: a factor.
+        param: a vector, a matrix, or the weight of a 2d convolution, whose last two dimensions
+            are treated as one.
+        lr: a factor of the update.
 
     Raises:
         ValueError: if the parameter has another number of dimensions.
@@ -74,8 +70,8 @@ class MetaCurvatureTransform(nn.Module):
             return
         if self.dim not in (2, 4):
             raise ValueError(
-                "MetaCurvature takes parameters of 1, 2 or 4 dimensions; got "
-                f"{tuple(param.shape)}. Let the transform be None for others."
+                "expected a parameter of 1, 2 or 4 dimensions; got shape "
+                f"{tuple(param.shape)}. Return None as the transform of others."
             )
         eye = partial(torch.eye, dtype=param.dtype, device=param.device)
         self.mc_in = nn.Parameter(eye(param.shape[0]))
@@ -84,12 +80,12 @@ class MetaCurvatureTransform(nn.Module):
             self.mc_f = nn.Parameter(eye(prod(param.shape[2:])))
 
     def forward(self, grad: Tensor) -> Tensor:
-        """The update, in the shape of the gradient."""
+        """The update, with the shape of the gradient."""
         if self.dim == 1:
             return self.lr * (self.mc * grad)
         if self.dim == 2:
             return self.lr * (self.mc_in @ grad @ self.mc_out)
-        # In this order and with these shapes rounding is learn2learn's, too.
+        # This order and these shapes reproduce the rounding of learn2learn.
         n_in, n_out, n_f = grad.flatten(2).shape
         update = grad.flatten(2).permute(2, 0, 1).reshape(-1, n_out) @ self.mc_out
         update = (self.mc_f @ update.view(n_f, -1)).view(n_f, n_in, n_out)

@@ -1,4 +1,4 @@
-"""Images: data sets, tasks, networks."""
+"""Image data sets, task transforms, benchmarks and networks."""
 
 from fastmeta.compat.learn2learn.vision import benchmarks, datasets, models, transforms
 

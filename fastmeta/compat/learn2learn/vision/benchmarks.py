@@ -1,4 +1,4 @@
-"""Ready tasks for training, validation and test."""
+"""Standard few-shot benchmarks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastmeta.data._io.images import pillow
 
 
 class BenchmarkTasksets(NamedTuple):
-    """The tasks of a benchmark."""
+    """The training, validation and test tasks of a benchmark."""
 
     train: Taskset
     validation: Taskset
@@ -43,19 +43,19 @@ def get_tasksets(
     device: torch.device | str | None = None,
     **kwargs: Any,
 ) -> BenchmarkTasksets:
-    """The tasks that papers measure on, from files that are there.
+    """The tasks of a standard benchmark, from local files.
 
     Args:
         name: one of :func:`list_tasksets`.
-        train_ways: classes of a training task.
-        train_samples: examples of each of its classes, support and query together.
-        test_ways: classes of other tasks.
-        test_samples: examples of each of their classes.
-        num_tasks: how many tasks each set has; -1 for no end.
-        root: where the files are; see :mod:`fastmeta.compat.learn2learn.vision.datasets`.
-        device: where to keep the examples; if given, all are loaded at once.
-        **kwargs: ``data_augmentation=`` of mini-ImageNet: ``None`` for pixels from 0 to 255,
-            ``"normalize"`` to divide them by 255.
+        train_ways: classes per training task.
+        train_samples: examples per class of a training task, support and query together.
+        test_ways: classes per validation or test task.
+        test_samples: examples per class of a validation or test task.
+        num_tasks: the number of tasks in each set; -1 for unlimited.
+        root: the folder of the files; see :mod:`fastmeta.compat.learn2learn.vision.datasets`.
+        device: the device to load all examples to; by default, they are loaded on access.
+        **kwargs: for mini-ImageNet ``data_augmentation``: ``None`` for pixels from 0 to 255,
+            ``"normalize"`` for pixels from 0 to 1.
 
     Raises:
         DataError: if files are missing or corrupt.
@@ -63,8 +63,8 @@ def get_tasksets(
     """
     if name not in _BENCHMARKS:
         raise ValueError(
-            f"name must be one of {', '.join(_BENCHMARKS)}; got {name!r}. For other data, make a "
-            "data.Taskset of a data.MetaDataset."
+            f"name must be one of {', '.join(_BENCHMARKS)}; got {name!r}. For other data, "
+            "create a data.Taskset from a data.MetaDataset."
         )
     train = (train_ways, train_samples)
     test = (test_ways, test_samples)
@@ -85,14 +85,15 @@ def _omniglot(
     train: _Size, test: _Size, root: Path, device: torch.device | str | None
 ) -> list[_Part]:
     warnings.warn(
-        "the tasksets of Omniglot are those of learn2learn 0.2.0, where training, validation and "
-        "test tasks are all drawn from the same 1,623 characters. For unseen characters use "
-        "fastmeta.data.load_omniglot, or FusedNWaysKShots(filter_labels=...).",
+        "as in learn2learn 0.2.0, training, validation and test tasks of Omniglot are all sampled "
+        "from the same 1,623 characters. To test on unseen characters, use "
+        "fastmeta.data.load_omniglot or FusedNWaysKShots(filter_labels=...).",
         stacklevel=3,
     )
     data: Any = FullOmniglot(root, transform=_ink)
     dataset = MetaDataset(data if device is None else OnDeviceDataset(data, device))
-    random.shuffle(list(range(len(dataset.labels))))  # as there: the tasks that follow are the same
+    # learn2learn shuffles its labels here; later random numbers agree only if we do, too.
+    random.shuffle(list(range(len(dataset.labels))))
     return [
         (
             dataset,
@@ -109,7 +110,7 @@ def _omniglot(
 
 
 def _ink(image: Any) -> Tensor:
-    """Ink 1 on 0, ``(1, 28, 28)``."""
+    """A tensor ``(1, 28, 28)`` with ink 1 on background 0."""
     small = image.resize((28, 28), pillow().Resampling.LANCZOS)
     return 1.0 - _to_tensor(small)[None]
 
@@ -152,7 +153,7 @@ def _divide(image: Tensor) -> Tensor:
 
 
 def _to_tensor(image: Any) -> Tensor:
-    """A Pillow image as ``(*channels, H, W)`` from 0 to 1."""
+    """A Pillow image as a tensor ``(*channels, H, W)`` from 0 to 1."""
     pixels = torch.from_numpy(np.array(image))
     return (pixels if pixels.dim() == 2 else pixels.permute(2, 0, 1)).float() / 255
 

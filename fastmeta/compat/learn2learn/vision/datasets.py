@@ -1,4 +1,4 @@
-"""The data sets of the examples, from files that are there: nothing is downloaded.
+"""Image data sets from local files; nothing is downloaded.
 
 Errors about missing files say where to get them.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastmeta.compat.missing import missing
 from fastmeta.data import load_cifar_fs, load_fc100, load_mini_imagenet
 from fastmeta.data._io.folders import find_folder
 from fastmeta.data._io.images import pillow
@@ -21,30 +20,13 @@ from fastmeta.data.datasets._omniglot_files import SIDE, SOURCE, read_part
 
 __all__ = ["CIFARFS", "FC100", "FullOmniglot", "MiniImagenet"]
 
-_FOLDER = "read its images into a torch Dataset of (x, y) and pass that to data.MetaDataset."
-__getattr__ = missing(
-    __name__,
-    dict.fromkeys(
-        (
-            "CUBirds200",
-            "DescribableTextures",
-            "FGVCAircraft",
-            "FGVCFungi",
-            "Quickdraw",
-            "TieredImagenet",
-            "VGGFlower102",
-        ),
-        _FOLDER,
-    ),
-)
-
 _PARTS = ("images_background", "images_evaluation")
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _Function = Callable[[Any], Any]
 
 
 class _Labelled(Dataset[Any]):
-    """Images ``(n, C, H, W)`` of uint8 with int labels, and functions of both."""
+    """uint8 images ``(n, C, H, W)`` with int labels, and transforms of both."""
 
     def __init__(
         self,
@@ -60,7 +42,7 @@ class _Labelled(Dataset[Any]):
 
     @property
     def indices_to_labels(self) -> Mapping[int, Any]:
-        """What ``MetaDataset`` asks for, instead of looking at every image."""
+        """Lets ``MetaDataset`` read the labels without loading the images."""
         return {i: self._label(i) for i in range(len(self))}
 
     def _image(self, i: int) -> Any:
@@ -84,16 +66,16 @@ class _Labelled(Dataset[Any]):
 
 
 class FullOmniglot(_Labelled):
-    """All 1,623 characters of Omniglot, as Pillow images of 105x105, ink 0 on 255.
+    """All 1,623 characters of Omniglot, as 105x105 Pillow images with ink 0 on background 255.
 
-    Images are kept in memory: 360 MB.
+    The images are kept in memory (360 MB).
 
     Args:
-        root: the folder that has torchvision's ``omniglot-py/`` or ``omniglot/``, with
+        root: the folder that contains torchvision's ``omniglot-py/`` or ``omniglot/``, with
             ``images_background`` and ``images_evaluation`` as folders or ``.zip``.
-        transform: of each image.
-        target_transform: of each label.
-        download: not used.
+        transform: applied to each image.
+        target_transform: applied to each label.
+        download: ignored.
 
     Raises:
         DataError: if files are missing or corrupt.
@@ -124,14 +106,14 @@ class FullOmniglot(_Labelled):
 
 
 class CIFARFS(_Labelled):
-    """A split of CIFAR-FS, as Pillow images of 32x32; see :func:`fastmeta.data.load_cifar_fs`.
+    """A split of CIFAR-FS, as 32x32 Pillow images; see :func:`fastmeta.data.load_cifar_fs`.
 
     Args:
-        root: the folder of ``cifar-100-python`` and ``splits/cifar-fs``.
+        root: the folder that contains ``cifar-100-python`` and ``splits/cifar-fs``.
         mode: ``"train"``, ``"validation"`` or ``"test"``.
-        transform: of each image.
-        target_transform: of each label.
-        download: not used.
+        transform: applied to each image.
+        target_transform: applied to each label.
+        download: ignored.
 
     Raises:
         DataError: if files are missing or corrupt.
@@ -153,7 +135,7 @@ class CIFARFS(_Labelled):
 
 
 class FC100(CIFARFS):
-    """A split of FC100, with the lists in ``splits/fc100``; otherwise as :class:`CIFARFS`."""
+    """A split of FC100, read as :class:`CIFARFS` but with the splits of ``splits/fc100``."""
 
     _load = staticmethod(load_fc100)
 
@@ -164,11 +146,11 @@ class MiniImagenet(_Labelled):
     See :func:`fastmeta.data.load_mini_imagenet` for the files.
 
     Args:
-        root: the folder of the files, or the one that has it as ``mini-imagenet/``.
+        root: the folder of the files, or the one that contains it as ``mini-imagenet/``.
         mode: ``"train"``, ``"validation"`` or ``"test"``.
-        transform: of each image.
-        target_transform: of each label.
-        download: not used.
+        transform: applied to each image.
+        target_transform: applied to each label.
+        download: ignored.
 
     Raises:
         DataError: if files are missing or corrupt.

@@ -1,7 +1,7 @@
-"""The convolutional and fully connected networks of the examples.
+"""Convolutional and fully connected networks for few-shot benchmarks.
 
-Names of parameters, their order and, after the same seeds of torch and NumPy, their initial values
-are those of learn2learn 0.2.0, so that checkpoints load both ways.
+Parameter names, their order and, for the same torch and NumPy seeds, initial values are those of
+learn2learn 0.2.0. Checkpoints of either library load in the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.compat.learn2learn.nn import Flatten, Lambda
-from fastmeta.compat.missing import missing
 
 __all__ = [
     "CNN4",
@@ -30,30 +29,17 @@ __all__ = [
     "maml_init_",
 ]
 
-_RESNET = "use fastmeta.models.ResNet12, whose parameters have other names."
-_OWN = "pass any nn.Module of yours to MAML."
-__getattr__ = missing(
-    __name__,
-    {
-        "ResNet12": _RESNET,
-        "ResNet12Backbone": _RESNET,
-        "WRN28": _OWN,
-        "WRN28Backbone": _OWN,
-        "get_pretrained_backbone": "load the weights into your module with load_state_dict.",
-    },
-)
-
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def fc_init_(module: _Module) -> _Module:
-    """Weights from a normal distribution cut at two standard deviations of 0.01, biases zero.
+    """Truncated normal weights (standard deviation 0.01, within 2 deviations), zero biases.
 
-    Drawn with NumPy's global generator, as SciPy does.
+    Sampled with NumPy's global generator, as SciPy does.
     """
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     if weight is not None:
-        below = erfc(sqrt(2)) / 2  # the share of a normal distribution below -2
+        below = erfc(sqrt(2)) / 2  # the normal distribution function at -2
         share = below + (1 - 2 * below) * torch.from_numpy(np.random.uniform(size=weight.shape))
         weight.data.copy_(torch.special.ndtri(share) * 0.01)
     if bias is not None:
@@ -62,7 +48,7 @@ def fc_init_(module: _Module) -> _Module:
 
 
 def maml_init_(module: _Module) -> _Module:
-    """Weights by Glorot and Bengio's uniform rule, biases zero."""
+    """Glorot uniform weights, zero biases."""
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
@@ -72,11 +58,11 @@ def maml_init_(module: _Module) -> _Module:
 
 
 class LinearBlock(nn.Module):
-    """A linear layer, BatchNorm with batch statistics, ReLU.
+    """A linear layer, BatchNorm without running statistics, ReLU.
 
     Args:
-        input_size: inputs.
-        output_size: outputs.
+        input_size: input features.
+        output_size: output features.
     """
 
     def __init__(self, input_size: int, output_size: int) -> None:
@@ -92,14 +78,14 @@ class LinearBlock(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A convolution, BatchNorm with running statistics, ReLU, and pooling or a stride.
+    """A convolution, BatchNorm with running statistics, ReLU, and max pooling or a stride.
 
     Args:
-        in_channels: channels of the images.
-        out_channels: filters.
-        kernel_size: of the convolution, with padding 1.
-        max_pool: whether to pool; otherwise the convolution strides.
-        max_pool_factor: half the width of pooling, or stride.
+        in_channels: input channels.
+        out_channels: output channels.
+        kernel_size: the kernel size of the convolution, which has padding 1.
+        max_pool: whether to downsample by max pooling; otherwise by the stride.
+        max_pool_factor: half the pooling width or stride.
     """
 
     def __init__(
@@ -127,14 +113,14 @@ class ConvBlock(nn.Module):
 
 
 class ConvBase(nn.Sequential):
-    """Blocks of 3x3 convolutions, see :class:`ConvBlock`.
+    """A stack of 3x3 :class:`ConvBlock`.
 
     Args:
-        hidden: filters a block.
-        channels: channels of the images.
-        max_pool: whether blocks pool; otherwise they stride.
-        layers: how many blocks.
-        max_pool_factor: half the width of pooling, or stride.
+        hidden: channels per block.
+        channels: input channels.
+        max_pool: whether to downsample by max pooling; otherwise by strides.
+        layers: the number of blocks.
+        max_pool_factor: half the pooling width or stride.
     """
 
     def __init__(
@@ -155,14 +141,14 @@ class ConvBase(nn.Sequential):
 
 
 class CNN4Backbone(ConvBase):
-    """:class:`ConvBase` with flat outputs.
+    """:class:`ConvBase` with flattened outputs.
 
     Args:
-        hidden_size: filters a block.
-        layers: how many blocks.
-        channels: channels of the images.
-        max_pool: whether blocks pool; otherwise they stride.
-        max_pool_factor: half the width of pooling, or stride; ``4 // layers`` by default.
+        hidden_size: channels per block.
+        layers: the number of blocks.
+        channels: input channels.
+        max_pool: whether to downsample by max pooling; otherwise by strides.
+        max_pool_factor: half the pooling width or stride; ``4 // layers`` by default.
     """
 
     def __init__(
@@ -188,7 +174,7 @@ class _Classifier(nn.Module):
     classifier: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(n, output_size)`` of images."""
+        """Logits ``(n, output_size)``."""
         scores: Tensor = self.classifier(self.features(x))
         return scores
 
@@ -197,9 +183,9 @@ class OmniglotFC(_Classifier):
     """The fully connected network for Omniglot.
 
     Args:
-        input_size: pixels of an image.
-        output_size: classes.
-        sizes: of the hidden layers; 256, 128, 64 and 64 by default.
+        input_size: pixels per image.
+        output_size: the number of classes.
+        sizes: the sizes of the hidden layers; 256, 128, 64 and 64 by default.
     """
 
     def __init__(
@@ -214,12 +200,12 @@ class OmniglotFC(_Classifier):
 
 
 class OmniglotCNN(_Classifier):
-    """The strided network of Finn et al. 2017 for Omniglot, for images of 28x28.
+    """The strided network for 28x28 Omniglot images (Finn et al. 2017).
 
     Args:
-        output_size: classes.
-        hidden_size: filters a block.
-        layers: how many blocks.
+        output_size: the number of classes.
+        hidden_size: channels per block.
+        layers: the number of blocks.
     """
 
     def __init__(self, output_size: int = 5, hidden_size: int = 64, layers: int = 4) -> None:
@@ -238,15 +224,15 @@ class OmniglotCNN(_Classifier):
 
 
 class CNN4(_Classifier):
-    """The pooled network of Ravi, Larochelle 2017 for mini-ImageNet, for images of 84x84.
+    """The max-pooled network for 84x84 mini-ImageNet images (Ravi, Larochelle 2017).
 
     Args:
-        output_size: classes.
-        hidden_size: filters a block.
-        layers: how many blocks.
-        channels: channels of the images.
-        max_pool: whether blocks pool; otherwise they stride.
-        embedding_size: features before the classifier; ``25 * hidden_size`` by default.
+        output_size: the number of classes.
+        hidden_size: channels per block.
+        layers: the number of blocks.
+        channels: input channels.
+        max_pool: whether to downsample by max pooling; otherwise by strides.
+        embedding_size: input features of the classifier; ``25 * hidden_size`` by default.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Tasks drawn from a data set, each described before it is loaded."""
+"""Tasks sampled from a data set."""
 
 from __future__ import annotations
 
@@ -9,22 +9,45 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
-from fastmeta.compat.learn2learn.data.description import Description
 from fastmeta.compat.learn2learn.data.meta_dataset import MetaDataset
 
+
+class DataDescription:
+    """An example of a task before it is loaded.
+
+    Args:
+        index: the index of the example in the data set.
+
+    Attributes:
+        index: the index of the example in the data set.
+        transforms: functions that load the example, applied in turn to ``index``.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.transforms: list[Callable[[Any], Any]] = []
+
+    def copy(self) -> DataDescription:
+        """A copy of the description with its own list of transforms."""
+        copied = DataDescription(self.index)
+        copied.transforms = list(self.transforms)
+        return copied
+
+
+Description = list[DataDescription]  # all examples of a task
 Transform = Callable[[Description | None], Description]
 
 
 class Taskset:
-    """Tasks that a chain of transforms describes, drawn with Python's global ``random``.
+    """Tasks sampled by a chain of task transforms, with Python's global ``random``.
 
     Args:
-        dataset: of ``(x, y)``.
-        task_transforms: from the description so far, at first ``None`` for all examples, to the
-            next; or one function for the whole.
-        num_tasks: how many tasks there are, each described when it is first asked for and then
-            kept; -1 for a new one each time.
-        task_collate: from a list of examples to the task, ``default_collate`` by default.
+        dataset: a data set of ``(x, y)``.
+        task_transforms: functions from a task description to the next, the first from ``None``,
+            which stands for all examples; or a single function.
+        num_tasks: the number of tasks, each sampled on first access and then kept; -1 for
+            unlimited tasks, sampled anew on each access.
+        task_collate: makes a task of a list of examples; ``default_collate`` by default.
 
     Raises:
         ValueError: if ``num_tasks`` is neither positive nor -1.
@@ -38,7 +61,7 @@ class Taskset:
         task_collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         if num_tasks < -1 or num_tasks == 0:
-            raise ValueError(f"num_tasks must be positive, or -1 for no end; got {num_tasks}.")
+            raise ValueError(f"num_tasks must be positive, or -1 for unlimited; got {num_tasks}.")
         self.dataset = dataset if isinstance(dataset, MetaDataset) else MetaDataset(dataset)
         self.task_transforms = [] if task_transforms is None else task_transforms
         self.num_tasks = num_tasks
@@ -47,7 +70,7 @@ class Taskset:
         self._next = 0
 
     def sample_task_description(self) -> Any:
-        """The description of a new task."""
+        """Samples the description of a new task."""
         if callable(self.task_transforms):
             return self.task_transforms(None)
         description: Any = None
@@ -56,7 +79,7 @@ class Taskset:
         return description
 
     def get_task(self, task_description: Description) -> Any:
-        """The task of a description: its examples, collated."""
+        """Loads and collates the examples of a task description."""
         examples = []
         for one in task_description:
             example: Any = one.index
@@ -66,15 +89,15 @@ class Taskset:
         return self.task_collate(examples)
 
     def sample(self) -> Any:
-        """A task at random."""
+        """A random task."""
         return self[random.randint(0, len(self) - 1)]
 
     def __len__(self) -> int:
-        """How many tasks there are; 1 if there is no end."""
+        """The number of tasks; 1 if unlimited."""
         return max(self.num_tasks, 1)
 
     def __getitem__(self, i: int) -> Any:
-        """Task number ``i``; a new one if there is no end."""
+        """The task at index ``i``; a new one if unlimited."""
         if self.num_tasks == -1:
             return self.get_task(self.sample_task_description())
         if i not in self.sampled_descriptions:
@@ -82,7 +105,7 @@ class Taskset:
         return self.get_task(self.sampled_descriptions[i])
 
     def __iter__(self) -> Iterator[Any]:
-        """From the first task on."""
+        """Restarts at the first task."""
         self._next = 0
         return self
 
@@ -97,7 +120,7 @@ class Taskset:
 
 
 class TaskDataset(Taskset):
-    """The old name of :class:`Taskset`."""
+    """The deprecated name of :class:`Taskset`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.warn("TaskDataset is now called Taskset.", DeprecationWarning, stacklevel=2)

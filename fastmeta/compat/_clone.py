@@ -1,4 +1,4 @@
-"""Copies of a module whose parameters are tensors of the autograd graph."""
+"""Differentiable copies of modules."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def clone_module(module: Module, memo: dict[Tensor, Tensor] | None = None) -> Module:
-    """A copy of the module whose parameters are ``clone()``d, so that gradients reach the module's.
+    """A copy of the module with ``clone()``d parameters; gradients reach those of the module.
 
-    So are buffers that require a gradient; all others (running statistics among them) are shared
-    with the module, hooks and other attributes, too. Tied parameters stay tied.
+    Buffers that require gradients are cloned as well; all other buffers (such as running
+    statistics), hooks and other attributes are shared with the module. Tied parameters stay tied.
 
     Args:
         module: the module.
-        memo: the tensors known to be replaced, and by what; those cloned are added.
+        memo: maps tensors to their clones; tensors in it are not cloned again, and new clones are
+            added.
     """
     memo = {} if memo is None else memo
     clone: Any = module.__new__(type(module))
@@ -43,18 +44,16 @@ def clone_parameters(param_list: Iterable[Tensor]) -> list[Tensor]:
 
 
 def clone_named_parameters(param_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ``clone()`` of each tensor, by name."""
+    """A ``clone()`` of each tensor, keyed by name."""
     return {name: p.clone() for name, p in param_dict.items()}
 
 
 def detach_module(module: nn.Module, keep_requires_grad: bool = False) -> None:
-    """Detaches, in place, the parameters of a cloned module from the graph.
-
-    Buffers that require a gradient, too.
+    """Detaches the parameters, and buffers that require gradients, of a clone in place.
 
     Args:
         module: the clone.
-        keep_requires_grad: whether tensors that required a gradient still do.
+        keep_requires_grad: whether tensors that required gradients still do.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.requires_grad:
@@ -66,19 +65,19 @@ def update_module(
     updates: Sequence[Tensor | None] | None = None,
     memo: dict[Tensor, Tensor] | None = None,
 ) -> Module:
-    """Replaces each parameter by its sum with its update, differentiably; the module is changed.
+    """Adds an update to each parameter of a module, in place and differentiably.
 
     Args:
-        module: a module, mostly a clone.
-        updates: one for each of ``module.parameters()``; ``None`` leaves the parameter as it is.
-            Without them, the attribute ``update`` of parameters and buffers, where they have one.
-        memo: the tensors known to be replaced, and by what; those updated are added.
+        module: the module, usually a clone.
+        updates: one for each of ``module.parameters()``; ``None`` leaves the parameter unchanged.
+            By default, the ``update`` attributes of parameters and buffers that have one.
+        memo: maps tensors to their replacements; new replacements are added.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: if there are more or fewer updates than parameters.
+        ValueError: if the number of updates differs from the number of parameters.
     """
     memo = {} if memo is None else memo
     if updates is not None:
@@ -86,7 +85,7 @@ def update_module(
         if len(params) != len(updates):
             raise ValueError(
                 f"expected an update, or None, for each of the {len(params)} parameters; got "
-                f"{len(updates)}."
+                f"{len(updates)}. Pass one for each of module.parameters()."
             )
         for param, update in zip(params, updates, strict=True):
             param.update = update
@@ -98,7 +97,7 @@ def update_module(
 
 
 def refresh(module: nn.Module) -> None:
-    """Lets a recurrent module, which keeps a list of its parameters, have the present ones."""
+    """Updates the flat list of parameters that a recurrent module keeps."""
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 

@@ -1,4 +1,4 @@
-"""The gradients that an adaptation takes."""
+"""Gradients for inner steps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ def gradients(
     allow_unused: bool,
     allow_nograd: bool,
 ) -> list[Tensor | None]:
-    """``torch.autograd.grad``, for parameters that may not all want one.
+    """``torch.autograd.grad`` that can skip frozen and unused parameters.
 
     Args:
         loss: a scalar.
-        parameters: one gradient is returned for each.
+        parameters: the parameters.
         create_graph: whether the gradients can be differentiated.
-        retain_graph: whether the loss can be differentiated again; as ``create_graph`` by default.
-        allow_unused: whether the loss need not depend on all; ``None`` for those.
-        allow_nograd: whether some may have ``requires_grad=False``; ``None`` for those.
+        retain_graph: whether to keep the graph of the loss; ``create_graph`` by default.
+        allow_unused: whether the loss may be independent of some parameters.
+        allow_nograd: whether some parameters may have ``requires_grad=False``.
+
+    Returns:
+        A gradient for each parameter; ``None`` for those that are unused or frozen.
 
     Raises:
-        RuntimeError: from torch, with advice, if one is unused or requires no gradient.
+        RuntimeError: if a parameter is unused or frozen and that is not allowed.
     """
     params = list(parameters)
     wanted = [p for p in params if p.requires_grad] if allow_nograd else params
