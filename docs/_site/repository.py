@@ -2,16 +2,20 @@
 
 Measurements write their pages beside their numbers, and the README has sections of its own. This
 hook collects those pages, puts a section in place of a link with ``<!-- include -->``
-behind it (which elsewhere is a plain link), and copies what pages link to outside of ``docs/``.
+behind it (which elsewhere is a plain link), the help of a command in place of
+``<!-- fastmeta COMMAND --help -->``, and copies what pages link to outside of ``docs/``.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -22,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COLLECTED = {
     "project/architecture.md": "ARCHITECTURE.md",
     "project/changelog.md": "CHANGELOG.md",
+    "project/contributing.md": "CONTRIBUTING.md",
     "results/notes.md": "benchmarks/NOTES.md",
     "results/rivals.md": "benchmarks/rivals/README.md",
 }
@@ -29,7 +34,8 @@ TABLES = "benchmarks/tables"
 
 _INCLUDE = re.compile(r"^\[[^\]]*\]\((?P<file>[^)#]+)#(?P<slug>[\w-]+)\) <!-- include -->$", re.M)
 _LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<target>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)")
-_NOT_RUN = re.compile(r'^(```python) not-run="[^"]+"$', re.M)  # for the tests alone
+_NOT_RUN = re.compile(r'^(```python.*) not-run="[^"]+"$', re.M)  # for the tests alone
+_HELP = re.compile(r"^<!-- fastmeta (?P<command>[\w-]+) --help -->$", re.M)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -58,7 +64,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for i, (file, slug) in enumerate(zip(parts[1::3], parts[2::3], strict=True)):
         other = (source.parent / file).resolve()
         texts[i] += place.relinked(section(other.read_text(), slug), other.parent)
-    return "".join(texts)
+    return _HELP.sub(_help, "".join(texts))
+
+
+def _help(match: re.Match[str]) -> str:
+    """What the command prints."""
+    from fastmeta.cli import main
+
+    printed = io.StringIO()
+    width = patch.dict(os.environ, COLUMNS="90")
+    with width, redirect_stdout(printed), suppress(SystemExit):
+        main([match["command"], "--help"])
+    return f"```text\n{printed.getvalue()}```"
 
 
 def section(text: str, slug: str) -> str:

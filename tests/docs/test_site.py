@@ -29,6 +29,7 @@ nav:
   - Project:
       - project/architecture.md
       - project/changelog.md
+      - project/contributing.md
       - results/notes.md
       - results/rivals.md
 """
@@ -60,7 +61,8 @@ def repository(tmp_path: Path) -> Path:
         "benchmarks/tables/sine.md": "# Sines\n\n![picture](sine.png)\n",
         "benchmarks/tables/sine.png": "png",
         "docs/gsl-study.md": "# Variants\n\n[numbers](../benchmarks/results/log.txt)\n",
-        **dict.fromkeys(("ARCHITECTURE.md", "CHANGELOG.md", "benchmarks/rivals/README.md"), "# A"),
+        **dict.fromkeys(("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"), "# A"),
+        "benchmarks/rivals/README.md": "# A",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,3 +121,8 @@ def test_a_missing_section_fails(repository: Path):
     (repository / "docs/index.md").write_text(text)
     with pytest.raises(ValueError, match="no section 'nowhere'"):
         build(repository)
+
+
+def test_the_help_of_a_command_is_included(repository: Path):
+    (repository / "docs/index.md").write_text("# Start\n\n<!-- fastmeta info --help -->\n")
+    assert "usage: fastmeta info [-h]" in (build(repository) / "index.html").read_text()
