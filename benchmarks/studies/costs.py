@@ -9,14 +9,14 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
+from fastmeta.train.builders import build_learner, build_module, find_device, task_source
 
 from benchmarks._common.memory import peak_bytes
 from benchmarks._common.timing import interleaved
 from benchmarks.studies.plan import Cell, Row, Table, config_of
-from fastmeta.learners import MetaLearner, against_exact
+from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.tasks import TaskBatch
 from fastmeta.train.checkpoint import BEST, load_checkpoint
-from fastmeta.train.setup import build_learner, build_module, find_device, task_source
 
 COLUMNS = ("row", "milliseconds", "low", "high", "megabytes", "cosine", "threads", "torch", "date")
 _BATCHES = 5
@@ -72,7 +72,7 @@ def _prepared(row: Row, runs: Path) -> tuple[MetaLearner, list[TaskBatch]]:
 
 
 def _cosine(learner: MetaLearner, batches: list[TaskBatch]) -> float:
-    found = [against_exact(learner, batch).cosine for batch in batches]
+    found = [compare_with_exact(learner, batch).cosine for batch in batches]
     return torch.stack(found).mean().item()
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks._common.memory import peak_bytes
@@ -30,11 +31,10 @@ from benchmarks._common.timing import interleaved
 from benchmarks.studies.gsl_candidates import EVERY, candidates
 from benchmarks.studies.gsl_report import draw, write_page
 from fastmeta.data import TaskSource
-from fastmeta.learners import MetaLearner, against_exact
+from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
 from fastmeta.train.evaluation import evaluate
-from fastmeta.train.setup import build_learner, build_module, metric_of, task_source
 
 CPU = torch.device("cpu")
 KEYS = ("dataset", "candidate", "seed", "steps")
@@ -92,7 +92,7 @@ def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
 
 def fidelity(learner: MetaLearner, source: TaskSource) -> dict[str, float]:
     """Comparison with the exact meta-gradient: means over the held-out meta-batches."""
-    found = [against_exact(learner, source[FIRST_HELD_OUT + i]) for i in range(COMPARED)]
+    found = [compare_with_exact(learner, source[FIRST_HELD_OUT + i]) for i in range(COMPARED)]
     return {
         column: torch.stack([getattr(one, name).mean() for one in found]).mean().item()
         for column, name in MEASURED.items()
