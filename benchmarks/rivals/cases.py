@@ -1,4 +1,4 @@
-"""What is compared: networks, tasks and inner loops, the same numbers for every contender."""
+"""Cases of the comparison: networks, tasks and inner loops, identical for all contenders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Case:
-    """A meta-gradient: the mean over tasks of the query loss's gradient in the initial weights."""
+    """A meta-gradient: mean over tasks of the query loss gradient, at the initial weights."""
 
     name: str
     network: str  # "mlp", "strided", "pooled", "resnet" or "transformer"
@@ -22,8 +22,8 @@ class Case:
     shots: int = 1
     queries: int = 15
     channels: int = 1
-    size: int = 28  # pixels across, or tokens
-    hidden: int = 64  # channels, of the first block in a ResNet; numbers in a token
+    size: int = 28  # width and height in pixels, or number of tokens
+    hidden: int = 64  # channels (in a ResNet, of the first block), or features per token
     depth: int = 4
     steps: int = 1
     order: int = 2
@@ -36,7 +36,7 @@ class Case:
 
     @property
     def regression(self) -> bool:
-        """Whether the loss is the squared error, not cross-entropy."""
+        """Whether the loss is the squared error instead of cross-entropy."""
         return self.network == "mlp"
 
 
@@ -87,7 +87,7 @@ CASES = [
 
 
 def build(case: Case) -> nn.Module:
-    """The network, in plain torch."""
+    """The network of a case, in plain torch."""
     if case.network == "resnet":
         return ResNet12(case)
     if case.network == "transformer":
@@ -112,7 +112,7 @@ def build(case: Case) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Three convolutions beside one of 1x1, then pooling."""
+    """Three convolutions with a 1x1 convolution as shortcut, then pooling."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Residual(nn.Module):
 
 
 class ResNet12(nn.Module):
-    """The few-shot ResNet-12 (Mishra et al. 2018) with widths 1, 2.5, 5 and 10 times ``hidden``."""
+    """ResNet-12 for few-shot learning (Mishra et al. 2018): widths 1, 2.5, 5, 10 x ``hidden``."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class ResNet12(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Encoder layers without dropout, the mean over tokens, and a linear head."""
+    """Encoder layers without dropout, mean over tokens, linear head."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -163,13 +163,13 @@ class Transformer(nn.Module):
 
 
 def batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``support_x, support_y, query_x, query_y``, each with the tasks first."""
+    """``support_x, support_y, query_x, query_y``, each with a leading task dimension."""
 
-    def draw(each: int) -> tuple[Tensor, Tensor]:
+    def draw(per_class: int) -> tuple[Tensor, Tensor]:
         if case.regression:
-            x = 10 * torch.rand(case.tasks, each, 1) - 5
+            x = 10 * torch.rand(case.tasks, per_class, 1) - 5
             return x, torch.sin(x + phase)
-        y = torch.arange(case.ways).repeat(each).expand(case.tasks, -1).contiguous()
+        y = torch.arange(case.ways).repeat(per_class).expand(case.tasks, -1).contiguous()
         if case.network == "transformer":
             return torch.randn(*y.shape, case.size, case.hidden), y
         return torch.rand(*y.shape, case.channels, case.size, case.size), y
@@ -179,14 +179,14 @@ def batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def save(case: Case, path: Path) -> None:
-    """Case, initial weights and tasks, for the processes of the contenders."""
+    """Writes case, initial weights and tasks, for the processes of the contenders."""
     torch.manual_seed(0)
     content = {"case": asdict(case), "state": build(case).state_dict(), "batch": batch(case)}
     torch.save(content, path)
 
 
 def load(path: Path) -> tuple[Case, nn.Module, Any]:
-    """The case of a file, its network with the initial weights, and its tasks."""
+    """Reads a case, its network with the initial weights, and its tasks."""
     content = torch.load(path)
     case = Case(**content["case"])
     module = build(case)

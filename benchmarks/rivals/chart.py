@@ -1,4 +1,4 @@
-"""The picture of a comparison."""
+"""Bar chart of a comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 
 
 def draw(rows: Sequence[tuple[str, str, float]], path: Path) -> None:
-    """Bars of ``(case, contender, times faster)``, a group a case, on a logarithmic axis."""
+    """Draws ``(case, contender, speedup)`` as bars grouped by case, on a logarithmic axis."""
     cases = list(dict.fromkeys(case for case, _, _ in rows))
     contenders = list(dict.fromkeys(name for _, name, _ in rows))
     height = 0.8 / len(contenders)

@@ -1,12 +1,13 @@
-"""Meta-gradients of fastmeta and of the others, side by side.
+"""Time of meta-gradients: fastmeta against other libraries.
 
-Every contender runs in a process of its own, in the interpreter that has it; they take turns of a
-tenth of a second, or one call. Gradients are compared before anything is timed. What an interpreter
-lacks is left out, and said so.
+Each contender runs in its own process, with the Python interpreter where it is installed. The
+contenders are timed in turns of a tenth of a second, or one call. Their gradients are compared
+before anything is timed. Contenders that are not installed are skipped with a message.
 
-    python benchmarks/rivals/compare.py --out benchmarks/results/rivals-cpu --rivals PYTHON
+    python -m benchmarks.rivals.compare --out benchmarks/results/rivals-cpu --rivals PYTHON
 
-writes ``.csv``, ``.txt`` and ``.png``. ``benchmarks/rivals/README.md`` says how to get the others.
+writes ``.csv``, ``.txt`` and ``.png``. ``benchmarks/rivals/README.md`` describes how to install the
+other libraries.
 """
 
 from __future__ import annotations
@@ -24,39 +25,39 @@ from statistics import quantiles
 from typing import IO
 
 import torch
-from cases import CASES, Case, save
-from chart import draw
 
-HERE = Path(__file__).parent
+from benchmarks.rivals.cases import CASES, Case, save
+from benchmarks.rivals.chart import draw
+
 REFERENCE, RIVAL = "plain_autograd", "learn2learn_maml"
 RIVALS = (REFERENCE, "torch_func", RIVAL, "higher_loop", "torchopt_meta", "jax_jit")
 OURS = ("fastmeta_engine", "fastmeta_kept", "matrix_floor")
-# Relative. In float32 ReLU and pooling may take the other side of a tie, and inner steps make more
-# of it: plain autograd's own gradient was off by 8 % after five (5-way 5-shot, against float64).
+# Relative error. In float32, ReLU and pooling may resolve ties differently, and inner steps amplify
+# this: after five, plain autograd differed by 8 % from float64 (5-way 5-shot).
 AGREEMENT = 0.1
 
 
 @dataclass
 class Row:
-    """A contender's milliseconds in a case."""
+    """Milliseconds of a contender in a case."""
 
     case: str
     contender: str
     ms: float
     low: float
     high: float
-    error: float  # of the gradient, relative to plain autograd's
-    times_rival: float = float("nan")  # how often faster than learn2learn
+    error: float  # of the gradient, relative to that of plain autograd
+    times_rival: float = float("nan")  # speedup over learn2learn
 
 
 class Worker:
-    """A contender's process."""
+    """Process of a contender."""
 
     def __init__(self, name: str, python: str, case_file: Path, threads: int) -> None:
         self.name = name
         self.gradient_file = case_file.with_name(f"{name}.pt")
         self.messages = case_file.with_name(f"{name}.txt").open("w+")
-        command = [python, str(HERE / "worker.py"), name, str(case_file)]
+        command = [python, "-m", "benchmarks.rivals.worker", name, str(case_file)]
         self.process = subprocess.Popen(
             [*command, str(self.gradient_file), str(threads)],
             stdin=subprocess.PIPE,
@@ -66,27 +67,27 @@ class Worker:
         )
 
     def line(self) -> str:
-        """What the process says next."""
+        """The next line of output."""
         return _open(self.process.stdout).readline().strip()
 
     def ready(self) -> bool:
-        """Waits for the gradient; says why there is none."""
+        """Waits for the gradient; prints the reason if there is none."""
         if self.line() == "ready":
             return True
         self.messages.seek(0)
-        why = self.messages.read().strip().splitlines() or ["it died"]
-        print(f"  {self.name}: left out ({why[-1]})")
+        reason = self.messages.read().strip().splitlines() or ["the process died"]
+        print(f"  {self.name}: skipped ({reason[-1]})")
         return False
 
-    def run(self, what: str = "") -> float:
-        """The seconds of one meta-gradient, or the bytes it allocates (``"memory"``)."""
+    def run(self, request: str = "") -> float:
+        """Seconds of one meta-gradient, or its peak memory in bytes (``"memory"``)."""
         stream = _open(self.process.stdin)
-        stream.write(f"{what}\n")
+        stream.write(f"{request}\n")
         stream.flush()
         return float(self.line())
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Kills the process."""
         self.messages.close()
         self.process.kill()
         self.process.communicate()
@@ -100,7 +101,7 @@ def _open(stream: IO[str] | None) -> IO[str]:
 def measure(
     case: Case, names: Sequence[str], rivals: str, seconds: float, threads: int
 ) -> list[Row]:
-    """All contenders that can run the case; raises if a gradient is wrong."""
+    """Times all contenders that can run the case; exits if a gradient is wrong."""
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
         case_file = Path(folder) / "case.pt"
@@ -113,13 +114,16 @@ def measure(
                 if not workers[-1].ready():
                     workers.pop().stop()
                     continue
-                errors[name] = float("nan")  # what computes something else
+                errors[name] = float("nan")  # for contenders without a gradient
                 if workers[-1].gradient_file.exists():
                     gradient = torch.load(workers[-1].gradient_file)
                     reference = gradient if name == REFERENCE else reference
                     errors[name] = ((gradient - reference).norm() / reference.norm()).item()
                 if errors[name] > AGREEMENT:
-                    raise SystemExit(f"{case.title}: {name} is off by {errors[name]:.1e}.")
+                    raise SystemExit(
+                        f"{case.title}: expected the gradient of {REFERENCE}, got one with a "
+                        f"relative error of {errors[name]:.1e} from {name}."
+                    )
             times: dict[str, list[float]] = {worker.name: [] for worker in workers}
             stop = time.monotonic() + seconds
             while time.monotonic() < stop or len(times[REFERENCE]) < 4:
@@ -149,10 +153,12 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
-    parser.add_argument("--rivals", default=sys.executable, help="interpreter that has the others")
-    parser.add_argument("--only", default="", help="part of the cases' titles")
-    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out")
-    parser.add_argument("--seconds", type=float, default=20.0, help="a case")
+    parser.add_argument(
+        "--rivals", default=sys.executable, help="Python interpreter with the other libraries"
+    )
+    parser.add_argument("--only", default="", help="run cases whose title contains this")
+    parser.add_argument("--without", nargs="*", default=[], help="contenders to skip")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time per case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     head = f"# torch {torch.__version__}, {args.threads} threads, {time.strftime('%Y-%m-%d')}"

@@ -1,9 +1,9 @@
-"""Peak memory of the exact meta-gradient as the inner steps grow, side by side.
+"""Peak memory of the exact meta-gradient against the number of inner steps.
 
-    python benchmarks/rivals/peak.py --out benchmarks/results/rivals-memory.txt --rivals PYTHON
+    python -m benchmarks.rivals.peak --out benchmarks/results/rivals-memory.txt --rivals PYTHON
 
-What torch allocates at most beyond what there was before, Omniglot Conv4-64, one task. "Kept" are
-the fast weights of every step, which no exact method can do without.
+Maximum memory allocated by torch during one meta-gradient, Omniglot Conv4-64, one task. The last
+column is the growth without the fast weights of all steps, which every exact method has to store.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cases import Case, build, save
-from compare import RIVALS, Worker
+
+from benchmarks.rivals.cases import Case, build, save
+from benchmarks.rivals.compare import RIVALS, Worker
 
 CASE = Case("Omniglot Conv4-64, 5-way 1-shot, 1 task", "strided", 1)
 CONTENDERS = ("plain_autograd", "learn2learn_maml", "fastmeta_engine", "fastmeta_recursion")
@@ -25,7 +26,7 @@ STEPS = (1, 5, 50)
 
 
 def peak(name: str, case: Case, rivals: str) -> float:
-    """Bytes, not a number where the contender cannot run."""
+    """Peak memory in bytes; NaN if the contender cannot run."""
     with tempfile.TemporaryDirectory() as folder:
         case_file = Path(folder) / "case.pt"
         save(case, case_file)
@@ -38,23 +39,25 @@ def peak(name: str, case: Case, rivals: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rivals", default=sys.executable, help="interpreter that has the others")
+    parser.add_argument("--out", type=Path, required=True, help="text file to write")
+    parser.add_argument(
+        "--rivals", default=sys.executable, help="Python interpreter with the other libraries"
+    )
     args = parser.parse_args()
-    kept = sum(p.nbytes for p in build(CASE).parameters())
+    fast_weights = sum(p.nbytes for p in build(CASE).parameters())
     lines = [
         f"# torch {torch.__version__}, {time.strftime('%Y-%m-%d')}: {CASE.name}, order 2, MB",
         f"{'inner steps':<20}"
         + "".join(f"{k:>9}" for k in STEPS)
-        + f"{'5 to 50, beyond kept':>24}",
+        + f"{'5 to 50, w/o weights':>24}",
     ]
     print("\n".join(lines), flush=True)
     for name in CONTENDERS:
         peaks = [peak(name, replace(CASE, steps=k), args.rivals) for k in STEPS]
-        bare = [most - k * kept for most, k in zip(peaks, STEPS, strict=True)]
+        bare = [value - k * fast_weights for value, k in zip(peaks, STEPS, strict=True)]
         lines.append(
             f"{name:<20}"
-            + "".join(f"{most / 1e6:>9.1f}" for most in peaks)
+            + "".join(f"{value / 1e6:>9.1f}" for value in peaks)
             + f"{bare[2] / bare[1] - 1:>+24.1%}"
         )
         print(lines[-1], flush=True)

@@ -1,8 +1,8 @@
-"""One contender in a process of its own: ``python worker.py CONTENDER CASE GRADIENT THREADS``.
+"""Process of a contender: ``python -m benchmarks.rivals.worker CONTENDER CASE GRADIENT THREADS``.
 
-Writes its meta-gradient, if it has one, to GRADIENT and says ``ready``; then answers every line of
-its input with a number: for ``memory``, the most bytes that torch allocates in one meta-gradient,
-else the seconds of one, the median of a turn.
+Writes its meta-gradient, if it has one, to GRADIENT and prints ``ready``. Then answers each line of
+input with a number: for ``memory`` the peak memory of one meta-gradient in bytes, otherwise its
+median seconds over a turn.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cases import load
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.append(str(Path(__file__).parents[1]))
-from memory import peak_bytes
+from benchmarks._common.memory import peak_bytes
+from benchmarks.rivals.cases import load
 
 
 def main() -> None:
     name, case_file, gradient_file, threads = sys.argv[1:]
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(threads))
-    # torch's fused attention has no second derivative; all contenders take the other one.
+    # The fused attention of torch has no second derivative, so all contenders use the plain one.
     with sdpa_kernel(SDPBackend.MATH):
         serve(name, case_file, gradient_file)
 
 
 def serve(name: str, case_file: str, gradient_file: str) -> None:
-    meta_gradient = importlib.import_module(f"contenders.{name}").make(*load(Path(case_file)))
+    contender = importlib.import_module(f"benchmarks.rivals.contenders.{name}")
+    meta_gradient = contender.make(*load(Path(case_file)))
     gradient = meta_gradient()
     if gradient is not None:
         flat = [torch.as_tensor(g).detach().double().flatten() for g in gradient]
@@ -43,13 +43,13 @@ def serve(name: str, case_file: str, gradient_file: str) -> None:
         if line.strip() == "memory":
             print(peak_bytes(meta_gradient), flush=True)
             continue
-        time.sleep(0.02)  # the threads of the one before are still spinning
-        meta_gradient()  # the caches are the other's
+        time.sleep(0.02)  # threads of the previous contender may still be spinning
+        meta_gradient()  # warm the caches
         print(turn(meta_gradient), flush=True)
 
 
 def turn(meta_gradient: Callable[[], object], seconds: float = 0.1) -> float:
-    """Seconds of a call: the median of as many as fit into a turn, at least one."""
+    """Median seconds of as many calls as fit into a turn, at least one."""
     times: list[float] = []
     while sum(times) < seconds:
         begin = time.perf_counter()

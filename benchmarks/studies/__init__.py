@@ -1,1 +1,1 @@
-"""Tables of results on real data: cells that run once, their costs, and a page of both."""
+"""Tables of results on real data, the study of GSL's variants, and the cost of layer patterns."""

@@ -1,4 +1,4 @@
-"""Cells of a table: each is run once, continues where it was cut off, and is a row of a CSV."""
+"""Cells of a table: run once, resumed after an interruption, recorded as rows of a CSV."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastmeta.train._atomic_files import write_atomic
 
 import fastmeta
+from benchmarks.studies.plan import PLACE, Cell, Table, config_of
 from fastmeta.train import ConfigError, DivergedError, TrainConfig, evaluate_run, resume, train
-from fastmeta.train._atomic_files import write_atomic
 from fastmeta.train.checkpoint import checkpoints
-from studies.plan import PLACE, Cell, Table, config_of
 
 COLUMNS = (
     *("row", "seed", "status", "metric", "mean", "ci95", "tasks", "inner_steps", "steps"),
@@ -29,11 +29,11 @@ COLUMNS = (
 
 
 class Results:
-    """The CSV of a table's finished cells, shared by processes.
+    """The CSV of the finished cells of a table, shared by processes.
 
     Args:
-        path: of the file; it need not exist.
-        order: of the rows.
+        path: file, which need not exist.
+        order: names of the rows, in the order in which they are written.
     """
 
     def __init__(self, path: Path, order: list[str]) -> None:
@@ -41,14 +41,14 @@ class Results:
         self._order = order
 
     def read(self) -> dict[tuple[str, int], dict[str, str]]:
-        """The finished cells by row and seed."""
+        """The finished cells, by row and seed."""
         if not self.path.exists():
             return {}
         with self.path.open(newline="") as file:
             return {(r["row"], int(r["seed"])): r for r in csv.DictReader(file)}
 
     def add(self, found: dict[str, Any]) -> None:
-        """Adds a cell; another process may do so at the same moment."""
+        """Adds a cell; safe if other processes do so concurrently."""
         with _locked(self.path.with_suffix(".lock")):
             known = self.read()
             known[found["row"], found["seed"]] = found
@@ -64,23 +64,23 @@ class Results:
 def run_cell(
     table: Table, cell: Cell, runs: Path, stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """Runs one cell, from its last checkpoint if there is one.
+    """Runs one cell, resuming from its last checkpoint if there is one.
 
     Args:
-        table: of the cell.
-        cell: which.
-        runs: the folder of the table's runs.
-        stop: asked after each meta-step; true ends the cell there, with a checkpoint.
+        table: table of the cell.
+        cell: cell to run.
+        runs: folder of the runs of the table.
+        stop: called after each meta-step; true stops the cell there, with a checkpoint.
 
     Returns:
-        Its row of the CSV, or ``None`` if it was stopped, is being run by another process, or tests
-        a run that is not finished.
+        Its row of the CSV, or ``None`` if it was stopped, is being run by another process, or
+        evaluates a run that is not finished.
     """
     folder = runs / f"{cell.row.of or cell.row.name}-seed{cell.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder / ".lock", wait=False):
-            results = _tested(cell, folder) if cell.row.of else _trained(cell, folder, stop)
+            results = _evaluated(cell, folder) if cell.row.of else _trained(cell, folder, stop)
     except BlockingIOError:
         return None
     except DivergedError as error:
@@ -103,7 +103,7 @@ def _trained(cell: Cell, folder: Path, stop: Callable[[], bool]) -> dict[str, An
     return {**chosen, "val": f"{results['val']['mean']:.5g}", **_score(results["test"])}
 
 
-def _tested(cell: Cell, folder: Path) -> dict[str, Any] | None:
+def _evaluated(cell: Cell, folder: Path) -> dict[str, Any] | None:
     if not (folder / "results.json").exists():
         return None
     results = evaluate_run(folder, cell.row.options)
@@ -128,16 +128,16 @@ def _stamp(table: Table, cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(table: Table, cell: Cell) -> str:
-    """A short name of all options that decide a cell's result, the same in every process.
+    """Hash of all options that determine the result of a cell, the same in every process.
 
-    Options at their default have no part in it: a later version may have more of them.
+    Options at their default are left out, so that a new option does not change the hash.
     """
     trained = Cell(table.rows[cell.row.of], cell.seed) if cell.row.of else cell
-    usual = {item.name: item.default for item in fields(TrainConfig)}
+    defaults = {item.name: item.default for item in fields(TrainConfig)}
     kept = {
         name: value
         for name, value in config_of(trained, Path()).to_dict().items()
-        if name not in PLACE and value and value != usual[name]
+        if name not in PLACE and value and value != defaults[name]
     }
     if cell.row.of:
         kept["tested with"] = dict(cell.row.options)
@@ -145,16 +145,17 @@ def fingerprint(table: Table, cell: Cell) -> str:
 
 
 def check_same(table: Table, cell: Cell, row: dict[str, str]) -> None:
-    """Makes sure that a finished cell was run with the options that the table has now.
+    """Checks that a finished cell was run with the current options of the table.
 
     Raises:
-        ConfigError: if they were others.
+        ConfigError: if its options were different.
     """
     now = fingerprint(table, cell)
     if row["config"] != now:
         raise ConfigError(
-            f"row {cell.row.name}, seed {cell.seed} was measured with other options (fingerprint "
-            f"{row['config']}, now {now}). Remove its line and its run to measure it anew."
+            f"row {cell.row.name}, seed {cell.seed} was measured with other options: expected "
+            f"fingerprint {now}, got {row['config']}. Remove its line from the CSV and its run to "
+            "measure it again."
         )
 
 

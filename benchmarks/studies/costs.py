@@ -1,4 +1,4 @@
-"""What a method's meta-step costs: time beside the others, peak memory, cosine to the exact one."""
+"""Cost of a meta-step: time, peak memory, cosine with the exact meta-gradient."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from measure import interleaved
-from memory import peak_bytes
+from fastmeta.train.builders import build_learner, build_module, find_device, task_source
 
+from benchmarks._common.memory import peak_bytes
+from benchmarks._common.timing import interleaved
+from benchmarks.studies.plan import Cell, Row, Table, config_of
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.tasks import TaskBatch
-from fastmeta.train.builders import build_learner, build_module, find_device, task_source
 from fastmeta.train.checkpoint import BEST, load_checkpoint
-from studies.plan import Cell, Row, Table, config_of
 
 COLUMNS = ("row", "milliseconds", "low", "high", "megabytes", "cosine", "threads", "torch", "date")
 _BATCHES = 5
 
 
 def measure_costs(table: Table, runs: Path, path: Path, seconds: float) -> None:
-    """Writes the costs of all rows that train, measured in one process, to a CSV.
+    """Writes the costs of all trained rows, measured in one process, to a CSV.
 
-    Each learner has the state of its first seed's best checkpoint, if there is one.
+    Each learner has the state of the best checkpoint of its first seed, if there is one.
 
     Args:
-        table: whose rows.
-        runs: the folder of the table's runs.
-        path: of the CSV.
-        seconds: to time a row.
+        table: table with the rows.
+        runs: folder of the runs of the table.
+        path: CSV to write.
+        seconds: time spent on timing each row.
     """
     steps, rows = {}, {}
     for row in table.rows.values():
@@ -77,5 +77,5 @@ def _cosine(learner: MetaLearner, batches: list[TaskBatch]) -> float:
 
 
 def _step(learner: MetaLearner, batches: list[TaskBatch]) -> Callable[[], object]:
-    turn = cycle(batches)
-    return lambda: learner.step(next(turn))
+    endless = cycle(batches)
+    return lambda: learner.step(next(endless))

@@ -1,4 +1,4 @@
-"""What a table consists of, read from its TOML file."""
+"""Rows and cells of a table, read from its TOML file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmeta.train import ConfigError, TrainConfig, configure
 from fastmeta.train.config.files import read_table
 from fastmeta.train.config.schema import check_names
 
-# Where a run lies and how it is logged does not change what it measures.
+from fastmeta.train import ConfigError, TrainConfig, configure
+
+# Options about where a run is stored and how it is logged do not change its result.
 PLACE = {"out", "data_root", "device", "threads", "log", "log_every", "checkpoint_every", "keep"}
 _QUIET = {"plots": False, "untrained": False, "checkpoint_every": 500}
 
@@ -21,12 +22,12 @@ class Row:
     """A method in a table.
 
     Attributes:
-        name: its key in the file and the CSV.
-        label: what the page calls it.
-        options: of :class:`fastmeta.train.TrainConfig`, beside those of the whole table.
-        of: the row whose trained runs this one tests with other options, instead of training.
-        seeds: of initial weights and training tasks.
-        published: a published number with its source, for the page.
+        name: key in the TOML file and the CSV.
+        label: name on the page.
+        options: options of :class:`fastmeta.train.TrainConfig`, including those of the table.
+        of: row whose trained runs this one evaluates with other options, instead of training.
+        seeds: seeds of initial weights and training tasks.
+        published: published number with its source, for the page.
     """
 
     name: str
@@ -46,14 +47,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table: one set of tasks and one budget, many methods.
+    """A table: many methods on the same tasks with the same budget.
 
     Attributes:
-        name: of the file.
-        title: of the page.
+        name: stem of the TOML file.
+        title: title of the page.
         notes: Markdown below the table.
-        reference: the row whose time and memory are 1.
-        rows: in the order of the page.
+        reference: row to which times are relative.
+        rows: rows by name, in the order of the page.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Table:
     rows: Mapping[str, Row]
 
     def cells(self, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
-        """The cells of some rows and seeds, or of all; the first seeds of all rows come first."""
+        """The cells of some rows and seeds, or all; the first seeds of all rows come first."""
         chosen = [
             Cell(row, seed)
             for row in self.rows.values()
@@ -74,12 +75,13 @@ class Table:
 
 
 def read_plan(path: Path, given: Mapping[str, Any]) -> Table:
-    """Reads a table's file; ``given`` options are for all its runs.
+    """Reads the TOML file of a table; ``given`` options apply to all its runs.
 
-    ``use`` in it lists rows of ``methods.toml`` beside it, to which its own ``[rows]`` add options.
+    ``use`` lists rows of ``methods.toml`` in the same folder, to which ``[rows]`` adds options.
 
     Raises:
-        ConfigError: if it is broken, or a row has an unknown option or refers to none.
+        ConfigError: if the file is invalid, or a row has an unknown option or refers to a row that
+            does not exist.
     """
     content = read_table(path)
     base = {**_QUIET, **content.pop("base", {}), **given}
@@ -89,7 +91,7 @@ def read_plan(path: Path, given: Mapping[str, Any]) -> Table:
     methods = read_table(path.with_name("methods.toml")) if used else {}
     for name in own:
         if name in methods and name not in used:
-            raise ConfigError(f"{path}: row {name} is one of methods.toml; name it in use, too.")
+            raise ConfigError(f"{path}: row {name} is one of methods.toml; add it to use.")
     rows = {
         name: _row(name, {**methods.get(name, {}), **own.get(name, {})}, base, seeds, path)
         for name in dict.fromkeys([*used, *own])
@@ -115,9 +117,10 @@ def _row(
 
 
 def config_of(cell: Cell, folder: Path) -> TrainConfig:
-    """The configuration of the run of a cell that trains.
+    """The configuration of the run of a trained cell.
 
-    A data option that says ``"seed"`` is the cell's: few classes are split anew for each seed.
+    A data option with value ``"seed"`` gets the seed of the cell: with few classes, each seed has
+    its own split.
     """
     given = cell.row.options.get("data_options", {})
     data = {name: cell.seed if value == "seed" else value for name, value in given.items()}

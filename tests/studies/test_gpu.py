@@ -7,20 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_tables
 import pytest
 import torch
-from gpu_page import page
+
+from benchmarks.gpu import tables
+from benchmarks.gpu.page import page
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_tables_and_their_page() -> None:
-    bench = gpu_tables.Bench("cpu", 0.0, small=True)
+    bench = tables.Bench("cpu", 0.0, small=True)
     found = {
-        "ceilings": gpu_tables.ceilings(bench),
-        "similarity_weight_combine": gpu_tables.similarity_weight_combine(bench),
-        "pack": gpu_tables.pack(bench),
+        "ceilings": tables.ceilings(bench),
+        "similarity_weight_combine": tables.similarity_weight_combine(bench),
+        "pack": tables.pack(bench),
     }
     assert all(row["ms"] > 0 for rows in found.values() for row in rows)
     for row in found["pack"]:
@@ -39,7 +40,7 @@ def test_tables_and_their_page() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, "benchmarks/gpu.py"]
+    command = [sys.executable, "-m", "benchmarks.gpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "torch sees no CUDA device" in done.stderr

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from scaling_page import COLLECTIVES, PLANS, Links, fit, page
 
+from benchmarks.scaling.page import COLLECTIVES, PLANS, Links, fit, page
 from fastmeta.distributed import cost
 
 LINKS = Links(message=3e-4, number=5e-9, product=6e-11)
@@ -12,7 +12,7 @@ ALONE = 0.02
 
 
 def measured(ranks: int, params: int) -> list[dict[str, object]]:
-    """What ``scaling.py`` would write if the model were the truth."""
+    """What ``benchmarks.scaling`` would measure if the model were the truth."""
 
     def row(kind: str, name: str, numbers: int, seconds: float) -> dict[str, object]:
         what = {"kind": kind, "network": "net", "name": name, "ranks": ranks, "numbers": numbers}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from pathlib import Path
 
 import pytest
-from studies.cells import Results, check_same, fingerprint, run_cell
-from studies.costs import measure_costs
-from studies.page import write_page
-from studies.plan import config_of, read_plan
 
+from benchmarks.studies.cells import Results, check_same, fingerprint, run_cell
+from benchmarks.studies.costs import measure_costs
+from benchmarks.studies.page import write_page
+from benchmarks.studies.plan import config_of, read_plan
 from fastmeta.train import ConfigError
 
 FILE = """
@@ -157,6 +156,6 @@ def test_errors_name_the_row(plan: Path) -> None:
 
 
 def test_the_tables_of_the_house_are_readable() -> None:
-    folder = Path(sys.modules["studies"].__file__ or "").parents[1] / "tables"
+    folder = Path(__file__).parents[2] / "benchmarks/tables"
     for path in sorted(set(folder.glob("*.toml")) - {folder / "methods.toml"}):
         assert read_plan(path, {}).cells()

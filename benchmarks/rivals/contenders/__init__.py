@@ -1,1 +1,1 @@
-"""One module a contender; ``make(case, module, batch)`` gives its meta-gradient, a callable."""
+"""One module per contender; ``make(case, module, batch)`` returns its meta-gradient, a callable."""

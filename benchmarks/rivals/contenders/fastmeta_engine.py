@@ -1,12 +1,11 @@
-"""fastmeta, as installed: ``MAML`` or ``FOMAML`` with everything left to ``auto``."""
+"""fastmeta with default options: ``MAML`` or ``FOMAML``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from cases import Case
-
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 from fastmeta import FOMAML, MAML, TaskBatch
 
 

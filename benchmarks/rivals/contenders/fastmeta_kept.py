@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cases import Case
-
-from contenders import fastmeta_engine
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders import fastmeta_engine
 from fastmeta import keep_freed_memory
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
     if not keep_freed_memory():
-        raise ImportError("freed memory can be kept on Linux with glibc only")
+        raise ImportError("keep_freed_memory() needs Linux with glibc")
     return fastmeta_engine.make(case, module, batch)

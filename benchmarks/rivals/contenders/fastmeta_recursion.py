@@ -1,12 +1,11 @@
-"""fastmeta's walk back over the inner steps, ``metagrad.Recursion``."""
+"""fastmeta with ``metagrad.Recursion``, a reverse sweep over the inner steps."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from cases import Case
-
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean

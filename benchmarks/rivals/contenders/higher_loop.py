@@ -1,4 +1,4 @@
-"""``higher``'s inner loop context."""
+"""The inner-loop context of ``higher``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import higher
 import torch
-from cases import Case
 
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
 from torch import nn
+
+from benchmarks.rivals.cases import Case
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
@@ -35,8 +36,8 @@ def make(case: Case, module: Any, batch: Any) -> Any:
 
     @jax.jit
     def mean(params: Any, *arrays: Any) -> Any:
-        rows = jax.vmap(task, in_axes=(None, 0, 0, 0, 0))(params, *arrays)
-        return [jnp.mean(row, 0) for row in rows]
+        grads = jax.vmap(task, in_axes=(None, 0, 0, 0, 0))(params, *arrays)
+        return [jnp.mean(g, 0) for g in grads]
 
     return lambda: [np.asarray(g) for g in jax.block_until_ready(mean(params, *arrays))]
 

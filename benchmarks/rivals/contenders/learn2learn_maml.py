@@ -1,13 +1,13 @@
-"""learn2learn's ``MAML`` wrapper."""
+"""The ``MAML`` wrapper of learn2learn."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import learn2learn
-from cases import Case
 
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:

@@ -1,11 +1,12 @@
-"""The loss of a case."""
+"""Loss function of a case."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch.nn.functional as F
-from cases import Case
+
+from benchmarks.rivals.cases import Case
 
 
 def loss_of(case: Case) -> Any:

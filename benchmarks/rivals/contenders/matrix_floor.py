@@ -1,6 +1,7 @@
-"""The floor: square matrix products with as many operations as the meta-gradient.
+"""Square matrix products with as many operations as the meta-gradient: a lower bound on its time.
 
-Those that autograd's convolutions and matrix products take; Winograd's convolutions need fewer.
+The operations are those of the convolutions and matrix products under autograd; Winograd
+convolutions need fewer.
 """
 
 from __future__ import annotations
@@ -8,17 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from cases import Case
 from torch.utils.flop_counter import FlopCounterMode
 
-from contenders import plain_autograd
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders import plain_autograd
 
 SIZE = 512
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
     if case.network == "mlp":
-        raise ImportError("products of this size are all overhead")
+        raise ImportError("matrix products of this size measure overhead only")
     with FlopCounterMode(display=False) as counter:
         plain_autograd.make(case, module, batch)()
     left, right = torch.randn(2, SIZE, SIZE)
@@ -27,7 +28,7 @@ def make(case: Case, module: Any, batch: Any) -> Any:
     def multiply() -> None:
         for _ in range(int(count)):
             left @ right
-        # What remains: some of the columns.
+        # The fraction left over, as some of the columns.
         left @ right[:, : round(SIZE * (count % 1))]
 
     return multiply

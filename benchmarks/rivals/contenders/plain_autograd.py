@@ -1,14 +1,14 @@
-"""A loop written by hand on ``torch.autograd.grad`` and ``functional_call``."""
+"""A hand-written loop with ``torch.autograd.grad`` and ``functional_call``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from cases import Case
 from torch.func import functional_call
 
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
@@ -27,7 +27,7 @@ def make(case: Case, module: Any, batch: Any) -> Any:
         return torch.autograd.grad(value, start if case.order == 2 else fast)
 
     def meta_gradient() -> Any:
-        rows = [task(*parts) for parts in zip(*batch, strict=True)]
-        return [sum(parts) / case.tasks for parts in zip(*rows, strict=True)]
+        grads = [task(*parts) for parts in zip(*batch, strict=True)]
+        return [sum(parts) / case.tasks for parts in zip(*grads, strict=True)]
 
     return meta_gradient

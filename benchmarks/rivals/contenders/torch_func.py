@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from cases import Case
 from torch.func import functional_call, grad, vmap
 
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
@@ -34,6 +34,6 @@ def make(case: Case, module: Any, batch: Any) -> Any:
 
     def meta_gradient() -> Any:
         with torch.no_grad():
-            return [rows.mean(0) for rows in tasks(start, *batch).values()]
+            return [grads.mean(0) for grads in tasks(start, *batch).values()]
 
     return meta_gradient

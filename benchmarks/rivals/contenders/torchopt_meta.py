@@ -1,4 +1,4 @@
-"""TorchOpt's ``MetaSGD``; it differentiates through the inner loop always."""
+"""``MetaSGD`` of TorchOpt, which always differentiates through the inner loop."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torchopt
-from cases import Case
 
-from contenders.losses import loss_of
+from benchmarks.rivals.cases import Case
+from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:

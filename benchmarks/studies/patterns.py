@@ -1,9 +1,10 @@
-"""The time of every Lambda pattern of Conv4, measured and predicted by the cost model.
+"""Adaptation time of all 31 layer patterns of Conv4, measured and predicted by the cost model.
 
-Adaptation to a 5-way 1-shot task at test time, made-up images, one thread, medians of rounds in
-turns. The model knows 14 measurements; the 31 patterns are measured apart from them. Prints tables:
+Adaptation to a 5-way 1-shot task at test time, random images, one thread, medians of interleaved
+rounds. The model is fitted to 14 measurements, none of them among those of the 31 patterns. Prints
+tables:
 
-    python benchmarks/patterns.py > benchmarks/results/patterns-cpu.txt
+    python -m benchmarks.studies.patterns > benchmarks/results/patterns-cpu.txt
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from batches import images
 
 import fastmeta
+from benchmarks._common.batches import image_batch
 from fastmeta import FOMAML, TaskBatch
 from fastmeta.models import Conv4
 from fastmeta.tuning import measure_cost, with_pattern
@@ -27,9 +28,9 @@ CPU = torch.device("cpu")
 PATTERNS = ["".join(bits) for bits in product("01", repeat=5)][1:]
 
 CASES: dict[str, tuple[Conv4, TaskBatch]] = {
-    "Omniglot, strided, 64 filters": (Conv4(1, 28, 5, 64, "stride"), images(1, 1)),
-    "Omniglot, pooled, 64 filters": (Conv4(1, 28, 5, 64, "pool"), images(1, 1)),
-    "mini-ImageNet, pooled, 32 filters": (Conv4(3, 84, 5, 32, "pool"), images(1, 1, 3, 84)),
+    "Omniglot, strided, 64 filters": (Conv4(1, 28, 5, 64, "stride"), image_batch(1, 1)),
+    "Omniglot, pooled, 64 filters": (Conv4(1, 28, 5, 64, "pool"), image_batch(1, 1)),
+    "mini-ImageNet, pooled, 32 filters": (Conv4(3, 84, 5, 32, "pool"), image_batch(1, 1, 3, 84)),
 }
 
 
@@ -46,7 +47,7 @@ def compare(name: str, module: Conv4, batch: TaskBatch, steps: int) -> None:
     plain = medians({"": partial(learner.adapt, *batch[0][:2], steps)}, CPU)[""]
 
     print(f"\n{name}, {steps} inner steps")
-    print(f"{'layer':<10}{'once below it':>15}{'step alone':>13}{'weights':>10}   ms")
+    print(f"{'layer':<10}{'prefix, once':>15}{'step':>13}{'weights':>10}   ms")
     for k, parts in enumerate(zip(model.once, model.step, model.more, strict=True)):
         once, step, more = (1e3 * part for part in parts)
         print(f"{k:<10}{once:>15.2f}{step:>13.2f}{more:>10.2f}")
@@ -59,13 +60,13 @@ def compare(name: str, module: Conv4, batch: TaskBatch, steps: int) -> None:
     errors = [abs(b / a - 1) for a, b in pairs]
     print(
         f"plain SGD {1e3 * plain:.2f} ms; correlation {correlation:.4f}, "
-        f"median error {100 * statistics.median(errors):.1f} %, largest {100 * max(errors):.1f} %"
+        f"median error {100 * statistics.median(errors):.1f} %, maximum {100 * max(errors):.1f} %"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="inner steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
     fastmeta.keep_freed_memory()

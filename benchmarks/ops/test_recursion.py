@@ -1,8 +1,8 @@
-"""The exact meta-gradient two ways: through the graph of all inner steps, or by a walk back.
+"""``Recursion`` (a reverse sweep over the inner steps) against ``Exact`` (backpropagation).
 
-Guards what the walk back promises: no slower than ``Exact`` at one inner step, and from 5 to 50
-inner steps less than 15 % more memory beyond the parameters kept. Run with
-``pytest benchmarks/test_recursion.py -s``.
+Guards the goals of ``Recursion``: at most 1.1x the time of ``Exact`` at one inner step, and from 5
+to 50 inner steps at most 15 % more memory beyond the stored fast weights. Run with
+``pytest benchmarks/ops/test_recursion.py -s``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from batches import images
-from measure import interleaved, report
-from memory import peak_bytes
 
+from benchmarks._common.batches import image_batch
+from benchmarks._common.memory import peak_bytes
+from benchmarks._common.timing import interleaved, report
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adam, Adaptation
 from fastmeta.aggregation import Mean
@@ -24,7 +24,7 @@ from fastmeta.metagrad import Exact, MetaGradient, Recursion
 from fastmeta.models import MLP, Conv4
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WAYS: dict[str, Callable[[], MetaGradient]] = {
+METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "exact": Exact,
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),
@@ -38,7 +38,7 @@ INNER: dict[str, Callable[[int], Adaptation]] = {
 
 
 def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """``mse_loss``, written so that forward mode can differentiate it."""
+    """``mse_loss``, written with ops that have forward-mode derivatives."""
     return (output - target).square().mean()
 
 
@@ -48,15 +48,15 @@ def sine(tasks: int = 4) -> tuple[torch.nn.Module, Callable, TaskBatch]:
 
 
 def omniglot(tasks: int = 4) -> tuple[torch.nn.Module, Callable, TaskBatch]:
-    """5-way 1-shot with 15 query images a class."""
-    return Conv4(1, 28, 5, downsample="stride"), F.cross_entropy, images(tasks, queries=15)
+    """5-way 1-shot with 15 query images per class."""
+    return Conv4(1, 28, 5, downsample="stride"), F.cross_entropy, image_batch(tasks, queries=15)
 
 
 CASES = {"sine MLP": sine, "Omniglot Conv4-64": omniglot}
 
 
 def learners(case: str, inner: str, steps: int, tasks: int) -> tuple[dict, TaskBatch]:
-    """One learner for each way, all from the same weights."""
+    """One learner per meta-gradient, all with the same initial weights."""
     module, loss, batch = CASES[case](tasks)
     made = {
         name: MetaLearner(
@@ -66,7 +66,7 @@ def learners(case: str, inner: str, steps: int, tasks: int) -> tuple[dict, TaskB
             metagrad=metagrad(),
             aggregation=Mean(),
         )
-        for name, metagrad in WAYS.items()
+        for name, metagrad in METAGRADS.items()
     }
     return made, batch.to(DEVICE)
 
@@ -105,7 +105,7 @@ def test_step(benchmark, case: str, steps: int) -> None:
 
 @pytest.mark.parametrize("inner", INNER)
 def test_memory(benchmark, inner: str) -> None:
-    """Omniglot, 5 to 50 inner steps; a step of Adam keeps its gradient and both moments, too."""
+    """Omniglot, 5 to 50 inner steps; each step of Adam also stores a gradient and both moments."""
     copies = {"sgd": 1, "momentum": 1, "adam": 4}[inner]
     peaks: dict[tuple[str, int], int] = {}
     size = 0
@@ -115,8 +115,8 @@ def test_memory(benchmark, inner: str) -> None:
         for name, learner in made.items():
             peaks[name, steps] = peak_bytes(timed(learner, batch), DEVICE)
     print(f"\nOmniglot Conv4-64, {inner}, peak memory of a step in MB ({DEVICE})")
-    print(f"{'inner steps':<34}{1:>10}{5:>10}{50:>10}{'50, without kept':>22}{'against 5':>12}")
-    for name in WAYS:
+    print(f"{'inner steps':<34}{1:>10}{5:>10}{50:>10}{'50, without stored':>22}{'against 5':>12}")
+    for name in METAGRADS:
         row = [peaks[name, steps] for steps in (1, 5, 50)]
         bare = [peaks[name, steps] - steps * copies * size for steps in (5, 50)]
         growth = (

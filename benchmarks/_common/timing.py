@@ -1,4 +1,4 @@
-"""Timing by ratios: every contender in the same run, interleaved, median of many rounds."""
+"""Interleaved timing: all contenders in the same run, median over many rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender: median over the rounds, and the quartiles around it."""
+    """Seconds per call of one contender: median over the rounds, and lower and upper quartile."""
 
     median: float
     low: float
@@ -20,7 +20,7 @@ class Timing:
 
 
 def wall(run: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Wall-clock seconds of one call."""
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
@@ -29,16 +29,16 @@ def wall(run: Callable[[], object]) -> float:
 def interleaved(
     contenders: Mapping[str, Callable[[], object]],
     seconds: float = 4.0,
-    least_rounds: int = 9,
+    min_rounds: int = 9,
     clock: Callable[[Callable[[], object]], float] = wall,
 ) -> dict[str, Timing]:
-    """Times all contenders turn by turn: a change of the machine's pace meets them alike."""
+    """Times all contenders in turn, so that changes of clock speed or load affect all alike."""
     for run in contenders.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(next(iter(times.values()))) < least_rounds:
+    while time.perf_counter() < stop or len(next(iter(times.values()))) < min_rounds:
         for name, run in contenders.items():
             times[name].append(clock(run))
     return {name: _summary(values) for name, values in times.items()}
@@ -50,12 +50,12 @@ def _summary(values: list[float]) -> Timing:
 
 
 def reader(buffer: torch.Tensor) -> Callable[[], object]:
-    """Reads a buffer once, at the full bandwidth of where it lies (cache or memory)."""
+    """A call that reads a buffer once, at the full bandwidth of the cache or memory it is in."""
     return buffer.view(-1).sum
 
 
 def report(title: str, timings: Mapping[str, Timing], against: str, notes: str = "") -> str:
-    """A table of milliseconds, spread and ratio; printed by the benchmarks and kept in results/."""
+    """Prints and returns a table of milliseconds, quartiles, and ratio to ``against``."""
     base = timings[against].median
     lines = [f"\n{title}", f"{'':<34}{'ms':>10}{'quartiles':>22}{'x ' + against:>22}"]
     for name, timing in timings.items():

@@ -1,11 +1,12 @@
-"""The communication model of ``fastmeta.distributed._cost`` against small runs over gloo.
+"""The cost model of ``fastmeta.distributed`` against measurements on a few gloo processes.
 
-    python benchmarks/scaling.py
+    python -m benchmarks.scaling
 
-Fits the time of a message, of a number and of a product on bare collectives with 2 and 4
-processes, then times meta-steps with and without the exchange, in turn, and writes what the model
-predicts beside what was measured, and up to 1,000 ranks, to ``benchmarks/results/scaling-gloo.csv``
-and ``.md``. Takes some minutes. Under each heading all contenders are of one run.
+Fits the time per message, per number and per product to bare collectives on 2 and 4 processes,
+then times meta-steps with and without communication, interleaved, and writes measurements,
+predictions for them, and predictions for up to 1,000 ranks to
+``benchmarks/results/scaling-gloo.csv`` and ``.md``. Takes a few minutes. All contenders under one
+heading are measured in the same run.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from measure import wall
-from scaling_page import TASKS, page
 
+from benchmarks._common.timing import wall
+from benchmarks.scaling.page import TASKS, page
 from fastmeta import ops
 from fastmeta.data import SineTasks
 from fastmeta.distributed import Sharding
@@ -38,7 +39,7 @@ from fastmeta.models import MLP
 Run = Callable[[], object]
 Times = dict[str, list[float]]
 
-OUT = Path(__file__).parent / "results"
+OUT = Path(__file__).resolve().parents[1] / "results"
 RANKS = (2, 4)
 HIDDEN = {"MLP 40-40": (40, 40), "MLP 512-512": (512, 512)}
 METHODS: dict[str, dict[str, str]] = {
@@ -51,15 +52,17 @@ NUMBERS = (1, 2**10, 2**14, 2**18, 2**20)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.scaling", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--rounds", type=int, default=25, help="of each group of contenders")
+    parser.add_argument("--rounds", type=int, default=25, help="per group of contenders")
     args = parser.parse_args()
     rows = [row for size in RANKS for row in _on_ranks(size, args.rounds)]
     facts = (
         f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, gloo over loopback, Python "
         f"{platform.python_version()}, {os.cpu_count()} cores shared with other work (load "
-        f"{os.getloadavg()[0]:.1f}), one thread a process, {TASKS} tasks a rank."
+        f"{os.getloadavg()[0]:.1f}), one thread per process, {TASKS} tasks per rank."
     )
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "scaling-gloo.csv").open("w", newline="") as file:
@@ -95,8 +98,8 @@ def _rank(rank: int, size: int, port: int, rounds: int, rows: list[dict[str, Any
     dist.destroy_process_group()
 
 
-def _in_turn(contenders: Mapping[str, Run], rounds: int) -> Times:
-    """Seconds of each contender, all ranks beginning together, until the last has finished."""
+def _interleaved(contenders: Mapping[str, Run], rounds: int) -> Times:
+    """Seconds of each contender per round: all ranks start together, the slowest counts."""
     times: Times = {name: [] for name in contenders}
     for k in range(rounds + 2):
         for name, run in contenders.items():
@@ -131,14 +134,14 @@ def _links(size: int, rounds: int) -> list[dict[str, Any]]:
             "broadcast": lambda own=own: dist.broadcast(own, 0),
             "gram": lambda rows_of=rows_of: ops.gram(rows_of),
         }
-        rows += _rows("link", "", len(own), size, _in_turn(contenders, rounds))
+        rows += _rows("link", "", len(own), size, _interleaved(contenders, rounds))
     return rows
 
 
 def _steps(network: str, size: int, rounds: int) -> list[dict[str, Any]]:
-    """A step by itself, after which ranks wait for each other, and one with the exchange."""
+    """A step without communication, followed by a barrier, and a step with communication."""
     rows, wait = [], torch.zeros(1)
-    for name, words in METHODS.items():
+    for name, options in METHODS.items():
         sharding = Sharding(TASKS * size)
         own = SineTasks(TASKS * size, 10, 10).part(0, sharding.own.start, sharding.own.stop)
         contenders, params = {}, 0
@@ -147,22 +150,22 @@ def _steps(network: str, size: int, rounds: int) -> list[dict[str, Any]]:
             module = MLP(1, 1, hidden=HIDDEN[network])
             params = sum(p.numel() for p in module.parameters())
             learner = build(
-                words["method"],
+                options["method"],
                 module,
                 F.mse_loss,
                 inner_lr=0.01,
-                aggregation=words.get("aggregation"),
+                aggregation=options.get("aggregation"),
                 sharding=shared,
             )
             contenders[f"{name}, {what}"] = partial(learner.step, own)
         alone = contenders[f"{name}, alone"]
         contenders[f"{name}, alone"] = lambda alone=alone: (alone(), dist.all_reduce(wait))
-        rows += _rows("step", network, params, size, _in_turn(contenders, rounds))
+        rows += _rows("step", network, params, size, _interleaved(contenders, rounds))
     return rows
 
 
 def _overlap(size: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows exchanged while later tasks are computed, a sum while the next part is combined."""
+    """Exchanging each task gradient during the next task; summing each part during the next one."""
     params = 2**18
     own, weights = torch.randn(TASKS, params), torch.full((TASKS,), 1 / TASKS)
     got = torch.empty(TASKS, params)
@@ -179,22 +182,22 @@ def _overlap(size: int, rounds: int) -> list[dict[str, Any]]:
     def exchange() -> None:
         dist.all_to_all_single(got, own)
 
-    def after() -> None:
+    def sequential() -> None:
         compute()
         exchange()
 
-    def during() -> None:
+    def overlapped() -> None:
         works = []
-        for row, place in zip(own, got, strict=True):
+        for sent, received in zip(own, got, strict=True):
             task()
-            works.append(dist.all_to_all_single(place, row, async_op=True))
+            works.append(dist.all_to_all_single(received, sent, async_op=True))
         for work in works:
             work.wait()
 
     def mean() -> None:
         dist.all_reduce(ops.combine(own, weights))
 
-    def mean_by_parts() -> None:
+    def mean_in_parts() -> None:
         works, parts = [], []
         for part in own.split(params // 4, 1):
             parts.append(ops.combine(part.contiguous(), weights))
@@ -203,19 +206,15 @@ def _overlap(size: int, rounds: int) -> list[dict[str, Any]]:
             work.wait()
         torch.cat(parts)
 
-    rows: dict[str, Run] = {
+    exchanges: dict[str, Run] = {
         "tasks alone": compute,
         "exchange alone": exchange,
-        "one after the other": after,
-        "overlapped": during,
+        "one after the other": sequential,
+        "overlapped": overlapped,
     }
-    mean_of: dict[str, Run] = {"mean": mean, "mean by parts, overlapped": mean_by_parts}
+    means: dict[str, Run] = {"mean": mean, "mean in parts, overlapped": mean_in_parts}
     return [
         row
-        for group in (rows, mean_of)
-        for row in _rows("overlap", "", params, size, _in_turn(group, rounds))
+        for group in (exchanges, means)
+        for row in _rows("overlap", "", params, size, _interleaved(group, rounds))
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Peak memory of a run, from the allocations that torch's profiler sees."""
+"""Peak memory of a call, from the allocations recorded by torch's profiler."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
-    """Most bytes allocated at a time beyond what there was before ``run``.
+    """Maximum number of bytes allocated during ``run``, beyond what was allocated before it.
 
-    On the CPU every allocation of torch counts, scratch memory too. The garbage collector rests,
-    so that memory which only it could free is counted as used.
+    On the CPU every allocation made by torch counts, including scratch memory. The garbage
+    collector is disabled, so memory that only it could free counts as used.
     """
     run()
     gc.collect()
@@ -29,11 +29,11 @@ def _cpu(run: Callable[[], object]) -> int:
         run()
     events = profiler.profiler.kineto_results.events()
     memory = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    now = most = 0
+    current = peak = 0
     for event in memory:
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
 
 
 def _cuda(run: Callable[[], object]) -> int:

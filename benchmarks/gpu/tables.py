@@ -1,9 +1,10 @@
-"""The tables of the GPU run: each measures its contenders in turns, beside the measured ceilings.
+"""Tables of the GPU run: interleaved timings of contenders, and the measured hardware limits.
 
-    python benchmarks/gpu_tables.py --out tables.json
+    python -m benchmarks.gpu.tables --out tables.json
 
-A row has the median and the quartiles in milliseconds; ``of_copy`` is the least traffic of its
-contender (bytes that must be read and written once) at the measured copy bandwidth, over its time.
+A row has the median and the quartiles in milliseconds. ``of_copy`` is the fraction of the measured
+copy bandwidth that a contender reaches, counting the minimum traffic: bytes that must be read and
+written once.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from batches import images
-from gpu_clock import Run, launches, replayed, time_all
-from measure import Timing
-from test_ops import compiled, naive, parameter_shapes, tuned
 
+from benchmarks._common.batches import image_batch
+from benchmarks._common.compositions import compiled, naive, parameter_shapes, tuned
+from benchmarks._common.timing import Timing
+from benchmarks.gpu.clock import Run, launches, replayed, time_all
 from fastmeta import TaskBatch, ops
 from fastmeta.learners import build
 from fastmeta.models import MLP, Conv4
@@ -32,8 +33,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each group of contenders")
-    parser.add_argument("--small", action="store_true", help="small sizes, to try the script")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time per group of contenders")
+    parser.add_argument("--small", action="store_true", help="small sizes, to try the command")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -46,21 +47,21 @@ def main() -> None:
 
 
 class Bench:
-    """Where and how long to measure, and the copy bandwidth once it is known."""
+    """Device and time limit of the measurements, and the copy bandwidth once measured."""
 
     def __init__(self, device: str, seconds: float, small: bool) -> None:
         self.device, self.seconds, self.small = device, seconds, small
-        self.copy = float("nan")  # bytes a second
+        self.copy = float("nan")  # bytes per second
 
     def rows(
         self, contenders: Mapping[str, Run], *, traffic: float | None = None, **common: Any
     ) -> list[Row]:
-        """A row for each contender, and one for each replayed as a CUDA graph where there is one.
+        """One row per contender, and on a GPU another one per contender as a CUDA graph.
 
         Args:
             contenders: by name; the first is the baseline of ``speedup``.
-            traffic: bytes that every contender has to move at least.
-            **common: further columns.
+            traffic: minimum number of bytes that every contender has to move.
+            **common: values of further columns, the same in all rows.
         """
         runs = dict(contenders)
         if self.device == "cuda":
@@ -79,7 +80,7 @@ class Bench:
         ]
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Normal numbers on the device."""
+        """Normally distributed numbers on the device."""
         return torch.randn(*shape, device=self.device).to(dtype)
 
 
@@ -93,7 +94,7 @@ def _times(timing: Timing, base: Timing) -> Row:
 
 
 def ceilings(bench: Bench) -> list[Row]:
-    """Copying and reading 1 GB, and a matrix product, on random data."""
+    """Copying and reading 1 GB, and a matrix product, of random data."""
     count, side = (10**5, 256) if bench.small else (2**28, 8192)
     source = bench.randn(count)
     target = torch.empty_like(source)
@@ -119,24 +120,24 @@ def ceilings(bench: Bench) -> list[Row]:
 
 
 def similarity_weight_combine(bench: Bench) -> list[Row]:
-    """Cosine with the mean gradient as task weights: goals 85 % of copy bandwidth, 20x naive."""
+    """Cosine with the mean gradient as task weights; goals: 85 % of copy bandwidth, 20x naive."""
     sizes = [(4, 2000)] if bench.small else [(16, 8_000_000), (32, 113_000), (4, 113_000)]
     found = []
     for tasks, columns in sizes:
         for name, dtype in DTYPES.items():
-            rows = bench.randn(tasks, columns, dtype=dtype)
+            grads = bench.randn(tasks, columns, dtype=dtype)
             out = [
                 torch.empty(s, dtype=dtype, device=bench.device) for s in parameter_shapes(columns)
             ]
             contenders: dict[str, Run] = {
-                "torch, naive": lambda rows=rows, out=out: naive(rows, out),
-                "torch, three matrix passes": lambda rows=rows, out=out: tuned(rows, out),
-                "fastmeta, cosine": lambda rows=rows, out=out: compiled(rows, out),
-                "fastmeta, agreement": lambda rows=rows, out=out: ops.combine_(
-                    out, rows, ops.agreement_weights(ops.mean_similarity(rows))
+                "torch, naive": lambda grads=grads, out=out: naive(grads, out),
+                "torch, three matrix passes": lambda grads=grads, out=out: tuned(grads, out),
+                "fastmeta, cosine": lambda grads=grads, out=out: compiled(grads, out),
+                "fastmeta, agreement": lambda grads=grads, out=out: ops.combine_(
+                    out, grads, ops.agreement_weights(ops.mean_similarity(grads))
                 ),
             }
-            traffic = 2 * rows.nbytes + rows.nbytes / tasks
+            traffic = 2 * grads.nbytes + grads.nbytes / tasks
             found += bench.rows(
                 contenders, traffic=traffic, tasks=tasks, columns=columns, dtype=name
             )
@@ -144,21 +145,21 @@ def similarity_weight_combine(bench: Bench) -> list[Row]:
 
 
 def gram(bench: Bench) -> list[Row]:
-    """The Gram matrix of the tasks against a matrix product."""
+    """Gram matrix of the task gradients against a matrix product."""
     columns = 2000 if bench.small else 1_000_000
     found = []
     for tasks in (8, 16, 32, 64):
-        rows = bench.randn(tasks, columns)
+        grads = bench.randn(tasks, columns)
         runs: dict[str, Run] = {
-            "torch, g @ g.T": lambda rows=rows: rows @ rows.T,
-            "fastmeta": lambda rows=rows: ops.gram(rows),
+            "torch, g @ g.T": lambda grads=grads: grads @ grads.T,
+            "fastmeta": lambda grads=grads: ops.gram(grads),
         }
-        found += bench.rows(runs, traffic=rows.nbytes, tasks=tasks, columns=columns)
+        found += bench.rows(runs, traffic=grads.nbytes, tasks=tasks, columns=columns)
     return found
 
 
 def pack(bench: Bench) -> list[Row]:
-    """Per-task lists of gradients, as backward leaves them, into one matrix."""
+    """Packing per-task lists of gradients, as returned by autograd, into one matrix."""
     found = []
     for tasks, columns in [(4, 2000)] if bench.small else [(32, 113_000), (16, 8_000_000)]:
         shapes = parameter_shapes(columns)
@@ -178,10 +179,10 @@ def pack(bench: Bench) -> list[Row]:
 
 
 def meta_step(bench: Bench) -> list[Row]:
-    """Whole meta-steps, eager: engines of this library against its own loop."""
+    """Whole meta-steps in eager mode: the other engines against the loop engine."""
     found = []
     for tasks in (4,) if bench.small else (4, 32):
-        conv = images(tasks, queries=5).to(bench.device)
+        conv = image_batch(tasks, queries=5).to(bench.device)
         sine = TaskBatch(*(bench.randn(tasks, 10, 1) for _ in range(4)))
         for method in ("maml", "fomaml", "gsl"):
             cases = {

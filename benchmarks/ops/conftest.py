@@ -1,4 +1,4 @@
-"""Benchmarks run by themselves (``pytest benchmarks -s``), never with the tests."""
+"""Fixtures of the benchmarks, which run on their own (``pytest benchmarks -s``)."""
 
 import pytest
 import torch

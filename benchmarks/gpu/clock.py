@@ -1,4 +1,4 @@
-"""Time and kernel launches on a GPU; on the CPU wall time, to try the tables there."""
+"""Time and number of kernel launches on a GPU; wall time on the CPU, to try the tables there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
-from measure import Timing, interleaved, wall
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks._common.timing import Timing, interleaved, wall
+
 Run = Callable[[], object]
-_ROUND = 2e-3  # seconds of calls between two events: far beyond their resolution
+_ROUND = 2e-3  # seconds of calls between two events, far above their resolution
 
 
 def time_all(contenders: Mapping[str, Run], device: str, seconds: float) -> dict[str, Timing]:
-    """Seconds of one call of each, measured in turns for so many seconds altogether."""
+    """Seconds per call of each contender, interleaved, ``seconds`` in total."""
     if device == "cpu":
-        return interleaved(contenders, seconds, least_rounds=3)
+        return interleaved(contenders, seconds, min_rounds=3)
     calls = {run: _calls(run) for run in contenders.values()}
     return interleaved(contenders, seconds, clock=lambda run: _between_events(run, calls[run]))
 
@@ -41,7 +42,7 @@ def _between_events(run: Run, calls: int) -> float:
 
 
 def replayed(run: Run) -> Run:
-    """The same work as a CUDA graph: what the GPU takes without Python and launches."""
+    """The same work as a CUDA graph: the time on the GPU, without Python and launch overhead."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -55,7 +56,7 @@ def replayed(run: Run) -> Run:
 
 
 def launched(run: Run) -> Counter[str]:
-    """How often one call has the GPU run each kernel, and ``Memset`` and ``Memcpy``."""
+    """Number of runs of each kernel in one call, including ``Memset`` and ``Memcpy``."""
     run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -67,5 +68,5 @@ def launched(run: Run) -> Counter[str]:
 
 
 def launches(run: Run, device: str) -> int | None:
-    """Kernels that one call launches, copies and fills among them; none on the CPU."""
+    """Kernels launched by one call, including copies and fills; ``None`` on the CPU."""
     return None if device == "cpu" else sum(launched(run).values())

@@ -1,14 +1,15 @@
-"""Every variant of our reconstruction of GSL: what it learns, how exact it is, what it costs.
+"""Scores, fidelity and costs of all variants of our reconstruction of GSL.
 
-Trains each candidate by the recipe of ``fastmeta train`` (but for the number of meta-steps), all
-with the same tasks and initial weights. On the way, on meta-batches that nothing is trained on: the
-cosine and the length of the meta-gradient against the exact one. At the end: the score on the test
-tasks; the time of a step against FOMAML's, in turns, and the peak memory, both of the loop engine.
+Trains each candidate with the defaults of ``fastmeta train`` (except for the number of meta-steps),
+all with the same tasks and initial weights. During training, it compares meta-gradients on held-out
+meta-batches with the exact ones: cosine and ratio of norms. After training, it measures the score
+on the test tasks, and with the loop engine the time of a step relative to FOMAML, interleaved, and
+its peak memory.
 
-    python benchmarks/gsl_study.py --data ROOT --steps 1000 --seeds 0 1 2
+    python -m benchmarks.studies.gsl_study --data ROOT --steps 1000 --seeds 0 1 2
 
-adds to a CSV (a candidate that is there already is not run again) and writes the plot beside it and
-the page ``docs/gsl-study.md`` anew, all of whose numbers are the CSV's.
+appends to a CSV (candidates already in it are not run again), then writes the plot beside it and
+the page ``docs/gsl-study.md``, whose numbers all come from the CSV.
 """
 
 from __future__ import annotations
@@ -22,24 +23,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gsl_candidates import EVERY, candidates
-from gsl_report import draw, write_page
-from measure import interleaved
-from memory import peak_bytes
+from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
 from torch.optim.lr_scheduler import LambdaLR
 
+from benchmarks._common.memory import peak_bytes
+from benchmarks._common.timing import interleaved
+from benchmarks.studies.gsl_candidates import EVERY, candidates
+from benchmarks.studies.gsl_report import draw, write_page
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
-from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
 from fastmeta.train.evaluation import evaluate
 
 CPU = torch.device("cpu")
 KEYS = ("dataset", "candidate", "seed", "steps")
-MEASURED = ("cosine", "length", "task_cosine", "task_length")
+# Columns of the CSV, and the attributes of a comparison with the exact meta-gradient.
+MEASURED = {
+    "cosine": "cosine",
+    "norm_ratio": "length",
+    "task_cosine": "task_cosine",
+    "task_norm_ratio": "task_length",
+}
 FINAL = ("score", "ci95", "ms", "time", "peak_mb", "cpu_s")
-FIRST_UNSEEN, COMPARED = 10**6, 4  # meta-batches for the comparison with the exact gradient
+FIRST_HELD_OUT, COMPARED = 10**6, 4  # meta-batches for comparisons with the exact gradient
 ROUNDS = 5
 
 
@@ -64,7 +71,7 @@ def main() -> None:
 
 
 def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
-    """Trains one candidate; one row every ``every`` meta-steps, the last one complete."""
+    """Trains one candidate; a row per ``every`` meta-steps, scores and costs in the last one."""
     began = time.process_time()
     source, test = (task_source(config, split, CPU) for split in ("train", "test"))
     learner = build_learner(config, build_module(config, source, CPU))
@@ -84,27 +91,27 @@ def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
 
 
 def fidelity(learner: MetaLearner, source: TaskSource) -> dict[str, float]:
-    """Means over the meta-batches that nothing is trained on."""
-    found = [compare_with_exact(learner, source[FIRST_UNSEEN + i]) for i in range(COMPARED)]
+    """Comparison with the exact meta-gradient: means over the held-out meta-batches."""
+    found = [compare_with_exact(learner, source[FIRST_HELD_OUT + i]) for i in range(COMPARED)]
     return {
-        name: torch.stack([getattr(one, name).mean() for one in found]).mean().item()
-        for name in MEASURED
+        column: torch.stack([getattr(one, name).mean() for one in found]).mean().item()
+        for column, name in MEASURED.items()
     }
 
 
 def cost(config: TrainConfig, learner: MetaLearner, source: TaskSource) -> dict[str, float]:
-    """Milliseconds of a step, its time as a multiple of FOMAML's, its peak memory in MB."""
+    """Milliseconds of a step, the same relative to FOMAML, and peak memory in MB."""
     plain = {"metagrad": "first-order", "metagrad_options": {}, "aggregation": "mean"}
     fomaml = build_learner(
         configure({**config.to_dict(), **plain, "aggregation_options": {}}),
         copy.deepcopy(learner.module),
     )
-    batch = source[FIRST_UNSEEN]
-    runs = {}  # of as many steps as lie between two calibrations of R4
+    batch = source[FIRST_HELD_OUT]
+    runs = {}  # each of as many steps as between two calibrations of R4
     for name, one in (("fomaml", fomaml), ("candidate", learner)):
         one.engine = "loop"
         runs[name] = lambda one=one: [one.step(batch) for _ in range(EVERY)]
-    timings = interleaved(runs, seconds=0, least_rounds=ROUNDS)
+    timings = interleaved(runs, seconds=0, min_rounds=ROUNDS)
     own = timings["candidate"].median
     return {
         "ms": 1e3 * own / EVERY,
@@ -117,11 +124,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with omniglot/")
     parser.add_argument("--steps", type=int, default=1000, help="meta-steps")
-    parser.add_argument("--every", type=int, default=100, help="meta-steps between comparisons")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=100,
+        help="meta-steps between comparisons with the exact meta-gradient",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     both = ["omniglot", "sine"]
     parser.add_argument("--datasets", nargs="+", choices=both, default=both)
-    parser.add_argument("--only", default="", help="part of the names of the candidates to run")
+    parser.add_argument("--only", default="", help="run candidates whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gsl-study.csv"))
     parser.add_argument("--page", type=Path, default=Path("docs/gsl-study.md"))
@@ -136,7 +148,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _append(path: Path, rows: list[Mapping[str, Any]]) -> None:
-    """All rows of a candidate at once: one that was stopped midway leaves none."""
+    """Appends all rows of a candidate at once, so that an interrupted one leaves none."""
     texts = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     with path.open("a", newline="") as file:
         table = csv.DictWriter(file, [*KEYS, "step", *MEASURED, *FINAL], restval="")

@@ -1,23 +1,23 @@
-"""The candidates of the GSL study: options of a training run, by name."""
+"""Candidates of the GSL study: options of a training run, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-EVERY = 10  # meta-steps from one calibration of R4 to the next
+EVERY = 10  # meta-steps between calibrations of R4
 
-# One line each in the plot.
+# Those in the plot.
 SHOWN = ("R0", "R1 +1", "R1 +1 inner-lr", "R2", "R2p", "R3", "R4 three", "R5", "R6")
 
-# R2p's slope a weight falls with their number: 112,000 and 1,800.
+# The slope per weight of R2p falls with the number of weights: 112,000 and 1,800.
 _R2P_RATE = {"omniglot": 100.0, "sine": 2.0}
 
 
 def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
-    """Options beside those of method ``gsl``, for a run of ``steps`` meta-steps.
+    """Options added to those of method ``gsl``, for a run of ``steps`` meta-steps.
 
-    Magnitude ``ratio`` is not among them: it is ``norm-match`` at another ``eta``.
+    Magnitude ``ratio`` is left out: it equals ``norm-match`` with another ``eta``.
     """
     tenth, third, half = (max(1, steps // n) for n in (10, 3, 2))
     rules: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
         "R1 +0.3": {"eta": 0.3},
         "R1 +1": {"eta": 1.0},
         "R1 +3": {"eta": 3.0},
-        "R1 +1 by layer": {"scope": "layer"},
+        "R1 +1 per layer": {"scope": "layer"},
         "R1 +0.1 none": {"eta": 0.1, "magnitude": "none"},
         "R1 +1 clip 0.3": {"magnitude": "clip", "ratio": 0.3},
         "R1 +1 inner-lr": {"magnitude": "inner-lr"},
@@ -45,7 +45,7 @@ def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
         "R4 two": {"variant": "R4", "every": EVERY, "secant": False},
         "R4 three": {"variant": "R4", "every": EVERY},
         "R5": {"variant": "R5"},
-        # torch has no forward derivative of mse_loss.
+        # torch has no forward-mode derivative of mse_loss.
         "R6": {"variant": "R6", "hvp": "reverse" if dataset == "sine" else "forward"},
     }
     task_weights = {

@@ -1,0 +1,1 @@
+"""Benchmarks and studies; ``benchmarks/README.md`` lists them."""

@@ -1,0 +1,1 @@
+"""Speed of ops and of whole meta-steps, as pytest-benchmark modules."""

@@ -1,0 +1,1 @@
+"""Comparison with other meta-learning libraries; see ``README.md``."""

@@ -1,0 +1,1 @@
+"""Measured and predicted communication costs: ``python -m benchmarks.scaling``."""
