@@ -7,9 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import LR, by_hand
-from jacobians import ALL, SEED, direction
-from problems import mlp, tasks
 
 from fastmeta import MetaLearner
 from fastmeta.adaptation import SGD
@@ -17,6 +14,9 @@ from fastmeta.aggregation import AGGREGATIONS, GradientAgreement
 from fastmeta.data import SineTasks
 from fastmeta.metagrad import GSL, Exact, FirstOrder
 from fastmeta.models import MLP
+from tests.aggregation.jacobians import ALL, SEED, direction
+from tests.helpers.problems import mlp, tasks
+from tests.helpers.reference_loops import LR, by_hand
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jacobians import SEED, direction, jacobian, jacobians, weights
 from torch import Tensor
 
 from fastmeta.aggregation import CAGrad, PCGrad
 from fastmeta.rows import TaskRows
+from tests.aggregation.jacobians import SEED, direction, jacobian, jacobians, weights
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 few = settings(max_examples=30)

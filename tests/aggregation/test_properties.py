@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jacobians import ALL, GRAM, direction, jacobian, jacobians, orthonormal, weights
 from torch import Tensor
+
+from tests.aggregation.jacobians import (
+    ALL,
+    GRAM,
+    direction,
+    jacobian,
+    jacobians,
+    orthonormal,
+    weights,
+)
 
 # Well-conditioned rows enlarge the noise of 1e-9 by at most 100.
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from jacobians import jacobians
 from torch import Tensor
 
 from fastmeta.aggregation.quadratic import nonnegative
+from tests.aggregation.jacobians import jacobians
 
 
 def check(matrix: Tensor, linear: Tensor) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from jacobians import direction, jacobians, weights
 from torch import Tensor
+
+from tests.aggregation.jacobians import direction, jacobians, weights
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="needs torchjd: pip install torchjd")
 linalg = pytest.importorskip("torchjd.linalg")

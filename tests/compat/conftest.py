@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="session")
 def saved() -> dict[str, Any]:
     """What the other libraries computed, see record.py."""
-    return json.loads((Path(__file__).parent / "saved.json").read_text())
+    return json.loads((Path(__file__).parent / "recorded.json").read_text())
 
 
 def _installed(name: str) -> ModuleType:

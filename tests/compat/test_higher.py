@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from compat_loops import seed
-from higher_loops import CASES, STEPS
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastmeta.compat import higher as ours
+from tests.compat.higher_loops import CASES, STEPS
+from tests.compat.training_loops import seed
 
 SEED = 1  # of record.py
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from compat_draws import draws, fingerprint, models
-from compat_loops import LOOPS, STEPS, seed
 from torch.testing import assert_close
 
 from fastmeta.compat import learn2learn as l2l
+from tests.compat.sampling import draws, fingerprint, models
+from tests.compat.training_loops import LOOPS, STEPS, seed
 
 SEED = 1  # of record.py
 

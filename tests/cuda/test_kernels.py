@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated import SEEDS, array, name, run
 from fastmeta._testing import cuda
-from op_cases import DTYPES, acc, thirds
 from torch import Tensor
 
 from fastmeta import reference
+from tests.cuda.emulation import SEEDS, array, name, run
+from tests.helpers.op_cases import DTYPES, acc, thirds
 
 TOLERANCE = {
     torch.float64: 1e-13,

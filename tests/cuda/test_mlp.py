@@ -7,11 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated import array, name, run
 from fastmeta._testing import cuda
-from gpu import needs_gpu, replayed, without_waiting
-from mlp_cases import NETWORKS, check, examples, network, options, problem
-from problems import tasks
 from torch import Tensor, nn
 
 from fastmeta import MAML, TaskBatch, ops
@@ -22,6 +18,10 @@ from fastmeta.models import MLP
 from fastmeta.ops import MlpStep
 from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
+from tests.cuda.emulation import array, name, run
+from tests.cuda.gpu import needs_gpu, replayed, without_waiting
+from tests.helpers.mlp_cases import NETWORKS, check, examples, network, options, problem
+from tests.helpers.problems import tasks
 
 ROOM = 28_000  # elements of shared memory: 219 KB of float64
 

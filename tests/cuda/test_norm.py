@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import emulated
 import pytest
 import torch
-from emulated import array, name, run
 from fastmeta._testing import cuda
-from norm_cases import grouped_norm_inputs
 from torch import Tensor
 
 from fastmeta import reference
+from tests.cuda import emulation
+from tests.cuda.emulation import array, name, run
+from tests.helpers.norm_cases import grouped_norm_inputs
 
 EPS = 1e-3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -100,7 +100,7 @@ def test_against_the_twins(size: tuple[int, ...], dtype: torch.dtype) -> None:
 @POOL
 @DTYPES
 def test_long_sums(dtype: torch.dtype, pool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulated, "SEEDS", (1,))
+    monkeypatch.setattr(emulation, "SEEDS", (1,))
     Case(LARGE, dtype, pool).check()
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import needs_gpu, replayed, without_waiting
 from gpu_clock import launched
-from op_cases import CASES, DTYPES, Case, check, listed
-from op_samples import SAMPLES
-from problems import MODULES, loss, tasks
 from torch import Tensor
 
 from fastmeta import ops
 from fastmeta._library import kernels
 from fastmeta.learners import METHODS, build
+from tests.cuda.gpu import needs_gpu, replayed, without_waiting
+from tests.helpers.op_arguments import SAMPLES
+from tests.helpers.op_cases import CASES, DTYPES, Case, check, listed
+from tests.helpers.problems import MODULES, loss, tasks
 
 pytestmark = needs_gpu
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import run_ranks
 
 from fastmeta.aggregation import GradientAgreement, GslWeights, Mean, UPGrad
 from fastmeta.distributed import ShardedRows, Sharding, cost
 from fastmeta.rows import TaskRows
+from tests.distributed.ranks import run_ranks
 
 RANKS = 3
 # Aggregation, tasks, parameters and the plan that is best for them.

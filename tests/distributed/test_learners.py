@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import MODULES, tasks
-from ranks import run_ranks
 from torch import Tensor
 
 from fastmeta.distributed import Sharding, cost
 from fastmeta.learners import MetaLearner, build
+from tests.distributed.ranks import run_ranks
+from tests.helpers.problems import MODULES, tasks
 
 TASKS = 5
 

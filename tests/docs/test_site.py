@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fences import ROOT
+
+from tests.helpers.markdown import ROOT
 
 pytest.importorskip("mkdocs", reason="the documentation's packages are not installed")
 pytest.importorskip("latex2mathml")

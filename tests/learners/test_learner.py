@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from problems import MODULES, WAYS, convolution, loss, mlp, tasks
 from torch import nn
 
 import fastmeta
 from fastmeta import GSL, MAML, CoLearner, TaskBatch
 from fastmeta.learners import METHODS, build
+from tests.helpers.problems import MODULES, WAYS, convolution, loss, mlp, tasks
 
 
 def adam(params):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adam, Adaptation, Lambda, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
+from tests.helpers.problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 
 ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "sgd": lambda steps: SGD(0.3, steps),

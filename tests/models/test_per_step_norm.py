@@ -9,7 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-from problems import WAYS, loss, tasks
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -20,6 +19,7 @@ from fastmeta.fusion import fused
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, MultiStep, Recursion
 from fastmeta.models import Conv4, PerStepBatchNorm2d
 from fastmeta.steps import at_step
+from tests.helpers.problems import WAYS, loss, tasks
 
 LR, STEPS = 0.3, 3
 

@@ -8,7 +8,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastmeta import ops, reference
+from fastmeta._library import kernels
+from fastmeta.ops import conv as module
+from tests.ops.conv_cases import (
     DIRECT,
     TOLERANCE,
     WINOGRAD,
@@ -18,13 +25,6 @@ from conv_cases import (
     directions,
     exact,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
-from fastmeta import ops, reference
-from fastmeta._library import kernels
-from fastmeta.ops import conv as module
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)

@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from conv_cases import WINOGRAD, conv, conv_inputs, twin
-from func_transforms import TRANSFORMS, gradient, waves
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from tests.ops.conv_cases import WINOGRAD, conv, conv_inputs, twin
+from tests.ops.func_transforms import TRANSFORMS, gradient, waves
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 GROUPS = pytest.mark.parametrize("groups", [None, 2])

@@ -8,12 +8,12 @@ from unittest import mock
 
 import pytest
 import torch
-from conv_cases import conv, conv_inputs, derivatives, directions, twin
-from func_transforms import TRANSFORMS, Function, batch_of, element, gradient, waves
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastmeta.ops import conv as module
+from tests.ops.conv_cases import conv, conv_inputs, derivatives, directions, twin
+from tests.ops.func_transforms import TRANSFORMS, Function, batch_of, element, gradient, waves
 
 # (G, N, C, O, H, W): one image a group, several chunks a group, direct and by Winograd's method.
 SIZES = [

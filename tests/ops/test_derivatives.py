@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, Case, listed
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from tests.helpers.op_cases import CASES, Case, listed
 
 TASKS, COLUMNS = 3, 7
 

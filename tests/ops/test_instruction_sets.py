@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
-from norm_cases import grouped_norm_inputs
 
 import fastmeta
 from fastmeta import _testing, reference
+from tests.helpers.norm_cases import grouped_norm_inputs
+from tests.ops.conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
 
 SETS = _testing.instruction_sets()
 

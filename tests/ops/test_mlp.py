@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from mlp_cases import NETWORKS, TOLERANCE, check, examples, network, options, problem
 
 from fastmeta import _testing, ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
+from tests.helpers.mlp_cases import NETWORKS, TOLERANCE, check, examples, network, options, problem
 
 
 def compare(args: list[Any], how: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from norm_cases import norm_inputs
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from fastmeta import ops, reference
+from tests.helpers.norm_cases import norm_inputs
 
 EPS = 1e-3
 # (N, C, H, W): awkward against every vector width, one value a channel, runs longer than a block.

@@ -8,13 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
-from func_transforms import TRANSFORMS, batch_of, element, gradient, waves
-from norm_cases import grouped_norm_inputs, norm_inputs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastmeta import ops, reference
 from fastmeta.ops import norm
+from tests.helpers.norm_cases import grouped_norm_inputs, norm_inputs
+from tests.ops.func_transforms import TRANSFORMS, batch_of, element, gradient, waves
 
 EPS = 1e-3
 # (G, N, C, H, W): awkward sizes, groups of one image, groups longer than a unit of work.

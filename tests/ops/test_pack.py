@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import DTYPES
 from torch import Tensor, nn
 
 from fastmeta import FlatLayout, ops
+from tests.helpers.op_cases import DTYPES
 
 SHAPES = [(3, 4, 5), (), (0, 7), (1,), (31,), (33, 2)]
 

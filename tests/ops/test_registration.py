@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_samples import SAMPLES
 
 from fastmeta._library import kernels
+from tests.helpers.op_arguments import SAMPLES
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, DTYPES, Case, check, listed
 from torch import Tensor
+
+from tests.helpers.op_cases import CASES, DTYPES, Case, check, listed
 
 SIZES = [
     *((1, 1), (2, 0), (3, 31), (5, 33), (1, 4096), (33, 1021), (32, 130), (7, 4097), (2, 10007)),

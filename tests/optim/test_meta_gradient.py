@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from loops import LR, gradients, marked, plain
-from problems import MODULES, loss, mlp, tasks
 from torch import nn
 
 from fastmeta import FOMAML, GSL, GSLOptimizer, ops
+from tests.helpers.problems import MODULES, loss, mlp, tasks
+from tests.optim.user_loops import LR, gradients, marked, plain
 
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),

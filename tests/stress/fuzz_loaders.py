@@ -1,6 +1,6 @@
 """Data files that are damaged or made to do harm: a data set, or an error that names the place.
 
-``python tests/stress/fuzz_loaders.py --minutes 8`` takes a small sound data set of every kind,
+``python -m tests.stress.fuzz_loaders --minutes 8`` takes a small sound data set of every kind,
 spoils one of its files (bytes changed, numbers made great, cut off, made longer, taken away, the
 content of another file, zip slips, zip and gzip bombs, pickles that are programs, endless nesting)
 and loads it. There must be a data set, the same one where a checksum protects the file, or a
@@ -20,13 +20,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from samples import SAMPLES, Files, harmful
 
 from fastmeta.data import DataError
+from tests.stress import fuzzing
+from tests.stress.sample_files import SAMPLES, Files, harmful
 
 CHECKSUMS = (".gz", "images.zip")  # in omniglot.zip, drawings have their labels by name alone
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "ctypes.dlopen")
@@ -169,4 +169,4 @@ def describe(counts: Counter[str], targets: list[str]) -> str:
 
 if __name__ == "__main__":
     checks = {name: partial(check, name) for name in SAMPLES}
-    fuzzing.main("fuzz_loaders.py", __doc__, checks, describe)
+    fuzzing.main("fuzz_loaders", __doc__, checks, describe)

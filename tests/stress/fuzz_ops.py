@@ -1,6 +1,6 @@
 """Public ops with random and with wrong arguments: the torch twin's result, or a clear error.
 
-``python tests/stress/fuzz_ops.py --minutes 8`` draws calls of every op in ``fastmeta.ops``: sizes
+``python -m tests.stress.fuzz_ops --minutes 8`` draws calls of every op in ``fastmeta.ops``: sizes
 from none on, dtypes, layouts in memory (gaps, margins, transposed, repeated, negated), and spoils
 two in three: another dtype or shape, sparse, meta or shared memory, NaN, what is no tensor,
 numbers out of range. A sound call must give what its twin in ``fastmeta.reference`` gives, a spoilt
@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import fuzzing
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from op_calls import CALLS
-from op_tensors import DTYPES, Call, Draw, plain, spread, tensors_in
 from torch import Tensor
 
 from fastmeta import ops
+from tests.stress import fuzzing
+from tests.stress.op_calls import CALLS
+from tests.stress.op_tensors import DTYPES, Call, Draw, plain, spread, tensors_in
 
 # Relative to one and the norm of the result: loose, since rounding is tested elsewhere.
 TOLERANCE = {
@@ -220,4 +220,4 @@ if __name__ == "__main__":
     missing = set(ops.__all__) - CALLS.keys() - {"MlpStep"}
     assert not missing, missing
     checks = {name: partial(check, make) for name, make in CALLS.items()}
-    fuzzing.main("fuzz_ops.py", __doc__, checks, describe)
+    fuzzing.main("fuzz_ops", __doc__, checks, describe)

@@ -128,10 +128,10 @@ def main(
     result = describe(fuzz(chosen, given_.examples, given_.minutes, given_.seed), list(chosen))
     print(result)
     if given_.record:
-        from runs import record  # which imports much that fuzzers do not need
+        from tests.stress.training_runs import record  # which imports much that fuzzers do not need
 
         often = (
             f"--minutes {given_.minutes:g}" if given_.minutes else f"--examples {given_.examples}"
         )
         seed = f" --seed {given_.seed}" if given_.seed else ""
-        record(f"python tests/stress/{script} {often}{seed}", result)
+        record(f"python -m tests.stress.{script} {often}{seed}", result)

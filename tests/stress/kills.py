@@ -1,6 +1,6 @@
 """``kill -9`` while training, again and again: nothing but steps since the last checkpoint is lost.
 
-``python tests/stress/kills.py --kills 100`` trains on sines and digits in processes that are killed
+``python -m tests.stress.kills --kills 100`` trains on sines and digits in processes that are killed
 at random moments, half of them while a file is being written, and then resumed. After each kill
 every checkpoint must be whole, and the newest at most ``checkpoint_every`` steps old. In the end
 weights, optimizer, schedule, generators, log and results must be, bit for bit, those of a run that
@@ -20,7 +20,8 @@ from itertools import cycle
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from runs import (
+from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+from tests.stress.training_runs import (
     CHECKPOINT_EVERY,
     RUNS,
     check_same,
@@ -30,8 +31,6 @@ from runs import (
     record,
     start,
 )
-
-from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
 MOST_STEPS = 10  # from one kill to the next
 _WRITING = ".*.tmp"  # files that are being written
@@ -121,7 +120,7 @@ def main() -> None:
     )
     print(result)
     if given.record:
-        record(f"python tests/stress/kills.py --kills {given.kills}", result)
+        record(f"python -m tests.stress.kills --kills {given.kills}", result)
 
 
 if __name__ == "__main__":

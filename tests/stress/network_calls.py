@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from op_tensors import SOLID, WIDE, Call, Draw, tensor
 from torch import Tensor
 
 from fastmeta import ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS
+from tests.stress.op_tensors import SOLID, WIDE, Call, Draw, tensor
 
 
 def _images(draw: Draw, groups: int, dtype: torch.dtype) -> Tensor:

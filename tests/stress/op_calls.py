@@ -8,12 +8,23 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from network_calls import batch_norm_relu, conv3x3, mlp_step
-from op_tensors import DTYPES, LAYOUTS, SOLID, WIDE, Call, Draw, cut, sizes, tensor, tensors_in
 from torch import Tensor
 
 from fastmeta import ops, reference
 from fastmeta.reference import accumulation_dtype as acc
+from tests.stress.network_calls import batch_norm_relu, conv3x3, mlp_step
+from tests.stress.op_tensors import (
+    DTYPES,
+    LAYOUTS,
+    SOLID,
+    WIDE,
+    Call,
+    Draw,
+    cut,
+    sizes,
+    tensor,
+    tensors_in,
+)
 
 
 def by_segment(twin: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,6 +1,6 @@
 """A run that is stopped and resumed in another process is, bit for bit, one that never stopped.
 
-``python tests/stress/resumes.py`` trains every method on sines and digits, with every variant of
+``python -m tests.stress.resumes`` trains every method on sines and digits, with every variant of
 GSL that remembers something: weights, optimizer, schedule, generators, log and results must agree.
 """
 
@@ -12,9 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runs import RUNS, check_same, essence, finish, record, start
-
 from fastmeta.learners import METHODS
+from tests.stress.training_runs import RUNS, check_same, essence, finish, record, start
 
 STEPS = 8
 CASES: dict[str, dict[str, Any]] = {
@@ -56,7 +55,7 @@ def main() -> None:
     )
     print(result)
     if given.record:
-        record("python tests/stress/resumes.py", result)
+        record("python -m tests.stress.resumes", result)
 
 
 if __name__ == "__main__":

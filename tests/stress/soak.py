@@ -1,6 +1,6 @@
 """Training for long: memory, tensors, objects and open files stay as many as they were.
 
-``python tests/stress/soak.py --steps 10000`` lets learners with every engine and many kinds of
+``python -m tests.stress.soak --steps 10000`` lets learners with every engine and many kinds of
 meta-gradient take turns, and samples what the process holds. A line through the last half of the
 samples may rise by at most 4 MiB of resident memory and 200 of Python's objects, and by no tensor
 and no open file.
@@ -117,9 +117,11 @@ def main() -> None:
     if memory > MOST_MEMORY or objects > MOST_OBJECTS or max(tensors, files) > 0.5:
         sys.exit("that is too much")
     if given.record:
-        from runs import record  # which imports much that would be sampled, too
+        from tests.stress.training_runs import (
+            record,  # which imports much that would be sampled, too
+        )
 
-        record(f"python tests/stress/soak.py --steps {given.steps}", result)
+        record(f"python -m tests.stress.soak --steps {given.steps}", result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fences
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from fastmeta import TaskBatch
 from fastmeta.cli import main
 from fastmeta.train import configure, resume, train
 from fastmeta.train.saved import load_run
+from tests.helpers import markdown
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -38,8 +38,8 @@ torch.save(network(query_x).detach(), "found.pt")
 
 
 def recipe() -> str:
-    page = (fences.ROOT / "docs/how-to/export.md").read_text()
-    (code,) = [b.code for b in fences.blocks(page, "python") if b.options.get("title")]
+    page = (markdown.ROOT / "docs/how-to/export.md").read_text()
+    (code,) = [b.code for b in markdown.blocks(page, "python") if b.options.get("title")]
     return code[: code.index("\nnetwork, about")]
 
 

@@ -10,7 +10,6 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import WAYS, tasks
 
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adaptation, Lambda, MetaSGD
@@ -19,6 +18,7 @@ from fastmeta.metagrad import FirstOrder
 from fastmeta.models import MLP
 from fastmeta.train.metrics import ACCURACY, MSE
 from fastmeta.tuning import TunedPattern, cost, layer_names, search, tune_pattern, with_pattern
+from tests.helpers.problems import WAYS, tasks
 
 LAYERS = 3
 PATTERNS = ["".join(bits) for bits in product("01", repeat=LAYERS)][1:]

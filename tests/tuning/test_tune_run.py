@@ -17,6 +17,8 @@ from fastmeta.train import configure, evaluate_run, train
 from fastmeta.tuning import search
 from fastmeta.tuning.timing import medians
 
+pytestmark = pytest.mark.usefixtures("working_directory")
+
 SMALL: dict[str, Any] = {
     "steps": 6,
     "meta_batch": 2,
@@ -32,12 +34,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "sine": {**SMALL, "dataset": "sine", "hidden": [8], "method": "meta-sgd"},
     "digits": {**SMALL, "dataset": "digits", "hidden": [8, 8], "backbone": "mlp"},
 }
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,0 +1,313 @@
+"""GSLOptimizer where a torch optimizer is expected."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.amp import GradScaler
+
+from fastmeta import GSLOptimizer, TaskBatch
+from tests.helpers.problems import loss, mlp, tasks
+from tests.optim.user_loops import gradients, marked, plain
+
+
+def step(module: nn.Module, opt: GSLOptimizer, batch: TaskBatch) -> None:
+    opt.zero_grad()
+    marked(module, batch, opt)
+    opt.step()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_it_is_an_optimizer() -> None:
+    opt = GSLOptimizer(mlp().parameters(), lr=0.1)
+    assert isinstance(opt, torch.optim.Optimizer)
+    assert opt.param_groups[0]["lr"] == 0.1
+    assert "GSLOptimizer" in repr(opt)
+
+
+def test_parameter_groups_keep_their_options() -> None:
+    module = mlp()
+    groups = [
+        {"params": module[1].parameters(), "lr": 0.0},
+        {"params": module[3].parameters()},
+    ]
+    opt = GSLOptimizer(groups, torch.optim.SGD, lr=0.1, eta=0.3)
+    before = copy.deepcopy(module)
+    step(module, opt, tasks(2, torch.float32))
+    assert torch.equal(module[1].weight, before[1].weight)
+    assert not torch.equal(module[3].weight, before[3].weight)
+
+
+def test_a_group_added_later_takes_part() -> None:
+    module = mlp()
+    opt = GSLOptimizer(module[1].parameters(), torch.optim.SGD, lr=0.1, eta=0.3)
+    opt.add_param_group({"params": module[3].parameters(), "lr": 0.5})
+    assert [g["lr"] for g in opt.base.param_groups] == [0.1, 0.5]
+    before = copy.deepcopy(module)
+    step(module, opt, tasks(2, torch.float32))
+    assert not torch.equal(module[3].weight, before[3].weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.1),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (t + 1)),
+    ],
+)
+def test_schedulers(make) -> None:
+    module, twin = mlp(), None
+    twin = copy.deepcopy(module)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.0)
+    reference = torch.optim.Adam(twin.parameters(), lr=0.1)
+    schedulers = make(opt), make(reference)
+    for _ in range(4):
+        batch = tasks(2, torch.float32)
+        step(module, opt, batch)
+        reference.zero_grad()
+        plain(twin, batch)
+        reference.step()
+        for scheduler in schedulers:
+            scheduler.step()
+        assert opt.param_groups[0]["lr"] == reference.param_groups[0]["lr"]
+        assert same(module, twin)
+
+
+def test_closures() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    twin = copy.deepcopy(module)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+
+    def closure() -> float:
+        opt.zero_grad()
+        marked(module, batch, opt)
+        return 1.5
+
+    assert opt.step(closure) == 1.5
+    other = GSLOptimizer(twin.parameters(), lr=0.1, eta=0.3)
+    step(twin, other, batch)
+    assert same(module, twin)
+
+
+def test_hooks_run_once_a_step() -> None:
+    module, calls = mlp(), []
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    opt.register_step_pre_hook(lambda *_: calls.append("before"))
+    opt.register_step_post_hook(lambda *_: calls.append("after"))
+    step(module, opt, tasks(2, torch.float32))
+    assert calls == ["before", "after"]
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "R2"}, {"schedule": "linear:9"}])
+def test_a_saved_optimizer_continues_as_if_never_stopped(options: dict) -> None:
+    batches = [tasks(3, torch.float32) for _ in range(6)]
+    module = mlp()
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3, **options)
+    for batch in batches[:3]:
+        step(module, opt, batch)
+    file = io.BytesIO()
+    torch.save({"module": module.state_dict(), "opt": opt.state_dict()}, file)
+    for batch in batches[3:]:
+        step(module, opt, batch)
+
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed = mlp()
+    resumed.load_state_dict(state["module"])
+    other = GSLOptimizer(resumed.parameters(), lr=0.7, eta=0.3, **options)
+    other.load_state_dict(state["opt"])
+    for batch in batches[3:]:
+        step(resumed, other, batch)
+    assert same(module, resumed)
+
+
+def test_state_of_a_plain_base_optimizer_is_taken_over() -> None:
+    module, batch = mlp(), tasks(3, torch.float32)
+    adam = torch.optim.Adam(module.parameters(), lr=0.1)
+    plain(module, batch)
+    adam.step()
+    twin = copy.deepcopy(module)
+    opt = GSLOptimizer(twin.parameters(), lr=0.3, eta=0.0)
+    opt.load_state_dict(copy.deepcopy(adam.state_dict()))
+    adam.zero_grad()
+    plain(module, batch)
+    adam.step()
+    step(twin, opt, batch)
+    assert same(module, twin)
+
+
+def test_state_of_another_model_is_refused() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R2", eta=0.3)
+    step(module, opt, batch)
+    other = mlp()[1:2]
+    with pytest.raises(ValueError, match="parameter group"):
+        GSLOptimizer(other.parameters(), lr=0.1).load_state_dict(opt.state_dict())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_and_pickles_are_independent_and_work(clone) -> None:
+    module, batch = mlp(), tasks(3, torch.float32)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3, schedule="cosine:9")
+    step(module, opt, batch)
+    twin, other = clone((module, opt))
+    assert same(module, twin)
+    step(module, opt, batch)
+    assert not same(module, twin)
+    step(twin, other, batch)
+    assert same(module, twin)
+    assert other.base.param_groups is other.param_groups
+
+
+def scaled(
+    module: nn.Module, opt: GSLOptimizer, scaler: GradScaler, batch, spoil: int = -1
+) -> None:
+    opt.zero_grad()
+    share = 1 / len(batch)
+    for i, task in enumerate(batch):
+        with opt.task(scale=share) as record:
+            with record.record():
+                loss(module(task.support_x), task.support_y).backward()
+            value = loss(module(task.query_x), task.query_y) * share
+            scaler.scale(value * (float("inf") if i == spoil else 1)).backward()
+    scaler.step(opt)
+    scaler.update()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "R2"}, {"variant": "R3", "lam_2": 1.0}, {"eta": 0.0}]
+)
+def test_gradient_scaling_changes_nothing(options: dict) -> None:
+    module = mlp().double()
+    twin, options = copy.deepcopy(module), {"eta": 0.3, **options}
+    # Not Adam, which turns a rounding error in a tiny gradient into a step.
+    sgd = torch.optim.SGD
+    opt, other = (GSLOptimizer(m.parameters(), sgd, lr=0.1, **options) for m in (module, twin))
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    off = GradScaler("cpu", enabled=False)
+    for _ in range(3):
+        batch = tasks(3)
+        scaled(module, opt, scaler, batch)
+        scaled(twin, other, off, batch)
+        for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "R2"}, {"variant": "R3"}, {"eta": 0.0}])
+def test_an_overflow_in_one_task_skips_the_step(options: dict) -> None:
+    module, batch = mlp(), tasks(3, torch.float32)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, **{"eta": 0.3, **options})
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    before = copy.deepcopy(module)
+    scaled(module, opt, scaler, batch, spoil=1)
+    assert same(module, before)
+    assert scaler.get_scale() == 2.0**9
+    scaled(module, opt, scaler, batch)
+    assert not same(module, before)
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_unscaling_by_hand_allows_clipping() -> None:
+    module = mlp().double()
+    twin, batch = copy.deepcopy(module), tasks(3)
+    opt, other = (
+        GSLOptimizer(m.parameters(), torch.optim.SGD, lr=0.1, eta=0.3) for m in (module, twin)
+    )
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    for task in batch:
+        for net, optimizer, scale in ((module, opt, scaler.scale), (twin, other, lambda v: v)):
+            with optimizer.task() as record:
+                with record.record():
+                    loss(net(task.support_x), task.support_y).backward()
+                scale(loss(net(task.query_x), task.query_y)).backward()
+    opt.combine(scaler._scale)
+    scaler.unscale_(opt)
+    other.combine()
+    for a, b in zip(
+        gradients(list(module.parameters())), gradients(list(twin.parameters())), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    scaler.step(opt)
+    other.step()
+    for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_an_exception_in_a_task_leaves_nothing_behind() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    marked(module, batch, opt)
+    before = gradients(list(module.parameters()))
+
+    def failing() -> None:
+        with opt.task():
+            loss(module(batch[0].query_x), batch[0].query_y).backward()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    after = gradients(list(module.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(opt._scales) == 2
+
+
+def test_zero_grad_forgets_marked_tasks() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    twin = copy.deepcopy(module)
+    opt, other = (GSLOptimizer(m.parameters(), lr=0.1, eta=0.3) for m in (module, twin))
+    marked(module, tasks(3, torch.float32), opt)
+    step(module, opt, batch)
+    step(twin, other, batch)
+    assert same(module, twin)
+
+
+def test_missing_support_gradients_are_named() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    with pytest.raises(RuntimeError, match=r"task 0 brought none. Call task\.support"), opt.task():
+        loss(module(batch[0].query_x), batch[0].query_y).backward()
+    opt.zero_grad()
+    step(module, opt, batch)  # and the optimizer is usable afterwards
+
+
+def test_support_gradients_of_another_shape_are_refused() -> None:
+    module = mlp()
+    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    with pytest.raises(ValueError, match="one support gradient for each of the 4"), opt.task() as t:
+        t.support([torch.zeros(1)])
+    with pytest.raises(ValueError, match="in their order and shapes"), opt.task() as t:
+        t.support([p.detach().mT if p.dim() == 2 else p.detach() for p in module.parameters()])
+    with pytest.raises(ValueError, match="must be positive"), opt.task() as t:
+        t.adapted(list(module.parameters()), 0.0)
+
+
+def test_bad_options_are_refused() -> None:
+    for variant in ("R2p", "R4", "R8"):
+        with pytest.raises(ValueError, match=rf"R0, R1, R2, R3; got '{variant}'.*fastmeta\.GSL"):
+            GSLOptimizer(mlp().parameters(), lr=0.1, variant=variant)
+    with pytest.raises(TypeError):
+        GSLOptimizer(mlp().parameters(), lr=0.1, momentums=1)
+    with pytest.raises(ValueError, match="scale must be positive"):
+        GSLOptimizer(mlp().parameters(), lr=0.1).task(scale=0)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        GSLOptimizer([], lr=0.1)
+
+
+def test_r3_wants_one_scale() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R3")
+    for task, scale in zip(batch, (0.5, 0.25), strict=True):
+        with opt.task(scale=scale):
+            (scale * loss(module(task.query_x), task.query_y)).backward()
+    with pytest.raises(ValueError, match="one scale for all of them"):
+        opt.step()
