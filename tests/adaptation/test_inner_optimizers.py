@@ -24,7 +24,6 @@ PAIRS: dict[
     ),
 }
 
-
 NAMES = ["a", "b", "c"]
 
 

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fastmeta
-from fastmeta import MAML, MetaLearner, Reptile, TaskBatch
+from fastmeta import FOMAML, MAML, MetaLearner, Reptile, TaskBatch
 from fastmeta.adaptation import SGD
 from fastmeta.engines import LoopEngine, MlpEngine
 from fastmeta.models import MLP
 from tests.engines.mlp_cases import both, mlp
-from tests.helpers.problems import WAYS, Tied, convolution, frozen, tasks
+from tests.helpers.problems import WAYS, Tied, convolution, frozen, loss, tasks
 
 
 def engine_of(learner: MetaLearner, batch: TaskBatch) -> str:
@@ -225,3 +225,11 @@ def test_unknown_engine() -> None:
 
 def test_public_names() -> None:
     assert fastmeta.engines.ENGINES == ("auto", "loop", "batched", "mlp")
+
+
+@pytest.mark.parametrize("options", [{"autocast": torch.bfloat16}, {"checkpoint": True}])
+def test_the_mlp_engine_gives_way(options: dict) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, WAYS))
+    learner = FOMAML(module, loss, inner_lr=0.1, engine="mlp", **options)
+    with pytest.raises(ValueError, match=f"cannot run this: the learner has {next(iter(options))}"):
+        learner.step(tasks(dtype=torch.float32))

@@ -36,7 +36,6 @@ ADAPTATIONS: dict[str, Callable[[], Adaptation]] = {
     "learned rates": lambda: MetaSGD(0.2, 2),
 }
 
-
 COMPOSED: dict[str, Callable[[], MetaGradient]] = {
     "exact": Exact,
     "first order": FirstOrder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,92 +10,14 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmeta import MetaLearner, TaskBatch, functional
-from fastmeta.adaptation import SGD, Adam, Lambda, MetaSGD
-from fastmeta.aggregation import Mean
-from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, Recursion, Reptile
-from fastmeta.models import MLP, Conv4
+from fastmeta import TaskBatch, functional
+from fastmeta.adaptation import SGD, Adam, MetaSGD
+from fastmeta.metagrad import Exact, FirstOrder, Recursion, Reptile
+from tests.functional.prefix_cache_cases import NETWORKS, STEPS, learner
 from tests.helpers.problems import WAYS, tasks
-
-STEPS = 3
-
-
-class Residual(nn.Module):
-    """A user's block of two chains."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.path = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1),
-            nn.BatchNorm2d(outputs, track_running_stats=False),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 5, padding=2),
-        )
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.GroupNorm(1, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.path(x) + self.shortcut(x), 0.1)
-
-
-def conv(inputs: int, outputs: int, statistics: bool = False) -> list[nn.Module]:
-    norm = nn.BatchNorm2d(outputs, track_running_stats=statistics)
-    return [nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.ReLU(inplace=True)]
-
-
-def flat(statistics: bool = False, *between: nn.Module) -> nn.Module:
-    """One chain of convolutions, with something between them."""
-    layers = [*conv(1, 4, statistics), nn.MaxPool2d(2), *between, *conv(4, 4, statistics)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, WAYS))
-
-
-def shared() -> nn.Module:
-    """One activation at several places, and a matrix in two."""
-    act, first = nn.Tanh(), nn.Linear(16, 16)
-    second = nn.Linear(16, 16)
-    second.weight = first.weight
-    return nn.Sequential(nn.Flatten(), first, act, second, act, nn.Linear(16, WAYS))
-
-
-def twice() -> nn.Module:
-    """A chain that comes two times in another."""
-    part = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
-    return nn.Sequential(nn.Flatten(), part, part, nn.Linear(16, WAYS))
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "Conv4": lambda: Conv4(1, 4, WAYS, hidden=5),
-    "Conv4 strided": lambda: Conv4(1, 4, WAYS, hidden=5, downsample="stride"),
-    "Conv4 with statistics": lambda: Conv4(1, 4, WAYS, hidden=5, batch_norm_stats=True),
-    "MLP": lambda: MLP(16, WAYS, (7, 6, 5)),
-    "one chain": flat,
-    "nested": lambda: nn.Sequential(nn.Sequential(flat()[:4], flat()[4:-2]), *flat()[-2:]),
-    "residual": lambda: nn.Sequential(
-        Residual(1, 4), Residual(4, 4), nn.Flatten(), nn.Linear(64, WAYS)
-    ),
-    "shared": shared,
-    "twice": twice,
-    "dropout": lambda: flat(False, nn.Dropout(0.3)),
-    "in place": lambda: flat(False, nn.Dropout2d(0.3, inplace=True)),
-}
-
-
-def learner(
-    module: nn.Module, pattern: str, metagrad: MetaGradient | None = None, **options: Any
-) -> MetaLearner:
-    inner = options.pop("inner", SGD(0.1, STEPS))
-    return MetaLearner(
-        module,
-        F.cross_entropy,
-        adaptation=Lambda(inner, pattern),
-        metagrad=metagrad or FirstOrder(),
-        aggregation=Mean(),
-        **{"engine": "loop", **options},
-    )
 
 
 @contextmanager
@@ -172,86 +93,6 @@ def test_same_bits_with_options(name: str, option: str) -> None:
     assert all(map(torch.equal, found, expected))
 
 
-WEIGHT = {
-    "aten.convolution.default": 1,
-    "fastmeta.conv_forward.default": 1,
-    "aten.addmm.default": 2,
-}
-
-
-class Products(TorchDispatchMode):
-    """Counts convolutions and matrix products by where their weight lies in memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[int] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if str(func) in WEIGHT:
-            self.seen[args[WEIGHT[str(func)]].data_ptr()] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def runs(module: nn.Module, pattern: str = "head", **options: Any) -> list[int]:
-    """How often each frozen layer runs in the inner loop of a task."""
-    model, batch = learner(module, pattern, **options), tasks(1, torch.float32)
-    with Products() as products:
-        model.adapt(batch.support_x[0], batch.support_y[0])
-    moving = model.adaptation.moving(STEPS, list(module.parameters()))
-    frozen = [p for p, m in zip(module.parameters(), moving, strict=True) if not m and p.dim() > 1]
-    return [products.seen[p.data_ptr()] for p in frozen]
-
-
-@pytest.mark.parametrize("options", [{}, {"fuse": False}], ids=str)
-def test_a_frozen_prefix_runs_once(options: dict[str, Any]) -> None:
-    for name in ("Conv4", "Conv4 strided", "MLP", "one chain", "nested"):
-        module = NETWORKS[name]()
-        layers = len(runs(module, **options)) + 1
-        assert runs(module, **options) == [1] * (layers - 1)
-        for k in range(1, layers):
-            bits = "0" * k + "1" * (layers - k)
-            assert runs(module, bits, **options) == [1] * k
-            assert runs(module, f"{bits}/head", **options)[:k] == [1] * k
-    assert runs(NETWORKS["shared"](), **options) == [2]  # in two places
-
-
-def test_what_follows_an_adapted_layer_runs_in_every_step() -> None:
-    assert runs(NETWORKS["Conv4"](), "00101") == [1, 1, STEPS]
-    assert runs(NETWORKS["Conv4"](), "10000") == [STEPS] * 4
-    assert runs(NETWORKS["MLP"](), "0100") == [1, STEPS, STEPS]
-
-
-@pytest.mark.parametrize("fuse", [True, False])
-def test_only_torchs_modules_that_do_nothing_else_are_kept(fuse: bool) -> None:
-    every = [STEPS, STEPS]
-    assert runs(flat(), fuse=fuse) == [1, 1]
-    assert runs(flat(False, nn.Dropout(0.3)), fuse=fuse) == [1, STEPS]
-    assert runs(flat(False, nn.Dropout(0.3)).eval(), fuse=fuse) == [1, STEPS]
-    assert runs(flat(True), fuse=fuse) == [1, STEPS]  # running statistics
-    assert runs(flat(True).eval(), fuse=fuse) == [1, 1]
-    assert runs(flat(False, nn.RReLU()), fuse=fuse) == [1, STEPS]
-    hooked, replaced, subclass = flat(), flat(), flat()
-    hooked[0].register_forward_hook(lambda *_: None)
-    replaced[0].forward = replaced[0].forward
-    subclass[0].__class__ = type("Own", (nn.Conv2d,), {})
-    for module in (hooked, replaced, subclass):
-        assert runs(module, fuse=fuse) == every
-    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
-    try:
-        assert runs(flat(), fuse=fuse) == every
-    finally:
-        hook.remove()
-    blocks = runs(NETWORKS["residual"](), fuse=fuse)
-    assert blocks == [1, 1, 1, STEPS, STEPS, STEPS]
-
-
-def test_reptile_keeps_both_sets() -> None:
-    module, batch = NETWORKS["Conv4"](), tasks(1, torch.float32)
-    with Products() as products:
-        learner(module, "head", Reptile()).meta_gradient(batch)
-    assert products.seen[module.features[0][0].weight.data_ptr()] == 2
-
-
 class Around(nn.Module):
     """A chain, and something unusual around it."""
 
@@ -316,14 +157,3 @@ class Shared(nn.Module):
 def test_chains_that_share_parts(pattern: str, nested: bool) -> None:
     module, batch = Shared(nested).double(), tasks(2)
     assert_same(module, batch, pattern, FirstOrder)
-
-
-def test_a_module_is_left_as_it_was_after_an_error() -> None:
-    module, batch = flat(), tasks(1, torch.float32)
-    before = [dict(vars(m)) for m in module.modules()]
-    bad = TaskBatch(batch.support_x[..., :1], batch.support_y, batch.query_x, batch.query_y)
-    with pytest.raises(RuntimeError):
-        learner(module, "head").step(bad)
-    assert all(vars(m) == b for m, b in zip(module.modules(), before, strict=True))
-    assert len(module) == len(before) - 1
-    assert runs(module) == [1, 1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta import TaskBatch
+from fastmeta import Reptile, TaskBatch
 from tests.helpers.problems import loss
 
 LR = 0.3
@@ -53,3 +53,10 @@ def by_hand(
             ]
         )
     return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+def support_gradients(module: nn.Module, batch: TaskBatch, steps: int) -> Tensor:
+    """Mean inner gradients ``(T, P)``: the displacement in units of the inner learning rate."""
+    learner = Reptile(module, loss, inner_lr=LR, inner_steps=steps, use_query=False)
+    rows = [learner.meta_gradient(TaskBatch(*(part[None] for part in task)))[0] for task in batch]
+    return torch.stack(rows) / (LR * steps)

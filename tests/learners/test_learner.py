@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fastmeta
-from fastmeta import GSL, MAML, CoLearner, TaskBatch
+from fastmeta import FOMAML, GSL, MAML, CoLearner, TaskBatch
 from fastmeta.learners import METHODS, build
 from tests.helpers.problems import MODULES, WAYS, convolution, loss, mlp, tasks
 
@@ -226,3 +226,12 @@ def test_errors_say_how_to_mend_it() -> None:
 def test_bad_gsl_options(options, part: str) -> None:
     with pytest.raises(ValueError, match=part):
         fastmeta.metagrad.GslRule(**options)
+
+
+def test_a_compiled_module_learns() -> None:
+    """By AOTAutograd, but without its code generator."""
+    batch, results = tasks(dtype=torch.float32), []
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, WAYS))
+    for own in (module, torch.compile(copy.deepcopy(module), backend="aot_eager")):
+        results.append(FOMAML(own, loss, inner_lr=0.1, inner_steps=2).meta_gradient(batch)[0])
+    torch.testing.assert_close(*results)

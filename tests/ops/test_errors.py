@@ -92,7 +92,6 @@ BAD = {
     "agreement of other scalars": (lambda: ops.agreement_weights(STATS[:, 0]), "2"),
 }
 
-
 MEMORY = torch.arange(40.0)
 ROWS, COEF = MEMORY[:15].view(3, 5), torch.ones(3)
 OVERLAPS = {

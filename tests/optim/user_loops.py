@@ -61,3 +61,13 @@ def marked(
 
 def gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
     return [None if p.grad is None else p.grad.clone() for p in params]
+
+
+def step(module: nn.Module, opt: GSLOptimizer, batch: TaskBatch) -> None:
+    opt.zero_grad()
+    marked(module, batch, opt)
+    opt.step()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))

@@ -36,8 +36,6 @@ TOLERANCE = {
 }
 # The last is torch's for a dimension that is not there.
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError)
-
-
 Place = tuple[list[Any], int]  # an argument, or an item of one that is a list
 
 

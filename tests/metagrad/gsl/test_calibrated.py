@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastmeta import FOMAML, GSL, MetaLearner, Reptile, TaskBatch
+from fastmeta import FOMAML, GSL, MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, MetaSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.metagrad import CalibratedAHE, Exact, FirstOrder, MetaGradient
 from fastmeta.metagrad.calibrated import least_squares
 from tests.helpers.problems import MODULES, Drifting, Noisy, loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand
+from tests.helpers.reference_loops import LR, by_hand, support_gradients
 
 
 def gradients(module: nn.Module, batch: TaskBatch, steps: int, count: int, **options) -> list:
@@ -26,17 +26,13 @@ def gradients(module: nn.Module, batch: TaskBatch, steps: int, count: int, **opt
     return [learner.meta_gradient(batch)[0] for _ in range(count)]
 
 
-def support(module: nn.Module, batch: TaskBatch, steps: int) -> Tensor:
-    """Mean inner gradients ``(T, P)``: the displacement in units of the inner learning rate."""
-    learner = Reptile(module, loss, inner_lr=LR, inner_steps=steps, use_query=False)
-    rows = [learner.meta_gradient(TaskBatch(*(part[None] for part in task)))[0] for task in batch]
-    return torch.stack(rows) / (LR * steps)
-
-
 def basis(module: nn.Module, batch: TaskBatch, steps: int) -> Tensor:
     """``G_in``, ``g_q`` and the secant, ``(3, T, P)``, without the code under test."""
-    first, second = support(module, batch, 1), support(module, batch, 2)
-    mean, query = support(module, batch, steps), by_hand(module, batch, steps, second_order=False)
+    first, second = support_gradients(module, batch, 1), support_gradients(module, batch, 2)
+    mean, query = (
+        support_gradients(module, batch, steps),
+        by_hand(module, batch, steps, second_order=False),
+    )
     return torch.stack([mean, query, first - (2 * second - first)])
 
 
@@ -192,7 +188,7 @@ def test_an_aggregation_gets_the_inner_gradients() -> None:
     learner = MetaLearner(
         module, loss, adaptation=SGD(LR), metagrad=CalibratedAHE(), aggregation=GradientAgreement()
     )
-    rows, v = by_hand(module, batch, 1, second_order=False), support(module, batch, 1)
+    rows, v = by_hand(module, batch, 1, second_order=False), support_gradients(module, batch, 1)
     dots = v @ v.sum(0)
     torch.testing.assert_close(learner.meta_gradient(batch)[0], (dots / dots.abs().sum()) @ rows)
 
