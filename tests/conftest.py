@@ -1,4 +1,4 @@
-"""Fresh random numbers in every run, and the seed to repeat one."""
+"""New random numbers in every run, and the seed that reproduces them."""
 
 from __future__ import annotations
 

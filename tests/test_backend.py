@@ -1,4 +1,4 @@
-"""Whether freed memory is kept, seen from the page faults of the next tensor."""
+"""The compiled backend, and whether freed memory is kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_large_tensors_reuse_memory() -> None:
     assert faults["keep"] < 1000 < faults["return"]
 
 
-def test_the_backend_is_the_compiled_one() -> None:
+def test_the_backend_is_compiled() -> None:
     info = fastmeta.build_info()
     assert info.backend == "compiled"
     assert info.cpu_isa in ("baseline", "avx2", "avx512")
@@ -52,7 +52,7 @@ def test_show_config(capsys: pytest.CaptureFixture) -> None:
         assert part in printed
 
 
-def test_without_the_compiled_module_nothing_runs_in_its_place(tmp_path: Path) -> None:
+def test_a_missing_compiled_module_is_an_error(tmp_path: Path) -> None:
     # The sources alone, as in a checkout that was never built.
     for path in Path(fastmeta.__file__).parent.rglob("*.py"):
         copy = tmp_path / "fastmeta" / path.relative_to(Path(fastmeta.__file__).parent)

@@ -1,4 +1,4 @@
-"""The context that says which inner step a module is evaluated for."""
+"""The current inner step, as a context."""
 
 from __future__ import annotations
 

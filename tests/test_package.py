@@ -1,4 +1,4 @@
-"""The package as a whole: the active backend, the README's examples, the public names."""
+"""The package as a whole: public names and the README's examples."""
 
 from __future__ import annotations
 

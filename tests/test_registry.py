@@ -1,4 +1,4 @@
-"""Words that installed distributions bring as entry points."""
+"""Components that installed distributions register as entry points."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ squares = toy_words:load_squares
 
 
 def distribution(folder: Path, name: str, entries: str, code: str = "") -> None:
-    """What pip leaves behind in site-packages."""
+    """Metadata that pip writes to site-packages."""
     information = folder / f"{name}-1.5.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
@@ -67,7 +67,7 @@ def distribution(folder: Path, name: str, entries: str, code: str = "") -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on ``sys.path`` with a distribution that brings one word of each kind."""
+    """A folder on ``sys.path`` with a distribution that registers one name of each kind."""
     folder = tmp_path / "site"
     distribution(folder, "toy-words", ENTRIES, CODE)
     monkeypatch.syspath_prepend(folder)
@@ -99,7 +99,7 @@ def test_trains_from_the_command_line(site: Path) -> None:
     assert "accuracy" in run("evaluate run")
 
 
-def test_they_are_listed(site: Path, capsys: pytest.CaptureFixture) -> None:
+def test_plugins_are_listed(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "plug-in:      dataset squares, of toy-words 1.5" in printed
@@ -138,7 +138,7 @@ def test_in_python(site: Path) -> None:
         ("absent", "toy-words 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
     ],
 )
-def test_broken_ones_are_named(
+def test_broken_plugins_are_named(
     site: Path, word: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
     options = ["train", "--dataset", "sine", "--aggregation", word, "--no-plots"]
@@ -148,7 +148,7 @@ def test_broken_ones_are_named(
         build("maml", torch.nn.Linear(2, 2), F.mse_loss, inner_lr=0.1, aggregation=word)
 
 
-def test_something_else_is_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
+def test_objects_of_another_kind_are_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--method", "tuple"]) == 2
     assert capsys.readouterr().err == (
         "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a Words; got "
@@ -159,7 +159,7 @@ def test_something_else_is_refused(site: Path, capsys: pytest.CaptureFixture) ->
 @pytest.mark.parametrize(
     ("word", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-words|other-toy) 1\.5")]
 )
-def test_a_word_twice_is_refused(
+def test_a_name_registered_twice_is_refused(
     site: Path, word: str, owner: str, capsys: pytest.CaptureFixture
 ) -> None:
     distribution(site, "other-toy", f"[fastmeta.methods]\n{word} = os:sep\n")

@@ -1,4 +1,4 @@
-"""The inner loop of a Lambda pattern on plain autograd, the oracle of :class:`Lambda`."""
+"""Reference implementation of the inner loop with a layer pattern, on plain autograd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.reference_loops import LR
 
 
 def layers_of(module: nn.Module) -> list[set[str]]:
-    """Names of the parameters of each layer of a network whose layers have weight before bias."""
+    """Names of the parameters of each layer; every layer has its weight before its bias."""
     layers: list[set[str]] = []
     for name, param in module.named_parameters():
         if param.dim() > 1:
@@ -29,7 +29,7 @@ def layers_of(module: nn.Module) -> list[set[str]]:
 
 
 def names_of(module: nn.Module, bits: Sequence[str]) -> list[set[str]]:
-    """What each inner step adapts."""
+    """Names of the parameters that each inner step adapts."""
     layers = layers_of(module)
     return [
         set().union(*(layer for layer, bit in zip(layers, step, strict=True) if bit == "1"))
@@ -44,7 +44,7 @@ def by_pattern(
     second_order: bool,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """Rows of the meta-gradient; ``bits`` has a pattern for every inner step."""
+    """Meta-gradients ``(T, P)``; ``bits`` has the pattern of every inner step."""
     module = copy.deepcopy(module)
     params = dict(module.named_parameters())
     rows = []
@@ -74,7 +74,7 @@ def learner(
     inner: Adaptation | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """The same by :class:`Lambda`, with three inner steps of SGD if not told otherwise."""
+    """A learner with this layer pattern; three inner steps of SGD by default."""
     return MetaLearner(
         module,
         F.cross_entropy,

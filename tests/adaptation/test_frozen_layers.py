@@ -1,4 +1,4 @@
-"""Layers frozen by a layer pattern cost no backward pass and no stored activations."""
+"""Layers frozen by a pattern need no backward pass and store no activations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.reference_loops import LR
 
 
 class Wall(torch.autograd.Function):
-    """Nothing may be differentiated below."""
+    """Raises an error if anything below it is differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Wall(torch.autograd.Function):
 
 
 class Walled(nn.Module):
-    """Three layers with a wall before one of them."""
+    """Three layers with a :class:`Wall` before one of them."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Walled(nn.Module):
 
 @pytest.mark.parametrize("steps", ["{}", "{}/001", "001/{}"])
 @pytest.mark.parametrize("pattern", ["001", "011", "010"])
-def test_backward_ends_at_the_lowest_layer_adapted(pattern: str, steps: str) -> None:
+def test_backward_stops_at_the_lowest_adapted_layer(pattern: str, steps: str) -> None:
     lowest = pattern.index("1")
     task = tasks(1, torch.float32)[0]
     for before in (1, 2):
@@ -59,7 +59,7 @@ def test_backward_ends_at_the_lowest_layer_adapted(pattern: str, steps: str) -> 
                 model.adapt(task.support_x, task.support_y)
 
 
-def test_nothing_is_stored_below_the_lowest_layer_adapted() -> None:
+def test_no_activations_are_stored_below_the_lowest_adapted_layer() -> None:
     module, task = nn.Sequential(*(nn.Linear(n, n + 1) for n in (16, 17, 18))), tasks(1)[0]
     x, saved = task.support_x.flatten(1), []
 
@@ -77,7 +77,7 @@ def test_nothing_is_stored_below_the_lowest_layer_adapted() -> None:
         assert 16 in inputs or pattern == "001"
 
 
-def test_frozen_layers_and_their_state_pass_through() -> None:
+def test_frozen_layers_and_their_state_are_unchanged() -> None:
     module, task = mlp().double(), tasks(1)[0]
     for inner in (SGD(LR, 3, momentum=0.9), Adam(LR, 3)):
         rule = Lambda(inner, "head")

@@ -1,4 +1,4 @@
-"""Inner optimizers against torch's own, and their vector-Jacobian products against autograd."""
+"""Inner optimizers against torch.optim, and their vector-Jacobian products against autograd."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ RULES: dict[str, Callable[[], Adaptation]] = {
 
 @pytest.mark.parametrize("idle", [False, True])
 @pytest.mark.parametrize("name", RULES)
-def test_pullback_of_an_update(name: str, idle: bool) -> None:
+def test_vector_jacobian_product_of_an_update(name: str, idle: bool) -> None:
     rule, params, grads = RULES[name](), start(), list(start())
     rule.bind(params, NAMES)
     state = [torch.rand_like(s) for s in rule.start(params)]
@@ -87,7 +87,7 @@ def test_pullback_of_an_update(name: str, idle: bool) -> None:
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_proximal_descends_the_augmented_loss(create_graph: bool) -> None:
+def test_proximal_sgd_descends_the_regularized_loss(create_graph: bool) -> None:
     begin = start()
     params = [p.clone().requires_grad_() for p in begin]
     optimizer = torch.optim.SGD(params, lr=0.1)
@@ -102,7 +102,7 @@ def test_proximal_descends_the_augmented_loss(create_graph: bool) -> None:
     assert torch.equal(adapted.fast[1], begin[1])  # it never had a gradient
 
 
-def test_adam_is_differentiable_where_a_gradient_is_zero() -> None:
+def test_adam_is_differentiable_at_a_zero_gradient() -> None:
     params = [torch.zeros(3, dtype=torch.float64, requires_grad=True)]
     fast = Adam(0.1, 3).adapt(lambda p: p[0].pow(2).sum(), params, create_graph=True).fast
     (grad,) = torch.autograd.grad(fast[0].sum(), params)
@@ -121,7 +121,7 @@ def test_adam_is_differentiable_where_a_gradient_is_zero() -> None:
         (lambda: MetaSGD(0.1, per="row"), "one of element, tensor; got 'row'"),
     ],
 )
-def test_bad_options(make: Callable[[], Adaptation], part: str) -> None:
+def test_invalid_options(make: Callable[[], Adaptation], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         make()
 

@@ -1,4 +1,4 @@
-"""Lambda patterns: their gradients against plain autograd, and what is skipped."""
+"""Meta-gradients with layer patterns against plain autograd."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_all_patterns_of_conv4(pattern: str) -> None:
 
 
 def test_head_is_anil() -> None:
-    """Raghu et al. 2020: features once for all steps, inner loop on the classifier alone."""
+    """Raghu et al. 2020: features are computed once, the inner loop adapts only the classifier."""
     module, batch = conv4(), images()
     body, head = list(module.features.parameters()), list(module.head.parameters())
     total: Any = 0
@@ -102,7 +102,7 @@ def test_head_is_anil() -> None:
 
 
 def test_body_is_boil() -> None:
-    """Oh et al. 2021: the inner loop leaves the classifier alone."""
+    """Oh et al. 2021: the inner loop adapts everything but the classifier."""
     module, batch = conv4(), images()
     body, head = dict(module.features.named_parameters()), list(module.head.parameters())
     total: Any = 0
@@ -132,7 +132,7 @@ def test_body_is_boil() -> None:
         ("011/full/head/body", ["011", "111", "001"]),
     ],
 )
-def test_a_pattern_for_each_step(pattern: str, steps: list[str]) -> None:
+def test_a_pattern_per_step(pattern: str, steps: list[str]) -> None:
     module, batch = MLP(16, WAYS, (6, 5), nn.Tanh).double(), tasks()
     for name, make in {**SECOND_ORDER, "first order": FirstOrder}.items():
         expected = by_pattern(module, batch, steps, name != "first order").mean(0)
@@ -143,7 +143,7 @@ def test_a_pattern_for_each_step(pattern: str, steps: list[str]) -> None:
 
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[list[int], list[str]]:
-    """Widths of an MLP, and bits for each of some steps."""
+    """Widths of an MLP, and the bits of each inner step."""
     widths = draw(st.lists(st.integers(1, 5), min_size=0, max_size=3))
     layers = len(widths) + 1
     numbers = draw(st.lists(st.integers(1, 2**layers - 1), min_size=1, max_size=4))
@@ -172,7 +172,7 @@ INNER: dict[str, Callable[[], Adaptation]] = {
 @pytest.mark.parametrize("steps", [["011"] * 3, ["111", "001", "010"]], ids="/".join)
 @pytest.mark.parametrize("inner", INNER)
 def test_other_adaptations(inner: str, steps: list[str]) -> None:
-    """Parameters and state of frozen layers stay; learned rates have their gradients."""
+    """Frozen layers keep their parameters and state; learned rates have their gradients."""
     module, batch = MLP(16, WAYS, (6, 5), nn.Tanh).double(), tasks()
     rule = INNER[inner]()
     params = dict(module.named_parameters())
@@ -205,7 +205,7 @@ def test_other_adaptations(inner: str, steps: list[str]) -> None:
         assert_close(model.meta_gradient(batch)[0], expected)
 
 
-def test_who_may_stack_tasks() -> None:
+def test_only_elementwise_adaptations_are_batched() -> None:
     class Own(SGD):
         pass
 

@@ -1,4 +1,4 @@
-"""Which layers a Lambda pattern's words and bits mean, and what is refused."""
+"""Named layer patterns and patterns of bits: the layers they select, and invalid ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ LAYERS = ["features.0.0", "features.1.0", "features.10.0", "head"]
         ("1000/body/head", [[0], [0, 1, 2], [3]]),
     ],
 )
-def test_reading(pattern: str, steps: list[list[int]]) -> None:
+def test_parsing(pattern: str, steps: list[list[int]]) -> None:
     assert read_pattern(pattern, LAYERS) == steps
 
 
@@ -80,17 +80,17 @@ KNOWN = r"the network has 4 layers: features\.0\.0, features\.1\.0, features\.10
         ("0112", f"got '0112'; {KNOWN}"),
     ],
 )
-def test_patterns_that_cannot_be_read(pattern: str, message: str) -> None:
+def test_invalid_patterns(pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_pattern(pattern, LAYERS)
 
 
-def test_no_body_in_a_single_layer() -> None:
+def test_a_single_layer_has_no_body() -> None:
     with pytest.raises(ValueError, match="'body' adapts nothing"):
         learner(nn.Linear(4, 2), "body", Exact())
 
 
-def test_a_number_of_bits_is_a_pattern() -> None:
+def test_an_integer_of_bits_is_a_pattern() -> None:
     task = tasks(1, torch.float32)[0]
     number, text = (learner(mlp(), pattern, Exact()) for pattern in (10, "10"))
     number.module.load_state_dict(text.module.state_dict())
@@ -100,7 +100,7 @@ def test_a_number_of_bits_is_a_pattern() -> None:
         Lambda(SGD(0.1), 9)
 
 
-def test_one_object_for_one_network() -> None:
+def test_a_pattern_is_bound_to_one_network() -> None:
     rule = Lambda(SGD(0.1), "head")
     with pytest.raises(RuntimeError, match=r"knows no layers yet: call bind\(params, names\)"):
         rule.moving(0, [torch.zeros(2)])
@@ -111,7 +111,7 @@ def test_one_object_for_one_network() -> None:
         rule.bind(list(other.parameters()), [n for n, _ in other.named_parameters()])
 
 
-def test_words() -> None:
+def test_named_patterns() -> None:
     anil, boil = ADAPTATIONS["anil"](0.1, 4), ADAPTATIONS["boil"](lr=0.1, steps=2, momentum=0.5)
     assert (anil.pattern, anil.steps, boil.pattern, boil.inner.momentum) == ("head", 4, "body", 0.5)
     rule = ADAPTATIONS["lambda"](0.1, 2, pattern="01", of="meta-sgd", per="tensor")
@@ -124,7 +124,7 @@ def test_words() -> None:
         ADAPTATIONS["anil"](0.1, pattern="body")
 
 
-def test_a_layer_that_is_not_used() -> None:
+def test_an_unused_layer() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()

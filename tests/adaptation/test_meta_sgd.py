@@ -1,4 +1,4 @@
-"""Learned inner rates: their gradients, and that learners train and keep them."""
+"""Learned inner rates: gradients, training and state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def learner(
 def by_hand(
     module: nn.Module, batch: TaskBatch, per: str, per_step: bool, first_order: bool
 ) -> Tensor:
-    """Algorithm 1 of Meta-SGD on plain autograd, with the rates of each step apart."""
+    """Algorithm 1 of Meta-SGD on plain autograd, with separate rates for each step."""
     params = {n: p.detach().requires_grad_() for n, p in module.named_parameters()}
     steps = [
         [
@@ -87,14 +87,14 @@ def test_further_steps_have_the_rates_of_the_last(per: str) -> None:
     torch.testing.assert_close(found, {n: p.detach() for n, p in fast.items()})
 
 
-def test_rates_a_step_without_steps_in_training() -> None:
+def test_rates_per_step_without_inner_steps_in_training() -> None:
     model = learner(mlp(), Exact(), "tensor", steps=0, per_step=True)
     model.step(tasks(2, torch.float32))
     assert model.predict(tasks(2, torch.float32), 3).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["frozen", "unused", "tied"])
-def test_modules_with_peculiar_parameters(name: str) -> None:
+def test_modules_with_unusual_parameters(name: str) -> None:
     batch = tasks(2, torch.float32)
     for metagrad in (Exact(), Recursion(), FirstOrder(), GSL(), Reptile()):
         model = learner(MODULES[name](), metagrad, "element")
@@ -102,13 +102,13 @@ def test_modules_with_peculiar_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize(("metagrad", "moves"), [(Recursion, True), (GSL, True), (Reptile, False)])
-def test_who_learns_rates(metagrad, moves: bool) -> None:
+def test_which_meta_gradients_train_the_rates(metagrad, moves: bool) -> None:
     model = learner(mlp(), metagrad(), "tensor")
     model.step(tasks(3, torch.float32))
     assert any(rate != torch.tensor(LR) for rate in model.adaptation.rates) == moves
 
 
-def test_a_saved_learner_keeps_its_rates() -> None:
+def test_rates_are_saved_with_the_learner() -> None:
     batches = [tasks(2, torch.float32) for _ in range(4)]
     module = mlp()
     whole, half = (learner(copy.deepcopy(module), Recursion(), "element") for _ in range(2))

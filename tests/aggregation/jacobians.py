@@ -1,4 +1,4 @@
-"""Rows of task gradients, and the aggregations that are tested on them."""
+"""Jacobians whose rows are task gradients, and the aggregations under test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEED = 7  # of PCGrad's orders
 
 
 def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
-    """The weights of the rows; PCGrad draws the same orders in every call."""
+    """Weights of the task gradients; PCGrad draws the same orders in every call."""
     if name == "agreement":
         options = {"of": "meta", **options}
     with torch.random.fork_rng(devices=[]):
@@ -26,7 +26,7 @@ def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
 
 
 def direction(name: str, jacobian: Tensor, **options: Any) -> Tensor:
-    """The weighted sum of the rows."""
+    """Weighted sum of the task gradients."""
     return weights(name, jacobian, **options).to(jacobian.dtype) @ jacobian
 
 
@@ -36,10 +36,10 @@ def orthonormal(tasks: int, parameters: int) -> Tensor:
 
 
 def jacobian(tasks: int, parameters: int) -> Tensor:
-    """Rows of lengths from 1/3 to 3 in random directions, whose cosines are well-conditioned.
+    """Task gradients with norms from 1/3 to 3 in random, well-conditioned directions.
 
-    Singular values before the rows are scaled are from 0.2 to 1.8: most pairs conflict or agree
-    noticeably, and rounding is enlarged by at most 100.
+    Before the rows are scaled, singular values are between 0.2 and 1.8: most pairs conflict or agree
+    noticeably, and rounding errors grow by a factor of at most 100.
     """
     mixed = torch.randn(tasks, tasks, dtype=torch.float64)
     mixed = torch.eye(tasks, dtype=torch.float64) + 0.8 * mixed / torch.linalg.matrix_norm(mixed, 2)
@@ -49,7 +49,7 @@ def jacobian(tasks: int, parameters: int) -> Tensor:
 
 @st.composite
 def jacobians(draw: st.DrawFn, least: int = 1, most: int = 6) -> Tensor:
-    """As :func:`jacobian`, of any shape; leaves torch's generator seeded."""
+    """Draws a :func:`jacobian` of any shape, and leaves torch's generator seeded."""
     tasks = draw(st.integers(least, most))
     torch.manual_seed(draw(st.integers(0, 2**32)))
     return jacobian(tasks, tasks + draw(st.integers(0, 5)))

@@ -1,4 +1,4 @@
-"""Aggregations as a room of a learner."""
+"""Aggregations as a component of a learner."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_meta_gradient_is_the_weighted_sum(name: str) -> None:
 
 @pytest.mark.parametrize("metagrad", [FirstOrder, GSL])
 @pytest.mark.parametrize("name", ALL)
-def test_steps_on_sines(name: str, metagrad) -> None:
+def test_training_on_sines(name: str, metagrad) -> None:
     source = SineTasks(tasks=5, shots=5, queries=10, seed=torch.seed() % 2**32)
     module = MLP(1, 1, (16,))
     before = copy.deepcopy(module.state_dict())

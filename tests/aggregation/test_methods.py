@@ -19,7 +19,7 @@ few = settings(max_examples=30)
 
 
 def peaceful(tasks: int) -> Tensor:
-    """Rows of which no two conflict."""
+    """Task gradients without conflicts."""
     return torch.rand(tasks, tasks + 3, dtype=torch.float64)
 
 
@@ -49,7 +49,7 @@ def test_pcgrad_draws_from_torchs_cpu_generator() -> None:
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "upgrad"])
-def test_without_conflict_nothing_is_projected(name: str) -> None:
+def test_without_conflicts_nothing_is_projected(name: str) -> None:
     found = weights(name, peaceful(5))
     torch.testing.assert_close(found, torch.full_like(found, 1 / 5))
 
@@ -94,7 +94,7 @@ def test_cagrad_between_the_mean_and_mgda() -> None:
     torch.testing.assert_close(far / far.sum(), weights("mgda", rows), rtol=1e-4, atol=1e-4)
 
 
-def test_cagrad_where_the_dual_vanishes_ends_the_conflicts() -> None:
+def test_cagrad_resolves_conflicts_where_the_dual_vanishes() -> None:
     rows = torch.tensor([[1.0, 0, 0], [-0.2, 1, 0], [0, 0, 0]], dtype=torch.float64)
     # The mean (0.8, 1) / 3 agrees with both tasks; the zero one cannot get better.
     torch.testing.assert_close(direction("cagrad", rows), rows.mean(0), **CLOSE)
@@ -105,13 +105,13 @@ def test_cagrad_where_the_dual_vanishes_ends_the_conflicts() -> None:
 
 
 @pytest.mark.parametrize("c", [-0.1, float("nan"), float("inf")])
-def test_cagrad_refuses_a_bad_radius(c: float) -> None:
+def test_cagrad_refuses_an_invalid_radius(c: float) -> None:
     with pytest.raises(ValueError, match="c must not be negative or infinite, got"):
         CAGrad(c)
 
 
 def nearest_without_conflict(rows: Tensor, g: Tensor) -> Tensor:
-    """The projection of ``g`` on ``{d : rows d >= 0}``, among those on all faces."""
+    """Projection of ``g`` on ``{d : gradients @ d >= 0}``, by enumeration of all faces."""
     found = []
     for face in chain.from_iterable(combinations(range(len(rows)), n) for n in range(len(rows))):
         d = g

@@ -1,4 +1,4 @@
-"""Task aggregation alone."""
+"""Aggregation of losses without an inner loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.aggregation.jacobians import ALL, SEED, weights
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
-    """A trunk and three losses that share its graph."""
+    """A shared trunk and three losses."""
     trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
     return trunk, (trunk(torch.randn(7, 4, dtype=dtype)) - 1).square().mean(0)
 
@@ -43,7 +43,7 @@ def test_upgrad_is_the_default() -> None:
     assert torch.equal(fastmeta.aggregate(losses.split(1), trunk.parameters()), expected)
 
 
-def test_options_are_the_methods() -> None:
+def test_options_are_those_of_the_method() -> None:
     trunk, losses = problem()
     expected = weights("cagrad", jacobian(losses, list(trunk.parameters())), c=2.0)
     found = fastmeta.aggregate(losses, trunk.parameters(), "cagrad", c=2.0)
@@ -62,7 +62,7 @@ def test_gradients_are_added_to_those_there() -> None:
     torch.testing.assert_close(params[1].grad, expected[1])
 
 
-def test_parameters_no_loss_depends_on_keep_their_gradient() -> None:
+def test_unused_parameters_keep_their_gradient() -> None:
     trunk, losses = problem()
     idle, known, frozen = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(3))
     known.grad = torch.full_like(known, 3)
@@ -73,7 +73,7 @@ def test_parameters_no_loss_depends_on_keep_their_gradient() -> None:
     assert torch.equal(known.grad, torch.full_like(known, 3))
 
 
-def test_a_loss_may_depend_on_some_parameters_alone() -> None:
+def test_a_loss_may_depend_on_a_subset_of_parameters() -> None:
     a, b = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
     found = fastmeta.aggregate([3 * a.sum(), 3 * b.sum()], [a, b], "mgda")
     torch.testing.assert_close(found, torch.full_like(found, 0.5))
@@ -107,7 +107,7 @@ def test_the_graph_is_freed() -> None:
         ([torch.ones(())], "mean", {}, r"got shape \(\) with requires_grad=False as loss 0"),
     ],
 )
-def test_errors_leave_gradients_alone(losses, method: str, options, part: str) -> None:
+def test_errors_keep_gradients(losses, method: str, options, part: str) -> None:
     trunk, good = problem()
     given = good if losses is None else losses
     with pytest.raises(ValueError, match=part):
@@ -116,7 +116,7 @@ def test_errors_leave_gradients_alone(losses, method: str, options, part: str) -
     fastmeta.aggregate(good, trunk.parameters())  # the graph is still there
 
 
-def test_bad_parameters_are_refused() -> None:
+def test_invalid_parameters_are_refused() -> None:
     trunk, losses = problem()
     with pytest.raises(ValueError, match="no parameter requires a gradient"):
         fastmeta.aggregate(losses, [torch.ones(2)])

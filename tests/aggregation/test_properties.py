@@ -1,4 +1,4 @@
-"""What holds of all aggregations, or of a class of them."""
+"""Properties of all aggregations, or of a class of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ few = settings(max_examples=20)
 @every
 @few
 @given(jacobians())
-def test_the_basis_of_the_parameters_does_not_matter(name: str, rows: Tensor) -> None:
+def test_invariant_to_the_basis_of_the_parameters(name: str, rows: Tensor) -> None:
     turned = rows @ orthonormal(rows.shape[1], rows.shape[1] + 2)
     torch.testing.assert_close(weights(name, turned), weights(name, rows), **CLOSE)
 
@@ -38,14 +38,14 @@ def test_the_basis_of_the_parameters_does_not_matter(name: str, rows: Tensor) ->
 @every
 @few
 @given(jacobians(), st.floats(-30, 30))
-def test_a_common_factor_does_not_matter(name: str, rows: Tensor, power: float) -> None:
+def test_invariant_to_a_common_factor(name: str, rows: Tensor, power: float) -> None:
     torch.testing.assert_close(weights(name, 10**power * rows), weights(name, rows), **CLOSE)
 
 
 @unordered
 @few
 @given(jacobians(), st.randoms())
-def test_tasks_may_come_in_any_order(name: str, rows: Tensor, random) -> None:
+def test_invariant_to_the_order_of_tasks(name: str, rows: Tensor, random) -> None:
     order = random.sample(range(len(rows)), len(rows))
     torch.testing.assert_close(weights(name, rows[order]), weights(name, rows)[order], **CLOSE)
 
@@ -53,7 +53,7 @@ def test_tasks_may_come_in_any_order(name: str, rows: Tensor, random) -> None:
 @unordered
 @few
 @given(jacobians())
-def test_giving_every_task_twice_changes_nothing(name: str, rows: Tensor) -> None:
+def test_duplicating_every_task_changes_nothing(name: str, rows: Tensor) -> None:
     error = direction(name, torch.cat([rows, rows])) - direction(name, rows)
     # IMTL-G divides by a sum that may nearly vanish.
     assert error.norm() <= 1e-5 * rows.norm() * (1 + weights(name, rows).square().sum())
@@ -62,7 +62,7 @@ def test_giving_every_task_twice_changes_nothing(name: str, rows: Tensor) -> Non
 @pytest.mark.parametrize("name", ["mean", "pcgrad", "upgrad"])
 @few
 @given(jacobians())
-def test_linear_in_the_lengths(name: str, rows: Tensor) -> None:
+def test_linear_in_the_norms(name: str, rows: Tensor) -> None:
     a, b = torch.rand(2, len(rows), 1, dtype=torch.float64) + 0.1
     parts = direction(name, a * rows) + direction(name, b * rows)
     torch.testing.assert_close(direction(name, (a + b) * rows), parts, **CLOSE)
@@ -71,7 +71,7 @@ def test_linear_in_the_lengths(name: str, rows: Tensor) -> None:
 @pytest.mark.parametrize("name", ["imtl-g", "nash-mtl"])
 @few
 @given(jacobians())
-def test_lengths_do_not_change_the_line(name: str, rows: Tensor) -> None:
+def test_norms_do_not_change_the_line(name: str, rows: Tensor) -> None:
     lengths = 10 ** (6 * torch.rand(len(rows), 1, dtype=torch.float64) - 3)
     one, other = direction(name, rows), direction(name, lengths * rows)
     cosine = torch.cosine_similarity(one, other, dim=0, eps=0)
@@ -81,20 +81,20 @@ def test_lengths_do_not_change_the_line(name: str, rows: Tensor) -> None:
 @pytest.mark.parametrize("name", ["mgda", "nash-mtl", "upgrad"])
 @few
 @given(jacobians())
-def test_no_task_gets_worse(name: str, rows: Tensor) -> None:
+def test_no_conflict_with_any_task(name: str, rows: Tensor) -> None:
     assert (rows @ direction(name, rows)).min() >= -1e-6 * rows.norm() ** 2
 
 
 @every
 @pytest.mark.parametrize("tasks", [1, 2, 5])
-def test_orthogonal_gradients_of_one_length_are_averaged(name: str, tasks: int) -> None:
+def test_orthogonal_gradients_of_equal_norm_are_averaged(name: str, tasks: int) -> None:
     found = weights(name, 3 * orthonormal(tasks, tasks + 4))
     scale = 1 + C if name == "cagrad" else 1
     torch.testing.assert_close(found, torch.full_like(found, scale / tasks), **CLOSE)
 
 
 def degenerate() -> dict[str, Tensor]:
-    """Rows at which a formula may stumble."""
+    """Degenerate task gradients, by kind."""
     rows = jacobian(4, 6)
     return {
         "the same": rows[[0, 0, 0]],
@@ -115,7 +115,7 @@ def degenerate() -> dict[str, Tensor]:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_degenerate_gradients_are_harmless(name: str, dtype: torch.dtype) -> None:
+def test_degenerate_gradients_give_finite_weights(name: str, dtype: torch.dtype) -> None:
     for kind, rows in degenerate().items():
         found = weights(name, rows.to(dtype))
         assert found.shape == rows.shape[:1], kind
@@ -124,7 +124,7 @@ def test_degenerate_gradients_are_harmless(name: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-7), (torch.float32, 1e-3)])
-def test_no_task_gets_worse_by_degenerate_gradients(dtype: torch.dtype, noise: float) -> None:
+def test_no_conflict_with_degenerate_gradients(dtype: torch.dtype, noise: float) -> None:
     for kind, rows in degenerate().items():
         lengths = rows.norm(dim=1)
         d = weights("upgrad", rows.to(dtype)).double() @ rows
@@ -156,7 +156,7 @@ def test_a_zero_gradient(name: str, rows: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", GRAM)
-def test_all_zero_gradients_count_alike(name: str) -> None:
+def test_zero_gradients_have_equal_weights(name: str) -> None:
     found = weights(name, torch.zeros(4, 7))
     scale = 1 + C if name == "cagrad" else 1
     torch.testing.assert_close(found, torch.full((4,), scale / 4), rtol=1e-5, atol=0)
@@ -164,7 +164,7 @@ def test_all_zero_gradients_count_alike(name: str) -> None:
 
 @pytest.mark.parametrize("name", GRAM)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_shows(name: str, value: float) -> None:
+def test_non_finite_gradients_give_nan_weights(name: str, value: float) -> None:
     rows = torch.randn(3, 5)
     rows[1, 2] = value
     assert weights(name, rows).isnan().all()

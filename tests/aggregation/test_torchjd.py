@@ -1,4 +1,4 @@
-"""Against TorchJD, as exactly as its solvers allow."""
+"""Aggregations against TorchJD, to the precision of its solvers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def needs(module: str) -> pytest.MarkDecorator:
-    """A solver that TorchJD does not install by itself."""
+    """Skips a test without an optional solver of TorchJD."""
     return pytest.mark.skipif(find_spec(module) is None, reason=f"needs {module}")
 
 

@@ -82,7 +82,7 @@ def test_ctrl_c_saves_and_exits_with_130() -> None:
         ("train --ways 1", "at least 2 ways"),
     ],
 )
-def test_mistakes_take_one_line(arguments: str, part: str, capsys: pytest.CaptureFixture) -> None:
+def test_errors_take_one_line(arguments: str, part: str, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments.split()) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("fastmeta: ")
@@ -91,7 +91,7 @@ def test_mistakes_take_one_line(arguments: str, part: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("arguments", ["", "fly", "train --wayss 5", "train --ways five"])
-def test_bad_usage(arguments: str, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_usage(arguments: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments.split())
     assert caught.value.code == 2

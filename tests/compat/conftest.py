@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def saved() -> dict[str, Any]:
-    """What the other libraries computed, see record.py."""
+    """Results of the other libraries, see record.py."""
     return json.loads((Path(__file__).parent / "recorded.json").read_text())
 
 

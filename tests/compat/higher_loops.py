@@ -1,4 +1,4 @@
-"""MAML as higher's users write it, for whichever library is passed in."""
+"""MAML as written by users of higher, for whichever library is passed in."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def maml(
     copy_initial_weights: bool = False,
     track_higher_grads: bool = True,
 ) -> list[float]:
-    """The losses of the outer steps and, last, a sum over the trained weights and buffers."""
+    """Losses of the outer steps, followed by a sum over the trained weights and buffers."""
     model = network().to(dtype)
     inner = OPTIMIZERS[name](list(model.parameters()))
     F.cross_entropy(model(task(dtype)[0]), task(dtype)[1]).backward()

@@ -1,4 +1,4 @@
-"""What learn2learn's task sets draw and its networks begin with, for whichever library."""
+"""Samples of learn2learn's task sets and initial networks, for whichever library is passed in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.compat.training_loops import seed
 
 
 def draws(l2l: ModuleType, number: int) -> dict[str, list[list[int]]]:
-    """Which examples, with which labels, different chains of transforms draw."""
+    """Indices and labels that different chains of transforms draw."""
     t = l2l.data.transforms
     labels = torch.arange(60) * 7 % 12
     whole = l2l.data.MetaDataset(TensorDataset(torch.arange(60), labels))
@@ -52,7 +52,7 @@ def draws(l2l: ModuleType, number: int) -> dict[str, list[list[int]]]:
 
 
 def models(l2l: ModuleType, number: int) -> dict[str, nn.Module]:
-    """The networks and wrappers, freshly made."""
+    """Newly initialized networks and wrappers."""
     vision = l2l.vision.models
     makers: dict[str, Callable[[], nn.Module]] = {
         "OmniglotFC": lambda: vision.OmniglotFC(20, 3, sizes=[5, 4]),

@@ -1,4 +1,4 @@
-"""The same losses as higher itself; steps as torch's optimizers take them."""
+"""Losses of higher, and inner steps of torch's optimizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_those_saved(case: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded_ones(case: str, saved: dict[str, Any]) -> None:
     seed(SEED)
     losses = CASES[case](ours, torch.float64)
     assert len(losses) == STEPS + 1
@@ -29,7 +29,7 @@ def test_losses_are_those_saved(case: str, saved: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_theirs(case: str, dtype: torch.dtype, higher: ModuleType) -> None:
+def test_losses_match_the_library(case: str, dtype: torch.dtype, higher: ModuleType) -> None:
     number = SEED if dtype == torch.float32 else random.randrange(2**31)
     losses = []
     for library in (ours, higher):
@@ -52,7 +52,7 @@ Maker = Callable[[list[Tensor]], torch.optim.Optimizer]
     ],
 )
 @pytest.mark.parametrize("track", [False, True])
-def test_steps_are_torchs(make: Maker, track: bool) -> None:
+def test_steps_match_torch(make: Maker, track: bool) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     opt = make(list(model.parameters()))
     x = torch.randn(5, 3, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_steps_are_torchs(make: Maker, track: bool) -> None:
         assert len(fmodel._fast_params) == 4
 
 
-def test_where_gradients_are_zero_adams_step_has_a_derivative() -> None:
+def test_adam_is_differentiable_at_a_zero_gradient() -> None:
     model = nn.Linear(2, 1, bias=False)
     opt = torch.optim.Adam(model.parameters(), lr=0.1)
     x = torch.tensor([[1.0, 0.0]])
@@ -121,7 +121,7 @@ class Odd(nn.Module):
         return self.b(self.features(x))
 
 
-def test_an_odd_module() -> None:
+def test_an_unusual_module() -> None:
     model = Odd()
     state = {name: t.clone() for name, t in model.state_dict().items()}
     opt = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""The same losses, tasks, networks and checkpoints as learn2learn itself."""
+"""Losses, tasks, networks and checkpoints of learn2learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_losses_are_those_saved(loop: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded_ones(loop: str, saved: dict[str, Any]) -> None:
     seed(SEED)
     losses = LOOPS[loop](l2l, torch.float64)
     assert len(losses) == STEPS
@@ -28,7 +28,7 @@ def test_losses_are_those_saved(loop: str, saved: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore")  # of theirs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("loop", LOOPS)
-def test_losses_are_theirs(loop: str, dtype: torch.dtype, learn2learn: ModuleType) -> None:
+def test_losses_match_the_library(loop: str, dtype: torch.dtype, learn2learn: ModuleType) -> None:
     # Rounding may grow in float32; its seed is one that was looked at.
     number = SEED if dtype == torch.float32 else random.randrange(2**31)
     losses = []
@@ -38,16 +38,16 @@ def test_losses_are_theirs(loop: str, dtype: torch.dtype, learn2learn: ModuleTyp
     assert_close(*losses, rtol=0, atol=1e-5)
 
 
-def test_tasks_are_those_saved(saved: dict[str, Any]) -> None:
+def test_tasks_match_the_recorded_ones(saved: dict[str, Any]) -> None:
     assert draws(l2l, SEED) == saved["draws"]
 
 
-def test_tasks_are_theirs(learn2learn: ModuleType) -> None:
+def test_tasks_match_the_library(learn2learn: ModuleType) -> None:
     number = random.randrange(2**31)
     assert draws(l2l, number) == draws(learn2learn, number)
 
 
-def test_networks_are_those_saved(saved: dict[str, Any]) -> None:
+def test_networks_match_the_recorded_ones(saved: dict[str, Any]) -> None:
     for name, model in models(l2l, SEED).items():
         found, expected = fingerprint(model), saved["models"][name]
         assert list(found) == list(expected), name
@@ -64,7 +64,7 @@ def test_checkpoints_load_both_ways(learn2learn: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("angle", [0.0, 90.0, 180.0, 270.0])
-def test_rotations_are_theirs(angle: float, learn2learn: ModuleType) -> None:
+def test_rotations_match_the_library(angle: float, learn2learn: ModuleType) -> None:
     data = l2l.data.MetaDataset(torch.utils.data.TensorDataset(torch.arange(3), torch.arange(3)))
     image, found = torch.randn(1, 6, 6), []
     for library in (l2l, learn2learn):

@@ -1,4 +1,4 @@
-"""The migration page runs."""
+"""The code of the migration page runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets, tasks and their parts."""
+"""Data sets, task sets and their transforms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_tasks_have_n_ways_and_k_shots(dataset: MetaDataset, fused: bool) -> Non
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_description_is_narrowed(dataset: MetaDataset, fused: bool) -> None:
+def test_task_descriptions_are_filtered(dataset: MetaDataset, fused: bool) -> None:
     draw = (
         [FusedNWaysKShots(dataset, 3, 2, filter_labels=[1, 2, 4])]
         if fused
@@ -81,7 +81,7 @@ def test_number_of_tasks(dataset: MetaDataset, num_tasks: int) -> None:
         l2l_data.Taskset(dataset, num_tasks=num_tasks)
 
 
-def test_the_old_name(dataset: MetaDataset) -> None:
+def test_the_old_task_dataset_name(dataset: MetaDataset) -> None:
     with pytest.warns(DeprecationWarning, match="Taskset"):
         assert len(l2l_data.TaskDataset(dataset, num_tasks=3)) == 3
 
@@ -91,7 +91,7 @@ def test_a_meta_dataset_needs_a_dataset() -> None:
         MetaDataset([(1, 2)])
 
 
-def test_classes_may_be_known(dataset: MetaDataset) -> None:
+def test_labels_may_be_given(dataset: MetaDataset) -> None:
     class Blind(TensorDataset):
         def __getitem__(self, i: int) -> None:
             raise AssertionError("looked at")

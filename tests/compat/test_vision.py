@@ -1,4 +1,4 @@
-"""Ready tasks from files, and their images."""
+"""Benchmark tasks from files, and their images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastmeta.data import ClassDataset, DataError
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, ClassDataset]:
-    """Eight images of each of six classes in every split of every data set with splits."""
+    """Every data set with splits: eight images of each of six classes per split."""
     splits = {
         split: ClassDataset(
             torch.randint(256, (48, 3, 84, 84), dtype=torch.uint8),
@@ -76,7 +76,7 @@ def test_modes(files: dict[str, ClassDataset]) -> None:
 
 @pytest.fixture
 def omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five and three characters, four drawings each, in torchvision's folders."""
+    """Five and three characters, with four drawings each, in torchvision's folders."""
     image = pytest.importorskip("PIL.Image")
     monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
     for part, characters in (("images_background", 5), ("images_evaluation", 3)):
@@ -108,7 +108,7 @@ def test_omniglot(omniglot: Path) -> None:
     assert tasks.validation.sample()[1].bincount().tolist() == [4, 4]
 
 
-def test_missing_files_say_where_to_get_them(tmp_path: Path) -> None:
+def test_missing_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"github\.com/brendenlake/omniglot"):
         l2l.vision.datasets.FullOmniglot(tmp_path, download=True)
 
@@ -128,7 +128,7 @@ def test_rotations() -> None:
         l2l.vision.transforms.RandomClassRotation(data, [0.0, angle])
 
 
-def test_the_cut_normal_distribution() -> None:
+def test_truncated_normal_initialization() -> None:
     weight = l2l.vision.models.fc_init_(torch.nn.Linear(200, 200)).weight / 0.01
     assert weight.abs().max() <= 2
     assert weight.abs().max() > 1.9

@@ -1,4 +1,4 @@
-"""clone() and adapt() by hand, and what they leave as it was."""
+"""clone() and adapt() against derivatives written out, and their side effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastmeta.compat import learn2learn as l2l
 
 
 class Bowl(nn.Module):
-    """``a / 2 * p^2``, whose derivatives anyone can write down."""
+    """``a / 2 * p^2``, whose derivatives are known in closed form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_meta_curvature() -> None:
 
 
 class Partial(nn.Module):
-    """One parameter is used, one is not, one is frozen."""
+    """One parameter is used, one is unused, one is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def test_running_statistics_are_shared_with_the_module() -> None:
     assert clone.running_mean is model.running_mean
 
 
-def test_what_requires_a_gradient_is_cloned_and_detached_again() -> None:
+def test_clone_and_detach_of_tensors_that_require_gradients() -> None:
     model = nn.Linear(2, 2)
     model.register_buffer("scale", torch.ones(2, requires_grad=True))
     model.register_buffer("nothing", None)
@@ -160,7 +160,7 @@ def test_what_requires_a_gradient_is_cloned_and_detached_again() -> None:
     assert not any(t.requires_grad for t in (*clone.parameters(), *clone.buffers()))
 
 
-def test_updates_may_lie_in_an_attribute() -> None:
+def test_updates_may_be_set_as_attributes() -> None:
     model = nn.Linear(2, 1)
     clone = l2l.clone_module(model)
     clone.weight.update = torch.ones(1, 2)
@@ -172,7 +172,7 @@ def test_updates_may_lie_in_an_attribute() -> None:
     assert clone.weight is again
 
 
-def test_as_many_updates_as_parameters() -> None:
+def test_the_number_of_updates_must_match() -> None:
     with pytest.raises(ValueError, match="each of the 2 parameters; got 1"):
         l2l.update_module(nn.Linear(2, 1), [torch.ones(1, 2)])
 
@@ -212,10 +212,10 @@ def test_small_helpers() -> None:
         ("fastmeta.compat.higher", "register_optim", "SGD, Adam or AdamW"),
     ],
 )
-def test_what_is_not_there_says_what_to_use(module: str, name: str, advice: str) -> None:
+def test_missing_names_suggest_a_replacement(module: str, name: str, advice: str) -> None:
     with pytest.raises(ImportError, match=rf"has no {name}: .*{advice}"):
         exec(f"from {module} import {name}")
 
 
-def test_other_names_are_just_absent() -> None:
+def test_unknown_names_raise_attribute_errors() -> None:
     assert not hasattr(l2l, "absent")

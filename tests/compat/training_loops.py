@@ -1,7 +1,7 @@
-"""learn2learn's public examples in small, written for whichever library is passed in.
+"""learn2learn's public examples, scaled down, for whichever library is passed in.
 
-Each runs the loop that users know (task sets, adaptation, outer step) on random images, and returns
-the losses of its steps.
+Each runs the usual loop (task set, adaptation, outer step) on random images and returns the losses
+of its steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seed(number: int) -> None:
 
 
 def images(dtype: torch.dtype, channels: int, side: int, classes: int = 9) -> TensorDataset:
-    """Noise around one image a class, six examples each, in mixed order."""
+    """Noise around one image per class, six examples each, shuffled."""
     labels = np.random.permutation(np.repeat(np.arange(classes), 6))
     means = np.random.normal(size=(classes, channels, side, side))
     x = means[labels] + np.random.normal(size=(len(labels), channels, side, side))
@@ -59,7 +59,7 @@ def plain_tasks(l2l: ModuleType, data: TensorDataset) -> object:
 
 
 def halves(task: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Support and query set, every other example each."""
+    """Splits a task into support and query set, which alternate."""
     data, labels = task
     support = torch.zeros(len(data), dtype=torch.bool)
     support[torch.arange(SHOTS * WAYS) * 2] = True
@@ -180,7 +180,7 @@ def reptile_miniimagenet(l2l: ModuleType, dtype: torch.dtype) -> list[float]:
 
 
 class Gaussian(nn.Module):
-    """A model without an input, one of whose parameters no loss depends on."""
+    """A model without an input, with one parameter that no loss depends on."""
 
     def __init__(self) -> None:
         super().__init__()

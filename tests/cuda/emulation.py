@@ -1,4 +1,4 @@
-"""Runs CUDA kernels in the emulation, on tensors, in several orders of blocks and threads."""
+"""Runs CUDA kernels emulated on the CPU, in several orders of blocks and threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def array(t: Tensor) -> np.ndarray:
 
 
 def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for an output between two strips of sevens; what is never written stays NaN."""
+    """Memory for an output between two guard strips; elements that are never written stay NaN."""
     size = int(np.prod(shape))
     whole = torch.full((size + 2 * STRIP,), 7.0, dtype=dtype)
     whole[STRIP : STRIP + size] = float("nan")
@@ -34,7 +34,7 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def run(
     shapes: list[tuple[int, ...]], dtype: torch.dtype, call: Callable[..., Any]
 ) -> list[Tensor]:
-    """The outputs of a kernel for several orders, which must agree to the bit."""
+    """Outputs of a kernel for several orders, which must agree bit for bit."""
     results = []
     for seed in SEEDS:
         memory = [guarded(shape, dtype) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Tests on a GPU: where they are skipped, and what an op must do there besides its result."""
+"""Tests on a GPU: when they are skipped, synchronization and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_gpu = pytest.mark.skipif(
 
 
 def without_waiting(call: Callable[[], object]) -> None:
-    """An error if the host waits for the GPU."""
+    """Raises an error if the host synchronizes with the GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         call()
@@ -29,7 +29,7 @@ def without_waiting(call: Callable[[], object]) -> None:
 
 
 def replayed(call: Callable[[], Results]) -> Results:
-    """What it returns as a CUDA graph, the second time, written over NaN."""
+    """Outputs of the second replay as a CUDA graph, written over NaN."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = call()

@@ -19,7 +19,7 @@ SIZES = [(0, 7), (3, 0), (1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117
 
 
 def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
-    """A part of a wider buffer: rows lie apart, and what lies between them is poison."""
+    """Packed gradients as part of a wider buffer, with NaN between the rows."""
     whole = torch.full((tasks, columns + 3), float("nan"), dtype=dtype)
     whole[:, :columns] = torch.randn(tasks, columns, dtype=torch.float64).to(dtype)
     return whole[:, :columns]
@@ -34,5 +34,5 @@ def close(found: Tensor, exact: Tensor, size: Tensor) -> None:
 
 
 def largest(t: Tensor) -> Tensor:
-    """The largest magnitude, everywhere."""
+    """The largest magnitude, in every element."""
     return t.abs().max().expand_as(t) if t.numel() else t

@@ -84,7 +84,7 @@ def test_combine(dtype: torch.dtype, buffers: int, tasks: int, columns: int) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_where_rows_begin_changes_no_bit(dtype: torch.dtype) -> None:
+def test_bitwise_equal_for_any_row_alignment(dtype: torch.dtype) -> None:
     """Aligned rows are read 16 bytes at a time, others element by element."""
     tasks, columns = 3, 5000
     values = torch.randn(2, tasks, columns, dtype=torch.float64).to(dtype)
@@ -151,7 +151,7 @@ def test_task_weights(dtype: torch.dtype, rule: int, tasks: int) -> None:
 
 
 def test_chunks_that_are_added_in_groups() -> None:
-    """A segment of 34 chunks, two groups of which have two, and short ones."""
+    """A segment of 34 chunks, two groups of which have two chunks, and short segments."""
     dtype, bounds = torch.float32, (0, 33_793, 33_796, 33_796, 35_000)
     g, h = rows(dtype, 2, bounds[-1]), rows(dtype, 2, bounds[-1])
     wide, sizes = (g.double(), h.double()), (g.double().abs(), h.double().abs())

@@ -18,7 +18,7 @@ from tests.helpers.op_cases import DTYPES, acc
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("each", [False, True])
-def test_where_tensors_begin_changes_no_bit(dtype: torch.dtype, each: bool) -> None:
+def test_bitwise_equal_for_any_tensor_alignment(dtype: torch.dtype, each: bool) -> None:
     shape = tasks, columns = 2, 2 * 1037
     values = torch.randn(3, *shape, dtype=torch.float64).to(dtype)
     rate, eps = (
@@ -113,8 +113,8 @@ def test_pack(bytes_: int) -> None:
                 assert (t[n:] == 101).all()
 
 
-def test_more_tensors_and_segments_than_one_launch_takes() -> None:
-    """Tables travel as kernel parameters, in groups: 256 segments, 400 steps, 512 pieces."""
+def test_more_tensors_and_segments_than_fit_one_launch() -> None:
+    """Tables are kernel parameters, in groups of 256 segments, 400 steps or 512 pieces."""
     columns, tasks = 540, 1
     g, bounds = torch.randn(tasks, columns), list(range(0, columns + 1, 2))
     bounds[5] = bounds[6] = bounds[4]  # and two are empty

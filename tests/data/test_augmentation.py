@@ -8,14 +8,14 @@ from fastmeta.data.draws import Draws
 
 
 def dots(count: int, height: int = 15, width: int = 21) -> torch.Tensor:
-    """A bright 3x3 square in the middle of each image."""
+    """A bright 3x3 square in the centre of each image."""
     images = torch.zeros(count, 1, height, width)
     images[:, :, height // 2 - 1 : height // 2 + 2, width // 2 - 1 : width // 2 + 2] = 1
     return images
 
 
 def centres(images: torch.Tensor) -> torch.Tensor:
-    """Distance of the centre of mass from the middle, ``(n, 2)``: rows and columns, in pixels."""
+    """Offset ``(n, 2)`` of the centre of mass from the image centre: rows and columns, in pixels."""
     mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
     rows, columns = (torch.arange(n) - (n - 1) / 2 for n in images.shape[-2:])
     return torch.stack([mass.sum(2) @ rows, mass.sum(1) @ columns], dim=1)
@@ -28,7 +28,7 @@ def test_shifts_are_in_pixels_and_uniform() -> None:
     torch.testing.assert_close(moved.std(0), torch.full((2,), 3 / 3**0.5), rtol=0.1, atol=0)
 
 
-def test_a_quarter_turn_keeps_lengths_on_oblong_images() -> None:
+def test_a_quarter_turn_preserves_lengths_on_oblong_images() -> None:
     images = torch.zeros(500, 1, 15, 21)
     images[:, :, 7, 6:15] = 1  # a line of 9 pixels in the middle
     turned = Jitter(degrees=90).apply(images, Draws(3, 4))[:, 0]
@@ -58,26 +58,26 @@ def test_flips_are_mirror_images_as_often_as_asked() -> None:
     assert torch.equal(Jitter(flip=1).apply(images, Draws(9, 1)), images.flip(-1))
 
 
-def test_a_flip_leaves_the_other_moves_as_they_are() -> None:
+def test_a_flip_does_not_change_the_other_transforms() -> None:
     images = torch.rand(20, 3, 84, 84)
     moved = Jitter(3, 10, 0.2).apply(images.flip(-1), Draws(1, 5))
     assert torch.equal(Jitter(3, 10, 0.2, flip=1).apply(images, Draws(1, 5)), moved)
 
 
-def test_channels_move_together() -> None:
+def test_channels_are_transformed_together() -> None:
     images = torch.rand(20, 1, 84, 84).expand(-1, 3, -1, -1)
     moved = Jitter(3, 10, 0.2, 0.5).apply(images, Draws(2, 5))
     assert torch.equal(moved, moved[:, :1].expand_as(moved))
 
 
-def test_none_changes_nothing() -> None:
+def test_zero_amounts_change_nothing() -> None:
     images = torch.rand(3, 4, 1, 9, 9)
     assert not Jitter()
     assert Jitter(flip=0.1)
     torch.testing.assert_close(Jitter().apply(images, Draws(1, 1)), images)
 
 
-def test_each_image_moves_by_itself_and_episodes_repeat() -> None:
+def test_images_are_transformed_independently_and_reproducibly() -> None:
     data = load("digits", "train")
     plain = EpisodeSampler(data, 5, 1, 3, 4, seed=9)
     sampler = EpisodeSampler(data, 5, 1, 3, 4, seed=9, jitter=Jitter(1, 10, 0.1))

@@ -20,7 +20,7 @@ def dataset() -> ClassDataset:
     return ClassDataset(images, torch.tensor([0, 1]), ["7", "8"], Normalization((0.5,), (0.5,)))
 
 
-def test_rotations_turn_counter_clockwise(dataset: ClassDataset) -> None:
+def test_rotations_are_counter_clockwise(dataset: ClassDataset) -> None:
     turned = add_rotations(dataset)
     corners = [(0, 0), (1, 0), (1, 1), (0, 1)]
     for k, (row, column) in enumerate(corners):
@@ -33,7 +33,7 @@ def test_rotations_turn_counter_clockwise(dataset: ClassDataset) -> None:
     ]  # fmt: skip
 
 
-def test_inversion_makes_negatives(dataset: ClassDataset) -> None:
+def test_inversion_gives_negatives(dataset: ClassDataset) -> None:
     both = add_inversion(dataset)
     assert list(both.class_names) == ["7", "8", "7/inv", "8/inv"]
     assert torch.equal(both.images[:2], dataset.images)
@@ -45,7 +45,7 @@ def test_inversion_makes_negatives(dataset: ClassDataset) -> None:
     ("rotations", "inversion", "factor"),
     [(False, False, 1), (True, False, 4), (False, True, 2), (True, True, 8)],
 )
-def test_classes_multiply(
+def test_classes_are_multiplied(
     dataset: ClassDataset, rotations: bool, inversion: bool, factor: int
 ) -> None:
     more = multiply_classes(dataset, rotations=rotations, inversion=inversion)

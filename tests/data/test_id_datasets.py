@@ -35,7 +35,7 @@ def test_inputs_are_the_ids_themselves() -> None:
     assert nodes().inputs(index).tolist() == [[5, 8], [3, 3]]
 
 
-def test_subset_relabels_in_the_order_asked_for() -> None:
+def test_subset_relabels_in_the_given_order() -> None:
     subset = nodes().subset([2, 0])
     assert list(subset.class_names) == ["c", "a"]
     assert subset.labels.tolist() == [0, 1, 1]
@@ -44,7 +44,7 @@ def test_subset_relabels_in_the_order_asked_for() -> None:
     assert texts().subset([1]).vocabulary == 5
 
 
-def test_copies_are_whole() -> None:
+def test_copies_and_pickles_are_equal() -> None:
     for duplicate in (
         copy.deepcopy,
         lambda d: pickle.loads(pickle.dumps(d)),
@@ -58,7 +58,7 @@ def test_copies_are_whole() -> None:
         assert torch.equal(duplicate(nodes()).graph.features, GRAPH.features)
 
 
-def test_a_pickle_does_not_grow_with_the_classes() -> None:
+def test_pickle_size_is_independent_of_the_classes() -> None:
     count = 500
     dataset = TextDataset(
         torch.ones(count, 2).long(), torch.arange(count), [*map(str, range(count))], 2
@@ -80,7 +80,7 @@ def test_a_pickle_does_not_grow_with_the_classes() -> None:
         (IDS - 1, LABELS, ValueError, r"got -1\.\.3"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_inconsistent_data_is_named(
     ids: Tensor, labels: Tensor, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -107,7 +107,7 @@ def test_episodes_of_ids_keep_their_type() -> None:
     assert all(row[:, 0].unique().numel() == 18 for row in rows)
 
 
-def test_ids_are_not_jittered() -> None:
+def test_ids_are_not_augmented() -> None:
     sampler = EpisodeSampler(nodes().subset([0, 1]), 2, 1, 1, tasks=1, jitter=Jitter(shift=1.0))
     with pytest.raises(ValueError, match=r"jitter moves the pixels of images; got torch\.int64"):
         sampler[0]

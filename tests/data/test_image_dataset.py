@@ -36,7 +36,7 @@ def test_normalization_follows_the_division(channels: int) -> None:
     torch.testing.assert_close(dataset.inputs(torch.arange(6)), expected)
 
 
-def test_subset_relabels_in_the_order_asked_for() -> None:
+def test_subset_relabels_in_the_given_order() -> None:
     normalization = Normalization((0.5,), (0.5,))
     subset = ClassDataset(IMAGES, LABELS, NAMES, normalization).subset([2, 0])
     assert list(subset.class_names) == ["c", "a"]
@@ -52,7 +52,7 @@ def test_subset_refuses_wrong_classes(ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))])
-def test_copies_are_whole(duplicate: object) -> None:
+def test_copies_and_pickles_are_equal(duplicate: object) -> None:
     dataset = ClassDataset(IMAGES, LABELS, NAMES, Normalization((0.5,), (0.5,)))
     other = duplicate(dataset)  # type: ignore[operator]
     assert torch.equal(other.images, IMAGES)
@@ -62,7 +62,7 @@ def test_copies_are_whole(duplicate: object) -> None:
     assert [rows.tolist() for rows in other.class_indices] == [[1, 4], [0, 3, 5], [2]]
 
 
-def test_a_pickle_grows_with_the_images_only() -> None:
+def test_pickle_size_depends_only_on_the_images() -> None:
     labels = torch.arange(500).repeat(10)
     images = torch.zeros(5000, 1, 1, 1, dtype=torch.uint8)
     dataset = ClassDataset(images, labels, [str(c) for c in range(500)])
@@ -103,6 +103,6 @@ def test_inconsistent_parts_are_refused(
 @pytest.mark.parametrize(
     "normalization", [Normalization((0.0,) * 3, (1.0,)), Normalization((0.0,), (0.0,))]
 )
-def test_unfit_normalization_is_refused(normalization: Normalization) -> None:
+def test_invalid_normalization_is_refused(normalization: Normalization) -> None:
     with pytest.raises(ValueError, match="1 or 2 means"):
         ClassDataset(IMAGES, LABELS, NAMES, normalization)

@@ -16,7 +16,7 @@ from fastmeta.data.draws import Draws, check_seed
     st.lists(st.integers(0, 30), min_size=1, max_size=8),
     st.integers(1, 12),
 )
-def test_rows_are_distinct_numbers_of_their_population(
+def test_draws_are_distinct_numbers_of_their_population(
     seed: int, index: int, spare: list[int], count: int
 ) -> None:
     populations = np.array(spare) + count
@@ -38,7 +38,7 @@ def test_ordered_selections_are_equally_likely() -> None:
     assert chi_square < 31.3  # exceeded once in a thousand with 11 degrees of freedom
 
 
-def test_uniform_fills_its_range() -> None:
+def test_uniform_covers_its_range() -> None:
     values = Draws(3, 4).uniform(-2.0, 6.0, (50_000,))
     assert values.min() >= -2.0
     assert values.max() < 6.0
@@ -51,13 +51,13 @@ def test_streams_differ_by_seed_and_by_index() -> None:
     assert len(set(draws.values())) == len(draws)
 
 
-def test_a_seed_means_the_same_for_ever() -> None:
+def test_streams_of_a_seed_never_change() -> None:
     draws = Draws(7, 3)
     assert draws.distinct(np.array([10, 1000]), 4).tolist() == [[7, 4, 5, 2], [530, 480, 313, 762]]
     assert draws.uniform(0, 1, (2,)).tolist() == [0.4505072250242077, 0.389206269159322]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_seeds_must_fit(seed: int) -> None:
+def test_invalid_seeds_are_refused(seed: int) -> None:
     with pytest.raises(ValueError, match=r"less than 2\*\*64"):
         check_seed(seed)

@@ -10,9 +10,7 @@ SIZES = st.tuples(*[st.integers(1, 20)] * 3)
 
 
 @given(SIZES, st.integers(0, 2**64 - 1))
-def test_splits_of_a_seed_share_nothing_and_leave_nothing(
-    sizes: tuple[int, int, int], seed: int
-) -> None:
+def test_splits_of_a_seed_are_disjoint_and_complete(sizes: tuple[int, int, int], seed: int) -> None:
     parts = [draw_split(split, sizes, seed) for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == list(sizes)
     assert sorted(c for part in parts for c in part) == list(range(sum(sizes)))

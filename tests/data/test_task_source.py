@@ -1,4 +1,4 @@
-"""A part of a meta-batch is drawn by itself, and is what the whole one has there."""
+"""Parts of a meta-batch, drawn without the others and equal to those of the whole."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sources(traceable: Traceable, seed: int) -> list[SeededSource]:
 
 
 @given(seed=st.integers(0, 2**64 - 1), index=st.integers(0, 10**9), data=st.data())
-def test_a_part_is_the_whole_ones(
+def test_a_part_equals_that_of_the_whole_meta_batch(
     traceable: Traceable, seed: int, index: int, data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(0, TASKS - 1))
@@ -36,9 +36,7 @@ def test_a_part_is_the_whole_ones(
             assert torch.equal(getattr(part, name), getattr(whole, name)), (source, name)
 
 
-def test_nothing_is_gathered_for_the_others(
-    traceable: Traceable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_part_is_gathered(traceable: Traceable, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     inputs = ClassDataset.inputs
 
@@ -52,6 +50,6 @@ def test_nothing_is_gathered_for_the_others(
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (3, TASKS + 1)])
-def test_a_part_lies_in_the_whole(start: int, stop: int) -> None:
+def test_a_part_must_lie_in_the_meta_batch(start: int, stop: int) -> None:
     with pytest.raises(ValueError, match=f"0 <= start < stop <= {TASKS}; got {start} to {stop}"):
         SineTasks(TASKS, 3, 2).part(0, start, stop)

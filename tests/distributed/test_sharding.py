@@ -1,4 +1,4 @@
-"""Ranks that share out the tasks take the steps of one process that has them all."""
+"""Training with tasks sharded across ranks takes the steps of a single process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RUNS = {
 
 
 def trained(run: tuple[str, str, int], sharding: Sharding | None = None) -> list[Tensor]:
-    """Parameters, buffers and learned rates after a run."""
+    """Parameters, buffers and learned rates after training."""
     name, network, steps = run
     torch.manual_seed(5)
     module, options = MODULES[network]().double(), dict(CASES[name])
@@ -88,7 +88,7 @@ def test_ranks_agree_with_one_process(size: int, tmp_path: Path) -> None:
 
 
 def refused(rank: int) -> list[str]:
-    """The messages of what cannot be shared."""
+    """Error messages for what cannot be sharded."""
     sharding = Sharding(TASKS)
 
     def shared() -> MetaLearner:
@@ -107,7 +107,7 @@ def refused(rank: int) -> list[str]:
     return found
 
 
-def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
     for few, part, own in run_ranks(2, refused, tmp_path):
         assert "2 ranks cannot share 1 task; expected" in few
         assert "expected a whole meta-batch of 5 tasks, got 3" in part

@@ -1,4 +1,4 @@
-"""Every aggregation of rows that lie on several ranks."""
+"""Every aggregation of task gradients that are sharded across ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = list(product(MESSAGES, SIZES, CLOSE))
 
 
 def combined(rank: int) -> list[list[dict[str, Tensor]]]:
-    """For each cost, size and dtype the combinations in one process and on the ranks."""
+    """Combinations in one process and on the ranks, for each cost, size and dtype."""
     found = []
     for message, (count, params), dtype in CASES:
         cost.MESSAGE = message

@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell users to run, runs."""
+"""The code and commands of README.md and docs/ run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGES = [pytest.param(page, id=str(page.relative_to(markdown.ROOT))) for page in
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # As torchrun would start a single rank.
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -35,7 +35,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(autouse=True)
-def _words_of_a_page_are_its_own() -> Iterator[None]:
+def _registrations_of_a_page_are_its_own() -> Iterator[None]:
     before = [(words, dict(words)) for words in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
     yield
     for words, known in before:
@@ -44,11 +44,11 @@ def _words_of_a_page_are_its_own() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run_one_after_the_other(page: Path):
+def test_python_blocks_run_in_order(page: Path):
     run(page)
 
 
-def test_the_drop_in_of_the_readme_steps():
+def test_the_readme_optimizer_example_steps():
     scope = run(markdown.ROOT / "README.md")
     model, batch = scope["model"], scope["batch"]
     before = model.weight.clone()
@@ -57,7 +57,7 @@ def test_the_drop_in_of_the_readme_steps():
 
 
 def run(page: Path) -> dict[str, Any]:
-    """The names that the page's blocks leave behind."""
+    """Runs the blocks of a page and returns the names they define."""
     torch.set_num_threads(1)
     scope: dict[str, Any] = {"__name__": page.stem}
     for block in markdown.blocks(page.read_text(), "python"):
@@ -70,7 +70,7 @@ def run(page: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_are_understood(page: Path):
+def test_commands_are_valid(page: Path):
     text = page.read_text()
     for block in markdown.blocks(text, "toml"):
         name = Path(block.options.get("title", "unnamed.toml"))
@@ -89,7 +89,7 @@ def test_commands_are_understood(page: Path):
 
 
 def check(config: TrainConfig) -> None:
-    """The rooms take their options, and the engine the tasks, as far as that needs no files."""
+    """Checks the options of all components, and the engine with tasks that need no files."""
     if config.dataset not in WITHOUT_FILES:
         return
     cpu = torch.device("cpu")
@@ -98,7 +98,7 @@ def check(config: TrainConfig) -> None:
     check_learner(config, learner, tasks)
 
 
-def test_every_page_is_looked_at():
+def test_every_page_is_checked():
     assert len(markdown.PAGES) > 20
     python = sum(len(markdown.blocks(page.read_text(), "python")) for page in markdown.PAGES)
     shell = sum(len(markdown.commands(page.read_text())) for page in markdown.PAGES)
@@ -111,7 +111,7 @@ def test_every_package_has_a_page():
     assert not packages - {page.stem for page in (markdown.ROOT / "docs/api").glob("*.md")}
 
 
-def test_a_block_is_found_with_its_place_and_options():
+def test_blocks_have_their_line_and_options():
     (block,) = markdown.blocks('A\n\n- B\n\n  ```python not-run="slow"\n  a = 1\n  ```\n', "python")
     assert block == ("python", {"not-run": "slow"}, 5, "a = 1\n")
 

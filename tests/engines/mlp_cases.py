@@ -1,4 +1,4 @@
-"""A small MLP, and a learner of it with the MLP engine beside one with the loop."""
+"""A small MLP, and learners of it with the MLP engine and with the loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def mlp(activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
 
 
 def both(make: Callable[..., MetaLearner], module: nn.Module, loss: Any, batch: TaskBatch) -> None:
-    """Gradient and results of both engines, from learners of their own."""
+    """Gradient and results of both engines, each with a learner of its own."""
     (expected, by_loop), (found, by_mlp) = (
         make(module, loss, inner_lr=0.2, inner_steps=3, engine=engine).meta_gradient(batch)
         for engine in ("loop", "mlp")

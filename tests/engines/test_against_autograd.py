@@ -1,4 +1,4 @@
-"""Every engine, way to a meta-gradient, network and order against plain autograd in float64."""
+"""Every engine, meta-gradient, network and derivative order against plain autograd in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-9  # relative
 
 
 class Residual(nn.Module):
-    """A block like ResNet-12's: three convolutions, a shortcut, leaky ReLU and pooling."""
+    """A block like that of ResNet-12: three convolutions, a shortcut, leaky ReLU and pooling."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def batch_for(network: str) -> TaskBatch:
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_meta_gradients_of_all_routes(network: str, steps: int) -> None:
+def test_all_engines_and_meta_gradients(network: str, steps: int) -> None:
     module, batch = NETWORKS[network]().double(), batch_for(network)
     loss = F.mse_loss if network == "sine MLP" else F.cross_entropy
     with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative

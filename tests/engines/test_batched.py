@@ -1,4 +1,4 @@
-"""The batched engine gives what the loop gives, or says why it cannot run."""
+"""The batched engine matches the loop, or explains why it cannot run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def compare(
     loss: Any = F.cross_entropy,
     aggregation: Any = Mean,
 ) -> None:
-    """Gradient, rows, results and buffers of both engines, from modules of their own."""
+    """Compares gradient, task gradients, results and buffers of both engines."""
     seen = []
     for engine in ("loop", "batched"):
         own = copy.deepcopy(module)
@@ -125,12 +125,12 @@ def test_one_example() -> None:
 
 
 def weighted(output: Tensor, target: Tensor) -> Tensor:
-    """A loss whose mean is over other numbers in every task."""
+    """A loss whose mean is over a different number of examples in every task."""
     share = torch.tensor([1.0, 2.0, 5.0], dtype=output.dtype)
     return F.cross_entropy(output, target, share, ignore_index=1)
 
 
-def test_a_loss_of_the_users() -> None:
+def test_custom_loss() -> None:
     batch = tasks(4)
     order = torch.rand(batch.query_y.shape).argsort(1)
     uneven = batch.query_y.gather(1, order).clamp(max=1)
@@ -154,7 +154,7 @@ def test_training_is_the_same() -> None:
         torch.testing.assert_close(end, ends[0], rtol=1e-8, atol=1e-8)
 
 
-def test_auto_does_not_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_does_not_select_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchedEngine, "run", None)
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.LayerNorm(4), nn.Linear(4, WAYS))
     for network in (module, mlp()):
@@ -210,7 +210,7 @@ def test_refused(name: str) -> None:
         learner.meta_gradient(tasks(2, torch.float32))
 
 
-def test_learned_rates_are_refused_whatever_is_declared() -> None:
+def test_learned_rates_are_refused_despite_declarations() -> None:
     class Rates(MetaSGD):
         elementwise = True
 
@@ -222,12 +222,12 @@ def test_learned_rates_are_refused_whatever_is_declared() -> None:
         learner.step(tasks(2, torch.float32))
 
 
-def test_a_subclass_can_declare_itself() -> None:
+def test_a_subclass_can_declare_support() -> None:
     compare(mlp().double(), tasks(2), adaptation=Declared(0.3, 2))
 
 
 class Calls(nn.Module):
-    """A forward pass with something done to its output."""
+    """A network with a function applied to its output."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_impossible_under_vmap(name: str) -> None:
+def test_unsupported_under_vmap(name: str) -> None:
     change, reason = IMPOSSIBLE[name]
     module = Calls(change)
     learner = MAML(module, F.cross_entropy, inner_lr=0.2, engine="batched")
@@ -261,7 +261,7 @@ def test_impossible_under_vmap(name: str) -> None:
     learner.step(tasks(2, torch.float32))
 
 
-def test_buffers_stay_where_it_fails() -> None:
+def test_buffers_are_unchanged_after_a_failure() -> None:
     module = nn.Sequential(MODULES["running batch norm"](), nn.Dropout(0.5))
     before = [b.clone() for b in module.buffers()]
     with pytest.raises(NotImplementedError):
@@ -269,20 +269,20 @@ def test_buffers_stay_where_it_fails() -> None:
     assert all(map(torch.equal, before, module.buffers()))
 
 
-def test_a_mean_over_batches_is_refused() -> None:
+def test_a_cumulative_average_is_refused() -> None:
     module = MODULES["running batch norm"]()
     module[1].momentum = None  # torch reads the number of batches as a Python number
     with pytest.raises(NotImplementedError, match=r"Use engine='loop'"):
         MAML(module, F.cross_entropy, inner_lr=0.2, engine="batched").step(tasks(2, torch.float32))
 
 
-def test_errors_of_the_users_pass() -> None:
+def test_user_errors_propagate() -> None:
     with pytest.raises(RuntimeError, match=r"shapes|size") as caught:
         MAML(nn.Linear(7, 3), F.cross_entropy, inner_lr=0.2, engine="batched").step(tasks(2))
     assert "engine" not in str(caught.value)
 
 
-def test_a_loss_that_is_no_scalar() -> None:
+def test_a_loss_that_is_not_a_scalar() -> None:
     loss = nn.CrossEntropyLoss(reduction="none")
     with pytest.raises(RuntimeError, match=r"the loss must be a scalar, got shape \(6,\)"):
         MAML(mlp(), loss, inner_lr=0.2, engine="batched").step(tasks(2, torch.float32))

@@ -1,4 +1,4 @@
-"""The batched engine where memory is short: fewer tasks at once, the same results."""
+"""The batched engine with little memory: fewer tasks at once, the same results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAILURES: dict[str, Callable[[], Any]] = {
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, most: int, fail: Callable[[], Any]) -> list[int]:
-    """Memory for ``most`` tasks: with more, that for query rows is missing. Returns the tries."""
+    """Makes more than ``max_tasks`` tasks run out of memory, and returns the attempted sizes."""
     tries = []
     extend = RowBuffer.extend
 
@@ -61,7 +61,9 @@ def outcome(learner: MetaLearner, batch: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_results_are_the_loops(most: int, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_match_the_loop_engine(
+    most: int, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, batch = MODULES["running batch norm"]().double(), tasks(7)
     expected = outcome(learner_of(module, "loop"), batch)
     tries = limit(monkeypatch, most, FAILURES[failure])
@@ -75,7 +77,7 @@ def test_results_are_the_loops(most: int, failure: str, monkeypatch: pytest.Monk
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-11)
 
 
-def test_the_size_is_kept_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_size_is_kept_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = learner_of(mlp(), "batched")
     tries = limit(monkeypatch, 4, out_of_memory)
     with pytest.warns(RuntimeWarning, match="runs 4 at once"):
@@ -91,7 +93,7 @@ def test_the_size_is_kept_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert learner._chunks.size == 2
 
 
-def test_one_task_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_task_exceeds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = learner_of(MODULES["running batch norm"](), "batched")
     before = copy.deepcopy(learner.state_dict())
     limit(monkeypatch, 0, out_of_memory)
@@ -101,7 +103,7 @@ def test_one_task_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(before["module"][k], v) for k, v in after["module"].items())
 
 
-def test_memory_that_runs_out_in_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         if short:
             short.pop()
@@ -118,7 +120,7 @@ def test_memory_that_runs_out_in_the_module(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Any, batch: Any, rows: Any) -> None:
         raise RuntimeError("something else")
 

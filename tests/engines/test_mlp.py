@@ -1,4 +1,4 @@
-"""The MLP engine gives what the loop gives."""
+"""The MLP engine matches the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MLP engine runs only where nothing of the user's is lost."""
+"""The MLP engine is selected only for modules that it computes exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.problems import WAYS, Tied, convolution, frozen, loss, tasks
 
 
 def engine_of(learner: MetaLearner, batch: TaskBatch) -> str:
-    """Which engine ``auto`` takes, seen from outside."""
+    """The engine that ``auto`` selects."""
     ran = []
     runs = {kind: kind.run for kind in (LoopEngine, MlpEngine)}
 
@@ -162,7 +162,7 @@ def test_not_recognised(name: str) -> None:
     check_refused(MAML(make().double(), F.cross_entropy, inner_lr=0.2), tasks(2), reason)
 
 
-def test_other_rooms_and_losses_take_the_loop() -> None:
+def test_other_components_and_losses_use_the_loop() -> None:
     batch = tasks(2, torch.float32)
     check_refused(Reptile(mlp(), F.cross_entropy, inner_lr=0.2), batch, "is Reptile")
     smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -176,7 +176,7 @@ def test_other_rooms_and_losses_take_the_loop() -> None:
     check_refused(learner, batch, "is OwnSGD, not SGD")
 
 
-def test_other_tensors_take_the_loop() -> None:
+def test_other_tensors_use_the_loop() -> None:
     batch = tasks(2, torch.bfloat16)
     check_refused(
         MAML(mlp().bfloat16(), F.cross_entropy, inner_lr=0.2), batch, "parameters are torch.bfloat"
@@ -194,13 +194,13 @@ def test_other_tensors_take_the_loop() -> None:
     )
 
 
-def test_autocast_takes_the_loop() -> None:
+def test_autocast_uses_the_loop() -> None:
     learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check_refused(learner, tasks(2, torch.float32), "autocast is on")
 
 
-def test_global_hooks_take_the_loop() -> None:
+def test_global_hooks_use_the_loop() -> None:
     learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2)
     handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: None)
     try:
@@ -209,7 +209,7 @@ def test_global_hooks_take_the_loop() -> None:
         handle.remove()
 
 
-def test_a_module_that_changes_is_looked_at_again() -> None:
+def test_a_changed_module_is_examined_again() -> None:
     learner, batch = MAML(mlp(), F.cross_entropy, inner_lr=0.2), tasks(2, torch.float32)
     assert engine_of(learner, batch) == "mlp"
     handle = learner.module[1].register_forward_hook(lambda m, args, out: None)
@@ -228,7 +228,7 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize("options", [{"autocast": torch.bfloat16}, {"checkpoint": True}])
-def test_the_mlp_engine_gives_way(options: dict) -> None:
+def test_the_mlp_engine_is_refused(options: dict) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, WAYS))
     learner = FOMAML(module, loss, inner_lr=0.1, engine="mlp", **options)
     with pytest.raises(ValueError, match=f"cannot run this: the learner has {next(iter(options))}"):

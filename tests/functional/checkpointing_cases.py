@@ -14,7 +14,7 @@ FIRST_ORDER = {"fomaml": FOMAML, "gsl": GSL, "reptile": Reptile}
 
 
 class Residual(nn.Module):
-    """A list of composite members, called with a keyword, with dropout and buffers of their own."""
+    """A list of composite blocks, called with a keyword, with dropout and buffers of their own."""
 
     class Block(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""CML's equations on plain autograd: no hooks, no names, no buffers in dictionaries of ours."""
+"""Reference implementation of CML on plain autograd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Parts(nn.Module):
-    """Features, main head and co-learner of a network; gives both outputs."""
+    """Features, main head and co-learner of a network, with both outputs."""
 
     def __init__(self, features: nn.Module, main: nn.Module, co: nn.Module) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def make(name: str, gamma: float = 0.7) -> tuple[nn.Module, CoLearner]:
 
 
 def parts(net: nn.Module, co_learner: CoLearner) -> Parts:
-    """A copy of both; the parameters in the order of the network's, then the head's."""
+    """A copy of both; the network's parameters come before the co-learner's."""
     net, head = copy.deepcopy((net, co_learner.head))
     if isinstance(net, MLP):
         return Parts(net.layers[:-1], net.layers[-1], head)
@@ -86,7 +86,7 @@ def adapted(
     second_order: bool,
     by: str = "main",
 ) -> dict[str, Tensor]:
-    """Fast weights after gradient descent on the loss of the head ``by``, ``phi`` untouched."""
+    """Fast weights after gradient descent on the loss of the head ``by``, without ``phi``."""
     params = dict(whole.named_parameters())
     moving = [n for n in params if n.startswith(("features", "main") if by == "main" else "feat")]
     if not second_order:
@@ -111,7 +111,7 @@ def rows(
     second_order: bool,
     loss: Loss,
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """The meta-gradient of every task in psi, theta, phi, ``(T, P)``, and its buffers."""
+    """Meta-gradients ``(T, P)`` with respect to psi, theta and phi, and the buffers of each task."""
     whole = parts(net, co_learner)
     found, states = [], []
     for task in batch:

@@ -1,4 +1,4 @@
-"""Modules whose blocks and convolutions run as ops."""
+"""Networks with blocks and convolutions that can be fused."""
 
 from __future__ import annotations
 

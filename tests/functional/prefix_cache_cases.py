@@ -19,7 +19,7 @@ STEPS = 3
 
 
 class Residual(nn.Module):
-    """A user's block of two chains."""
+    """A user-defined block of two chains."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ def conv(inputs: int, outputs: int, statistics: bool = False) -> list[nn.Module]
 
 
 def flat(statistics: bool = False, *between: nn.Module) -> nn.Module:
-    """One chain of convolutions, with something between them."""
+    """One chain of convolutions, with other layers in between."""
     layers = [*conv(1, 4, statistics), nn.MaxPool2d(2), *between, *conv(4, 4, statistics)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, WAYS))
 
 
 def shared() -> nn.Module:
-    """One activation at several places, and a matrix in two."""
+    """One activation module used twice, and a weight shared by two layers."""
     act, first = nn.Tanh(), nn.Linear(16, 16)
     second = nn.Linear(16, 16)
     second.weight = first.weight
@@ -55,7 +55,7 @@ def shared() -> nn.Module:
 
 
 def twice() -> nn.Module:
-    """A chain that comes two times in another."""
+    """A chain that contains another one twice."""
     part = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
     return nn.Sequential(nn.Flatten(), part, part, nn.Linear(16, WAYS))
 

@@ -35,7 +35,7 @@ def exact(module: nn.Module, metagrad: MetaGradient, **options: object) -> MetaL
 @pytest.mark.parametrize("method", AUTOCAST)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(method: str, dtype: torch.dtype) -> None:
-    """Outputs have the dtype; parameters and gradients are float32 and close to those without."""
+    """Outputs have this dtype; parameters and gradients are float32, close to those in float32."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Softplus(), nn.Linear(32, WAYS))
     batch, seen = tasks(dtype=torch.float32), []
     module[1].register_forward_hook(lambda m, x, y: seen.append(y.dtype))
@@ -68,7 +68,7 @@ def test_autocast_of_images_learns(checkpoint: bool) -> None:
     assert module[1].num_batches_tracked == 30 * 2
 
 
-def test_autocast_and_checkpoints_agree() -> None:
+def test_autocast_with_checkpointing() -> None:
     module, batch, found = images(), tasks(dtype=torch.float32), []
     for checkpoint in (False, True):
         torch.manual_seed(1)
@@ -83,7 +83,7 @@ def test_autocast_and_checkpoints_agree() -> None:
     torch.testing.assert_close(*found)
 
 
-def test_bad_autocast() -> None:
+def test_invalid_autocast() -> None:
     with pytest.raises(ValueError, match=r"must be torch.bfloat16 or torch.float16, got torch.fl"):
         FOMAML(images(), loss, inner_lr=0.1, autocast=torch.float32)
     with pytest.raises(ValueError, match=r"needs float32 parameters.*got torch.float64.*\.float"):

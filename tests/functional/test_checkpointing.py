@@ -1,4 +1,4 @@
-"""Options of every learner: autocast and activation checkpoints."""
+"""Learners with activation checkpointing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def attributes(module: nn.Module) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("method", FIRST_ORDER)
-def test_checkpoints_change_nothing(method: str, name: str, fuse: bool) -> None:
-    """Gradients, outputs and buffers, dropout masks included."""
+def test_checkpointing_changes_nothing(method: str, name: str, fuse: bool) -> None:
+    """Gradients, outputs and buffers are equal, including dropout masks."""
     module, batch = MODULES[name]().double(), tasks()
     results = []
     for checkpoint in (False, True):
@@ -46,7 +46,7 @@ def test_checkpoints_change_nothing(method: str, name: str, fuse: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_checkpoints_with_learned_rates() -> None:
+def test_checkpointing_with_learned_rates() -> None:
     module, batch = images(), tasks(dtype=torch.float32)
     found = []
     for checkpoint in (False, True):
@@ -64,7 +64,7 @@ def test_checkpoints_with_learned_rates() -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Sees every tensor that is computed."""
+    """Records every tensor that is computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class Watch(TorchDispatchMode):
         return out
 
     def alive(self) -> int:
-        """Bytes of those that are still there."""
+        """Bytes of the recorded tensors that are still alive."""
         return sum(size for ref, size in self.storages.values() if not ref.expired())
 
 
 @pytest.mark.parametrize("name", ["images", "residual", "transformer"])
-def test_checkpoints_keep_less(name: str) -> None:
-    """What is alive between the forward pass and the backward pass."""
+def test_checkpointing_stores_fewer_activations(name: str) -> None:
+    """Compares the memory between the forward and the backward pass."""
     module, task, kept = MODULES[name](), tasks(1, torch.float32)[0], []
     for checkpoint in (False, True):
         model = FOMAML(module, loss, inner_lr=0.1, checkpoint=checkpoint)._model
@@ -97,7 +97,7 @@ def test_checkpoints_keep_less(name: str) -> None:
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_each_part_runs_twice() -> None:
+def test_each_submodule_runs_twice() -> None:
     runs, module = [], images().double()
     module[0].register_forward_hook(lambda *_: runs.append(0))
     FOMAML(module, loss, inner_lr=0.1, inner_steps=1, checkpoint=True).step(tasks(1))
@@ -105,7 +105,7 @@ def test_each_part_runs_twice() -> None:
 
 
 @pytest.mark.parametrize("metagrad", SECOND_ORDER.values(), ids=SECOND_ORDER)
-def test_checkpoints_are_refused_for_second_derivatives(metagrad: MetaGradient) -> None:
+def test_checkpointing_is_refused_for_second_derivatives(metagrad: MetaGradient) -> None:
     with pytest.raises(ValueError, match=r"first-order meta-gradient such as FirstOrder"):
         MetaLearner(
             images(),
@@ -117,7 +117,7 @@ def test_checkpoints_are_refused_for_second_derivatives(metagrad: MetaGradient) 
         )
 
 
-def test_checkpoints_need_parts() -> None:
+def test_checkpointing_needs_submodules() -> None:
     with pytest.raises(ValueError, match=r"Tied has none. Put its layers into one"):
         FOMAML(Tied(), loss, inner_lr=0.1, checkpoint=True)
     compiled = torch.compile(images(), backend="eager")

@@ -1,4 +1,4 @@
-"""CML against its equations on plain autograd in float64, by every route."""
+"""Meta-gradients of CML against the reference implementation in float64."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def cml(
 
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_meta_gradients_and_buffers_of_all_routes(name: str, steps: int) -> None:
+def test_meta_gradients_and_buffers_of_all_engines(name: str, steps: int) -> None:
     net, co_learner = make(name)
     batch, expected = batch_for(name), {}
     for second in (False, True):
@@ -94,8 +94,8 @@ def test_meta_gradients_and_buffers_of_all_routes(name: str, steps: int) -> None
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 @pytest.mark.parametrize("way", COMPOSED)
 @pytest.mark.parametrize("aggregation", [Mean, GradientAgreement, GslWeights])
-def test_the_rooms_compose(aggregation: Any, way: str, adaptation: str) -> None:
-    """The inner loop leaves the co-learner alone, and the outer step moves all of it."""
+def test_components_compose(aggregation: Any, way: str, adaptation: str) -> None:
+    """The inner loop does not adapt the co-learner, and the outer step trains all of it."""
     net, co_learner = make("conv4")
     learner = cml(
         net, co_learner, "conv4", COMPOSED[way](), ADAPTATIONS[adaptation](), aggregation()
@@ -119,8 +119,8 @@ def test_the_rooms_compose(aggregation: Any, way: str, adaptation: str) -> None:
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_without_weight_the_network_learns_as_without_it(name: str, engine: str) -> None:
-    """To the bit; Adam is elementwise, so one stands for the two of the authors' code."""
+def test_a_zero_weight_is_the_network_without_a_co_learner(name: str, engine: str) -> None:
+    """Bitwise; since Adam is elementwise, one instance equals the two of the authors' code."""
     net, co_learner = make(name, gamma=0.0)
     plain, head = copy.deepcopy((net, co_learner.head))
     learners = [cml(net, co_learner, name, engine=engine), cml(plain, None, name, engine=engine)]
@@ -177,7 +177,7 @@ def test_predictions_of_all_heads(name: str, steps: int) -> None:
         torch.testing.assert_close(after[part], before[part], rtol=0, atol=0)
 
 
-def test_gsl_compares_whole_rows_with_no_support_gradient_in_the_co_learner() -> None:
+def test_gsl_has_a_zero_support_gradient_for_the_co_learner() -> None:
     net, co_learner = make("conv4")
     batch, eta = batch_for("conv4"), 0.4
     plain = FOMAML(net, F.cross_entropy, inner_lr=LR, co_learner=co_learner)
@@ -235,7 +235,7 @@ def test_the_descent_condition(name: str) -> None:
 
 
 class InPlace(nn.Module):
-    """Changes what its first part returned, after it returned it."""
+    """Changes the output of its first part in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class InPlace(nn.Module):
 
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("at", ["first", "first.1"])
-def test_what_follows_may_change_the_features_in_place(at: str, fuse: bool) -> None:
+def test_features_may_be_changed_in_place(at: str, fuse: bool) -> None:
     net, head = InPlace().double(), nn.Linear(6, cml_reference.WAYS).double()
     learner = cml(net, CoLearner(head, at), adaptation=SGD(0.1, 0), fuse=fuse)
     batch = batch_for("conv4", 1)
@@ -261,7 +261,7 @@ def test_what_follows_may_change_the_features_in_place(at: str, fuse: bool) -> N
 
 
 class Views(nn.Module):
-    """A head that needs images in torch's usual order."""
+    """A head that needs contiguous images."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ AT = {
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
 @pytest.mark.parametrize("at", AT)
-def test_it_stands_anywhere_among_fused_blocks(at: str, engine: str) -> None:
+def test_a_co_learner_anywhere_among_fused_blocks(at: str, engine: str) -> None:
     net, head = make("conv4")[0], Views(AT[at]).double()
     batch, results = batch_for("conv4"), []
     for fuse in (False, True):

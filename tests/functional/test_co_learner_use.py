@@ -1,4 +1,4 @@
-"""A co-learner's life with a learner: state, traces, options, what is refused."""
+"""Co-learners in a learner: state, side effects, options, errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSS = F.cross_entropy
 
 
 def attributes(module: nn.Module) -> list[Any]:
-    """What is set on a module and its parts, hooks included, tensors apart."""
+    """Attributes of a module and its submodules, including hooks, without tensors."""
     kept = ("_parameters", "_buffers", "_modules")
     return [
         {k: copy.copy(v) for k, v in vars(m).items() if k not in kept} for m in module.modules()
@@ -30,7 +30,7 @@ def attributes(module: nn.Module) -> list[Any]:
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
 @pytest.mark.parametrize("name", ["conv4, running statistics", "resnet12"])
-def test_the_network_keeps_no_trace(name: str, engine: str) -> None:
+def test_the_network_is_left_unchanged(name: str, engine: str) -> None:
     net, co_learner = make(name)
     before, names, kind = attributes(net), list(net.state_dict()), type(net)
     batch = batch_for(name)
@@ -55,7 +55,7 @@ def test_the_network_keeps_no_trace(name: str, engine: str) -> None:
         torch.testing.assert_close(other(x), net(x))
 
 
-def test_no_trace_is_left_by_an_error() -> None:
+def test_the_network_is_left_unchanged_by_an_error() -> None:
     net, head = conv4()[0], nn.Linear(7, WAYS)  # there are not 7 features
     learner = MAML(net, LOSS, inner_lr=0.1, co_learner=CoLearner(head, "features"))
     before = attributes(net)
@@ -70,7 +70,7 @@ def float32(batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_goes_on_from_a_saved_state_to_the_bit(name: str) -> None:
+def test_training_resumes_bitwise_from_a_saved_state(name: str) -> None:
     loss = F.mse_loss if name == "mlp" else LOSS
     batches = [batch_for(name) for _ in range(4)]
     net, co_learner = make(name)
@@ -102,7 +102,7 @@ def test_a_state_without_a_co_learner_is_refused_before_anything_changes() -> No
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_users_optimizer_gets_all_parameters() -> None:
+def test_a_custom_optimizer_gets_all_parameters() -> None:
     net, co_learner = make("conv4")
     given: list[nn.Parameter] = []
 
@@ -115,7 +115,7 @@ def test_a_users_optimizer_gets_all_parameters() -> None:
     assert [id(p) for p in given] == [id(p) for p in expected]
 
 
-def test_frozen_parameters_stay() -> None:
+def test_frozen_parameters_are_unchanged() -> None:
     net, co_learner = make("conv4")
     for frozen in (net.features[0][0].weight, co_learner.head[0].weight):
         frozen.requires_grad_(False)
@@ -159,7 +159,7 @@ def test_network_and_co_learner_are_fused() -> None:
 
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("at", ["features", "features.1", "features.1.0"])
-def test_activations_that_are_computed_again_change_nothing(at: str, fuse: bool) -> None:
+def test_checkpointing_changes_nothing(at: str, fuse: bool) -> None:
     net, batch = conv4(stats=True)[0].double(), batch_for("conv4")
     width = {"features": 20, "features.1": 80, "features.1.0": 320}[at]
     head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, WAYS)).double()
@@ -184,7 +184,7 @@ def test_autocast_of_both_heads() -> None:
     assert flat.dtype == torch.float32
 
 
-def test_the_mlp_engine_gives_way() -> None:
+def test_the_mlp_engine_is_refused() -> None:
     net, co_learner = make("mlp")
     batch = batch_for("mlp")
     MAML(net, F.mse_loss, inner_lr=0.01, engine="mlp").step(batch)
@@ -198,7 +198,7 @@ def test_the_mlp_engine_gives_way() -> None:
 
 
 class Twice(nn.Module):
-    """Runs its only part twice, or never, and returns pairs."""
+    """Runs its only submodule twice, or never, and returns pairs."""
 
     def __init__(self, times: int = 2) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def vectors() -> Any:
         (1, "pair", TypeError, "'0.pair' returns a tuple"),
     ],
 )
-def test_what_it_cannot_stand_on(times: int, at: str, error: type[Exception], part: str) -> None:
+def test_unsupported_submodules(times: int, at: str, error: type[Exception], part: str) -> None:
     net = nn.Sequential(Twice(times))
     co_learner = CoLearner(nn.Linear(4, 4), f"0.{at}")
     learner = FOMAML(net, LOSS, inner_lr=0.1, inner_steps=0, co_learner=co_learner)
@@ -239,7 +239,7 @@ def test_what_it_cannot_stand_on(times: int, at: str, error: type[Exception], pa
         learner.step(vectors())
 
 
-def test_networks_it_does_not_fit() -> None:
+def test_unsupported_networks() -> None:
     net, head = nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)
     cases = {
         "no submodule 'features'.*expected one of 0 or a part": (net, CoLearner(head, "features")),
@@ -253,7 +253,7 @@ def test_networks_it_does_not_fit() -> None:
             FOMAML(module, LOSS, inner_lr=0.1, co_learner=co_learner)
 
 
-def test_bad_arguments() -> None:
+def test_invalid_arguments() -> None:
     for gamma in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="gamma must be finite and not negative"):
             CoLearner(nn.Linear(4, 4), "0", gamma)
@@ -268,7 +268,7 @@ def test_bad_arguments() -> None:
 
 
 @pytest.mark.parametrize("use_query", [False, True])
-def test_reptile_has_no_query_loss_apart(use_query: bool) -> None:
+def test_reptile_has_no_separate_query_loss(use_query: bool) -> None:
     net, co_learner = make("conv4")
     with pytest.raises(ValueError, match="Reptile has none; expected another meta-gradient"):
         Reptile(net, LOSS, inner_lr=0.1, use_query=use_query, co_learner=co_learner)

@@ -1,4 +1,4 @@
-"""Blocks of a user's module as one op: same numbers, same statistics, and nothing left behind."""
+"""Fused blocks of a user's module: equal results and statistics, no side effects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NORMS = {
 
 @pytest.fixture
 def calls():
-    """Counts the fused blocks that run."""
+    """Counts the calls of fused blocks."""
     with mock.patch.object(ops, "batch_norm_relu", wraps=ops.batch_norm_relu) as counted:
         yield counted
 
@@ -125,7 +125,7 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_left_alone(name: str, calls) -> None:
+def test_unsupported_modules_are_not_fused(name: str, calls) -> None:
     module = network()
     x = LEFT_ALONE[name](module)
     expected = copy.deepcopy(module)(x)
@@ -145,7 +145,7 @@ def test_without_affine_transform(calls) -> None:
     assert calls.call_count == 0
 
 
-def test_autocast_is_left_alone(calls) -> None:
+def test_autocast_is_not_fused(calls) -> None:
     module = network().float()
     with fused(module), torch.autocast("cpu", dtype=torch.bfloat16):
         module(images(dtype=torch.float32))
@@ -164,7 +164,7 @@ def test_global_hooks_are_respected(calls) -> None:
     assert calls.call_count == 0
 
 
-def test_a_hook_of_the_pooling_alone_is_respected(calls) -> None:
+def test_a_hook_of_the_pooling_layer_is_respected(calls) -> None:
     module, seen = network(), []
     module[0][3].register_forward_hook(lambda m, x, y: seen.append(x[0].shape))
     expected = copy.deepcopy(module)(x := images())
@@ -208,7 +208,7 @@ def attributes(module: nn.Module) -> list[tuple[str, ...]]:
     return [tuple(vars(m)) for m in module.modules()]
 
 
-def test_nothing_is_left_behind() -> None:
+def test_the_module_is_restored() -> None:
     module = network()
     before = attributes(module)
     with fused(module), fused(module):  # the inner context finds the work done
@@ -223,19 +223,19 @@ def test_nothing_is_left_behind() -> None:
     copy.deepcopy(module)
 
 
-def test_one_value_a_channel_is_torchs_error() -> None:
+def test_one_value_per_channel_raises_torchs_error() -> None:
     module = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
     with fused(module), pytest.raises(ValueError, match="more than 1 value per channel"):
         module(torch.randn(1, 2, 1, 1))
 
 
-def test_pooling_too_small_is_torchs_error() -> None:
+def test_too_small_images_raise_torchs_error() -> None:
     module = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2))
     with fused(module), pytest.raises(RuntimeError, match="too small"):
         module(torch.randn(3, 2, 1, 1))
 
 
-def test_compiled_modules_are_left_alone(calls) -> None:
+def test_compiled_modules_are_not_fused(calls) -> None:
     module = torch.compile(network(track_running_stats=False), backend="eager")
     with fused(module):
         assert "forward" not in vars(module._orig_mod)
@@ -247,7 +247,7 @@ def test_compiled_modules_are_left_alone(calls) -> None:
 
 
 @pytest.mark.parametrize("track", [False, True])
-def test_under_a_transform(track: bool, calls) -> None:
+def test_under_function_transforms(track: bool, calls) -> None:
     """Running statistics under a transform are left to torch, which knows what it may change."""
     module, x = network(track_running_stats=track), images()
     results = []
@@ -262,14 +262,14 @@ def test_under_a_transform(track: bool, calls) -> None:
     assert (calls.call_count > 0) != track
 
 
-def test_the_switch() -> None:
+def test_fuse_option() -> None:
     module = network()
     for learner in (MAML, FOMAML, GSL):
         assert type(learner(module, loss, inner_lr=0.1)._model) is FusedModule
         assert type(learner(module, loss, inner_lr=0.1, fuse=False)._model) is FunctionalModule
 
 
-def test_a_training_step_leaves_the_module_as_it_was() -> None:
+def test_a_training_step_restores_the_module() -> None:
     module, batch = network(), tasks()
     before = attributes(module)
     learner = MAML(module, loss, inner_lr=0.1)

@@ -1,4 +1,4 @@
-"""Plain 3x3 convolutions of a user's module run as the op; all others are torch's."""
+"""Fused 3x3 convolutions of a user's module; all others stay torch's."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_are_torchs(name: str, calls) -> None:
+def test_other_convolutions_are_torchs(name: str, calls) -> None:
     module = nn.Sequential(OTHERS[name]()).double()
     x = photos()
     expected = module(x)
@@ -141,7 +141,7 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_other_images_are_torchs(name: str, calls) -> None:
+def test_other_inputs_are_torchs(name: str, calls) -> None:
     x = INPUTS[name]()
     module = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten(-3)).to(x.device, x.dtype)
     expected = module(x)
@@ -154,7 +154,7 @@ def test_other_images_are_torchs(name: str, calls) -> None:
     assert x.is_meta or torch.equal(found, expected)
 
 
-def test_autocast_is_left_alone(calls) -> None:
+def test_autocast_is_not_fused(calls) -> None:
     module, x = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)), photos(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = module(x)
@@ -177,7 +177,7 @@ def test_global_hooks_are_respected(calls) -> None:
     assert calls.call_count == 0
 
 
-def test_compiled_modules_are_left_alone(calls) -> None:
+def test_compiled_modules_are_not_fused(calls) -> None:
     module = torch.compile(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)).double(), backend="eager")
     with fused(module):
         module(photos())
@@ -231,7 +231,7 @@ def test_meta_gradients_with_frozen_weights(method: str, frozen: str, calls) -> 
         assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
-def test_frozen_weights_cost_no_gradient() -> None:
+def test_no_gradient_is_computed_for_frozen_weights() -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)).double()
     module[0].requires_grad_(False)
     with mock.patch.object(conv_op, "kernels", wraps=conv_op.kernels) as counted, fused(module):

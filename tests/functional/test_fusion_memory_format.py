@@ -1,4 +1,4 @@
-"""In which order in memory images reach a user's modules, and what comes after a fused module."""
+"""Memory format of images in a user's modules and after fused modules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def conv(channels: int, out: int = 4) -> nn.Module:
 
 
 def block(channels: int, *rest: nn.Module) -> list[nn.Module]:
-    """Torch's own convolution, and a block."""
+    """A torch convolution followed by a fused block."""
     norm = nn.BatchNorm2d(4, track_running_stats=False)
     return [nn.Conv2d(channels, 4, 3), norm, nn.ReLU(), *rest]
 
@@ -65,14 +65,16 @@ def usual(x: Tensor) -> Tensor:
 
 
 def inner(x: Tensor) -> Tensor:
-    """Part of larger images."""
+    """A crop of larger images."""
     return nn.functional.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2]
 
 
 @pytest.mark.parametrize("order", [usual, inner])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_users_view(name: str, channels: int, order: Callable[[Tensor], Tensor]) -> None:
+def test_a_view_in_a_user_module(
+    name: str, channels: int, order: Callable[[Tensor], Tensor]
+) -> None:
     module = CHAINS[name](channels).double()
     x = order(torch.randn(5, channels, 8, 9).double())
     expected = copy.deepcopy(module)(x)
@@ -81,7 +83,7 @@ def test_a_users_view(name: str, channels: int, order: Callable[[Tensor], Tensor
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_view_after_what_a_users_module_has_put_in_order() -> None:
+def test_a_view_after_a_user_module_that_makes_images_contiguous() -> None:
     module = chain(Usual(), conv(3), View()).double()
     x = torch.randn(5, 3, 8, 9).double().to(memory_format=torch.channels_last)
     expected = copy.deepcopy(module)(x)
@@ -90,7 +92,7 @@ def test_a_view_after_what_a_users_module_has_put_in_order() -> None:
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_a_hook_sees_images_in_the_usual_order(register: str) -> None:
+def test_hooks_see_contiguous_images(register: str) -> None:
     module = chain(*block(3), nn.Conv2d(4, 4, 5), conv(4), nn.Tanh()).double()
     seen = []
     for i in (0, 3, 5):
@@ -101,8 +103,8 @@ def test_a_hook_sees_images_in_the_usual_order(register: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_last_within_torchs_own(channels: int) -> None:
-    """So that nothing is copied between two ops; what leaves the module is as it would be."""
+def test_channels_last_within_torchs_modules(channels: int) -> None:
+    """Nothing is copied between two ops, and the module's output is contiguous as usual."""
     module = chain(*block(channels), chain(conv(4), nn.Tanh()), *block(4)).double()
     x = torch.randn(5, channels, 8, 9).double()
     expected = copy.deepcopy(module)(x)
@@ -126,7 +128,7 @@ def test_channels_last_within_torchs_own(channels: int) -> None:
 
 
 class Ends(nn.Module):
-    """Convolutions and a block, viewed at the end, for images of so many channels."""
+    """Convolutions and a block, followed by a view, for images of this many channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

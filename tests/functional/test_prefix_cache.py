@@ -1,4 +1,4 @@
-"""The frozen prefix runs once for all inner steps, and nothing else changes."""
+"""Equal results with and without the cache of the frozen prefix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def forgetting() -> Iterator[None]:
 
 
 def outcome(module: nn.Module, batch: TaskBatch, pattern: str, make: Any, **options: Any) -> list:
-    """Gradient, results and buffers, and a prediction, of a module of its own."""
+    """Gradient, results, buffers and a prediction of a copy of the module."""
     torch.manual_seed(1)
     own = copy.deepcopy(module)
     model = learner(own, pattern, make(), **options)
@@ -41,7 +41,7 @@ def outcome(module: nn.Module, batch: TaskBatch, pattern: str, make: Any, **opti
 
 
 def assert_same(*case: Any, **options: Any) -> None:
-    """In float64, but for the order of sums."""
+    """Compares both in float64, up to the order of sums."""
     module, batch, *rest = case
     found = outcome(module, copy.deepcopy(batch), *rest, **options)
     with forgetting():
@@ -53,7 +53,7 @@ def assert_same(*case: Any, **options: Any) -> None:
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("pattern", ["head", "last/head", "head/full"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_bits(name: str, pattern: str, fuse: bool) -> None:
+def test_bitwise_equal(name: str, pattern: str, fuse: bool) -> None:
     module, batch = NETWORKS[name](), tasks(1, torch.float32)
     matrices = sum(p.dim() > 1 for p in module.parameters())
     pattern = pattern.replace("last", "0" * (matrices - 2) + "11")
@@ -66,8 +66,8 @@ def test_same_bits(name: str, pattern: str, fuse: bool) -> None:
 
 @pytest.mark.parametrize("inner", [SGD(0.1, STEPS, momentum=0.5), Adam(0.05, STEPS, eps=1e-3)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_exact_but_for_rounding(name: str, inner: Any) -> None:
-    """One backward pass through the prefix instead of one for each step: other sums."""
+def test_equal_up_to_rounding(name: str, inner: Any) -> None:
+    """One backward pass through the prefix instead of one per step changes the order of sums."""
     assert_same(NETWORKS[name]().double(), tasks(2), "head", Exact, inner=inner)
 
 
@@ -81,7 +81,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "in place"])
-def test_same_bits_with_options(name: str, option: str) -> None:
+def test_bitwise_equal_with_options(name: str, option: str) -> None:
     module, batch = NETWORKS[name](), tasks(1, torch.float32)
     found, expected = [], []
     for pattern in ("head", "head/full"):
@@ -94,7 +94,7 @@ def test_same_bits_with_options(name: str, option: str) -> None:
 
 
 class Around(nn.Module):
-    """A chain, and something unusual around it."""
+    """A chain that is called in an unusual way."""
 
     def __init__(self, call: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ CALLS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_nobody_can_tell(call: str) -> None:
+def test_unusual_calls_of_a_prefix(call: str) -> None:
     module, batch = Around(CALLS[call]).double(), tasks(2)
     for make in (FirstOrder,) if call == "input changed" else (FirstOrder, Exact):
         assert_same(module, batch, "head", make)
 
 
 class Shared(nn.Module):
-    """A chain that two others begin with, and one that stands alone, too."""
+    """A chain that two others start with, and that is also called by itself."""
 
     def __init__(self, nested: bool) -> None:
         super().__init__()
@@ -154,6 +154,6 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("pattern", ["head", "one.0.3,head", "one.0.3"])
-def test_chains_that_share_parts(pattern: str, nested: bool) -> None:
+def test_shared_submodules(pattern: str, nested: bool) -> None:
     module, batch = Shared(nested).double(), tasks(2)
     assert_same(module, batch, pattern, FirstOrder)

@@ -23,7 +23,7 @@ WEIGHT = {
 
 
 class Products(TorchDispatchMode):
-    """Counts convolutions and matrix products by where their weight lies in memory."""
+    """Counts convolutions and matrix products by the address of their weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ def test_a_frozen_prefix_runs_once(options: dict[str, Any]) -> None:
     assert runs(NETWORKS["shared"](), **options) == [2]  # in two places
 
 
-def test_what_follows_an_adapted_layer_runs_in_every_step() -> None:
+def test_layers_after_an_adapted_one_run_in_every_step() -> None:
     assert runs(NETWORKS["Conv4"](), "00101") == [1, 1, STEPS]
     assert runs(NETWORKS["Conv4"](), "10000") == [STEPS] * 4
     assert runs(NETWORKS["MLP"](), "0100") == [1, STEPS, STEPS]
 
 
 @pytest.mark.parametrize("fuse", [True, False])
-def test_only_torchs_modules_that_do_nothing_else_are_kept(fuse: bool) -> None:
+def test_only_pure_torch_modules_are_cached(fuse: bool) -> None:
     every = [STEPS, STEPS]
     assert runs(flat(), fuse=fuse) == [1, 1]
     assert runs(flat(False, nn.Dropout(0.3)), fuse=fuse) == [1, STEPS]
@@ -88,14 +88,14 @@ def test_only_torchs_modules_that_do_nothing_else_are_kept(fuse: bool) -> None:
     assert blocks == [1, 1, 1, STEPS, STEPS, STEPS]
 
 
-def test_reptile_keeps_both_sets() -> None:
+def test_reptile_caches_support_and_query() -> None:
     module, batch = NETWORKS["Conv4"](), tasks(1, torch.float32)
     with Products() as products:
         learner(module, "head", Reptile()).meta_gradient(batch)
     assert products.seen[module.features[0][0].weight.data_ptr()] == 2
 
 
-def test_a_module_is_left_as_it_was_after_an_error() -> None:
+def test_a_module_is_restored_after_an_error() -> None:
     module, batch = flat(), tasks(1, torch.float32)
     before = [dict(vars(m)) for m in module.modules()]
     bad = TaskBatch(batch.support_x[..., :1], batch.support_y, batch.query_x, batch.query_y)

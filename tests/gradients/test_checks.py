@@ -1,4 +1,4 @@
-"""Parameters that lie on several ranks, or nowhere, are refused where they come in."""
+"""Sharded and meta-device parameters are refused."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_a_learner_refuses(name: str, mesh: DeviceMesh) -> None:
         learner(wrap(mlp(), mesh))
 
 
-def test_the_drop_in_refuses(mesh: DeviceMesh) -> None:
+def test_the_optimizer_refuses(mesh: DeviceMesh) -> None:
     with pytest.raises(TypeError, match=r"parameter 0 of group 0 is a DTensor, .*whole on every"):
         fastmeta.GSLOptimizer(fully_shard(mlp(), mesh=mesh).parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"parameter 0 of group 0 is on the meta device"):
         fastmeta.GSLOptimizer(mlp().to("meta").parameters(), lr=0.1)
 
 
-def test_a_refused_group_leaves_the_drop_in_as_it_was(mesh: DeviceMesh) -> None:
+def test_a_refused_group_leaves_the_optimizer_unchanged(mesh: DeviceMesh) -> None:
     module = mlp()
     optimizer = fastmeta.GSLOptimizer(module.parameters(), lr=0.1)
     part = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
@@ -105,7 +105,7 @@ def test_a_layout_refuses(mesh: DeviceMesh) -> None:
         fastmeta.FlatLayout.of(tensors)
 
 
-def test_the_module_in_ddp_is_taken(mesh: DeviceMesh) -> None:
+def test_the_module_in_ddp_is_accepted(mesh: DeviceMesh) -> None:
     wrapped = DistributedDataParallel(mlp())
     batch = fastmeta.TaskBatch(
         *(torch.randn(2, 4, 3), torch.randint(2, (2, 4))),

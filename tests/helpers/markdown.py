@@ -1,4 +1,4 @@
-"""The code blocks of a Markdown page, and its ``fastmeta`` command lines."""
+"""Code blocks and ``fastmeta`` commands of Markdown pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small MLPs, their tasks, and the twin's verdict on what an MLP step found."""
+"""Small MLPs, their tasks, and comparison of MLP steps with the reference."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def options(name: str = "sine", loss: str = "mse", activation: str = "tanh") -> 
 
 
 def check(found: MlpStep, args: list[Any], how: dict[str, Any]) -> None:
-    """All results, in the norm; the twin of a float32 problem is computed in float64."""
+    """Compares all results by norm with the reference in float64."""
     dtype = args[1].dtype
     wide = [t.double() if t.is_floating_point() else t for t in args[1:]]
     expected = reference.mlp_step([p.double() for p in args[0]], *wide, **how)

@@ -1,4 +1,4 @@
-"""Inputs of the BatchNorm-ReLU-pool block whose masks no rounding can change."""
+"""Inputs of the BatchNorm-ReLU-pool block whose masks do not depend on rounding."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def norm_inputs(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float64, eps: float = 1e-3
 ) -> list[Tensor]:
-    """``x``, ``weight`` and ``bias``: all of ``x`` apart, and zero between two outputs.
+    """``x``, ``weight`` and ``bias``: all elements of ``x`` are apart, and no output is near zero.
 
-    Random inputs have outputs within a rounding of zero, or of each other in a window, once in a
-    few thousand: there float32 may rightly take the other side.
+    With random inputs, an output is within rounding of zero, or of another in its pooling window,
+    once in a few thousand; float32 may then take the other side.
     """
     channels = shape[1]
     x = torch.randperm(torch.Size(shape).numel()).view(shape).double()

@@ -1,4 +1,4 @@
-"""Every op with its torch twin and a way to make inputs: the table the op tests run over."""
+"""Every op with its reference implementation and inputs: the table of the op tests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Case:
 
     Attributes:
         name: of the case.
-        op: under test; takes the tensors of ``inputs``.
-        twin: the oracle.
+        op: the op under test; takes the tensors of ``inputs``.
+        reference: its reference implementation.
         inputs: makes tensors for a dtype, ``T`` tasks and ``P`` columns.
         scalar: whether the inputs are similarity scalars, which have no half-precision form.
     """
@@ -233,7 +233,7 @@ TOLERANCE = {
 
 
 def check(case: Case, tensors: tuple[Tensor, ...], results: list[Tensor]) -> None:
-    """The op's results for these inputs against its twin in float64."""
+    """Compares an op's results with its reference in float64."""
     wide = [t.double() for t in tensors]
     exact = listed(case.twin(*wide))
     sizes = exact if case.scalar else listed(case.twin(*(t.abs() for t in wide)))

@@ -1,4 +1,4 @@
-"""Small modules and tasks that meta-learning tests share."""
+"""Small modules and tasks for meta-learning tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mlp() -> nn.Module:
 
 
 class Noisy(nn.Module):
-    """Dropout of both kinds, so that a repeated step must see the same masks."""
+    """Dropout of both kinds: a repeated step must use the same masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Noisy(nn.Module):
 
 
 class Drifting(nn.Module):
-    """A forward pass that reads a buffer, then changes it, like batch renormalisation."""
+    """Reads a buffer, then changes it, like batch renormalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 def tasks(count: int = 3, dtype: torch.dtype = torch.float64) -> TaskBatch:
-    """Classification of noisy copies of one image a class."""
+    """Classification of noisy copies of one image per class."""
     centres = torch.randn(count, WAYS, 1, 4, 4, dtype=dtype)
 
     def draw(shots: int) -> tuple[Tensor, Tensor]:

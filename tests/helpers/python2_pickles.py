@@ -1,4 +1,4 @@
-"""Pickles as Python 2 and its numpy wrote them (protocol 2)."""
+"""Pickles as written by Python 2 and its NumPy (protocol 2)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 
 class Code(bytes):
-    """Instructions that make a value, which need not be sound."""
+    """Pickle instructions that make a value, which need not be valid."""
 
 
 def dumps(value: Any) -> bytes:
-    """Of ``None``, booleans, integers, texts (bytes, in Python 2), containers, arrays and code."""
+    """Pickles ``None``, booleans, integers, strings (bytes in Python 2), containers, arrays, code."""
     return b"\x80\x02" + _code(value) + b"."
 
 

@@ -1,4 +1,4 @@
-"""The loop of the MAML paper on plain autograd, the oracle of the learners."""
+"""Reference implementation of the MAML loop on plain autograd."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def by_hand(
     second_order: bool,
     loss: Callable[[Tensor, Tensor], Tensor] = loss,
 ) -> Tensor:
-    """Rows of the meta-gradient, task by task, on a module of its own."""
+    """Meta-gradients of the tasks ``(T, P)``, with a copy of the module."""
     module = copy.deepcopy(module)
     params = {n: p for n, p in module.named_parameters() if p.requires_grad}
     rows = []

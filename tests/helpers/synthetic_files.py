@@ -1,4 +1,4 @@
-"""The files of text and node data sets, made up."""
+"""Synthetic files of text and graph data sets."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ def write_banking77(root: Path) -> Path:
 def write_planetoid(
     root: Path, name: str, classes: int, each: int = 30, words: int = 12
 ) -> Citations:
-    """A graph of ``each`` nodes a class, the last third of it for test; the last but one of all is
-    isolated and has neither features nor a label. Classes share words and neighbours."""
+    """A graph of ``each`` nodes per class, the last third of it for test.
+
+    The last but one of all nodes is isolated and has neither features nor a label. Nodes of a class
+    share words and neighbours.
+    """
     folder = root / "planetoid"
     folder.mkdir(parents=True, exist_ok=True)
     nodes = classes * each

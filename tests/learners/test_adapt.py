@@ -1,4 +1,4 @@
-"""What adapt() gives back is an ordinary network's: torch compiles and exports it."""
+"""torch compiles and exports networks with the parameters from ``adapt()``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def support() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNERS if name != "per step"])
-def test_one_graph_serves_all_tasks(name: str) -> None:
+def test_one_graph_for_all_tasks(name: str) -> None:
     learner = some(name)
 
     def call(fast: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def test_one_graph_serves_all_tasks(name: str) -> None:
         torch.testing.assert_close(found, call(fast, x))
 
 
-def test_without_the_steps_that_are_over_it_is_one_graph() -> None:
+def test_one_graph_after_the_inner_steps() -> None:
     learner = some("per step")
     adapted = copy.deepcopy(learner.module)
     adapted.load_state_dict(learner.adapt(*support()), strict=False)
@@ -85,7 +85,7 @@ def test_without_the_steps_that_are_over_it_is_one_graph() -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_exported_with_any_number_of_examples(name: str) -> None:
+def test_export_with_dynamic_batch_size(name: str) -> None:
     learner = some(name)
     module = copy.deepcopy(learner.module)
     module.load_state_dict(learner.adapt(*support()), strict=False)

@@ -1,4 +1,4 @@
-"""Every adaptation x meta-gradient x aggregation of the registries learns: sines and images."""
+"""Every registered adaptation x meta-gradient x aggregation learns, on sines and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-gradients beside the exact one, and that looking changes nothing."""
+"""Comparison with the exact meta-gradient: values, and no side effects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WAYS_TO_LEARN: dict[str, Callable[..., MetaLearner]] = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_cosines_and_lengths(name: str) -> None:
+def test_cosines_and_norms(name: str) -> None:
     module, batch = MODULES[name]().double(), tasks(4)
     exact, own = (by_hand(module, batch, 2, second_order=order) for order in (True, False))
     found = against_exact(FOMAML(module, loss, inner_lr=LR, inner_steps=2), batch)
@@ -60,7 +60,7 @@ def test_an_aggregation_is_compared_with_the_mean() -> None:
 
 @pytest.mark.parametrize("make", [Noisy, Drifting, MODULES["running batch norm"]])
 @pytest.mark.parametrize("name", WAYS_TO_LEARN)
-def test_looking_changes_nothing(name: str, make: Callable[[], nn.Module]) -> None:
+def test_diagnostics_have_no_side_effects(name: str, make: Callable[[], nn.Module]) -> None:
     module, *batches = make(), *(tasks(3, torch.float32) for _ in range(4))
     finished: list[dict[str, Any]] = []
     for looks in (False, True):
@@ -97,7 +97,7 @@ def test_every_combination_with_learned_rates(way: str, aggregation: str) -> Non
 
 
 @pytest.mark.parametrize("way", [FirstOrder, metagrad.GSL])
-def test_learned_rates_are_left_out(way: Callable[[], MetaGradient]) -> None:
+def test_learned_rates_are_excluded(way: Callable[[], MetaGradient]) -> None:
     module, batch = mlp().double(), tasks(3)
     plain, learned = (
         against_exact(
@@ -109,7 +109,7 @@ def test_learned_rates_are_left_out(way: Callable[[], MetaGradient]) -> None:
     torch.testing.assert_close(vars(learned), vars(plain))
 
 
-def test_both_see_the_same_random_numbers() -> None:
+def test_both_use_the_same_random_numbers() -> None:
     learner = MetaLearner(
         Noisy().double(), loss, adaptation=SGD(LR, 2), metagrad=Recursion(), aggregation=Mean()
     )

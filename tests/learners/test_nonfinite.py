@@ -1,4 +1,4 @@
-"""Tasks that are NaN or infinite spoil nothing: the others train as if alone, and they count."""
+"""Handling of non-finite tasks: they are skipped and counted, the others train as if alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def learner_of(module: nn.Module, policy: Any = "skip", **rooms: Any) -> MetaLea
 
 
 def same(found: MetaLearner, expected: MetaLearner, batch: TaskBatch, sound: TaskBatch) -> None:
-    """Both have the same meta-gradient and buffers, the first of the whole meta-batch."""
+    """Both learners have the same meta-gradient and buffers, ``found`` on the whole meta-batch."""
     flat, result = found.meta_gradient(batch)
     alone, _ = expected.meta_gradient(sound)
     assert alone.norm() > 0
@@ -68,7 +68,7 @@ def same(found: MetaLearner, expected: MetaLearner, batch: TaskBatch, sound: Tas
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("split", ["support", "query"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_others_train_as_if_alone(engine: str, split: str, value: float) -> None:
+def test_other_tasks_train_as_if_alone(engine: str, split: str, value: float) -> None:
     for way, module in product((Exact, FirstOrder), (mlp(), MODULES["running batch norm"]())):
         if engine == "mlp" and not isinstance(module[0], nn.Flatten):
             continue
@@ -81,7 +81,7 @@ def test_the_others_train_as_if_alone(engine: str, split: str, value: float) -> 
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
-def test_a_finite_loss_with_a_gradient_that_is_not(engine: str) -> None:
+def test_a_finite_loss_with_a_non_finite_gradient(engine: str) -> None:
     module, batch = Cliff().double(), tasks(3)
     bad = spoilt(batch, 1, "query", 0.0)
     learner = learner_of(module, engine=engine)
@@ -90,14 +90,14 @@ def test_a_finite_loss_with_a_gradient_that_is_not(engine: str) -> None:
 
 
 @pytest.mark.parametrize("rooms", [{"metagrad": Reptile()}, {"adaptation": MetaSGD(0.3)}])
-def test_other_rows(rooms: dict[str, Any]) -> None:
+def test_other_methods(rooms: dict[str, Any]) -> None:
     module, batch = MODULES["running batch norm"]().double(), tasks(3)
     alone = learner_of(module, "keep", **copy.deepcopy(rooms))
     same(learner_of(module, **rooms), alone, spoilt(batch, 2), without(batch, 2))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_sound_tasks_train_bit_for_bit_as_without(engine: str) -> None:
+def test_finite_tasks_train_bitwise_as_without_the_guard(engine: str) -> None:
     module = mlp() if engine == "mlp" else MODULES["running batch norm"]()
     batches, ends = [tasks(3, torch.float32) for _ in range(3)], []
     for policy in ("keep", "skip", "raise"):
@@ -122,7 +122,7 @@ WAYS = [*METAGRADS, "gsl R2", "gsl R2p", "gsl R4"]
 @pytest.mark.parametrize(
     ("way", "aggregation"), [*product(WAYS, ["mean"]), *product(["gsl"], AGGREGATIONS)]
 )
-def test_no_combination_is_spoilt(way: str, aggregation: str) -> None:
+def test_every_combination_stays_finite(way: str, aggregation: str) -> None:
     word, *variant = way.split()
     options = {"variant": variant[0]} if variant else {}
     learner = learner_of(
@@ -145,7 +145,7 @@ def test_no_combination_is_spoilt(way: str, aggregation: str) -> None:
     assert learner.containment.skipped == 2 * (1 + 3)
 
 
-def test_a_step_without_a_sound_task_is_one_of_zero() -> None:
+def test_a_step_without_finite_tasks_has_a_zero_gradient() -> None:
     batch = tasks(2, torch.float32)
     learner = learner_of(mlp(), optimizer=lambda p: torch.optim.SGD(p, 0.1))
     before = copy.deepcopy(learner.module.state_dict())
@@ -155,7 +155,7 @@ def test_a_step_without_a_sound_task_is_one_of_zero() -> None:
     assert not torch.equal(before["1.weight"], learner.module.state_dict()["1.weight"])
 
 
-def test_finite_rows_that_overflow_together() -> None:
+def test_finite_task_gradients_whose_combination_overflows() -> None:
     # In float32 squares of lengths above 1e19 are infinite.
     learner = learner_of(mlp(), aggregation=AGGREGATIONS["mgda"](), adaptation=SGD(0.1, 0))
     learner.loss = lambda output, target: 1e25 * F.cross_entropy(output, target)
@@ -165,7 +165,7 @@ def test_finite_rows_that_overflow_together() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_raise_names_step_and_task_and_leaves_the_parameters(engine: str) -> None:
+def test_raise_names_step_and_task_and_keeps_the_parameters(engine: str) -> None:
     batch = tasks(3, torch.float32)
     learner = learner_of(mlp(), "raise", engine=engine)
     learner.step(batch)
@@ -180,12 +180,12 @@ def test_raise_names_step_and_task_and_leaves_the_parameters(engine: str) -> Non
 
 
 @pytest.fixture
-def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containment, "_on_host", lambda tensor: False)
 
 
-@pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_a_gpu_is_asked_later_for_the_first() -> None:
+@pytest.mark.usefixtures("simulated_gpu")
+def test_on_gpu_the_first_failure_is_reported_later() -> None:
     batch = tasks(3, torch.float32)
     learner = learner_of(mlp(), "raise")
     for each in (batch, spoilt(batch, 2), spoilt(batch, 0), batch):
@@ -197,16 +197,16 @@ def test_a_gpu_is_asked_later_for_the_first() -> None:
     learner.containment.check()
 
 
-@pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_a_gpu_does_the_same() -> None:
+@pytest.mark.usefixtures("simulated_gpu")
+def test_gpu_results_are_the_same() -> None:
     module, batch = MODULES["running batch norm"]().double(), tasks(3)
     same(learner_of(module), learner_of(module, "keep"), spoilt(batch, 1), without(batch, 1))
     same(learner_of(module), learner_of(module, "keep"), batch, batch)
 
 
-@pytest.mark.usefixtures("as_if_on_a_gpu")
+@pytest.mark.usefixtures("simulated_gpu")
 @pytest.mark.parametrize("policy", ["skip", "raise"])
-def test_a_gpu_is_never_waited_for(policy: Any) -> None:
+def test_no_gpu_synchronization(policy: Any) -> None:
     with FakeTensorMode():  # which has no number that the host could read
         rows, losses = Rows.of([torch.randn(4, 3), torch.randn(2)]), torch.randn(5)
         for buffer in rows[:2]:
@@ -221,7 +221,9 @@ def test_a_gpu_is_never_waited_for(policy: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("which", ["query", "inner"])
-def test_rows_are_replaced_by_the_mean_of_the_sound(which: str, dtype: torch.dtype) -> None:
+def test_non_finite_task_gradients_become_the_mean_of_finite_ones(
+    which: str, dtype: torch.dtype
+) -> None:
     rows = Rows.of([torch.zeros(7, dtype=dtype)])
     data = {name: torch.randn(4, 7).to(dtype) for name in ("query", "inner")}
     data[which][1, 3] = -torch.inf
@@ -239,7 +241,7 @@ def test_rows_are_replaced_by_the_mean_of_the_sound(which: str, dtype: torch.dty
             torch.testing.assert_close(row.double(), mean, rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
-def test_a_loss_alone_can_be_unsound() -> None:
+def test_a_non_finite_loss_suffices() -> None:
     rows = Rows.of([torch.zeros(7)])
     rows.query.adopt(torch.ones(2, 7))
     contained = Containment("skip")
@@ -261,7 +263,7 @@ def test_counts_are_part_of_the_state() -> None:
     learner.load_state_dict(saved)
 
 
-def test_by_default_nothing_is_contained() -> None:
+def test_by_default_nothing_is_masked() -> None:
     learner = FOMAML(mlp(), F.cross_entropy, inner_lr=0.1)
     learner.step(spoilt(tasks(2, torch.float32), 0))
     assert not finite(learner.module.state_dict())
@@ -281,7 +283,7 @@ def test_an_unknown_policy_is_named() -> None:
         make()
 
 
-def test_comparing_with_the_exact_meta_gradient_counts_nothing() -> None:
+def test_comparing_with_the_exact_meta_gradient_does_not_count_tasks() -> None:
     learner = learner_of(mlp(), "raise")
     against_exact(learner, spoilt(tasks(2, torch.float32), 0))
     assert (learner.containment.steps, learner.containment.skipped) == (0, 0)

@@ -1,4 +1,4 @@
-"""How much autograd holds."""
+"""Memory that autograd saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Meter:
-    """Bytes of the tensors that autograd holds, now and at most."""
+    """Bytes of the tensors saved by autograd, now and at the peak."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -32,7 +32,7 @@ class Held:
 
 
 def most_saved(call: Callable[[], object]) -> int:
-    """The most bytes that autograd holds during a call, which leaves none."""
+    """Peak bytes saved by autograd during a call, after which none may be left."""
     meter = Meter()
     with meter.hooks():
         call()

@@ -1,4 +1,4 @@
-"""Hessian-vector products by central differences: their error, and what they leave alone."""
+"""Hessian-vector products by central differences: errors and side effects."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def gradient(
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 @pytest.mark.parametrize("name", MODULES)
-def test_it_is_the_exact_meta_gradient_but_for_a_small_error(
-    name: str, adaptation: str, steps: int
-) -> None:
+def test_it_approximates_the_exact_meta_gradient(name: str, adaptation: str, steps: int) -> None:
     module, batch, inner = MODULES[name]().double(), tasks(2), ADAPTATIONS[adaptation](steps)
     exact = gradient(module, Recursion(), inner, batch)
     for radius in (None, 1e-6):
@@ -56,7 +54,7 @@ def test_it_is_the_exact_meta_gradient_but_for_a_small_error(
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("adaptation", ["sgd", "momentum", "learned rates"])
-def test_the_error_falls_with_the_square_of_the_radius(adaptation: str, steps: int) -> None:
+def test_the_error_is_quadratic_in_the_radius(adaptation: str, steps: int) -> None:
     module, batch, inner = mlp().double(), tasks(2), ADAPTATIONS[adaptation](steps)
     exact = gradient(module, Recursion(), inner, batch)
     far, near = (
@@ -68,7 +66,7 @@ def test_the_error_falls_with_the_square_of_the_radius(adaptation: str, steps: i
 
 @settings(max_examples=20)
 @given(radius=st.floats(1e-4, 10), steps=st.integers(1, 4))
-def test_a_quadratic_loss_has_no_error_at_any_radius(radius: float, steps: int) -> None:
+def test_exact_for_a_quadratic_loss_at_any_radius(radius: float, steps: int) -> None:
     module = nn.Linear(4, 2).double()
     batch = TaskBatch(*(torch.randn(3, 5, n, dtype=torch.float64) for n in (4, 2, 4, 2)))
     found, exact = (
@@ -85,7 +83,7 @@ def test_a_quadratic_loss_has_no_error_at_any_radius(radius: float, steps: int) 
 
 
 class Bend(nn.Module):
-    """A smooth function of one parameter, and a ReLU whose kink lies ``away`` from its value."""
+    """A smooth function of one parameter, and a ReLU whose kink is ``offset`` from its value."""
 
     def __init__(self, away: float) -> None:
         super().__init__()
@@ -99,7 +97,7 @@ class Bend(nn.Module):
 @pytest.mark.parametrize("pattern", [None, "11", "10"])
 @pytest.mark.parametrize("side", [-1, 1])
 @pytest.mark.parametrize("part", [0.01, 0.5])
-def test_a_kink_on_one_side_is_left_out(part: float, side: int, pattern: str | None) -> None:
+def test_a_kink_on_one_side_is_avoided(part: float, side: int, pattern: str | None) -> None:
     batch = TaskBatch(*(torch.randn(1, 5, n, dtype=torch.float64) for n in (3, 2, 3, 2)))
     inner = SGD(0.1) if pattern is None else Lambda(SGD(0.1), pattern)
 
@@ -133,7 +131,7 @@ def test_single_precision() -> None:
 
 
 @pytest.mark.parametrize("make", [Noisy, Drifting], ids=lambda m: m.__name__)
-def test_both_sides_see_the_inner_step_as_it_was(make: Callable[[], nn.Module]) -> None:
+def test_both_evaluations_repeat_the_inner_step(make: Callable[[], nn.Module]) -> None:
     module, batch = make().double(), tasks(2)
     seen = []
     for metagrad in (Exact(), CentralDifference(1e-6)):
@@ -147,7 +145,7 @@ def test_both_sides_see_the_inner_step_as_it_was(make: Callable[[], nn.Module]) 
     assert torch.equal(state, after)
 
 
-def test_it_takes_first_derivatives_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_computes_only_first_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, grad = [], torch.autograd.grad
 
     def watched(*args, **kwargs):
@@ -160,7 +158,7 @@ def test_it_takes_first_derivatives_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == [False] * 2 * (3 + 1 + 2 * 3)
 
 
-def test_a_loss_that_is_flat() -> None:
+def test_a_constant_loss() -> None:
     batch = tasks(2)
     model = MetaLearner(
         mlp().double(),
@@ -172,7 +170,7 @@ def test_a_loss_that_is_flat() -> None:
     assert torch.equal(model.meta_gradient(batch)[0], torch.zeros(163, dtype=torch.float64))
 
 
-def test_activations_can_be_computed_again() -> None:
+def test_with_activation_checkpointing() -> None:
     module, batch = nn.Sequential(mlp(), nn.Identity()).double(), tasks(2)
     plain, recomputed = (
         learner(module, CentralDifference(1e-6), SGD(0.3), checkpoint=checkpoint)

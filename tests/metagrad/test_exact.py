@@ -18,7 +18,7 @@ def test_maml_is_exact(module: nn.Module, steps: int) -> None:
     assert (found - expected).norm() <= 1e-12 * expected.norm()
 
 
-def test_second_derivatives_matter() -> None:
+def test_second_derivatives_contribute() -> None:
     module, batch = mlp().double(), tasks()
     exact, first = (by_hand(module, batch, 3, order).mean(0) for order in (True, False))
     assert (exact - first).norm() > 0.01 * exact.norm()

@@ -1,4 +1,4 @@
-"""The implicit meta-gradient against dense solves, and its solver."""
+"""The implicit meta-gradient against dense solves, and the conjugate gradient solver."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def small(dropout: float = 0.0) -> nn.Module:
 def derivatives(
     module: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradient ``(P,)`` and Hessian ``(P, P)`` of the squared error, of one evaluation."""
+    """Gradient ``(P,)`` and Hessian ``(P, P)`` of the squared error of one forward pass."""
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
     value = F.mse_loss(functional_call(module, leaves, (x,)), y)
     grads = torch.autograd.grad(value, list(leaves.values()), create_graph=True)
@@ -110,7 +110,7 @@ def test_a_network_solved_densely(dropout: float) -> None:
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_where_the_inner_loop_converges_it_is_exact() -> None:
+def test_exact_where_the_inner_loop_converges() -> None:
     module, batch = small(), regression()
     adaptation = ProximalSGD(0.02, 200, lam=30.0)
     found, exact = (
@@ -121,7 +121,7 @@ def test_where_the_inner_loop_converges_it_is_exact() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["head", "body"])
-def test_it_is_exact_for_some_layers_alone(pattern: str) -> None:
+def test_exact_with_frozen_layers(pattern: str) -> None:
     module, batch = small(), regression()
     adaptation = Lambda(ProximalSGD(0.02, 200, lam=30.0), pattern)
     found, exact = (
@@ -132,7 +132,7 @@ def test_it_is_exact_for_some_layers_alone(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_an_infinite_pull_is_first_order(name: str) -> None:
+def test_infinite_regularization_is_first_order(name: str) -> None:
     module, batch = MODULES[name]().double(), tasks()
     own, other = copy.deepcopy(module), copy.deepcopy(module)
     found = gradient(own, Implicit(lam=1e14), SGD(0.2, 2), batch)
@@ -141,7 +141,7 @@ def test_an_infinite_pull_is_first_order(name: str) -> None:
     assert all(map(torch.equal, own.buffers(), other.buffers()))
 
 
-def test_whose_pull_counts() -> None:
+def test_which_regularization_is_used() -> None:
     module, batch = mlp().double(), tasks()
 
     def found(metagrad: Implicit, adaptation: Adaptation) -> Tensor:
@@ -157,13 +157,13 @@ def test_whose_pull_counts() -> None:
         found(Implicit(), ProximalSGD(0.1, lam=0.0))
 
 
-def test_learned_rates_stay() -> None:
+def test_learned_rates_are_unchanged() -> None:
     model = learner(mlp(), Implicit(), MetaSGD(0.1, 2))
     model.step(tasks(2, torch.float32))
     assert all((rate == torch.tensor(0.1)).all() for rate in model.adaptation.rates)
 
 
-def test_memory_does_not_grow_with_the_inner_steps_or_the_solver() -> None:
+def test_memory_is_independent_of_inner_and_solver_steps() -> None:
     batch = tasks(2, torch.float32)
 
     def memory(steps: int, cg_steps: int) -> int:
@@ -175,7 +175,7 @@ def test_memory_does_not_grow_with_the_inner_steps_or_the_solver() -> None:
 
 @settings(max_examples=10)
 @given(order=st.permutations(range(4)), times=st.integers(1, 3))
-def test_tasks_may_come_in_any_order_and_repeated(order: list[int], times: int) -> None:
+def test_invariant_to_order_and_repetition_of_tasks(order: list[int], times: int) -> None:
     module, batch = mlp().double(), tasks(4)
     again = TaskBatch(*(part[order * times] for part in vars(batch).values()))
     found = [gradient(module, Implicit(), ProximalSGD(0.1, 2), some) for some in (batch, again)]
@@ -184,7 +184,7 @@ def test_tasks_may_come_in_any_order_and_repeated(order: list[int], times: int) 
 
 @settings(max_examples=40)
 @given(size=st.integers(1, 12), kinds=st.integers(1, 4))
-def test_as_many_steps_as_eigenvalues_solve_it(size: int, kinds: int) -> None:
+def test_converges_in_as_many_steps_as_distinct_eigenvalues(size: int, kinds: int) -> None:
     basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
     values = 1 + torch.arange(size, dtype=torch.float64) % kinds
     matrix, b = basis * values @ basis.T, torch.randn(size, dtype=torch.float64)
@@ -192,7 +192,7 @@ def test_as_many_steps_as_eigenvalues_solve_it(size: int, kinds: int) -> None:
         assert_near(conjugate_gradient(matrix.mv, b, steps), torch.linalg.solve(matrix, b))
 
 
-def test_the_solver_ends_where_a_matrix_is_not_positive() -> None:
+def test_the_solver_stops_at_an_indefinite_matrix() -> None:
     b = torch.tensor([1.0, 0.0, 0.0])
     for first in (torch.diag(torch.tensor([-1.0, 2.0, 3.0])), torch.zeros(3, 3)):
         assert torch.equal(conjugate_gradient(first.mv, b, 5), b)
@@ -203,26 +203,26 @@ def test_the_solver_ends_where_a_matrix_is_not_positive() -> None:
     assert torch.equal(conjugate_gradient(matrix.mv, b, 9), one)
 
 
-def test_the_solver_ends_where_squares_vanish() -> None:
+def test_the_solver_stops_where_squares_underflow() -> None:
     b = torch.full((2,), 1e-170, dtype=torch.float64)
     matrix = 1e20 * torch.eye(2, dtype=torch.float64)
     assert b.dot(b) == 0 < b.dot(matrix.mv(b))
     assert torch.equal(conjugate_gradient(matrix.mv, b, 5), b)
 
 
-def test_the_solver_does_not_hide_what_is_not_finite() -> None:
+def test_the_solver_propagates_non_finite_values() -> None:
     b = torch.tensor([1.0, 2.0])
     assert torch.equal(conjugate_gradient(torch.eye(2).mv, 0 * b, 3), 0 * b)
     assert conjugate_gradient(torch.full((2, 2), torch.nan).mv, b, 3).isnan().any()
     assert conjugate_gradient(torch.eye(2).mv, b / 0, 3).isnan().any()
 
 
-def test_the_solver_never_waits_for_the_device() -> None:
+def test_the_solver_never_synchronizes() -> None:
     with FakeTensorMode():  # refuses to read a number
         assert conjugate_gradient(torch.eye(3).mv, torch.ones(3), 4).shape == (3,)
 
 
-def test_bad_options() -> None:
+def test_invalid_options() -> None:
     with pytest.raises(ValueError, match="cg_steps must be at least 1, got 0"):
         Implicit(0)
     with pytest.raises(ValueError, match=r"lam must be positive .* got -1"):

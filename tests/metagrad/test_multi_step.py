@@ -39,7 +39,7 @@ def learner(
 
 
 def moved(kind: str, step: int, grad: Tensor, memory: list[Tensor]) -> Tensor:
-    """What an inner optimizer takes away from a parameter; changes its memory."""
+    """The update that an inner optimizer subtracts from a parameter; changes its state."""
     if kind == "momentum":
         memory[0] = 0.7 * memory[0] + grad
         return LR * memory[0]
@@ -80,7 +80,7 @@ def by_hand(
 
 
 def authors_weights(step: int, anneal: int) -> list[float]:
-    """Antoniou's get_per_step_loss_importance_vector, with meta-steps for epochs."""
+    """Antoniou's get_per_step_loss_importance_vector, with meta-steps in place of epochs."""
     if step >= anneal:
         return [0.0] * (STEPS - 1) + [1.0]
     decay, floor = 1 / STEPS / anneal, 0.03 / STEPS
@@ -114,7 +114,7 @@ def test_gradients_are_those_of_plain_autograd(
 
 @pytest.mark.parametrize("order", [Exact, FirstOrder])
 @pytest.mark.parametrize("name", MODULES)
-def test_the_last_step_alone_is_maml_to_the_bit(name: str, order: type[MetaGradient]) -> None:
+def test_only_the_last_step_is_bitwise_maml(name: str, order: type[MetaGradient]) -> None:
     module, batch, seen = MODULES[name]().double(), tasks(), []
     first_order_steps = 1 if order is FirstOrder else 0
     for metagrad in (order(), MultiStep(0, first_order_steps)):
@@ -125,7 +125,7 @@ def test_the_last_step_alone_is_maml_to_the_bit(name: str, order: type[MetaGradi
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_up_to_one_inner_step_there_is_nothing_to_weight(steps: int) -> None:
+def test_at_most_one_inner_step_needs_no_weights(steps: int) -> None:
     module, batch = mlp().double(), tasks()
     found = [
         learner(module, metagrad, SGD(LR, steps)).meta_gradient(batch)[0]
@@ -134,7 +134,7 @@ def test_up_to_one_inner_step_there_is_nothing_to_weight(steps: int) -> None:
     assert torch.equal(*found)
 
 
-def test_order_and_weights_change_at_their_meta_steps_also_across_a_resume() -> None:
+def test_order_and_weights_follow_the_schedule_across_a_resume() -> None:
     module, batch = mlp().double(), tasks()
     first, exact = (learner(module, m).meta_gradient(batch)[0] for m in (FirstOrder(), Exact()))
     last = {"first": first, "exact": exact}
@@ -148,7 +148,7 @@ def test_order_and_weights_change_at_their_meta_steps_also_across_a_resume() -> 
     assert names == ["several"] * 3 + ["first"] * 2 + ["exact"] * 2
 
 
-def test_a_saved_learner_continues_as_if_never_stopped() -> None:
+def test_a_restored_learner_continues_exactly() -> None:
     batches = [tasks(2, torch.float32) for _ in range(6)]
     module = mlp()
 
@@ -175,7 +175,7 @@ def test_a_saved_learner_continues_as_if_never_stopped() -> None:
     step=st.integers(0, 30),
     first=st.booleans(),
 )
-def test_tasks_may_come_in_any_order_and_repeated(
+def test_invariant_to_order_and_repetition_of_tasks(
     order: list[int], times: int, step: int, first: bool
 ) -> None:
     module, batch = mlp().double(), tasks(4)
@@ -189,6 +189,6 @@ def test_tasks_may_come_in_any_order_and_repeated(
 
 
 @pytest.mark.parametrize("steps", [(-1, 0), (0, -1)])
-def test_bad_options(steps: tuple[int, int]) -> None:
+def test_invalid_options(steps: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="anneal_steps and first_order_steps must not be negative"):
         MultiStep(*steps)

@@ -1,4 +1,4 @@
-"""The walk back over the inner steps against differentiating through all of them."""
+"""The reverse sweep over the inner steps against backpropagation through all of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WAYS_TO_WALK = [{"hvp": "reverse", "graphs": 0}, {"graphs": 1}, {"graphs": 3}, {
 
 
 class Squashed(nn.Module):
-    """torch has no forward derivative of SiLU's backward."""
+    """A network with SiLU, whose backward has no forward derivative in torch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_it_is_exact(name: str, adaptation: str, steps: int) -> None:
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("graphs", [0, 1])
 @pytest.mark.parametrize("make", [Noisy, Drifting], ids=lambda m: m.__name__)
-def test_steps_are_repeated_as_they_were(make, graphs: int, mode: str, adaptation: str) -> None:
+def test_inner_steps_are_replayed_exactly(make, graphs: int, mode: str, adaptation: str) -> None:
     module = make().double().train(mode == "train")
     walk = Recursion(graphs=graphs)
     learners, found = compared(module, ADAPTATIONS[adaptation](3), tasks(2), walk)
@@ -102,7 +102,7 @@ def test_steps_are_repeated_as_they_were(make, graphs: int, mode: str, adaptatio
     assert_same_buffers(*learners)
 
 
-def test_random_numbers_go_on_as_without_a_walk_back() -> None:
+def test_the_reverse_sweep_preserves_the_random_state() -> None:
     batch, states = tasks(2, torch.float32), []
     for metagrad in (Exact(), Recursion()):
         torch.manual_seed(5)
@@ -136,7 +136,7 @@ def test_a_loss_without_curvature() -> None:
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
-def test_training_is_that_of_the_exact_meta_gradient(adaptation: str) -> None:
+def test_training_matches_the_exact_meta_gradient(adaptation: str) -> None:
     batches = [tasks(3) for _ in range(3)]
     module = MODULES["running batch norm"]().double()
     trained = []
@@ -161,7 +161,7 @@ def memory(metagrad: MetaGradient, adaptation: Adaptation) -> int:
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
-def test_memory_does_not_grow_with_the_inner_steps(adaptation: str) -> None:
+def test_memory_is_independent_of_the_inner_steps(adaptation: str) -> None:
     make = ADAPTATIONS[adaptation]
     one, many = (memory(Exact(), make(steps)) for steps in (1, 8))
     assert many > 4 * one
@@ -171,7 +171,7 @@ def test_memory_does_not_grow_with_the_inner_steps(adaptation: str) -> None:
         assert few <= one
 
 
-def test_an_operation_without_a_forward_derivative_is_refused() -> None:
+def test_operations_without_a_forward_derivative_are_refused() -> None:
     module, batch = Squashed().double(), tasks(1)
     with pytest.raises(NotImplementedError, match=r"silu_backward.*hvp='reverse'"):
         learner(module, Recursion("forward"), SGD(0.1)).step(batch)
@@ -189,7 +189,7 @@ def test_an_operation_without_a_forward_derivative_is_refused() -> None:
         squared.step(TaskBatch(x, y, x, y))
 
 
-def test_other_errors_come_through() -> None:
+def test_other_errors_propagate() -> None:
     with pytest.raises(ValueError, match="hvp must be one of auto, reverse, forward; got 'fast'"):
         Recursion("fast")
     for options in ({"graphs": -1}, {"hvp": "forward", "graphs": 1}):
@@ -197,7 +197,7 @@ def test_other_errors_come_through() -> None:
             Recursion(**options)
     calls = []
 
-    def fails_in_the_walk(output: Tensor, target: Tensor) -> Tensor:
+    def fails_in_the_reverse_sweep(output: Tensor, target: Tensor) -> Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("third")
@@ -206,6 +206,6 @@ def test_other_errors_come_through() -> None:
     for hvp in ("reverse", "forward"):
         calls.clear()
         model = learner(mlp(), Recursion(hvp, graphs=0), SGD(0.1))
-        model.loss = fails_in_the_walk
+        model.loss = fails_in_the_reverse_sweep
         with pytest.raises(RuntimeError, match="third"):
             model.step(tasks(1, torch.float32))

@@ -1,4 +1,4 @@
-"""A BatchNorm for each inner step against as many networks that share the rest."""
+"""A BatchNorm per inner step against one network per step that share all other layers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def network(norms: int = STEPS) -> nn.Module:
 def by_hand(
     module: nn.Module, batch: TaskBatch, first_order: bool, multi_step: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """The meta-gradient, and the buffers after it, by plain networks for the inner steps."""
+    """The meta-gradient and the buffers after it, from plain networks for the inner steps."""
     last = len(module[1].steps) - 1
     params = dict(module.named_parameters())
     plain = [nn.Sequential(*copy.deepcopy(module)) for _ in range(last + 1)]
@@ -103,7 +103,7 @@ WAYS_TO_GO: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("norms", [1, 2, STEPS, STEPS + 2])
 @pytest.mark.parametrize("way", WAYS_TO_GO)
-def test_every_step_has_its_own(way: str, norms: int) -> None:
+def test_every_step_has_its_own_batch_norm(way: str, norms: int) -> None:
     module, batch = network(norms), tasks(2)
     make, options = WAYS_TO_GO[way]
     expected, buffers = by_hand(module, batch, "first order" in way, "multi-step" in way)
@@ -116,7 +116,7 @@ def test_every_step_has_its_own(way: str, norms: int) -> None:
         torch.testing.assert_close(mine, other)
 
 
-def test_only_the_steps_that_ran_have_gradients() -> None:
+def test_only_steps_that_ran_have_gradients() -> None:
     module = network()
     with at_step(1):
         loss(module(tasks(1).query_x[0]), tasks(1).query_y[0]).backward()
@@ -124,7 +124,7 @@ def test_only_the_steps_that_ran_have_gradients() -> None:
 
 
 @pytest.mark.parametrize("hooked", [False, True])
-def test_it_fuses_like_a_batch_norm(hooked: bool) -> None:
+def test_it_is_fused_like_a_batch_norm(hooked: bool) -> None:
     module = Conv4(1, 28, WAYS, hidden=4, batch_norm_steps=STEPS).double()
     if hooked:
         for block in module.features[:4]:
@@ -162,7 +162,7 @@ def test_conv4(fuse: bool, checkpoint: bool) -> None:
     assert not torch.equal(first.running_mean, last.running_mean)
 
 
-def test_further_steps_and_calls_without_steps_take_the_last() -> None:
+def test_further_steps_and_calls_outside_steps_use_the_last() -> None:
     norm, x = PerStepBatchNorm2d(2, 3), torch.randn(5, 2, 4, 4)
     for i, own in enumerate(norm.steps):
         nn.init.constant_(own.bias, float(i))

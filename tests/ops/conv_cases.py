@@ -1,4 +1,4 @@
-"""Inputs of 3x3 convolutions, and how far from the exact result rounding may lead."""
+"""Inputs of 3x3 convolutions, and tolerances of their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6}
 def conv_inputs(
     shape: Sequence[int], dtype: torch.dtype = torch.float64, groups: int | None = None
 ) -> list[Tensor]:
-    """``x``, ``weight`` and ``bias`` of ``(N, C, O, H, W)``; each group has its own."""
+    """``x``, ``weight`` and ``bias`` for ``(N, C, O, H, W)``; each group has its own."""
     n, channels, out, h, w = shape
     lead = () if groups is None else (groups,)
     sizes = ((n * (groups or 1), channels, h, w), (*lead, out, channels, 3, 3), (*lead, out))
@@ -47,7 +47,7 @@ def twin(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1)
 def derivatives(
     op: Callable[..., Tensor], tensors: Sequence[Tensor], up: Tensor, moves: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The output, its gradients from ``up`` on, and the gradients of those along ``moves``."""
+    """The output, its gradients for ``up``, and the gradients of those along ``moves``."""
     *own, up = (t.detach().requires_grad_() for t in (*tensors, up))
     y = op(*own)
     first = torch.autograd.grad(y, own, up, create_graph=True)
@@ -58,7 +58,7 @@ def derivatives(
 def directions(
     tensors: Sequence[Tensor], stride: int = 1
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """What ``derivatives`` takes: the tensors, a gradient of the output, and moves."""
+    """Arguments of ``derivatives``: the tensors, a gradient of the output, and directions."""
     up = torch.randn_like(twin(*tensors, stride=stride))
     return list(tensors), up, [torch.randn_like(t) for t in tensors]
 
@@ -66,7 +66,7 @@ def directions(
 def exact(
     op: Callable[..., Tensor], tensors: Sequence[Tensor], up: Tensor, moves: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[float]]:
-    """The derivatives in float64, and the norm of each with all numbers positive."""
+    """The derivatives in float64, and the norm of each for the absolute values of all inputs."""
     wide = ([t.double() for t in tensors], up.double(), [m.double() for m in moves])
     positive = ([t.abs() for t in wide[0]], wide[1].abs(), [m.abs() for m in wide[2]])
     return derivatives(op, *wide), [d.norm().item() for d in derivatives(op, *positive)]

@@ -1,4 +1,4 @@
-"""What ``torch.func`` makes of a function of tensors, and batches of them for ``vmap``."""
+"""``torch.func`` transforms of a function of tensors, and batches for ``vmap``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Function = Callable[..., Tensor]
 
 
 def waves(function: Function) -> Function:
-    """The function's result as a number that depends on every element in its own way."""
+    """The function followed by a sum that weights every element differently."""
 
     def value(*tensors: Tensor) -> Tensor:
         y = function(*tensors)
@@ -40,7 +40,7 @@ TRANSFORMS: dict[str, Callable[[Function], Callable[..., object]]] = {
 
 
 def batch_of(batch: list[list[Tensor]], dims: tuple[int | None, ...]) -> list[Tensor]:
-    """The elements' inputs along ``dims``; where there is none, the first element's for all."""
+    """The elements' inputs stacked along ``dims``; the first element's where that is ``None``."""
     columns = list(zip(*batch, strict=True))
     return [
         column[0] if dim is None else torch.stack(column, dim)

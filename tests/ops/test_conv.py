@@ -1,4 +1,4 @@
-"""3x3 convolutions against torch's own: values, gradients and their gradients, and what goes in."""
+"""3x3 convolutions against torch: values, first and second derivatives, layouts, errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int 
 
 
 def agree(tensors: list[Tensor], stride: int) -> None:
-    """The op, its gradients and theirs are torch's of float64, but for rounding."""
+    """Compares an op and its first and second derivatives with torch in float64."""
     point = directions(tensors, stride)
     found = derivatives(partial(conv, stride=stride), *point)
     expected, sizes = exact(partial(by_torch, stride=stride), *point)
@@ -71,7 +71,7 @@ def test_without_bias(stride: int) -> None:
 
 @STRIDES
 def test_long_sums(stride: int) -> None:
-    """Rounding of equal numbers does not add up over the pixels of a weight's gradient."""
+    """Rounding errors of equal numbers do not accumulate over the pixels of a weight's gradient."""
     for shape in ((7, 3, 16, 84, 83), (7, 16, 16, 84, 83)):
         x, weight, bias = (torch.full_like(t, 0.1) for t in conv_inputs(shape, torch.float32))
         up = torch.full_like(by_torch(x, weight, bias, stride), 0.1)
@@ -106,7 +106,7 @@ def test_only_gradients_that_are_needed(needed: tuple[int, ...], calls) -> None:
     assert calls.conv_weight.default.call_count == bool({1, 2} & set(needed))
 
 
-def test_the_first_layer_computes_no_gradient_of_images(calls) -> None:
+def test_no_gradient_of_images_for_the_first_layer(calls) -> None:
     x, *parameters = conv_inputs((3, 4, 5, 6, 7))
     for p in parameters:
         p.requires_grad_()
@@ -126,7 +126,9 @@ def test_without_gradients() -> None:
 @STRIDES
 @DTYPES
 @pytest.mark.parametrize("shape", [(3, 5, 7, 6, 9), (3, 17, 18, 6, 9), (3, 1, 5, 6, 9)])
-def test_layouts_do_not_matter(shape: tuple[int, ...], dtype: torch.dtype, stride: int) -> None:
+def test_memory_formats_give_the_same_result(
+    shape: tuple[int, ...], dtype: torch.dtype, stride: int
+) -> None:
     op = partial(conv, stride=stride)
     tensors, up, moves = directions(conv_inputs(shape, dtype), stride)
     up = torch.ones(1, dtype=dtype).expand_as(up)  # as sum() has it
@@ -142,7 +144,7 @@ def last(t: Tensor) -> Tensor:
 
 
 def spread(t: Tensor) -> Tensor:
-    """With gaps between the numbers."""
+    """Makes a tensor non-contiguous."""
     wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
     wide[..., 1::2] = t
     return wide[..., 1::2]
@@ -156,7 +158,7 @@ def backwards(t: Tensor) -> Tensor:
 @STRIDES
 @DTYPES
 @pytest.mark.parametrize("shape", [(7, 3, 13, 31, 33), (7, 17, 33, 31, 33), (2, 65, 33, 5, 3)])
-def test_same_bits_for_any_number_of_threads(
+def test_bitwise_equal_for_any_number_of_threads(
     shape: tuple[int, ...], dtype: torch.dtype, stride: int
 ) -> None:
     point = directions(conv_inputs(shape, dtype), stride)
@@ -174,7 +176,7 @@ VALUES = pytest.mark.parametrize("value", [float("nan"), float("inf")])
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, value: float) -> tuple[Tensor, ...]:
-    """Images with one such value, in the last one's first channel; weights; and where it is."""
+    """Images with this value in the first channel of the last one, weights, and its position."""
     x, weight, _ = conv_inputs(shape, dtype)
     x[-1, 0, 2 % shape[-2], 2 % shape[-1]] = value
     return x, weight, (~x.isfinite()).any(1, keepdim=True).double()
@@ -183,7 +185,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, value: float) -> tuple[
 @VALUES
 @STRIDES
 @DTYPES
-def test_what_is_not_finite_reaches_its_neighbours(
+def test_non_finite_values_reach_their_neighbours(
     dtype: torch.dtype, stride: int, value: float
 ) -> None:
     ones = torch.ones(1, 1, 3, 3).double()
@@ -202,7 +204,7 @@ def test_what_is_not_finite_reaches_its_neighbours(
 @VALUES
 @STRIDES
 @DTYPES
-def test_what_is_not_finite_stays_in_its_channel(
+def test_non_finite_values_stay_in_their_channel(
     dtype: torch.dtype, stride: int, value: float
 ) -> None:
     for shape in (*DIRECT, *WINOGRAD):
@@ -230,7 +232,7 @@ def forward(x=(2, 3, 4, 5), weight=(6, 3, 3, 3), bias=None, stride=1, kind=torch
 
 
 def backward(name, *shapes, rest, kind=torch.float32):
-    """The same of another kernel, the first tensor of this dtype."""
+    """The same for another kernel, the first tensor of this dtype."""
     tensors = [torch.randn(shape) for shape in shapes]
     return lambda: getattr(kernels, name).default(tensors[0].to(kind), *tensors[1:], *rest)
 

@@ -1,4 +1,4 @@
-"""3x3 convolutions under every way that torch differentiates: reverse, forward, func, compile."""
+"""3x3 convolutions in every mode of differentiation: reverse, forward, func, compile."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_third_derivatives(groups: int | None, stride: int) -> None:
 
 @pytest.fixture(params=[1, 2], ids=["stride 1", "stride 2"])
 def pair(request: pytest.FixtureRequest):
-    """The op and its twin as numbers."""
+    """The op and its reference as scalar functions."""
     return [waves(partial(f, stride=request.param)) for f in (conv, twin)]
 
 
@@ -72,7 +72,7 @@ def test_transforms(transform: str, count: int, groups: int | None, pair) -> Non
 @GROUPS
 @pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
 def test_jacobians(jacobian, groups: int | None, stride: int) -> None:
-    """Under the vmap of all rows or columns, only one factor of each product is batched."""
+    """Under the vmap over all rows or columns, only one factor of each product is batched."""
     tensors = conv_inputs((2, 2, 3, 3, 4), groups=groups)
     functions = [partial(f, stride=stride) for f in (conv, twin)]
     torch.testing.assert_close(*(jacobian(f, (0, 1, 2))(*tensors) for f in functions))
@@ -99,7 +99,7 @@ def test_forward_mode_over_backward(moving: tuple[int, ...], pair) -> None:
 
 @GROUPS
 @pytest.mark.parametrize("count", [2, 3], ids=["no bias", "bias"])
-def test_compiled_whole(count: int, groups: int | None, pair) -> None:
+def test_compiled_with_fullgraph(count: int, groups: int | None, pair) -> None:
     leaves = tracked(conv_inputs(SHAPE, groups=groups)[:count])
     torch._dynamo.reset()
     found = torch.compile(pair[0], fullgraph=True, backend="aot_eager")(*leaves)
@@ -115,7 +115,7 @@ def test_compiled_whole(count: int, groups: int | None, pair) -> None:
 
 
 def test_compiled_with_one_tensor_twice() -> None:
-    """The images as weights; ``torch.compile`` wants the arguments of a Function distinct."""
+    """The images are the weights; ``torch.compile`` needs distinct arguments of a Function."""
     x = torch.randn(3, 3, 3, 3).double().requires_grad_()
     torch._dynamo.reset()
     found = torch.compile(lambda t: conv(t, t), fullgraph=True, backend="aot_eager")(x)

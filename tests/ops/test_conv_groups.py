@@ -1,4 +1,4 @@
-"""Several tasks in one call of the 3x3 convolution; ``vmap``, which makes such calls."""
+"""Several tasks in one call of the 3x3 convolution, and ``vmap``, which makes such calls."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ GROUPS = pytest.mark.parametrize("groups", [None, 2])
 
 
 def parts(tensors: list[Tensor], groups: int) -> list[list[Tensor]]:
-    """The inputs of each group: its images, and its share of what has an element a group."""
+    """The inputs of each group: its images, and its part of tensors with one element per group."""
     return [[t.chunk(groups)[g] if t.dim() == 4 else t[g] for t in tensors] for g in range(groups)]
 
 
 @STRIDES
 @DTYPES
-def test_same_bits_as_one_call_a_group(dtype: torch.dtype, stride: int) -> None:
+def test_bitwise_equal_to_one_call_per_group(dtype: torch.dtype, stride: int) -> None:
     op = partial(conv, stride=stride)
     for groups, *shape in SIZES:
         tensors, up, moves = directions(conv_inputs(shape, dtype, groups), stride)
@@ -46,7 +46,7 @@ def test_same_bits_as_one_call_a_group(dtype: torch.dtype, stride: int) -> None:
 
 @STRIDES
 @DTYPES
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, stride: int) -> None:
+def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, stride: int) -> None:
     for groups, *shape in SIZES[-3:]:
         point = directions(conv_inputs(shape, dtype, groups), stride)
         results = []
@@ -58,7 +58,7 @@ def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, stride: int) ->
 
 
 @STRIDES
-def test_the_twin_has_the_same_groups(stride: int) -> None:
+def test_the_reference_has_the_same_groups(stride: int) -> None:
     tensors = conv_inputs(SHAPE, groups=3)
     y = twin(*tensors, stride=stride)
     for g, own in enumerate(parts(tensors, 3)):
@@ -66,7 +66,7 @@ def test_the_twin_has_the_same_groups(stride: int) -> None:
 
 
 @STRIDES
-def test_what_is_not_finite_stays_in_its_group(stride: int) -> None:
+def test_non_finite_values_stay_in_their_group(stride: int) -> None:
     for groups, *shape in SIZES:
         tensors, up, moves = directions(conv_inputs(shape, groups=groups), stride)
         for poisoned in (tensors[0], tensors[1], up):
@@ -193,7 +193,7 @@ def test_vmap_of_images_in_any_order(stride: int) -> None:
 
 @STRIDES
 def test_vmap_with_shared_weights(stride: int) -> None:
-    """All elements' images are one batch, the same bits as a call for each."""
+    """The images of all elements are one batch, bitwise equal to a call for each."""
     x, weight, bias = batch_of(elements(3), (0, None, None))
     found = torch.vmap(partial(conv, stride=stride), in_dims=(0, None, None))(x, weight, bias)
     assert all(
@@ -201,6 +201,6 @@ def test_vmap_with_shared_weights(stride: int) -> None:
     )
 
 
-def test_an_empty_vmap_says_so() -> None:
+def test_an_empty_vmap_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="non-empty"):
         torch.vmap(conv)(torch.randn(0, 3, 2, 4, 4), torch.rand(0, 5, 2, 3, 3))

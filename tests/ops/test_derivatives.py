@@ -17,7 +17,7 @@ def inputs(case: Case) -> list[Tensor]:
 
 
 def total(function, weights: list[Tensor]):
-    """A scalar that depends on every output in its own way."""
+    """A scalar that weights every output differently."""
     return lambda *t: sum(
         (o.to(w) * w).sum() for o, w in zip(listed(function(*t)), weights, strict=True)
     )
@@ -40,7 +40,7 @@ def test_first_and_second_derivatives(case: Case) -> None:
     assert gradgradcheck(case.op, tensors, fast_mode=True)
 
 
-def test_gradients_equal_those_of_the_twin(case: Case, weights: list[Tensor]) -> None:
+def test_gradients_equal_those_of_the_reference(case: Case, weights: list[Tensor]) -> None:
     tensors = inputs(case)
     found = torch.autograd.grad(total(case.op, weights)(*tensors), tensors, allow_unused=True)
     expected = torch.autograd.grad(total(case.twin, weights)(*tensors), tensors, allow_unused=True)
@@ -97,7 +97,7 @@ def test_vmap_and_its_gradient(case: Case, weights: list[Tensor]) -> None:
         torch.testing.assert_close(per_sample[k], single(*batch))
 
 
-def test_vmap_over_one_argument_alone(case: Case) -> None:
+def test_vmap_over_one_argument(case: Case) -> None:
     first, *others = case.inputs(torch.float64, TASKS, COLUMNS)
     stacked = torch.stack([first, 2 * first])
     found = listed(torch.vmap(case.op, in_dims=(0, *[None] * len(others)))(stacked, *others))
@@ -105,7 +105,7 @@ def test_vmap_over_one_argument_alone(case: Case) -> None:
         torch.testing.assert_close(f[1], e)
 
 
-def test_compiled_whole(case: Case, weights: list[Tensor]) -> None:
+def test_compiled_with_fullgraph(case: Case, weights: list[Tensor]) -> None:
     tensors = inputs(case)
     torch._dynamo.reset()
     compiled = torch.compile(total(case.op, weights), fullgraph=True, backend="aot_eager")

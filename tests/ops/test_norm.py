@@ -1,4 +1,4 @@
-"""The BatchNorm-ReLU-pool block against torch's own, to the second derivative and beyond."""
+"""The BatchNorm-ReLU-pool block against torch, up to third derivatives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_twin(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> T
 
 
 def sizes(pool: bool) -> list[tuple[int, ...]]:
-    """Those that torch normalises, and pools."""
+    """The sizes that torch can normalize, and pool."""
     return [s for s in SIZES if s[0] * s[2] * s[3] > 1 and (not pool or (s[2] >= 2 and s[3] >= 2))]
 
 
@@ -125,9 +125,10 @@ def scalar(function, weight: Tensor, pool: bool):
 
 @pytest.fixture(params=[False, True], ids=["plain", "pool"])
 def pair(request: pytest.FixtureRequest):
-    """The op and its twin as scalars of three tensors.
+    """The op and its reference as scalar functions of three tensors.
 
-    The twin is written in plain torch; torch's batch_norm is wrong in reverse over forward mode.
+    The reference is written in plain torch, since torch's batch_norm is wrong in reverse over
+    forward mode.
     """
     weight = torch.randn_like(by_torch(*inputs(), pool=request.param))
     return [scalar(function, weight, request.param) for function in (block, by_twin)]
@@ -180,7 +181,7 @@ def test_vmap_and_its_gradients(pair) -> None:
     torch.testing.assert_close(shared[1], pair[1](batches[1][0], *batches[0][1:]))
 
 
-def test_compiled_whole(pair) -> None:
+def test_compiled_with_fullgraph(pair) -> None:
     leaves = tracked(inputs())
     torch._dynamo.reset()
     found = torch.compile(pair[0], fullgraph=True, backend="aot_eager")(*leaves)
@@ -197,7 +198,7 @@ def test_compiled_whole(pair) -> None:
 
 @POOL
 @DTYPES
-def test_layouts_do_not_matter(dtype: torch.dtype, pool: bool) -> None:
+def test_memory_formats_give_the_same_result(dtype: torch.dtype, pool: bool) -> None:
     tensors = inputs((3, 5, 6, 7), dtype)
     wide = torch.full((3, 5, 6, 15), float("nan"), dtype=dtype)
     wide[..., 1::2] = tensors[0]
@@ -215,7 +216,7 @@ def test_layouts_do_not_matter(dtype: torch.dtype, pool: bool) -> None:
 
 @POOL
 @DTYPES
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
+def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
     tensors = inputs((7, 13, 21, 22), dtype)
     results = []
     for threads in (1, 2, 3, 5):
@@ -247,7 +248,7 @@ def test_constant_channels(dtype: torch.dtype, pool: bool) -> None:
 
 
 def test_far_from_zero() -> None:
-    """A mean far above the spread costs no digits but those that the input itself has lost."""
+    """A mean far above the deviation loses only the digits that the input itself has lost."""
     x, weight, bias = inputs((9, 2, 31, 31), torch.float32)
     x += 1000
     expected = by_torch(*(t.double() for t in (x, weight, bias)))
@@ -256,7 +257,7 @@ def test_far_from_zero() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @POOL
-def test_what_is_not_finite_stays_so(value: float, pool: bool) -> None:
+def test_non_finite_values_propagate(value: float, pool: bool) -> None:
     x, weight, bias = inputs((3, 2, 5, 5), torch.float32)
     x[1, 0, 2, 2] = value
     leaves = tracked([x, weight, bias])

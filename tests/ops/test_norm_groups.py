@@ -1,4 +1,4 @@
-"""Several tasks in one call of the BatchNorm-ReLU-pool block; ``vmap``, which makes such calls."""
+"""Several tasks in one call of the BatchNorm-ReLU-pool block, and ``vmap``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def by_twin(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> T
 def group_by_group(
     function: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor]
 ) -> list[Tensor]:
-    """What ``function`` gives for each group by itself, put together again."""
+    """Results of ``function`` for each group separately, put together again."""
     x, weight, bias = tensors
     groups = zip(x.chunk(len(weight)), weight, bias, strict=True)
     outputs = zip(*(function(*group) for group in groups), strict=True)
@@ -42,7 +42,7 @@ def group_by_group(
 
 
 def derivatives(op: Callable[..., Any], pool: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """All outputs, the gradients of the first, and theirs."""
+    """All outputs, the gradients of the first output, and their gradients."""
 
     def results(*tensors: Tensor) -> tuple[Tensor, ...]:
         leaves = [t.detach().requires_grad_() for t in tensors]
@@ -56,7 +56,7 @@ def derivatives(op: Callable[..., Any], pool: bool) -> Callable[..., tuple[Tenso
 
 @POOL
 @DTYPES
-def test_same_bits_as_one_call_a_group(dtype: torch.dtype, pool: bool) -> None:
+def test_bitwise_equal_to_one_call_per_group(dtype: torch.dtype, pool: bool) -> None:
     for groups, *shape in SIZES:
         tensors = grouped_norm_inputs(groups, tuple(shape), dtype, EPS)
         run = derivatives(norm._flat, pool)
@@ -66,7 +66,7 @@ def test_same_bits_as_one_call_a_group(dtype: torch.dtype, pool: bool) -> None:
 
 @POOL
 @DTYPES
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
+def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
     tensors = grouped_norm_inputs(3, (5, 13, 21, 22), dtype, EPS)
     results = []
     for threads in (1, 2, 3, 5):
@@ -77,7 +77,7 @@ def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> 
 
 
 @POOL
-def test_the_twin_has_the_same_groups(pool: bool) -> None:
+def test_the_reference_has_the_same_groups(pool: bool) -> None:
     tensors = grouped_norm_inputs(3, (2, 5, 4, 6), torch.float64, EPS)
     ours, twins = (derivatives(op, pool) for op in (norm._flat, reference.batch_norm_relu))
     torch.testing.assert_close(ours(*tensors), twins(*tensors))
@@ -139,7 +139,7 @@ IN_DIMS = [
 
 
 def scalar(function: Callable[..., Tensor], pool: bool) -> Callable[..., Tensor]:
-    """The block as a number."""
+    """The block as a scalar function."""
     return waves(lambda *tensors: function(*tensors, pool=pool))
 
 
@@ -225,7 +225,7 @@ def test_vmap_of_images_in_any_order(pool: bool) -> None:
         assert torch.equal(found, expected)
 
 
-def test_an_empty_vmap_says_so() -> None:
+def test_an_empty_vmap_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="non-empty"):
         torch.vmap(block)(torch.randn(0, 3, 2, 4, 4), torch.rand(0, 2), torch.rand(0, 2))
 

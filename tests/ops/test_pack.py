@@ -1,4 +1,4 @@
-"""Packing and its way back, in-place ops, and gradients that backward writes packed."""
+"""Packing, unpacking, and in-place ops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parameters(tasks: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tasks", [1, 2, 31])
-def test_pack_and_back(tasks: int, dtype: torch.dtype) -> None:
+def test_pack_and_unpack(tasks: int, dtype: torch.dtype) -> None:
     tensors = parameters(tasks, dtype)
     flat = ops.pack(tensors, tasks)
     each = len(SHAPES)
@@ -78,7 +78,7 @@ def test_step_in_place_equals_step(alpha: str) -> None:
     assert all(torch.equal(t, e) for t, e in zip(theta, expected, strict=True))
 
 
-def test_frozen_and_unused_parameters_stay() -> None:
+def test_frozen_and_unused_parameters_are_unchanged() -> None:
     theta = [torch.randn(4), torch.randn(5), torch.randn(6)]
     grad = [torch.randn(4), None, torch.randn(6)]
     new = ops.inner_step(theta, grad, 0.1, frozen=[True, False, False])
@@ -101,7 +101,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_backward_notices_what_was_overwritten(name: str) -> None:
+def test_backward_detects_overwritten_tensors(name: str) -> None:
     x = torch.randn(2, 3, requires_grad=True)
     saved = x.exp()
     WRITES[name](saved.detach())

@@ -1,4 +1,4 @@
-"""What torch checks of the registered ops themselves: schemas, aliasing, fake kernels."""
+"""torch's checks of the registered ops: schemas, aliasing, fake kernels."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_an_overflow_in_one_task_skips_the_step(options: dict) -> None:
     assert all(p.isfinite().all() for p in module.parameters())
 
 
-def test_unscaling_by_hand_allows_clipping() -> None:
+def test_unscaling_before_clipping() -> None:
     module = mlp().double()
     twin, batch = copy.deepcopy(module), tasks(3)
     opt, other = (

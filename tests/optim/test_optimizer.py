@@ -1,4 +1,4 @@
-"""GSLOptimizer where a torch optimizer is expected."""
+"""GSLOptimizer as a torch optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.problems import loss, mlp, tasks
 from tests.optim.user_loops import gradients, marked, plain, same, step
 
 
-def test_it_is_an_optimizer() -> None:
+def test_it_is_a_torch_optimizer() -> None:
     opt = GSLOptimizer(mlp().parameters(), lr=0.1)
     assert isinstance(opt, torch.optim.Optimizer)
     assert opt.param_groups[0]["lr"] == 0.1
@@ -34,7 +34,7 @@ def test_parameter_groups_keep_their_options() -> None:
     assert not torch.equal(module[3].weight, before[3].weight)
 
 
-def test_a_group_added_later_takes_part() -> None:
+def test_parameter_groups_can_be_added() -> None:
     module = mlp()
     opt = GSLOptimizer(module[1].parameters(), torch.optim.SGD, lr=0.1, eta=0.3)
     opt.add_param_group({"params": module[3].parameters(), "lr": 0.5})
@@ -87,7 +87,7 @@ def test_closures() -> None:
     assert same(module, twin)
 
 
-def test_hooks_run_once_a_step() -> None:
+def test_hooks_run_once_per_step() -> None:
     module, calls = mlp(), []
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
     opt.register_step_pre_hook(lambda *_: calls.append("before"))
@@ -97,7 +97,7 @@ def test_hooks_run_once_a_step() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"variant": "R2"}, {"schedule": "linear:9"}])
-def test_a_saved_optimizer_continues_as_if_never_stopped(options: dict) -> None:
+def test_a_restored_optimizer_continues_exactly(options: dict) -> None:
     batches = [tasks(3, torch.float32) for _ in range(6)]
     module = mlp()
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3, **options)
@@ -119,7 +119,7 @@ def test_a_saved_optimizer_continues_as_if_never_stopped(options: dict) -> None:
     assert same(module, resumed)
 
 
-def test_state_of_a_plain_base_optimizer_is_taken_over() -> None:
+def test_the_state_of_a_base_optimizer_can_be_loaded() -> None:
     module, batch = mlp(), tasks(3, torch.float32)
     adam = torch.optim.Adam(module.parameters(), lr=0.1)
     plain(module, batch)
@@ -134,7 +134,7 @@ def test_state_of_a_plain_base_optimizer_is_taken_over() -> None:
     assert same(module, twin)
 
 
-def test_state_of_another_model_is_refused() -> None:
+def test_the_state_of_another_model_is_refused() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
     opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R2", eta=0.3)
     step(module, opt, batch)
@@ -157,7 +157,7 @@ def test_copies_and_pickles_are_independent_and_work(clone) -> None:
     assert other.base.param_groups is other.param_groups
 
 
-def test_an_exception_in_a_task_leaves_nothing_behind() -> None:
+def test_an_exception_in_a_task_discards_it() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
     marked(module, batch, opt)
@@ -175,7 +175,7 @@ def test_an_exception_in_a_task_leaves_nothing_behind() -> None:
     assert len(opt._scales) == 2
 
 
-def test_zero_grad_forgets_marked_tasks() -> None:
+def test_zero_grad_discards_recorded_tasks() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
     twin = copy.deepcopy(module)
     opt, other = (GSLOptimizer(m.parameters(), lr=0.1, eta=0.3) for m in (module, twin))
@@ -205,7 +205,7 @@ def test_support_gradients_of_another_shape_are_refused() -> None:
         t.adapted(list(module.parameters()), 0.0)
 
 
-def test_bad_options_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     for variant in ("R2p", "R4", "R8"):
         with pytest.raises(ValueError, match=rf"R0, R1, R2, R3; got '{variant}'.*fastmeta\.GSL"):
             GSLOptimizer(mlp().parameters(), lr=0.1, variant=variant)
@@ -217,7 +217,7 @@ def test_bad_options_are_refused() -> None:
         GSLOptimizer([], lr=0.1)
 
 
-def test_r3_wants_one_scale() -> None:
+def test_r3_needs_a_common_scale() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
     opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R3")
     for task, scale in zip(batch, (0.5, 0.25), strict=True):

@@ -1,4 +1,4 @@
-"""A user's own FOMAML loop, with and without GSLOptimizer."""
+"""FOMAML loops as users write them, with and without GSLOptimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LR = 0.3
 
 
 def inner(model: nn.Module, x: Tensor, y: Tensor, steps: int, seen: Callable | None = None) -> dict:
-    """First-order fast weights that still lead back to the meta-parameters."""
+    """First-order fast weights that are still connected to the meta-parameters."""
     fast = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for _ in range(steps):
         value = loss(functional_call(model, fast, (x,)), y)
@@ -44,7 +44,7 @@ def marked(
     way: str = "support",
     scale: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> None:
-    """The same loop with its tasks marked; ``way`` is how support gradients are handed over."""
+    """The same loop with recorded tasks; ``way`` is how support gradients are passed."""
     share = 1 / len(batch)
     for task in batch:
         with opt.task(scale=share) as record:

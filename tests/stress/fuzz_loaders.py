@@ -1,11 +1,11 @@
-"""Data files that are damaged or made to do harm: a data set, or an error that names the place.
+"""Fuzzes the data loaders: corrupt and malicious files give a data set or a clear error.
 
-``python -m tests.stress.fuzz_loaders --minutes 8`` takes a small sound data set of every kind,
-spoils one of its files (bytes changed, numbers made great, cut off, made longer, taken away, the
-content of another file, zip slips, zip and gzip bombs, pickles that are programs, endless nesting)
-and loads it. There must be a data set, the same one where a checksum protects the file, or a
-``DataError`` that names the folder. No loader may run code, write outside its cache, fill the
-memory, or loop.
+``python -m tests.stress.fuzz_loaders --minutes 8`` takes a small valid data set of every kind,
+corrupts one of its files (changed bytes, large numbers, truncated, extended, removed, the content
+of another file, zip slips, zip and gzip bombs, pickles that run code, deep nesting) and loads it.
+The result must be a data set, the same one where a checksum protects the file, or a ``DataError``
+that names the folder. No loader may run code, write outside its cache, exhaust memory, or loop
+forever.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sym
 
 
 class Watch:
-    """What this process does while a data set is loaded, as Python's audit events tell."""
+    """Records what this process does while a data set is loaded, from Python's audit events."""
 
     def __init__(self, work: Path) -> None:
         self.work = str(work)
@@ -54,7 +54,7 @@ class Watch:
 
 @cache
 def workplace() -> tuple[Path, Watch]:
-    """Of this process."""
+    """The working folder of this process."""
     folder = tempfile.TemporaryDirectory()
     workplace.kept = folder  # type: ignore[attr-defined]
     work = Path(folder.name).resolve()
@@ -65,7 +65,7 @@ def workplace() -> tuple[Path, Watch]:
 
 @cache
 def sound(name: str) -> tuple[Path, Files, str]:
-    """The folder of a sound data set, its files, and what loading it gives."""
+    """The folder of a valid data set, its files, and the data set."""
     np.random.seed(0)
     root = workplace()[0] / "data"
     files = SAMPLES[name].files()
@@ -96,7 +96,7 @@ def essence(value: Any) -> str:
 
 
 def spoil(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | None]:
-    """Other content for a file, or none, and of which kind."""
+    """New content for a file, or ``None``, and the kind of change."""
     draw, old = data.draw, files[path]
     place = st.integers(0, len(old) - 1) | st.integers(0, min(300, len(old) - 1))
     place |= st.integers(max(0, len(old) - 300), len(old) - 1)

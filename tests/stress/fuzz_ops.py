@@ -1,11 +1,12 @@
-"""Public ops with random and with wrong arguments: the torch twin's result, or a clear error.
+"""Fuzzes the public ops: the result of the reference implementation, or a clear error.
 
 ``python -m tests.stress.fuzz_ops --minutes 8`` draws calls of every op in ``fastmeta.ops``: sizes
-from none on, dtypes, layouts in memory (gaps, margins, transposed, repeated, negated), and spoils
-two in three: another dtype or shape, sparse, meta or shared memory, NaN, what is no tensor,
-numbers out of range. A sound call must give what its twin in ``fastmeta.reference`` gives, a spoilt
-one that or a ``ValueError``, ``TypeError`` or ``RuntimeError`` with a message. No call may crash,
-change what it was not asked to write to, or write anything before it fails.
+from zero on, dtypes, memory layouts (gaps, margins, transposed, repeated, negated), and corrupts
+two in three: another dtype or shape, sparse, meta or shared memory, NaN, other objects than
+tensors, numbers out of range. A valid call must give the result of its reference in
+``fastmeta.reference``, a corrupted one that or a ``ValueError``, ``TypeError`` or ``RuntimeError``
+with a message. No call may crash, change other arguments than its outputs, or write anything
+before it fails.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ VALUES = (math.nan, math.inf, -math.inf, 1e30, 1e-30, 0.0)
 
 
 def spoil(draw: Draw, args: list[Any]) -> str:
-    """Changes one argument, and says how."""
+    """Corrupts one argument, and returns the kind of change."""
     where, k = draw(st.sampled_from(list(places(args))))
     old = where[k]
     if isinstance(old, Tensor) and not plain(old):
@@ -113,7 +114,7 @@ def spoil(draw: Draw, args: list[Any]) -> str:
 
 
 def memory(args: list[Any]) -> list[bytes]:
-    """Every byte that the tensors of a call lie in, and what lies between them."""
+    """Every byte of the storages of a call's tensors, including gaps."""
     return [bytes(t.detach().untyped_storage()) for t in tensors_in(args) if plain(t)]
 
 
@@ -156,7 +157,7 @@ def check(make: Callable[[Draw], Call], data: st.DataObject) -> str:
 
 
 def copied(value: Any, storages: dict[int, Any]) -> Any:
-    """The same call on other memory, laid out and shared in the same way."""
+    """The same call on other memory, with the same layout and sharing."""
     if isinstance(value, list | tuple):
         return type(value)(copied(v, storages) for v in value)
     if not isinstance(value, Tensor) or not plain(value):
@@ -169,7 +170,7 @@ def copied(value: Any, storages: dict[int, Any]) -> Any:
 
 
 def whole(args: list[Any]) -> list[Tensor]:
-    """Tensors and what lies around them in memory."""
+    """The storages of the tensors, including gaps."""
     return [
         torch.empty(0, dtype=t.dtype).set_(t.detach().untyped_storage())
         for t in tensors_in(args)
@@ -191,7 +192,7 @@ def same(found: Any, expected: Any) -> None:
 
 
 def gradients(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
-    """Of the sum of the results, weighted by their numbers, in all float64 arguments."""
+    """Gradients of the weighted sum of the results with respect to all float64 arguments."""
     args = copied(args, {})
     leaves = []
     for where, k in places(args):

@@ -1,4 +1,4 @@
-"""What the fuzzers share: hypothesis in processes that may crash, hang or fill the memory."""
+"""Shared parts of the fuzzers: hypothesis in processes that may crash, hang or exhaust memory."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Check = Callable[[st.DataObject], str]  # tries one example and says what became
 def fuzz(
     targets: Mapping[str, Check], examples: int, minutes: float | None, seed: int
 ) -> Counter[str]:
-    """Tries so many examples of each target in turn, and again until the minutes are over.
+    """Tries this many examples of each target in turn, in rounds until the minutes are over.
 
     A round with a failure is the last one, and ends the program.
 
     Returns:
-        How often each word was what became of an example.
+        How often each outcome occurred.
     """
     total: Counter[str] = Counter()
     failures = []
@@ -53,7 +53,7 @@ def fuzz(
 
 
 class FailedError(Exception):
-    """Of a process; the message says how to repeat it."""
+    """A failed process; the message says how to reproduce it."""
 
 
 def _in_a_process(name: str, check: Check, examples: int, seed: int) -> Counter[str]:
@@ -108,7 +108,7 @@ def _run(check: Check, examples: int, seed: int, there: Connection) -> None:
 
 
 def _memory(name: str) -> int:
-    """Resident memory in bytes, now (``VmRSS``) or at most (``VmHWM``)."""
+    """Resident memory in bytes, current (``VmRSS``) or peak (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 

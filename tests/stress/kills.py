@@ -1,10 +1,10 @@
-"""``kill -9`` while training, again and again: nothing but steps since the last checkpoint is lost.
+"""Kills training runs with ``kill -9``: only steps since the last checkpoint are lost.
 
 ``python -m tests.stress.kills --kills 100`` trains on sines and digits in processes that are killed
 at random moments, half of them while a file is being written, and then resumed. After each kill
-every checkpoint must be whole, and the newest at most ``checkpoint_every`` steps old. In the end
-weights, optimizer, schedule, generators, log and results must be, bit for bit, those of a run that
-was never stopped.
+every checkpoint must be intact, and the newest at most ``checkpoint_every`` steps old. In the end
+weights, optimizer, schedule, generators, log and results must be, bit for bit, those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _WRITING = ".*.tmp"  # files that are being written
 
 
 class Kills:
-    """Kills training runs, and counts.
+    """Kills training runs, and counts the kills.
 
     Args:
         work: an empty folder.
-        wanted: kills in all.
+        wanted: total number of kills.
         seed: of the moments.
     """
 
@@ -55,7 +55,7 @@ class Kills:
         self.runs = 0
 
     def kill_and_compare(self, name: str) -> None:
-        """One run, killed and resumed until it is through, beside one that is never stopped."""
+        """Kills and resumes a run until it finishes, and compares it with an uninterrupted one."""
         options = {"dataset": name, "seed": self.random.randrange(1000), **RUNS[name]}
         whole, folder = (self.work / f"{name}-{self.runs}-{kind}" for kind in ("whole", "killed"))
         finish(start(whole, options), whole)
@@ -66,7 +66,7 @@ class Kills:
         self.runs += 1
 
     def _kill(self, process: ForkProcess, folder: Path) -> bool:
-        """Waits for a random moment; false if the process was through before it."""
+        """Kills at a random moment; false if the process finished before it."""
         left = set(folder.glob(_WRITING))  # by earlier kills
         step = _logged(folder) + self.random.randrange(MOST_STEPS)
         _wait(process, lambda: _logged(folder) >= step)

@@ -1,4 +1,4 @@
-"""Sound calls of the ops that are parts of networks, or whole ones."""
+"""Valid calls of the ops that are parts of networks, or whole networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound calls of every public op, with its twin."""
+"""Valid calls of every public op, with its reference implementation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.stress.op_tensors import (
 
 
 def by_segment(twin: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Without bounds: one segment."""
+    """Adds default bounds: a single segment."""
 
     def call(first: Any, *args: Any) -> Tensor:
         *others, bounds = args
@@ -103,7 +103,7 @@ def combine_(draw: Draw) -> Call:
 
 
 def _parameters(draw: Draw, rows: int, dtype: torch.dtype, layouts: Any) -> list[Tensor]:
-    """The tensors of so many tasks, task after task."""
+    """The tensors of this many tasks, one task after another."""
     shapes = draw(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4))
     return [tensor(draw, shape, dtype, layouts) for _ in range(rows) for shape in shapes]
 

@@ -1,4 +1,4 @@
-"""A call of an op, and random tensors for it with every layout in memory."""
+"""Calls of ops, and random tensors with every memory layout."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Call:
     """A call that has not been made yet.
 
     Attributes:
-        op: what is called, with ``args``.
-        twin: does the same in torch.
+        op: the function, called with ``args``.
+        reference: its reference implementation.
         args: tensors, numbers and lists of both.
         smooth: whether gradients are compared, too.
-        spoilt: whether some are; not what is plain torch, and refuses what torch does.
+        corruptible: whether arguments may be corrupted; not for plain torch functions, which refuse
+            what torch does.
     """
 
     op: Callable[..., Any]
@@ -37,14 +38,14 @@ class Call:
 
 
 def spread(t: Tensor) -> Tensor:
-    """Every second element of a larger tensor, between NaN."""
+    """Every second element of a larger tensor, with NaN in between."""
     large = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), math.nan, dtype=t.dtype)
     large[..., 1::2] = t
     return large[..., 1::2]
 
 
 def _margins(t: Tensor) -> Tensor:
-    """Dense, between NaN, and not aligned."""
+    """Dense and unaligned, with NaN before and after."""
     large = torch.full((t.numel() + 6,), math.nan, dtype=t.dtype)
     large[3 : 3 + t.numel()] = t.reshape(-1)
     return large[3 : 3 + t.numel()].view(t.shape)

@@ -1,7 +1,7 @@
-"""A run that is stopped and resumed in another process is, bit for bit, one that never stopped.
+"""Runs resumed in another process equal uninterrupted ones, bit for bit.
 
-``python -m tests.stress.resumes`` trains every method on sines and digits, with every variant of
-GSL that remembers something: weights, optimizer, schedule, generators, log and results must agree.
+``python -m tests.stress.resumes`` trains every method on sines and digits, with every stateful
+variant of GSL: weights, optimizer, schedule, generators, log and results must agree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def compare(work: Path, name: str, dataset: str, after: int) -> None:
-    """Stops a run after so many steps, resumes it, and compares it with a whole one."""
+    """Stops a run after this many steps, resumes it, and compares it with an uninterrupted one."""
     options = {**RUNS[dataset], "dataset": dataset, "steps": STEPS, **CASES[name]}
     whole, parts = (work / f"{dataset}-{name}-{kind}" for kind in ("whole", "parts"))
     finish(start(whole, options), whole)

@@ -1,4 +1,4 @@
-"""Small well-formed data sets, as files in memory, and archives and pickles made to do harm."""
+"""Small valid data sets as files in memory, and malicious archives and pickles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Files = Mapping[str, bytes]
 
 
 class Sample(NamedTuple):
-    """The files of a data set, by path, and how to load it from its folder."""
+    """The files of a data set by path, and how to load it from its folder."""
 
     files: Callable[[], Files]
     load: Callable[[Path], Any]
@@ -196,7 +196,7 @@ _GREAT = 2**30  # bytes: twice what a loader may take
 
 
 def _zip_of(name: str, unpacked: int, said: int) -> bytes:
-    """A zip archive with one member of zeros, which says that it has another size."""
+    """A zip archive with one member of zeros and a wrong size in its header."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     packed = block * (unpacked >> 20) + packer.flush()
@@ -219,7 +219,7 @@ def _tar_header(name: str, size: int, kind: bytes) -> bytes:
 
 
 class Trap:
-    """Pickled, it is a command that leaves a file."""
+    """Pickled as a command that creates a file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         import os
@@ -228,7 +228,7 @@ class Trap:
 
 
 def _laughs(depth: int = 40) -> bytes:
-    """A tuple of two of a tuple of two ...: short in memory, endless in words."""
+    """A tuple of two of a tuple of two ...: small in memory, exponentially large in text."""
     return b"\x80\x02)" + b"q\x00h\x00\x86" * depth + b"."
 
 
@@ -259,7 +259,7 @@ HARMFUL_PICKLES = {
 
 @cache
 def harmful(suffix: str, name: str) -> list[bytes]:
-    """Contents for a file with this suffix, the sound form of which has a member ``name``."""
+    """Malicious contents for a file with this suffix, whose valid form has a member ``name``."""
     zeros = bytes(1 << 20)
     if suffix == ".zip":
         slips = [_zip_of(path, 0, 0) for path in ("../outside", "/tmp/outside", "a/../../outside")]

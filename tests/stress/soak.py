@@ -1,8 +1,8 @@
-"""Training for long: memory, tensors, objects and open files stay as many as they were.
+"""Long training: memory, tensors, objects and open files do not grow.
 
-``python -m tests.stress.soak --steps 10000`` lets learners with every engine and many kinds of
-meta-gradient take turns, and samples what the process holds. A line through the last half of the
-samples may rise by at most 4 MiB of resident memory and 200 of Python's objects, and by no tensor
+``python -m tests.stress.soak --steps 10000`` alternates between learners with every engine and many
+kinds of meta-gradient, and samples the resources of the process. A line fitted to the last half of
+the samples may rise by at most 4 MiB of resident memory and 200 Python objects, and by no tensor
 and no open file.
 """
 
@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Held(NamedTuple):
-    """What the process holds."""
+    """Resources of the process."""
 
     memory: int
     tensors: int
@@ -65,7 +65,7 @@ def held() -> Held:
 
 
 def steps(case: dict[str, Any]) -> Callable[[int], Any]:
-    """Takes the meta-step of a number."""
+    """Takes meta-steps by their number."""
     options = dict(case)
     if options.pop("images", False):
         images = load_digits("train", examples_per_class=5)
@@ -80,13 +80,13 @@ def steps(case: dict[str, Any]) -> Callable[[int], Any]:
 
 
 def rise(values: Sequence[int]) -> float:
-    """Of the line through the values, from its first to its last point."""
+    """Rise of the line fitted to the values, from the first to the last point."""
     slope = float(np.polyfit(range(len(values)), values, 1)[0])
     return slope * (len(values) - 1)
 
 
 def soak(total: int) -> list[Held]:
-    """What the process holds at equal distances, cases taking turns."""
+    """Resources of the process at equal intervals, alternating between the cases."""
     turns = cycle([steps(case) for case in CASES.values()])
     every = max(1, total // SAMPLES // len(CASES)) * len(CASES)  # whole rounds
     samples = []

@@ -28,15 +28,15 @@ def test_three_kills() -> None:
     assert "3 kills" in run("kills", "--kills", "3")
 
 
-def test_ops_with_random_and_wrong_arguments() -> None:
+def test_ops_with_random_and_invalid_arguments() -> None:
     assert "of 21 ops" in run("fuzz_ops", "--examples", "10")
 
 
-def test_damaged_and_harmful_data_files() -> None:
+def test_corrupt_and_malicious_data_files() -> None:
     assert "of 13 kinds" in run("fuzz_loaders", "--examples", "5")
 
 
-def test_memory_stays_flat() -> None:
+def test_memory_stays_constant() -> None:
     assert "200 meta-steps" in run("soak", "--steps", "200")
 
 

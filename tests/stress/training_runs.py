@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, and what must not depend on how they were stopped."""
+"""Training runs in separate processes, and what must not depend on interruptions."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _ELSEWHERE = {*_CLOCK, "config", "history"}
 
 
 def start(folder: Path, options: dict[str, Any], stop_after: int | None = None) -> ForkProcess:
-    """Trains in a new process: resumes the run in ``folder`` if it can be, else begins it.
+    """Trains in a new process: resumes the run in ``folder`` if possible, else starts it.
 
-    The process is a fork of this one, which has never trained: it begins with torch imported and
-    is fresh in all else.
+    The process is a fork of this one, which has never trained: it has imported torch and is
+    otherwise fresh.
 
     Args:
         folder: of the run.
-        options: of a run that begins.
-        stop_after: stop, as Ctrl-C does, after so many steps.
+        options: of a new run.
+        stop_after: stop after this many steps, as Ctrl-C does.
     """
     process = multiprocessing.get_context("fork").Process(
         target=_train, args=(folder, options, stop_after)
@@ -81,7 +81,7 @@ def _after(steps: int | None) -> Callable[[], bool]:
 
 
 def finish(process: ForkProcess, folder: Path) -> None:
-    """Waits for a process to end well; else shows what it has said."""
+    """Waits for a process to succeed, and shows its output if it fails."""
     process.join()
     if process.exitcode:
         sys.exit(
@@ -90,7 +90,7 @@ def finish(process: ForkProcess, folder: Path) -> None:
 
 
 def complete_rows(folder: Path) -> list[dict[str, str]]:
-    """The log, without a last line that is not whole, and without times."""
+    """The rows of the log without times, and without an incomplete last line."""
     path = folder / "log.csv"
     text = path.read_text() if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
@@ -98,7 +98,7 @@ def complete_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def essence(folder: Path) -> dict[str, Any]:
-    """All that a finished run has left, without times and places."""
+    """All outputs of a finished run, without times and places."""
     results = json.loads((folder / "results.json").read_text())
     paths = [checkpoints(folder)[-1], folder / "best.pt"]
     files = {path.name: load_checkpoint(path) for path in paths}
@@ -109,7 +109,7 @@ def essence(folder: Path) -> dict[str, Any]:
 
 
 def differences(found: Any, expected: Any, where: str = "") -> Iterator[str]:
-    """Where two essences are not the same, bit for bit."""
+    """Paths at which two results differ bitwise."""
     if type(found) is not type(expected):
         yield where
     elif isinstance(found, dict):
@@ -126,13 +126,13 @@ def differences(found: Any, expected: Any, where: str = "") -> Iterator[str]:
 
 
 def check_same(folder: Path, expected: dict[str, Any]) -> None:
-    """Ends the program if a finished run is not, bit for bit, what is expected."""
+    """Exits with an error if a finished run differs bitwise from what is expected."""
     if wrong := sorted(differences(essence(folder), expected)):
         sys.exit(f"{folder} differs from the uninterrupted run in {', '.join(wrong)}")
 
 
 def record(command: str, result: str) -> None:
-    """Puts a row into ``results.md``, in place of the command's last."""
+    """Writes a row into ``results.md``, in place of the last one of the same command."""
     versions = f"fastmeta {fastmeta.build_info().version}, torch {torch.__version__}"
     versions += f", Python {platform.python_version()}"
     row = f"| `{command}` | {date.today()} | {versions} | {result} |"

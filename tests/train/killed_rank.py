@@ -1,4 +1,4 @@
-"""For torchrun: trains the run that a JSON file describes; the last rank kills itself once.
+"""Trains the run that a JSON file describes; the last rank kills itself once.
 
 torchrun ... killed_rank.py CONFIG STEP
 """

@@ -1,4 +1,4 @@
-"""An exported run gives the same logits in a process that has torch but no fastmeta."""
+"""An exported run gives the same logits with torch alone, without fastmeta."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_same_logits_without_fastmeta(options: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.load("found.pt"), expected[0], rtol=1e-7, atol=1e-7)
 
 
-def test_what_the_metadata_say() -> None:
+def test_metadata() -> None:
     about = exported({**DIGITS, "method": "anil", "inner_steps": 2})
     del about["names"]
     assert about.pop("format") == "pt"
@@ -123,7 +123,7 @@ def test_learned_rates_have_their_parameters_names(adaptation: str, co_learner: 
         assert all(found[f"inner_lr.{name}"].shape == found[name].shape for name in names)
 
 
-def test_mistakes(
+def test_errors(
     sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def refused(arguments: str, part: str) -> None:

@@ -1,4 +1,4 @@
-"""Training with tasks that are NaN: skipped and counted, or named."""
+"""Training with non-finite tasks: they are skipped and counted, or named."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def skipped(folder: str) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched", "mlp"])
-def test_they_are_left_out_and_counted(
+def test_non_finite_tasks_are_skipped_and_counted(
     sine: dict[str, Any], engine: str, capsys: pytest.CaptureFixture
 ) -> None:
     results = train(configure({**sine, "engine": engine}))
@@ -62,7 +62,7 @@ def test_they_are_left_out_and_counted(
     assert all(value.isfinite().all() for value in content["learner"]["module"].values())
 
 
-def test_counts_survive_a_resume(sine: dict[str, Any]) -> None:
+def test_counts_are_resumed(sine: dict[str, Any]) -> None:
     whole = train(configure({**sine, "out": "whole"}))
     steps = iter(range(1, 9))
     assert train(configure(sine), stop=lambda: next(steps) == 8) is None
@@ -82,12 +82,12 @@ def test_raise_names_step_and_task_and_the_run_can_go_on(sine: dict[str, Any]) -
     assert (results["test"], results["skipped_tasks"]) == (whole["test"], 3)
 
 
-def test_keep_lets_them_spoil_the_run(sine: dict[str, Any]) -> None:
+def test_keep_lets_them_diverge(sine: dict[str, Any]) -> None:
     with pytest.raises(DivergedError, match="has diverged"):
         train(configure({**sine, "non_finite": "keep"}))
 
 
-def test_a_run_of_version_1_goes_on(sine: dict[str, Any]) -> None:
+def test_a_run_of_version_1_can_be_resumed(sine: dict[str, Any]) -> None:
     whole = train(configure({**sine, "out": "whole"}))
     taken = iter(range(1, 13))
     assert train(configure(sine), stop=lambda: next(taken) == 4) is None

@@ -1,4 +1,4 @@
-"""A disk that is full or a folder that may not be written: a clear error, and nothing is lost."""
+"""A full disk or an unwritable folder: a clear error, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastmeta.train.files import remove_temporary, write_atomic
 
 @contextmanager
 def largest_file(size: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """From meta-step 7 on the system writes no file beyond a size."""
+    """Limits the size of files from meta-step 7 on."""
     step = trainer_module.Trainer._train_step
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -79,7 +79,7 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_what_killed_processes_leave_is_removed(sine: dict[str, Any]) -> None:
+def test_temporary_files_of_killed_processes_are_removed(sine: dict[str, Any]) -> None:
     train(configure({**sine, "steps": 6}))
     left = Path("run/.step-00000009.pt.0123.tmp")
     left.write_bytes(b"half")
@@ -88,7 +88,7 @@ def test_what_killed_processes_leave_is_removed(sine: dict[str, Any]) -> None:
     remove_temporary(Path("nowhere"))
 
 
-def test_data_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*arguments: Any, **options: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "images.zip")
 

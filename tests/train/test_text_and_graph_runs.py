@@ -1,4 +1,4 @@
-"""Runs on texts and on nodes of a graph, made up."""
+"""Runs on synthetic texts and graphs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def data(working_directory: Path) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("method", ["gsl", "maml"])
-def test_a_run_repeats_and_continues(name: str, method: str) -> None:
+def test_a_run_is_reproducible_and_resumable(name: str, method: str) -> None:
     options = {**RUNS[name], "method": method}
     whole = train(configure(options))
     assert whole is not None
@@ -57,7 +57,7 @@ def test_a_run_repeats_and_continues(name: str, method: str) -> None:
     assert [continued[k] for k in ("val", "test")] == [whole[k] for k in ("val", "test")]
 
 
-def test_the_network_is_that_of_the_data() -> None:
+def test_the_network_matches_the_data() -> None:
     text = configure(RUNS["banking77"], {"data_options": {"vocabulary": 50}})
     module = build_module(text, task_source(text, "train", CPU), CPU)
     assert isinstance(module, TextEncoder)

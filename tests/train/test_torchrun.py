@@ -1,4 +1,4 @@
-"""``fastmeta train`` under torchrun: the run of one process, also after a rank was killed."""
+"""``fastmeta train`` under torchrun equals a single process, also after a rank was killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def result_of(folder: Path) -> tuple[list[list[float]], dict[str, Any], dict[str
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of an undisturbed run on two ranks, and what it printed."""
+    """The folder of an uninterrupted run on two ranks, and its output."""
     folder = tmp_path_factory.mktemp("two")
     flags = [
         *("--dataset=sine", "--method=gradient-agreement", "--hidden=16", "--meta-batch=5"),
@@ -77,7 +77,7 @@ def test_a_killed_rank_is_restarted_and_changes_nothing(
     assert all(torch.equal(twin[name], tensor) for name, tensor in state.items())
 
 
-def test_ranks_must_know_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_need_a_common_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="share a run's folder: name it with out"):
         train(configure(OPTIONS))

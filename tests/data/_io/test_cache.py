@@ -26,7 +26,7 @@ def assert_arrays(found: dict[str, np.ndarray]) -> None:
         assert np.array_equal(found[name], array)
 
 
-def test_the_second_time_nothing_is_built(cache_folder: Path) -> None:
+def test_the_cache_is_used_the_second_time(cache_folder: Path) -> None:
     maker = build()
     assert_arrays(cached("some", "key", maker))
     assert_arrays(cached("some", "key", maker))
@@ -46,7 +46,7 @@ def test_another_key_replaces_the_file(cache_folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage", ["empty", "truncated", "flipped", "foreign", "pickle", "keyless"]
 )
-def test_a_corrupt_file_is_made_anew(
+def test_a_corrupt_file_is_rebuilt(
     cache_folder: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cached("some", "key", build())
@@ -126,7 +126,7 @@ def test_a_changed_drawing_is_decoded_again(omniglot_folder: Path, decode: Mock)
     assert len(dataset) == 5
 
 
-def test_a_cache_does_not_hide_damage(omniglot_zip: Path) -> None:
+def test_the_cache_does_not_hide_corruption(omniglot_zip: Path) -> None:
     load_omniglot(omniglot_zip, "test", complete=False)
     path = omniglot_zip / "images_evaluation.zip"
     path.write_bytes(path.read_bytes()[:-50])
@@ -134,6 +134,6 @@ def test_a_cache_does_not_hide_damage(omniglot_zip: Path) -> None:
         load_omniglot(omniglot_zip, "test", complete=False)
 
 
-def test_the_cache_can_be_left_out(omniglot_zip: Path, cache_folder: Path) -> None:
+def test_the_cache_can_be_disabled(omniglot_zip: Path, cache_folder: Path) -> None:
     load_omniglot(omniglot_zip, "test", complete=False, cache=False)
     assert not cache_folder.exists()

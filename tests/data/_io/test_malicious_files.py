@@ -1,4 +1,4 @@
-"""Files made to fill the memory, and what the fuzzer of loaders (tests/stress) found."""
+"""Files that exhaust memory, and regressions found by ``tests.stress.fuzz_loaders``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits that small files go beyond."""
+    """Lowers the limits so that small files exceed them."""
     monkeypatch.setattr(archives, "MOST_BYTES", 20_000)
     monkeypatch.setattr(archives, "MOST_OF_AN_IMAGE", 1000)
     monkeypatch.setattr(images, "_MOST_PIXELS", 1000)
@@ -120,7 +120,7 @@ def test_images_of_too_many_pixels_are_not_decoded(tmp_path: Path) -> None:
 
 
 def nested(depth: int) -> python2_pickles.Code:
-    """A tuple of twice a tuple of twice ...: endless once it is written out."""
+    """A tuple of two of a tuple of two ...: exponentially large once written out."""
     return python2_pickles.Code(b")" + b"q\x00h\x00\x86" * depth)
 
 
@@ -142,20 +142,20 @@ def test_pickles_that_ask_for_memory_are_refused(content: bytes) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_what_a_pickle_remembers_takes_no_room() -> None:
-    """The number of a place, up to 2**32, is no reason to make so many."""
+def test_pickle_memo_keys_take_no_memory() -> None:
+    """A memo key up to 2**32 must not allocate as many entries."""
     assert load_pickle(io.BytesIO(b"\x80\x02}r\xff\xff\xff\xff."), "a", "") == {}
 
 
 def test_bytearrays_are_read() -> None:
-    """Arrays of protocol 5 are made of them."""
+    """Arrays of protocol 5 are made of bytearrays."""
     values = np.arange(5000)
     found = load_pickle(io.BytesIO(pickle.dumps(values, 5)), "a", "")
     np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2**31 - 1, 1), (1, 2**31 - 1), (-1, -1)])
-def test_matrices_of_great_sizes_are_refused(tmp_path: Path, rows: int, columns: int) -> None:
+def test_huge_matrices_are_refused(tmp_path: Path, rows: int, columns: int) -> None:
     path = tmp_path / "allx"
     path.write_bytes(
         python2_pickles.dumps(python2_pickles.sparse_rows((rows, columns), [0, 0], [], []))
@@ -164,7 +164,7 @@ def test_matrices_of_great_sizes_are_refused(tmp_path: Path, rows: int, columns:
         _rows(path)
 
 
-def test_endless_nesting_is_refused(tmp_path: Path) -> None:
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text("[" * 10**5)
     for read in (lambda: read_classes(tmp_path, "train", ["a/b"]), lambda: read_vinyals(path)):

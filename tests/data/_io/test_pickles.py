@@ -96,7 +96,7 @@ def test_a_truncated_pickle_is_refused(protocol: int) -> None:
 
 
 class Call:
-    """Pickled, it is the call of a function."""
+    """Pickled as the call of a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -125,7 +125,7 @@ class Call:
         (OrderedDict(a=1), r"collections\.OrderedDict"),
     ],
 )
-def test_a_hostile_pickle_is_refused_by_name(
+def test_a_malicious_pickle_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object, name: str, protocol: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,7 @@ class Kept:
         ("also", "Kept"),
     ],
 )
-def test_what_is_read_cannot_change_what_others_use(module: str, name: str, state: object) -> None:
+def test_a_pickle_cannot_change_shared_objects(module: str, name: str, state: object) -> None:
     also = {"also.function": lambda: None, "also.list": list, "also.Kept": Kept}
     before = {value: dict(vars(value)) for value in also.values()}
     with pytest.raises(DataError, match="broken"):
@@ -176,8 +176,8 @@ def test_what_is_read_cannot_change_what_others_use(module: str, name: str, stat
     assert load(pickle.dumps(np.arange(3), 2)).tolist() == [0, 1, 2]
 
 
-def test_shared_types_stay_as_they_are() -> None:
-    """A pickle sets the state of the dtype it made, never of one that others use."""
+def test_shared_dtypes_are_unchanged() -> None:
+    """A pickle sets the state of dtypes it created, never of shared ones."""
     load(dumps(built(called(DTYPE, "f4"), (3, ">", None, None, None, -1, -1, 0))))
     assert np.dtype("f4").isnative
     assert np.float32(1).tobytes() == np.array(1, "<f4").tobytes()
@@ -201,7 +201,7 @@ def test_shared_types_stay_as_they_are() -> None:
         (Code(b"K\x01Q"), "persistent"),
     ],
 )
-def test_hostile_arrays_are_refused(code: Code, message: str) -> None:
+def test_malicious_arrays_are_refused(code: Code, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(dumps([code]))
 

@@ -45,7 +45,7 @@ def test_lone_surrogates_are_tokens_too() -> None:
     assert token_ids(["\ud800"], 10, 2)[0, 0] > 0
 
 
-def test_every_process_has_the_same_ids() -> None:
+def test_ids_are_the_same_in_every_process() -> None:
     code = "from fastmeta.data import token_ids; print(token_ids(['cats, dogs'], 99, 9).tolist())"
     results = {
         subprocess.run(

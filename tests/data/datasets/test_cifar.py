@@ -20,12 +20,12 @@ SUPERCLASSES = [f"super{s:02d}" for s in range(20)]
 
 
 def above(label: int) -> int:
-    """The superclass of a class; neither is in the other's order."""
+    """The superclass of a class; the two orders differ."""
     return 7 * label % 20
 
 
 def part(each: int, first: int) -> dict[str, Any]:
-    """``each`` images a class in random order: their class is their red, their number the green."""
+    """``each`` images per class in random order: red encodes the class, green the number."""
     labels = np.repeat(np.arange(100), each)
     order = np.random.permutation(len(labels))
     data = np.zeros((len(labels), 3, 1024), dtype=np.uint8)
@@ -47,7 +47,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def cifar(tmp_path: Path) -> Write:
-    """Writes a CIFAR-100 of 3 + 1 images a class, with changes to its files, and the lists."""
+    """Writes a CIFAR-100 of 3 + 1 images per class, with changes to its files, and the lists."""
     files = {
         "train": part(3, first=0),
         "test": part(1, first=3),
@@ -112,7 +112,7 @@ def test_folder_archive_and_pickles_of_both_pythons_give_equal_arrays(
         assert list(other.class_names) == list(first.class_names)
 
 
-def test_lists_may_be_texts_and_lie_elsewhere(cifar: Write, tmp_path: Path) -> None:
+def test_lists_may_be_text_files_in_another_folder(cifar: Write, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("class09\nclass02\nclass55\n")
     first = load_cifar_fs(cifar(), "train", **TINY)
     other = load_cifar_fs(tmp_path, "train", splits=tmp_path, **TINY)
@@ -120,7 +120,7 @@ def test_lists_may_be_texts_and_lie_elsewhere(cifar: Write, tmp_path: Path) -> N
     assert load_cifar_fs(tmp_path, "val", **TINY).num_classes == 2
 
 
-def test_the_whole_split_is_asked_for(cifar: Write) -> None:
+def test_an_incomplete_split_is_refused(cifar: Write) -> None:
     with pytest.raises(DataError, match=r"expected 64 classes; found 3.*pass complete=False"):
         load_cifar_fs(cifar(), "train")
     with pytest.raises(DataError, match="expected 20 classes; found 5"):
@@ -139,7 +139,7 @@ def test_the_whole_split_is_asked_for(cifar: Write) -> None:
         ('[["super00", "class01"]]', "found 'super00/class01'"),
     ],
 )
-def test_wrong_lists_are_refused(cifar: Write, content: str, message: str) -> None:
+def test_malformed_lists_are_refused(cifar: Write, content: str, message: str) -> None:
     root = cifar()
     (root / "splits" / "cifar-fs" / "train.json").write_text(content)
     with pytest.raises(DataError, match=rf"cifar-fs/train\.json: .*{message}"):
@@ -169,14 +169,14 @@ LABELS = [c for c in range(100) for _ in range(3)]
         ({"meta": {"fine_label_names": CLASSES[:99]}}, "fine_labels, 300 of 0..98"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(
+def test_inconsistent_files_are_refused(
     cifar: Write, changes: dict[str, dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         load_cifar_fs(cifar(**changes), "train", **TINY)
 
 
-def test_a_hostile_pickle_is_refused(cifar: Write) -> None:
+def test_a_malicious_pickle_is_refused(cifar: Write) -> None:
     with pytest.raises(DataError, match=r"meta: .*asks for builtins\.print\. Nothing of it"):
         load_fc100(cifar(pickle.dumps, meta={"coarse_label_names": print}), "train", **TINY)
 

@@ -107,7 +107,7 @@ def change(path: Path, edit: Callable[[object], object]) -> None:
         (lambda c: {**c, "train": [*c["train"][1:], [5, c["train"][0][1]]]}, "found 15000"),
     ],
 )
-def test_texts_of_another_form_are_refused(
+def test_malformed_texts_are_refused(
     edit: Callable[[object], object], message: str, tmp_path: Path
 ) -> None:
     path = write_clinc150(tmp_path) / "data_full.json"
@@ -128,9 +128,7 @@ def test_texts_of_another_form_are_refused(
         lambda d: {**d, "domain3": [[]] * 15},
     ],
 )
-def test_domains_of_another_form_are_refused(
-    edit: Callable[[object], object], tmp_path: Path
-) -> None:
+def test_malformed_domains_are_refused(edit: Callable[[object], object], tmp_path: Path) -> None:
     path = write_clinc150(tmp_path) / "domains.json"
     change(path, edit)
     with pytest.raises(DataError, match=r"10 domains of 15 intents, all distinct; found"):
@@ -150,7 +148,7 @@ def test_domains_of_another_form_are_refused(
         (lambda t: "", "10003 rows"),
     ],
 )
-def test_rows_of_another_form_are_refused(
+def test_malformed_rows_are_refused(
     edit: Callable[[str], str], message: str, tmp_path: Path
 ) -> None:
     path = write_banking77(tmp_path) / "train.csv"

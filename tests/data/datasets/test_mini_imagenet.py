@@ -82,12 +82,12 @@ def test_every_mode_becomes_rgb(folder: Path) -> None:
     assert (dataset.images.int() - 77).abs().max() <= 2
 
 
-def test_the_whole_split_is_asked_for(folder: Path) -> None:
+def test_an_incomplete_split_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"expected 64 classes; found 3.*pass complete=False"):
         load_mini_imagenet(folder, "train")
 
 
-def test_all_images_of_a_class_are_asked_for(
+def test_incomplete_classes_are_refused(
     traceable: Callable[[Sequence[int]], ClassDataset],
 ) -> None:
     check_complete(traceable([4, 4]), Path("here"), 2, 4, "Get it.")
@@ -130,7 +130,7 @@ def test_missing_files_are_named(tmp_path: Path, folder: Path, zipped: Path) -> 
         (b"filename,label\n\x00,n01\n", "readable CSV|missing"),
     ],
 )
-def test_wrong_lists_are_refused(folder: Path, content: bytes, message: str) -> None:
+def test_malformed_lists_are_refused(folder: Path, content: bytes, message: str) -> None:
     (folder / "train.csv").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         load_mini_imagenet(folder, "train", **TINY)
@@ -167,7 +167,7 @@ def test_damage_inside_a_zip_is_refused(zipped: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "images/../../evil.jpg", "/tmp/evil.jpg"])
-def test_a_zip_that_leads_outside_is_refused(zipped: Path, name: str) -> None:
+def test_a_zip_slip_is_refused(zipped: Path, name: str) -> None:
     with zipfile.ZipFile(zipped / "images.zip", "a") as archive:
         archive.writestr(name, b"evil")
     with pytest.raises(DataError, match=r"within the archive's own folder; found .*evil"):
@@ -198,12 +198,12 @@ def test_images_are_decoded_once(request: pytest.FixtureRequest, decode: Mock, f
     assert torch.equal(backwards.images, first.images.flip(0))
 
 
-def test_the_cache_can_be_left_out(zipped: Path, cache_folder: Path) -> None:
+def test_the_cache_can_be_disabled(zipped: Path, cache_folder: Path) -> None:
     load_mini_imagenet(zipped, "train", cache=False, **TINY)
     assert not cache_folder.exists()
 
 
-def test_wrong_arguments_are_refused(folder: Path) -> None:
+def test_invalid_arguments_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="train, val, test; got 'valid'"):
         load_mini_imagenet(folder, "valid")
     with pytest.raises(ValueError, match="image_size must be at least 1; got 0"):

@@ -1,4 +1,4 @@
-"""mini-ImageNet as pickles."""
+"""mini-ImageNet from pickles."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_pickled_images_are_resized_too(folder: Path, pickled: Callable[..., Pat
         ({"class_dict": {"n01": print}}, "asks for builtins.print. Nothing of it was run"),
     ],
 )
-def test_wrong_pickles_are_refused(
+def test_malformed_pickles_are_refused(
     pickled: Callable[..., Path], changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as caught:

@@ -44,12 +44,12 @@ def test_classes_are_multiplied(root: Path) -> None:
     assert torch.equal(dataset.images[row, 0], 255 - seven.rot90())
 
 
-def test_fashion_has_names_and_a_split_of_its_own(root: Path) -> None:
+def test_fashion_has_its_own_names_and_split(root: Path) -> None:
     dataset = load_mnist(root, "test", name="fashion-mnist", rotations=False, inversion=False)
     assert list(dataset.class_names) == ["Trouser", "Ankle boot"]
 
 
-def test_the_folder_itself_may_be_the_root(root: Path) -> None:
+def test_the_root_may_be_the_folder_itself(root: Path) -> None:
     assert load_mnist(root / "mnist", "val").num_classes == 8
 
 
@@ -64,7 +64,7 @@ def test_other_classes_may_be_held_out(root: Path) -> None:
         load_mnist(root, "val", val_classes=[])
 
 
-def test_three_digits_held_out_make_20_ways_possible(root: Path) -> None:
+def test_three_held_out_digits_make_20_ways_possible(root: Path) -> None:
     options = {"val_classes": (2, 5, 9), "test_classes": (3, 4, 7)}
     datasets = [load_mnist(root, split, **options) for split in ("train", "val", "test")]
     assert [dataset.num_classes for dataset in datasets] == [32, 24, 24]

@@ -27,7 +27,7 @@ def test_zip_and_folder_give_equal_arrays(omniglot_folder: Path, omniglot_zip: P
         assert unpacked.class_names == zipped.class_names
 
 
-def test_a_folder_goes_before_an_archive(omniglot_folder: Path) -> None:
+def test_a_folder_takes_precedence_over_an_archive(omniglot_folder: Path) -> None:
     (omniglot_folder / "images_evaluation.zip").write_bytes(b"not read")
     assert load_omniglot(omniglot_folder, "test", **TINY).num_classes == 2
 
@@ -68,7 +68,7 @@ def test_whole_alphabets_may_be_held_out(omniglot_folder: Path) -> None:
         ([], "got 0 of them"),
     ],
 )
-def test_wrong_validation_sets_are_refused(
+def test_invalid_validation_sets_are_refused(
     omniglot_folder: Path, validation: int | list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -79,7 +79,7 @@ def test_wrong_validation_sets_are_refused(
     ("split", "rotations", "factor"),
     [("train", None, 4), ("val", None, 1), ("test", None, 1), ("test", True, 4)],
 )
-def test_only_training_characters_turn_by_default(
+def test_only_training_characters_are_rotated_by_default(
     omniglot_folder: Path, split: str, rotations: bool | None, factor: int
 ) -> None:
     plain = load_omniglot(omniglot_folder, split, rotations=False, **TINY)
@@ -88,7 +88,7 @@ def test_only_training_characters_turn_by_default(
     assert any(name.endswith("/rot90") for name in dataset.class_names) == (factor == 4)
 
 
-def test_ink_is_bright_and_resizing_keeps_its_amount(omniglot_folder: Path) -> None:
+def test_ink_is_bright_and_resizing_preserves_its_amount(omniglot_folder: Path) -> None:
     dataset = load_omniglot(omniglot_folder, "test", **TINY)
     assert dataset.images.shape == (6, 1, 28, 28)
     assert dataset.images.max() == 255
@@ -97,7 +97,7 @@ def test_ink_is_bright_and_resizing_keeps_its_amount(omniglot_folder: Path) -> N
     torch.testing.assert_close(ink, torch.full((6,), 30 * 15 / 105**2), atol=1e-3, rtol=0)
 
 
-def test_the_size_can_be_chosen(omniglot_folder: Path) -> None:
+def test_image_size(omniglot_folder: Path) -> None:
     whole = load_omniglot(omniglot_folder, "test", image_size=105, **TINY)
     assert set(whole.images.unique().tolist()) == {0, 255}
     assert (whole.images == 255).sum(dim=(1, 2, 3)).tolist() == [30 * 15] * 6
@@ -148,7 +148,7 @@ def test_vinyals_characters_must_exist(omniglot_folder: Path, vinyals: Path) -> 
         ('{"background": {}, "evaluation": {}}', "expected characters; found none"),
     ],
 )
-def test_wrong_split_lists_are_refused(
+def test_malformed_split_lists_are_refused(
     omniglot_folder: Path, vinyals: Path, content: str, message: str
 ) -> None:
     (vinyals / "val.json").write_text(content)

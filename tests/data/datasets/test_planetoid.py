@@ -46,7 +46,7 @@ def test_splits_are_of_classes_and_share_the_graph(name: str, tmp_path: Path) ->
     assert len(other.class_names) == SIZES[name][0]
 
 
-def test_the_folder_itself_may_be_named(cora: Citations, tmp_path: Path) -> None:
+def test_the_root_may_be_the_folder_itself(cora: Citations, tmp_path: Path) -> None:
     named = load_planetoid(tmp_path / "planetoid", "val")
     assert torch.equal(named.ids, load_planetoid(tmp_path, "val").ids)
 
@@ -101,7 +101,7 @@ CLASS = named("scipy.sparse.csr", "csr_matrix")
         ("graph", np.ones(3), "a pickled table of lists of neighbours"),
     ],
 )
-def test_files_that_do_not_fit_are_named(
+def test_inconsistent_files_are_named(
     cora: Citations, tmp_path: Path, suffix: str, content: object, message: str
 ) -> None:
     path = damage(tmp_path, suffix, dumps(content))
@@ -122,7 +122,7 @@ def test_files_that_do_not_fit_are_named(
         ("9" * 30, "one node a line"),
     ],
 )
-def test_a_wrong_test_index_is_named(
+def test_an_invalid_test_index_is_named(
     cora: Citations, tmp_path: Path, content: str, message: str
 ) -> None:
     damage(tmp_path, "test.index", content.encode())

@@ -44,7 +44,7 @@ def omniglot(real_data: Path, split: str, **options: object) -> ClassDataset:
     return load("omniglot", split, real_data, **options)
 
 
-def test_omniglot_is_whole(real_data: Path) -> None:
+def test_omniglot_is_complete(real_data: Path) -> None:
     train = omniglot(real_data, "train", rotations=False)
     val, test = omniglot(real_data, "val"), omniglot(real_data, "test")
     assert (train.num_classes, val.num_classes, test.num_classes) == (864, 100, 659)
@@ -59,7 +59,7 @@ def test_omniglot_is_whole(real_data: Path) -> None:
     assert not alphabets[2] & (alphabets[0] | alphabets[1])
 
 
-def test_omniglot_train_turns(real_data: Path) -> None:
+def test_omniglot_training_set_is_rotated(real_data: Path) -> None:
     assert omniglot(real_data, "train").num_classes == 4 * 864
 
 
@@ -120,7 +120,7 @@ def at_hand(real_data: Path, folder: str, load: Callable[..., Dataset]) -> Calla
 
 
 @pytest.mark.parametrize(("name", "nodes", "edges", "words"), GRAPHS)
-def test_citation_graphs_are_whole(
+def test_citation_graphs_are_complete(
     real_data: Path, name: str, nodes: int, edges: int, words: int
 ) -> None:
     load = at_hand(real_data, "planetoid", partial(load_planetoid, name=name))
@@ -145,7 +145,7 @@ def test_citation_graphs_are_whole(
     ("folder", "load", "texts"),
     [("clinc150", load_clinc150, 22_500), ("banking77", load_banking77, 13_083)],
 )
-def test_intents_are_whole(
+def test_intents_are_complete(
     real_data: Path, folder: str, load: Callable[..., TextDataset], texts: int
 ) -> None:
     read = at_hand(real_data, folder, load)

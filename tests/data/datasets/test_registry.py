@@ -31,7 +31,7 @@ def test_names() -> None:
     assert set(DATASETS) == images | {*TEXTS, *NODES}
 
 
-def test_what_is_there_is_told(root: Path) -> None:
+def test_available_data_sets_are_listed(root: Path) -> None:
     assert datasets_in(root) == ["fashion-mnist", "mnist"]
     (root / "mini-imagenet").mkdir()
     (root / "cifar-100-python.tar.gz").touch()
@@ -54,14 +54,14 @@ def test_options_reach_the_loader(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cora", 7), ("citeseer", 6)])
-def test_both_graphs_have_their_name(name: str, classes: int, tmp_path: Path) -> None:
+def test_graphs_are_loaded_by_name(name: str, classes: int, tmp_path: Path) -> None:
     write_planetoid(tmp_path, name, classes)
     assert load(name, "test", tmp_path).num_classes == 2
     with pytest.raises(DataError, match="expected ind"):
         load({"cora": "citeseer", "citeseer": "cora"}[name], "test", tmp_path)
 
 
-def test_texts_have_their_options(tmp_path: Path) -> None:
+def test_text_data_sets_have_their_options(tmp_path: Path) -> None:
     write_clinc150(tmp_path)
     write_banking77(tmp_path)
     assert load("clinc150", "val", tmp_path, split_by="domain").num_classes == 15

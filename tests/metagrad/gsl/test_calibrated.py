@@ -1,4 +1,4 @@
-"""The calibrated correction (R4): what it fits, when, at what cost, and what it leaves alone."""
+"""The calibrated correction (R4): its fit, schedule, cost and side effects."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.helpers.reference_loops import LR, by_hand, support_gradients
 
 
 def gradients(module: nn.Module, batch: TaskBatch, steps: int, count: int, **options) -> list:
-    """Those of ``count`` meta-steps that leave the parameters as they are."""
+    """Meta-gradients of ``count`` meta-steps that do not change the parameters."""
     learner = GSL(module, loss, inner_lr=LR, inner_steps=steps, variant="R4", **options)
     return [learner.meta_gradient(batch)[0] for _ in range(count)]
 
 
 def basis(module: nn.Module, batch: TaskBatch, steps: int) -> Tensor:
-    """``G_in``, ``g_q`` and the secant, ``(3, T, P)``, without the code under test."""
+    """``G_in``, ``g_q`` and the secant, ``(3, T, P)``, independent of the code under test."""
     first, second = support_gradients(module, batch, 1), support_gradients(module, batch, 2)
     mean, query = (
         support_gradients(module, batch, steps),
@@ -81,7 +81,7 @@ class Line(nn.Module):
 
 
 def regression(size: int, count: int = 4, same_query: bool = False) -> TaskBatch:
-    """Tasks that share ``x``, whose ``y`` are their own."""
+    """Tasks with a common ``x`` and different ``y``."""
     x = torch.randn(6, size, dtype=torch.float64).expand(count, -1, -1)
     y, z = torch.randn(2, count, 6, 1, dtype=torch.float64)
     return TaskBatch(x, y, x, y if same_query else z)
@@ -132,7 +132,7 @@ def test_least_squares(count: int, seed: int, twice: bool) -> None:
 
 @pytest.mark.parametrize("secant", [True, False])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_its_cost_between_calibrations_is_that_of_first_order(
+def test_between_calibrations_it_costs_as_much_as_first_order(
     steps: int, secant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, grad = [], torch.autograd.grad
@@ -156,7 +156,7 @@ def test_its_cost_between_calibrations_is_that_of_first_order(
 
 @pytest.mark.parametrize("secant", [True, False])
 @pytest.mark.parametrize("make", [Noisy, Drifting, MODULES["running batch norm"]])
-def test_calibrations_leave_no_trace(make: Callable[[], nn.Module], secant: bool) -> None:
+def test_calibrations_have_no_side_effects(make: Callable[[], nn.Module], secant: bool) -> None:
     module, batch = make().double(), tasks(2)
     seen: list[tuple] = []
     for metagrad in (FirstOrder(), CalibratedAHE(every=1, secant=secant)):
@@ -193,7 +193,7 @@ def test_an_aggregation_gets_the_inner_gradients() -> None:
     torch.testing.assert_close(learner.meta_gradient(batch)[0], (dots / dots.abs().sum()) @ rows)
 
 
-def test_a_task_that_overflows_or_fails_does_not_spoil_the_coefficients() -> None:
+def test_an_overflow_or_failure_keeps_the_coefficients_finite() -> None:
     module, batch = mlp().double(), tasks(3)
     learner = GSL(module, loss, inner_lr=LR, variant="R4", every=1)
     spoilt = TaskBatch(

@@ -1,4 +1,4 @@
-"""Meta-gradients of the learners against plain autograd in float64."""
+"""GSL against plain autograd in float64."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def gradient(module: nn.Module, batch: TaskBatch, steps: int = 2, **options) -> 
 
 
 @pytest.mark.parametrize("variant", ["R0", "R1", "R2"])
-def test_gsl_without_rate_is_fomaml_to_the_bit(module: nn.Module, variant: str) -> None:
+def test_zero_eta_is_bitwise_fomaml(module: nn.Module, variant: str) -> None:
     batch = tasks()
     expected, _ = FOMAML(module, loss, inner_lr=LR, inner_steps=2).meta_gradient(batch)
     assert torch.equal(gradient(module, batch, variant=variant, eta=0.0), expected)
 
 
-def test_gsl_with_l2_alone_is_the_support_only_reptile_direction() -> None:
+def test_only_the_l2_loss_is_support_only_reptile() -> None:
     module, batch = mlp().double(), tasks()
     found = gradient(module, batch, eta=0.5, lam_c=0.0, lam_2=2.0, magnitude="none")
     torch.testing.assert_close(found, support_gradients(module, batch, 2).mean(0))
@@ -33,7 +33,7 @@ def test_gsl_with_l2_alone_is_the_support_only_reptile_direction() -> None:
 
 @pytest.mark.parametrize("scope", ["vector", "layer"])
 @pytest.mark.parametrize("magnitude", ["none", "norm-match", "ratio", "clip"])
-def test_gsl_subtracts_the_gradient_of_its_loss(scope: str, magnitude: str) -> None:
+def test_the_correction_is_the_gradient_of_the_gsl_loss(scope: str, magnitude: str) -> None:
     module, batch = mlp().double(), tasks()
     u, v = by_hand(module, batch, 2, second_order=False), support_gradients(module, batch, 2)
     layout = fastmeta.FlatLayout.of(list(module.parameters()))
@@ -55,7 +55,7 @@ def test_gsl_subtracts_the_gradient_of_its_loss(scope: str, magnitude: str) -> N
     torch.testing.assert_close(found, expected.mean(0))
 
 
-def test_r2_moves_one_weight_a_layer_against_the_loss() -> None:
+def test_r2_updates_one_weight_per_layer_against_the_loss() -> None:
     module, batch = mlp().double(), tasks()
     learner = GSL(module, loss, inner_lr=LR, variant="R2", eta=0.05, lam_2=0.1, magnitude="none")
     bounds = fastmeta.FlatLayout.of(list(module.parameters())).bounds
@@ -86,7 +86,7 @@ def test_r3_weights_tasks_by_their_similarity_with_the_mean() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_gsl_schedule_counts_meta_steps() -> None:
+def test_the_schedule_counts_meta_steps() -> None:
     module, batch = mlp().double(), tasks()
     learner = GSL(module, loss, inner_lr=LR, eta=0.4, schedule="until:2")
     plain, _ = FOMAML(module, loss, inner_lr=LR).meta_gradient(batch)
@@ -94,7 +94,7 @@ def test_gsl_schedule_counts_meta_steps() -> None:
     assert differ == [True, True, False, False]
 
 
-def test_tasks_may_come_in_any_order() -> None:
+def test_invariant_to_the_order_of_tasks() -> None:
     module, batch = mlp().double(), tasks(4)
     shuffled = TaskBatch(
         *(p[[2, 0, 3, 1]] for p in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))

@@ -22,7 +22,7 @@ def learner(module: nn.Module, **options) -> GSL:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear:4"])
-def test_every_weight_moves_against_the_loss(schedule: str) -> None:
+def test_every_weight_descends_the_loss(schedule: str) -> None:
     module = mlp().double()
     model = learner(module, lam_2=0.1, w_min=0.5, w_max=1.3, schedule=schedule)
     w = torch.ones(163, dtype=torch.float64)
@@ -43,8 +43,8 @@ def test_every_weight_moves_against_the_loss(schedule: str) -> None:
     assert ((w == 0.5) | (w == 1.3)).any()
 
 
-def test_one_weight_a_layer_moves_as_much_as_its_parameters_together() -> None:
-    """From ones, the slope of a layer's weight is the sum of its parameters' slopes."""
+def test_a_layer_weight_moves_by_the_sum_of_its_element_weights() -> None:
+    """From ones, a layer weight has the sum of the gradients of its element weights."""
     module, batch = mlp().double(), tasks()
     fine, coarse = (
         GSL(module, loss, inner_lr=LR, variant=variant, eta=1e-3) for variant in ("R2p", "R2")
@@ -56,7 +56,7 @@ def test_one_weight_a_layer_moves_as_much_as_its_parameters_together() -> None:
     torch.testing.assert_close(layers, coarse.metagrad.rule.weights - 1)
 
 
-def test_an_overflow_does_not_spoil_the_weights() -> None:
+def test_an_overflow_keeps_the_weights_finite() -> None:
     module, batch = mlp(), tasks(3, torch.float32)
     model = learner(module)
     model.meta_gradient(batch)

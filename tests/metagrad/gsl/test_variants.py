@@ -1,4 +1,4 @@
-"""Every variant of GSL: the switch, where it degenerates, and what it is indifferent to."""
+"""Every variant of GSL: selection, degenerate cases, invariances."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def learner(module: nn.Module, name: str, lr: float = LR, loss: Any = loss, **op
 
 
 def second(model: MetaLearner, batch: TaskBatch) -> Tensor:
-    """The meta-gradient of the second meta-step on the same tasks: states have moved by then."""
+    """The meta-gradient of the second meta-step on the same tasks, after a change of state."""
     model.meta_gradient(batch)
     return model.meta_gradient(batch)[0]
 
@@ -56,7 +56,7 @@ def picked(batch: TaskBatch, order: list[int]) -> TaskBatch:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_tasks_may_come_in_any_order(name: str) -> None:
+def test_invariant_to_the_order_of_tasks(name: str) -> None:
     module, batch = mlp().double(), tasks(4)
     shuffled = picked(batch, torch.randperm(4).tolist())
     assert_close(
@@ -65,7 +65,7 @@ def test_tasks_may_come_in_any_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_tasks_that_all_come_twice_change_nothing(name: str) -> None:
+def test_duplicating_every_task_changes_nothing(name: str) -> None:
     module, batch = mlp().double(), tasks(3)
     expected = second(learner(module, name), batch)
     twice = picked(batch, [0, 1, 2, 0, 1, 2])
@@ -75,8 +75,8 @@ def test_tasks_that_all_come_twice_change_nothing(name: str) -> None:
 @settings(max_examples=5)
 @pytest.mark.parametrize("name", VARIANTS)
 @given(scale=st.floats(0.05, 20))
-def test_units_of_the_loss_do_not_matter(name: str, scale: float) -> None:
-    """A loss ``scale`` times as large, with steps as long as before: ``scale`` times as long."""
+def test_equivariant_to_the_scale_of_the_loss(name: str, scale: float) -> None:
+    """``scale`` times the loss with the same inner steps gives ``scale`` times the gradient."""
     module, batch = mlp().double(), tasks(3)
     scaled = learner(module, name, LR / scale, lambda output, y: scale * loss(output, y))
     assert_close(name, second(scaled, batch), scale * second(learner(module, name), batch))
@@ -95,8 +95,8 @@ class Rotated(nn.Module):
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "R2p"])
-def test_axes_of_the_parameters_do_not_matter(name: str) -> None:
-    """Of a single parameter tensor: by layer and as a whole are then the same."""
+def test_equivariant_to_rotations_of_the_parameters(name: str) -> None:
+    """With a single parameter tensor, scopes by layer and of the whole vector are the same."""
     size = 16 * WAYS
     turn = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0]
     theta, batch = torch.randn(size, dtype=torch.float64), tasks(3)
@@ -106,7 +106,7 @@ def test_axes_of_the_parameters_do_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["R1", "R2", "R2p", "inner-lr"])
-def test_without_rate_it_is_fomaml_to_the_bit(variant: str) -> None:
+def test_zero_eta_is_bitwise_fomaml(variant: str) -> None:
     module, batch = MODULES["running batch norm"](), tasks(3, torch.float32)
     options = {"magnitude": variant} if variant == "inner-lr" else {"variant": variant}
     for extra in ({"eta": 0.0}, {"schedule": "late:2"}):
@@ -118,7 +118,9 @@ def test_without_rate_it_is_fomaml_to_the_bit(variant: str) -> None:
 
 @settings(max_examples=15)
 @given(share=st.floats(0, 2), lam_2=st.floats(0.01, 100))
-def test_the_l2_loss_leads_from_fomaml_to_the_support_gradient(share: float, lam_2: float) -> None:
+def test_the_l2_loss_interpolates_fomaml_and_the_support_gradient(
+    share: float, lam_2: float
+) -> None:
     module, batch = mlp().double(), tasks(3)
 
     def row(eta: float) -> Tensor:
@@ -136,7 +138,7 @@ def test_the_l2_loss_leads_from_fomaml_to_the_support_gradient(share: float, lam
 
 
 @pytest.mark.parametrize("magnitude", ["none", "norm-match", "ratio", "clip", "inner-lr"])
-def test_the_cosine_correction_is_at_right_angles(magnitude: str) -> None:
+def test_the_cosine_correction_is_orthogonal(magnitude: str) -> None:
     module, batch = mlp().double(), tasks(4)
     model = GSL(module, loss, inner_lr=LR, inner_steps=2, eta=0.7, magnitude=magnitude)
     u = by_hand(module, batch, 2, second_order=False)
@@ -146,7 +148,7 @@ def test_the_cosine_correction_is_at_right_angles(magnitude: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_inner_lr_gives_the_correction_the_length_of_curvature(steps: int) -> None:
+def test_inner_lr_rescales_the_correction_to_the_curvature_norm(steps: int) -> None:
     module, batch = mlp().double(), tasks(4)
     model = GSL(
         module, loss, inner_lr=LR, inner_steps=steps, eta=0.4, lam_2=0.2, magnitude="inner-lr"
@@ -167,7 +169,7 @@ def test_inner_lr_gives_the_correction_the_length_of_curvature(steps: int) -> No
         torch.testing.assert_close(moved[i].norm(), expected)
 
 
-def test_inner_lr_survives_a_meta_batch_that_fails() -> None:
+def test_inner_lr_after_a_failed_meta_batch() -> None:
     module, batch = mlp().double(), tasks(3)
     model, other = (learner(module, "R1 inner-lr") for _ in range(2))
     wrong = batch.query_y.clone()
@@ -194,7 +196,7 @@ INNER: dict[str, Adaptation] = {
 
 
 def rows(module: nn.Module, inner: Adaptation, way: MetaGradient, batch: TaskBatch) -> Tensor:
-    """The meta-gradients of the tasks in the second meta-step on them."""
+    """Meta-gradients of the tasks in their second meta-step."""
     model = MetaLearner(
         module, loss, adaptation=inner, metagrad=way, aggregation=Mean(), engine="loop"
     )
@@ -222,8 +224,8 @@ def test_every_inner_loop(name: str, adaptation: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "R3"])
-def test_learned_rates_do_not_blur_what_is_compared(name: str) -> None:
-    """The parameters' part is that of plain gradient descent at the same rates."""
+def test_learned_rates_do_not_affect_the_comparison(name: str) -> None:
+    """The parameters' part equals that of plain gradient descent at the same rates."""
     module, batch = mlp().double(), tasks(3)
     options = VARIANTS[name]
     if name in ("R1", "R1 by layer", "R2", "R2p"):
@@ -235,7 +237,7 @@ def test_learned_rates_do_not_blur_what_is_compared(name: str) -> None:
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
-def test_the_switch_is_a_word_of_the_configuration(adaptation: str) -> None:
+def test_the_variant_is_a_configuration_option(adaptation: str) -> None:
     kinds = {
         "R0": metagrad.GSL,
         "R1": metagrad.GSL,
@@ -260,7 +262,7 @@ def test_the_switch_is_a_word_of_the_configuration(adaptation: str) -> None:
     assert gsl_variant("R6", hvp="reverse").hvp == "reverse"
 
 
-def test_the_walk_of_r6_says_what_to_do_without_a_forward_derivative() -> None:
+def test_r6_explains_a_missing_forward_derivative() -> None:
     x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 1)
     batch, mse = TaskBatch(x, y, x, y), nn.functional.mse_loss
     with pytest.raises(NotImplementedError, match="Use hvp='reverse'"):

@@ -41,7 +41,7 @@ metagrad_options: {eta: 0.2, variant: R1}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_every_kind(name: str, tmp_path: Path) -> None:
+def test_files_of_every_format(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(FILES[name])
     assert read_config(path) == OPTIONS
@@ -55,7 +55,7 @@ def test_flags_override_the_file_and_tables_are_merged() -> None:
     assert config.metagrad_options == {"eta": 0.7, "variant": "R1"}
 
 
-def test_default_tables_are_for_their_own_words_alone() -> None:
+def test_default_tables_apply_only_to_their_own_names() -> None:
     own = {"method": "imaml"}
     assert configure(own).metagrad_options == {"damping": 10}
     for given in ({"lam": 3.0}, {"damping": 0}):
@@ -86,7 +86,7 @@ def test_the_multi_step_loss_anneals_over_a_tenth_of_the_run() -> None:
     assert configure({"method": "maml++", "metagrad": "exact"}).metagrad_options == {}
 
 
-def test_it_survives_a_round_trip() -> None:
+def test_round_trip_of_a_configuration() -> None:
     config = configure(OPTIONS)
     assert configure(config.to_dict()) == config
 
@@ -121,7 +121,7 @@ def test_it_survives_a_round_trip() -> None:
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd"),
     ],
 )
-def test_what_is_wrong_is_named(options: dict, part: str) -> None:
+def test_errors_are_named(options: dict, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         configure(options)
 
