@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TAIL = 4000  # characters of a stage's output that are kept
 TESTS = ("tests/cuda", "tests/ops")
 # Whole tables of dtypes and sizes run without it; it slows a kernel down a hundredfold.
-CHECKED = ("tests/cuda/test_ops_on_gpu.py", "-k", "float32 and (equals_the_reference or many_sizes)")
+CHECKED = (
+    "tests/cuda/test_ops_on_gpu.py",
+    "-k",
+    "float32 and (equals_the_reference or many_sizes)",
+)
 TOOLS = ("memcheck", "racecheck", "initcheck")
 
 

@@ -20,7 +20,7 @@ if sys.argv[1] == "keep":
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for i in range(8):
-    if i == 5:  # the heap has grown to what it needs
+    if i == 5:  # the heap has reached its final size
         begin = faults()
     torch.zeros(50_000_000)
 print(faults() - begin)

@@ -6,10 +6,10 @@ from threading import Thread
 
 import pytest
 import torch
+from fastmeta.inner_step import at_step, current_step
 from torch import Tensor
 
 from fastmeta.adaptation import SGD
-from fastmeta.steps import at_step, current_step
 
 
 def test_contexts_nest_and_restore() -> None:

@@ -178,7 +178,7 @@ def test_a_custom_loader() -> None:
 
 
 def test_skipped_tasks_keep_the_log_finite() -> None:
-    class Spoilt:
+    class NonFiniteTasks:
         ways = None
 
         def __getitem__(self, index: int) -> TaskBatch:
@@ -188,9 +188,9 @@ def test_skipped_tasks_keep_the_log_finite() -> None:
 
     lit = LightningLearner(regression(non_finite="skip"))
     fit = trainer(max_steps=2)
-    fit.fit(lit, data(Spoilt()))
+    fit.fit(lit, data(NonFiniteTasks()))
     assert torch.isfinite(fit.callback_metrics["train_loss"])
-    assert lit.learner.containment.skipped == 2
+    assert lit.learner.non_finite_guard.skipped == 2
 
 
 def test_silent_mistakes_are_refused() -> None:

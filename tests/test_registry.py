@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fastmeta.registry import PluginError
 
 import fastmeta
 from fastmeta.cli import main
 from fastmeta.data import load
-from fastmeta.learners import METHODS, build, words_of
-from fastmeta.plugins import PluginError
+from fastmeta.learners import METHODS, build, method_spec
 from fastmeta.train import ConfigError, configure
 
 CODE = """
@@ -30,7 +30,7 @@ class Double(SGD):
     def __init__(self, lr, steps=1):
         super().__init__(2 * lr, steps)
 
-TWICE = Words("double", "mine", "ours")
+TWICE = MethodSpec("double", "mine", "ours")
 NOT_WORDS = ("sgd", "exact", "mean")
 
 def load_squares(root, split, *, size=6):
@@ -120,7 +120,7 @@ def test_in_python(site: Path) -> None:
     weight = torch.ones(2, requires_grad=True)
     assert fastmeta.aggregate([weight.sum()] * 2, [weight], "ours").tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match=r"unknown method 'thrice'; expected one of anil, .*twice"):
-        words_of("thrice")
+        method_spec("thrice")
     with pytest.raises(ConfigError, match=r"one of .*twice.*; got 'twic'\. Did you mean 'twice'"):
         configure({"method": "twic"})
     with pytest.raises(ValueError, match=r"name must be one of digits, .*squares; got 'x'"):
@@ -128,45 +128,45 @@ def test_in_python(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("name", "message"),
     [
         (
             "gone",
             r"the aggregation 'gone' of toy-words 1\.5 \(toy_words:gone\) cannot be imported: "
-            "AttributeError: .*gone.*Mend or uninstall it",
+            "AttributeError: .*gone.*Fix or uninstall it",
         ),
         ("absent", "toy-words 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
     ],
 )
 def test_broken_plugins_are_named(
-    site: Path, word: str, message: str, capsys: pytest.CaptureFixture
+    site: Path, name: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    options = ["train", "--dataset", "sine", "--aggregation", word, "--no-plots"]
+    options = ["train", "--dataset", "sine", "--aggregation", name, "--no-plots"]
     assert main(options) == 2
     assert "of toy-words 1.5" in capsys.readouterr().err
     with pytest.raises(PluginError, match=message):
-        build("maml", torch.nn.Linear(2, 2), F.mse_loss, inner_lr=0.1, aggregation=word)
+        build("maml", torch.nn.Linear(2, 2), F.mse_loss, inner_lr=0.1, aggregation=name)
 
 
 def test_objects_of_another_kind_are_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--method", "tuple"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a Words; got "
-        "('sgd', 'exact', 'mean'). Mend or uninstall it.\n"
+        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a MethodSpec; got "
+        "('sgd', 'exact', 'mean'). Fix or uninstall it.\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("word", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-words|other-toy) 1\.5")]
+    ("name", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-words|other-toy) 1\.5")]
 )
 def test_a_name_registered_twice_is_refused(
-    site: Path, word: str, owner: str, capsys: pytest.CaptureFixture
+    site: Path, name: str, owner: str, capsys: pytest.CaptureFixture
 ) -> None:
-    distribution(site, "other-toy", f"[fastmeta.methods]\n{word} = os:sep\n")
-    message = rf"(other-toy|toy-words) 1\.5 registers the method '{word}', which {owner} has"
+    distribution(site, "other-toy", f"[fastmeta.methods]\n{name} = os:sep\n")
+    message = rf"(other-toy|toy-words) 1\.5 registers the method '{name}', which {owner} has"
     with pytest.raises(PluginError, match=message):
-        words_of("another")
-    assert words_of("gsl") == METHODS["gsl"]  # nobody is asked
+        method_spec("another")
+    assert method_spec("gsl") == METHODS["gsl"]  # needs no plug-in
     assert configure({"dataset": "sine", "method": "gsl"}).method == "gsl"
     assert main(["info"]) == 2
-    assert f"registers the method {word!r}" in capsys.readouterr().err
+    assert f"registers the method {name!r}" in capsys.readouterr().err

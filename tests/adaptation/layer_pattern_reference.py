@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adaptation, Lambda
+from fastmeta.adaptation import SGD, Adaptation, LayerPattern
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import MetaGradient
 from tests.helpers.reference_loops import LR
@@ -37,7 +37,7 @@ def names_of(module: nn.Module, bits: Sequence[str]) -> list[set[str]]:
     ]
 
 
-def by_pattern(
+def reference_meta_gradients(
     module: nn.Module,
     batch: TaskBatch,
     bits: Sequence[str],
@@ -47,13 +47,13 @@ def by_pattern(
     """Meta-gradients ``(T, P)``; ``bits`` has the pattern of every inner step."""
     module = copy.deepcopy(module)
     params = dict(module.named_parameters())
-    rows = []
+    gradients = []
     for task in batch:
         fast = dict(params)
         for names in names_of(module, bits):
             value = loss(functional_call(module, fast, (task.support_x,)), task.support_y)
             grads = torch.autograd.grad(value, list(fast.values()), create_graph=second_order)
-            # Also a frozen parameter is a new node: what has moved depends on the old one.
+            # A frozen parameter is a new node, too: adapted ones depend on the old one.
             fast = {
                 name: p - (LR if name in names else 0) * g
                 for (name, p), g in zip(fast.items(), grads, strict=True)
@@ -63,8 +63,8 @@ def by_pattern(
         value = loss(functional_call(module, fast, (task.query_x,)), task.query_y)
         sources = params if second_order else fast
         grads = torch.autograd.grad(value, list(sources.values()))
-        rows.append(torch.cat([g.flatten() for g in grads]))
-    return torch.stack(rows)
+        gradients.append(torch.cat([g.flatten() for g in grads]))
+    return torch.stack(gradients)
 
 
 def learner(
@@ -78,7 +78,7 @@ def learner(
     return MetaLearner(
         module,
         F.cross_entropy,
-        adaptation=Lambda(inner or SGD(LR, 3), pattern),
+        adaptation=LayerPattern(inner or SGD(LR, 3), pattern),
         metagrad=metagrad,
         aggregation=Mean(),
         **{"engine": "loop", **options},

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta.adaptation import SGD, Adam, Lambda
+from fastmeta.adaptation import SGD, Adam, LayerPattern
 from fastmeta.metagrad import FirstOrder
 from tests.adaptation.layer_pattern_reference import learner
 from tests.helpers.problems import WAYS, mlp, tasks
@@ -80,7 +80,7 @@ def test_no_activations_are_stored_below_the_lowest_adapted_layer() -> None:
 def test_frozen_layers_and_their_state_are_unchanged() -> None:
     module, task = mlp().double(), tasks(1)[0]
     for inner in (SGD(LR, 3, momentum=0.9), Adam(LR, 3)):
-        rule = Lambda(inner, "head")
+        rule = LayerPattern(inner, "head")
         params = list(module.parameters())
         rule.bind(params, [n for n, _ in module.named_parameters()])
 

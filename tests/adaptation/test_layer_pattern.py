@@ -19,7 +19,7 @@ from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import GSL, Exact, FirstOrder, MetaGradient, Recursion, Reptile
 from fastmeta.models import MLP, Conv4
-from tests.adaptation.layer_pattern_reference import by_pattern, learner, names_of
+from tests.adaptation.layer_pattern_reference import learner, names_of, reference_meta_gradients
 from tests.helpers.problems import MODULES, WAYS, mlp, tasks
 from tests.helpers.reference_loops import LR
 
@@ -54,7 +54,7 @@ def assert_close(found: Tensor, expected: Tensor, *context: Any) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_full_pattern_is_the_adaptation_itself(name: str, metagrad) -> None:
     module, batch = MODULES[name]().double(), tasks()
-    module.eval()  # running statistics would differ from one to the other
+    module.eval()  # else running statistics would differ
     plain = MetaLearner(
         module,
         F.cross_entropy,
@@ -74,7 +74,8 @@ def test_all_patterns_of_conv4(pattern: str) -> None:
     module, batch = conv4(), images(1)
     routes = {**SECOND_ORDER, "first order": FirstOrder}
     expected = {
-        second: by_pattern(module, batch, [pattern] * 3, second).mean(0) for second in (True, False)
+        second: reference_meta_gradients(module, batch, [pattern] * 3, second).mean(0)
+        for second in (True, False)
     }
     for (name, make), fuse in product(routes.items(), (True, False)):
         found, _ = learner(module, pattern, make(), fuse=fuse).meta_gradient(batch)
@@ -135,7 +136,7 @@ def test_body_is_boil() -> None:
 def test_a_pattern_per_step(pattern: str, steps: list[str]) -> None:
     module, batch = MLP(16, WAYS, (6, 5), nn.Tanh).double(), tasks()
     for name, make in {**SECOND_ORDER, "first order": FirstOrder}.items():
-        expected = by_pattern(module, batch, steps, name != "first order").mean(0)
+        expected = reference_meta_gradients(module, batch, steps, name != "first order").mean(0)
         for engine in ("loop", "batched"):
             found, _ = learner(module, pattern, make(), engine=engine).meta_gradient(batch)
             assert_close(found, expected, name, engine)
@@ -158,7 +159,7 @@ def test_any_pattern_of_any_mlp(case: tuple[list[int], list[str]], engine: str) 
     for make, second in ((FirstOrder, False), (Exact, True), (Recursion, True)):
         model = learner(module, "/".join(steps), make(), SGD(LR, len(steps)), engine=engine)
         found, _ = model.meta_gradient(batch)
-        assert_close(found, by_pattern(module, batch, steps, second).mean(0))
+        assert_close(found, reference_meta_gradients(module, batch, steps, second).mean(0))
 
 
 INNER: dict[str, Callable[[], Adaptation]] = {
@@ -187,9 +188,11 @@ def test_other_adaptations(inner: str, steps: list[str]) -> None:
                 functional_call(module, values, (task.support_x,)), task.support_y
             )
             grads = torch.autograd.grad(loss, fast, create_graph=True)
-            moved, after = rule.update(k, fast, grads, state)
+            updated, after = rule.update(k, fast, grads, state)
             adapted = [name in names for name in params]
-            fast = [m if yes else p.clone() for m, p, yes in zip(moved, fast, adapted, strict=True)]
+            fast = [
+                m if yes else p.clone() for m, p, yes in zip(updated, fast, adapted, strict=True)
+            ]
             state = [
                 a if adapted[i % count] else s
                 for i, (a, s) in enumerate(zip(after, state, strict=True))
@@ -214,5 +217,5 @@ def test_only_elementwise_adaptations_are_batched() -> None:
         if allowed:
             model.step(tasks(2, torch.float32))
         else:
-            with pytest.raises(ValueError, match="Lambda does not declare elementwise"):
+            with pytest.raises(ValueError, match="LayerPattern does not declare elementwise"):
                 model.step(tasks(2, torch.float32))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fastmeta.adaptation.layer_pattern import read_pattern
 from torch import Tensor, nn
 
-from fastmeta.adaptation import ADAPTATIONS, SGD, Lambda
+from fastmeta.adaptation import ADAPTATIONS, SGD, LayerPattern
 from fastmeta.adaptation.layers import find_layers
-from fastmeta.adaptation.pattern import read_pattern
 from fastmeta.metagrad import Exact, FirstOrder, Recursion
 from fastmeta.models import MLP, Conv4
 from tests.adaptation.layer_pattern_reference import learner
@@ -38,9 +38,9 @@ def test_a_co_learner_is_in_no_layer() -> None:
     params = [torch.randn(s) for s in ((3, 2), (3,), (2, 3), (4, 3), (4,))]
     names = ["body.weight", "body.bias", "head.weight", "co_learner.0.weight", "co_learner.0.bias"]
     assert [layer.members for layer in find_layers(params, names)] == [[0, 1], [2]]
-    rule = Lambda(SGD(0.1), "full")
+    rule = LayerPattern(SGD(0.1), "full")
     rule.bind(params, names)
-    assert rule.moving(0, params) == [True] * 3 + [False] * 2
+    assert rule.adapts(0, params) == [True] * 3 + [False] * 2
 
 
 LAYERS = ["features.0.0", "features.1.0", "features.10.0", "head"]
@@ -97,13 +97,13 @@ def test_an_integer_of_bits_is_a_pattern() -> None:
     found, expected = (m.adapt(task.support_x, task.support_y) for m in (number, text))
     assert all(torch.equal(found[n], e) for n, e in expected.items())
     with pytest.raises(ValueError, match=r"must be a text, got 9\. Put it in quotes"):
-        Lambda(SGD(0.1), 9)
+        LayerPattern(SGD(0.1), 9)
 
 
 def test_a_pattern_is_bound_to_one_network() -> None:
-    rule = Lambda(SGD(0.1), "head")
+    rule = LayerPattern(SGD(0.1), "head")
     with pytest.raises(RuntimeError, match=r"knows no layers yet: call bind\(params, names\)"):
-        rule.moving(0, [torch.zeros(2)])
+        rule.adapts(0, [torch.zeros(2)])
     for module in (mlp(), mlp()):
         rule.bind(list(module.parameters()), [n for n, _ in module.named_parameters()])
     other = MLP(2, 2)

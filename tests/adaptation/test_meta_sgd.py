@@ -31,7 +31,7 @@ def learner(
     )
 
 
-def by_hand(
+def reference_gradients(
     module: nn.Module, batch: TaskBatch, per: str, per_step: bool, first_order: bool
 ) -> Tensor:
     """Algorithm 1 of Meta-SGD on plain autograd, with separate rates for each step."""
@@ -65,7 +65,7 @@ def by_hand(
 @pytest.mark.parametrize("metagrad", [Exact, Recursion, FirstOrder])
 def test_gradients_are_those_of_plain_autograd(metagrad, per: str, per_step: bool) -> None:
     module, batch = mlp().double(), tasks()
-    expected = by_hand(module, batch, per, per_step, metagrad is FirstOrder)
+    expected = reference_gradients(module, batch, per, per_step, metagrad is FirstOrder)
     found, _ = learner(module, metagrad(), per, per_step=per_step).meta_gradient(batch)
     assert (found - expected).norm() <= 1e-12 * expected.norm()
 

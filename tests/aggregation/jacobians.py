@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from fastmeta.gradients import TaskGradients
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS, GramAggregation
-from fastmeta.rows import TaskRows
 
 ALL = tuple(AGGREGATIONS)
 GRAM = tuple(name for name in ALL if issubclass(AGGREGATIONS[name], GramAggregation))
-SEED = 7  # of PCGrad's orders
+SEED = 7  # of the orders that PCGrad draws
 
 
 def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
@@ -22,7 +22,7 @@ def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
         options = {"of": "meta", **options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return AGGREGATIONS[name](**options).weights(TaskRows(jacobian))
+        return AGGREGATIONS[name](**options).weights(TaskGradients(jacobian))
 
 
 def direction(name: str, jacobian: Tensor, **options: Any) -> Tensor:
@@ -38,18 +38,18 @@ def orthonormal(tasks: int, parameters: int) -> Tensor:
 def jacobian(tasks: int, parameters: int) -> Tensor:
     """Task gradients with norms from 1/3 to 3 in random, well-conditioned directions.
 
-    Before the rows are scaled, singular values are between 0.2 and 1.8: most pairs conflict or agree
-    noticeably, and rounding errors grow by a factor of at most 100.
+    Before the rows are scaled, singular values are between 0.2 and 1.8: most pairs conflict or
+    agree noticeably, and rounding errors grow by a factor of at most 100.
     """
     mixed = torch.randn(tasks, tasks, dtype=torch.float64)
     mixed = torch.eye(tasks, dtype=torch.float64) + 0.8 * mixed / torch.linalg.matrix_norm(mixed, 2)
-    lengths = 3 ** (2 * torch.rand(tasks, 1, dtype=torch.float64) - 1)
-    return lengths * (mixed @ orthonormal(tasks, parameters))
+    norms = 3 ** (2 * torch.rand(tasks, 1, dtype=torch.float64) - 1)
+    return norms * (mixed @ orthonormal(tasks, parameters))
 
 
 @st.composite
-def jacobians(draw: st.DrawFn, least: int = 1, most: int = 6) -> Tensor:
+def jacobians(draw: st.DrawFn, min_tasks: int = 1, max_tasks: int = 6) -> Tensor:
     """Draws a :func:`jacobian` of any shape, and leaves torch's generator seeded."""
-    tasks = draw(st.integers(least, most))
+    tasks = draw(st.integers(min_tasks, max_tasks))
     torch.manual_seed(draw(st.integers(0, 2**32)))
     return jacobian(tasks, tasks + draw(st.integers(0, 5)))

@@ -9,12 +9,12 @@ from fastmeta import metagrad, ops
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
 from tests.helpers.problems import loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand, support_gradients
+from tests.helpers.reference_loops import LR, reference_meta_gradients, support_gradients
 
 
 def test_gradient_agreement_of_meta_gradients() -> None:
     module, batch = mlp().double(), tasks(4)
-    u = by_hand(module, batch, 1, second_order=True)
+    u = reference_meta_gradients(module, batch, 1, second_order=True)
     dots = u @ u.sum(0)
     learner = fastmeta.MetaLearner(
         module,
@@ -37,11 +37,11 @@ def test_gradient_agreement_of_inner_gradients() -> None:
         metagrad=metagrad.FirstOrder(),
         aggregation=fastmeta.aggregation.GradientAgreement(),
     )
-    u = by_hand(module, batch, 2, second_order=False)
+    u = reference_meta_gradients(module, batch, 2, second_order=False)
     torch.testing.assert_close(learner.meta_gradient(batch)[0], (dots / dots.abs().sum()) @ u)
 
 
 def test_mean_is_combined_in_one_pass() -> None:
     rows = torch.randn(3, 20)
-    found = ops.combine(rows, Mean().weights(fastmeta.rows.TaskRows(rows)))
+    found = ops.combine(rows, Mean().weights(fastmeta.gradients.TaskGradients(rows)))
     torch.testing.assert_close(found, rows.mean(0))

@@ -30,11 +30,11 @@ def flat(params: list[Tensor]) -> Tensor:
 def test_the_gradient_is_the_weighted_sum(name: str, dtype: torch.dtype) -> None:
     trunk, losses = problem(dtype)
     params = list(trunk.parameters())
-    rows = jacobian(losses, params)
+    gradients = jacobian(losses, params)
     torch.manual_seed(SEED)
     found = fastmeta.aggregate(losses, trunk.parameters(), name)
-    assert torch.equal(found, weights(name, rows))
-    torch.testing.assert_close(flat(params), found @ rows)
+    assert torch.equal(found, weights(name, gradients))
+    torch.testing.assert_close(flat(params), found @ gradients)
 
 
 def test_upgrad_is_the_default() -> None:
@@ -83,9 +83,9 @@ def test_a_loss_may_depend_on_a_subset_of_parameters() -> None:
 def test_a_parameter_given_twice_counts_once() -> None:
     trunk, losses = problem()
     params = list(trunk.parameters())
-    rows = jacobian(losses, params)
+    gradients = jacobian(losses, params)
     found = fastmeta.aggregate(losses, [*params, *params], "mgda")
-    torch.testing.assert_close(flat(params), found @ rows)
+    torch.testing.assert_close(flat(params), found @ gradients)
 
 
 def test_the_graph_is_freed() -> None:

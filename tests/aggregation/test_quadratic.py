@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fastmeta.aggregation._quadratic import nonnegative
 from hypothesis import given
 from torch import Tensor
 
-from fastmeta.aggregation.quadratic import nonnegative
 from tests.aggregation.jacobians import jacobians
 
 

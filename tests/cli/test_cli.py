@@ -106,7 +106,7 @@ def test_info(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_every_option_has_a_flag_and_help(capsys: pytest.CaptureFixture) -> None:
-    from fastmeta.train.config import option_names
+    from fastmeta.train.config.schema import option_names
 
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -10,14 +10,14 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def saved() -> dict[str, Any]:
+def recorded() -> dict[str, Any]:
     """Results of the other libraries, see record.py."""
     return json.loads((Path(__file__).parent / "recorded.json").read_text())
 
 
 def _installed(name: str) -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of theirs and of what they import
+        warnings.simplefilter("ignore")  # of the libraries and their imports
         return pytest.importorskip(name, reason=f"{name} is not installed; see benchmarks/rivals")
 
 

@@ -22,7 +22,7 @@ SEED = 1
 
 def main() -> None:
     torch.set_num_threads(1)
-    saved: dict[str, object] = {
+    recorded: dict[str, object] = {
         "torch": torch.__version__,
         "draws": sampling.draws(learn2learn, SEED),
         "models": {
@@ -34,11 +34,11 @@ def main() -> None:
         ("higher", higher, higher_loops.CASES),
         ("learn2learn", learn2learn, training_loops.LOOPS),
     ):
-        saved[name] = found = {}
+        recorded[name] = found = {}
         for loop, run in loops.items():
             training_loops.seed(SEED)
             found[loop] = run(library, torch.float64)
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in saved.items()]
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in recorded.items()]
     Path(__file__).with_name("recorded.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

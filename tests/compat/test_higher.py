@@ -20,11 +20,11 @@ SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_match_the_recorded_ones(case: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded_ones(case: str, recorded: dict[str, Any]) -> None:
     seed(SEED)
     losses = CASES[case](ours, torch.float64)
     assert len(losses) == STEPS + 1
-    assert_close(losses, saved["higher"][case], rtol=0, atol=1e-5)
+    assert_close(losses, recorded["higher"][case], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -56,7 +56,7 @@ def test_steps_match_torch(make: Maker, track: bool) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     opt = make(list(model.parameters()))
     x = torch.randn(5, 3, dtype=torch.float64)
-    if isinstance(opt, torch.optim.SGD):  # as there, Adam goes on from a step in float32
+    if isinstance(opt, torch.optim.SGD):  # in both libraries, Adam continues from a step in float32
         model(x).square().sum().backward()
         opt.step()
     with ours.innerloop_ctx(model, opt, track_higher_grads=track) as (fmodel, diffopt):

@@ -18,18 +18,18 @@ SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_losses_match_the_recorded_ones(loop: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded_ones(loop: str, recorded: dict[str, Any]) -> None:
     seed(SEED)
     losses = LOOPS[loop](l2l, torch.float64)
     assert len(losses) == STEPS
-    assert_close(losses, saved["learn2learn"][loop], rtol=0, atol=1e-5)
+    assert_close(losses, recorded["learn2learn"][loop], rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")  # of theirs
+@pytest.mark.filterwarnings("ignore")  # of learn2learn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_losses_match_the_library(loop: str, dtype: torch.dtype, learn2learn: ModuleType) -> None:
-    # Rounding may grow in float32; its seed is one that was looked at.
+    # Rounding may grow in float32, so its seed is fixed.
     number = SEED if dtype == torch.float32 else random.randrange(2**31)
     losses = []
     for library in (l2l, learn2learn):
@@ -38,8 +38,8 @@ def test_losses_match_the_library(loop: str, dtype: torch.dtype, learn2learn: Mo
     assert_close(*losses, rtol=0, atol=1e-5)
 
 
-def test_tasks_match_the_recorded_ones(saved: dict[str, Any]) -> None:
-    assert draws(l2l, SEED) == saved["draws"]
+def test_tasks_match_the_recorded_ones(recorded: dict[str, Any]) -> None:
+    assert draws(l2l, SEED) == recorded["draws"]
 
 
 def test_tasks_match_the_library(learn2learn: ModuleType) -> None:
@@ -47,9 +47,9 @@ def test_tasks_match_the_library(learn2learn: ModuleType) -> None:
     assert draws(l2l, number) == draws(learn2learn, number)
 
 
-def test_networks_match_the_recorded_ones(saved: dict[str, Any]) -> None:
+def test_networks_match_the_recorded_ones(recorded: dict[str, Any]) -> None:
     for name, model in models(l2l, SEED).items():
-        found, expected = fingerprint(model), saved["models"][name]
+        found, expected = fingerprint(model), recorded["models"][name]
         assert list(found) == list(expected), name
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -218,7 +218,7 @@ def maml_toy(l2l: ModuleType, dtype: torch.dtype) -> list[float]:
     return losses
 
 
-def by_hand(l2l: ModuleType, dtype: torch.dtype) -> list[float]:
+def functional_updates(l2l: ModuleType, dtype: torch.dtype) -> list[float]:
     """``clone_module`` and ``update_module`` on a recurrent network with tied weights."""
     data = images(dtype, 3, 4)
     encoder, decoder = (nn.GRU(16, 16, batch_first=True).to(dtype) for _ in range(2))
@@ -253,6 +253,6 @@ LOOPS: dict[str, Callable[[ModuleType, torch.dtype], list[float]]] = {
         adapted_transform,
         reptile_miniimagenet,
         maml_toy,
-        by_hand,
+        functional_updates,
     )
 }

@@ -10,7 +10,7 @@ import torch
 from fastmeta._testing import cuda
 from torch import Tensor
 
-SEEDS = (1,) if cuda.sanitizers else (1, 2, 3)  # sanitizers are slow, and find the same in each
+SEEDS = (1,) if cuda.sanitizers else (1, 2, 3)  # sanitizers are slow, and independent of the order
 STRIP = 64
 
 

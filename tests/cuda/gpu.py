@@ -7,9 +7,8 @@ from typing import TypeVar
 
 import pytest
 import torch
+from fastmeta.backend import kernel_devices
 from torch import Tensor
-
-from fastmeta.info import kernel_devices
 
 Results = TypeVar("Results", bound=Sequence[Tensor | None])
 
@@ -19,7 +18,7 @@ needs_gpu = pytest.mark.skipif(
 )
 
 
-def without_waiting(call: Callable[[], object]) -> None:
+def without_synchronization(call: Callable[[], object]) -> None:
     """Raises an error if the host synchronizes with the GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -13,8 +13,8 @@ TOLERANCE = {
 }
 
 
-# Tasks and columns around the tile, warp and block sizes, and none; the last two have several
-# chunks, rows of the first of them begin at 16 bytes.
+# Tasks and columns around the tile, warp and block sizes, and zero; the last two have several
+# chunks, the first of them with rows aligned to 16 bytes.
 SIZES = [(0, 7), (3, 0), (1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117), (2, 9000)]
 
 

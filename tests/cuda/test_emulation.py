@@ -131,7 +131,7 @@ def test_a_write_past_the_dynamic_shared_memory_is_found() -> None:
     run("reverse_dynamically", 0)
 
 
-# By a process of its own, which the sanitizers end.
+# In a separate process, which sanitizers abort.
 SEEN_BY_SANITIZERS = {
     "reads_past_the_end": "heap-buffer-overflow",
     "writes_past_the_end": "heap-buffer-overflow",

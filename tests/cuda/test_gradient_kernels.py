@@ -157,10 +157,10 @@ def test_chunks_that_are_added_in_groups() -> None:
     wide, sizes = (g.double(), h.double()), (g.double().abs(), h.double().abs())
 
     def check(
-        shape: tuple[int, ...], call: Callable[..., Any], twin: Callable[..., Tensor]
+        shape: tuple[int, ...], call: Callable[..., Any], reference_op: Callable[..., Tensor]
     ) -> None:
         (found,) = run([shape], dtype, lambda out, seed: call(out[0], seed))
-        close(found, twin(*wide), twin(*sizes))
+        close(found, reference_op(*wide), reference_op(*sizes))
 
     check(
         (2, 4, 3),

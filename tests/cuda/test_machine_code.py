@@ -15,7 +15,7 @@ import pytest
 import fastmeta
 from fastmeta import _C
 
-# From the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or of a whole toolkit.
+# From the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or from a CUDA toolkit.
 WHEELS = sorted(Path(sysconfig.get_path("platlib")).glob("nvidia/cu*/bin"))
 PATH = os.pathsep.join([os.environ.get("PATH", ""), *map(str, WHEELS)])
 TOOLS = [shutil.which(tool, path=PATH) for tool in ("cuobjdump", "nvdisasm")]

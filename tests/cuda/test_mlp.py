@@ -8,26 +8,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastmeta._testing import cuda
+from fastmeta.engines._recognition import read_mlp
 from torch import Tensor, nn
 
 from fastmeta import MAML, TaskBatch, ops
 from fastmeta.engines.base import UnsuitableError
 from fastmeta.engines.mlp import _check_limits
-from fastmeta.engines.recognition import read_mlp
 from fastmeta.models import MLP
 from fastmeta.ops import MlpStep
-from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
+from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 from tests.cuda.emulation import array, name, run
-from tests.cuda.gpu import needs_gpu, replayed, without_waiting
+from tests.cuda.gpu import needs_gpu, replayed, without_synchronization
 from tests.helpers.mlp_cases import NETWORKS, check, examples, network, options, problem
 from tests.helpers.problems import tasks
 
-ROOM = 28_000  # elements of shared memory: 219 KB of float64
+SHARED_SIZE = 28_000  # elements of shared memory: 219 KB of float64
 
 
 def emulated(
-    args: list[Any], how: dict[str, Any], room: int = ROOM, blocks: int = 2**31
+    args: list[Any], how: dict[str, Any], shared_size: int = SHARED_SIZE, blocks: int = 2**31
 ) -> tuple[MlpStep, tuple[int, int]]:
     """The results of several orders, which agree bit for bit, and the numbers of elements of a
     block's shared memory and scratch.
@@ -44,7 +44,7 @@ def emulated(
                 name(dtype),
                 *([array(t) for t in tensors] for tensors in (params, data)),
                 *(numbers, list(LOSSES).index(how["loss"]), how["lr"], steps, how["exact"]),
-                *(room, blocks, results, seed),
+                *(shared_size, blocks, results, seed),
             )
         )
 
@@ -110,18 +110,18 @@ def test_buffers_in_shared_memory_or_scratch(exact: bool) -> None:
     assert shared > 0
     assert scratch == 0
     everything = shared
-    for room in range(0, everything, everything // 9):
-        found, (shared, scratch) = emulated(args, how, room)
-        assert shared <= room
+    for shared_size in range(0, everything, everything // 9):
+        found, (shared, scratch) = emulated(args, how, shared_size)
+        assert shared <= shared_size
         assert scratch == everything - shared > 0
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("room", [0, ROOM])
-def test_more_tasks_than_blocks(room: int) -> None:
+@pytest.mark.parametrize("shared_size", [0, SHARED_SIZE])
+def test_more_tasks_than_blocks(shared_size: int) -> None:
     args, how = problem(tasks=5), options() | {"exact": True}
     expected, _ = emulated(args, how)
-    found, _ = emulated(args, how, room, blocks=2)
+    found, _ = emulated(args, how, shared_size, blocks=2)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     check(found, args, how)
 
@@ -132,7 +132,7 @@ def test_ignored_targets() -> None:
     args[2][:, :4] = -100
     args[4][:, 5] = -100
     compare(args, how)
-    args[4][1] = -100  # a mean over nothing
+    args[4][1] = -100  # a mean over no examples
     assert emulated(args, how)[0].query_loss.isnan().tolist() == [False, True, False]
 
 
@@ -161,13 +161,13 @@ def of_zeros(examples: int) -> TaskBatch:
 
 def test_beyond_the_cuda_limits_the_loop_runs() -> None:
     small = read_mlp(MLP(2, 2, (4,)))  # 16 weights
-    most = MOST_PRODUCTS // 16
-    _check_limits(of_zeros(most), small)
-    with pytest.raises(UnsuitableError, match=f"takes {MOST_PRODUCTS + 16} multiplications"):
-        _check_limits(of_zeros(most + 1), small)
-    _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MOST_LAYERS - 1))))
-    with pytest.raises(UnsuitableError, match=f"has {MOST_LAYERS + 1} layers; on CUDA at most"):
-        _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MOST_LAYERS)))
+    max_products = MAX_PRODUCTS // 16
+    _check_limits(of_zeros(max_products), small)
+    with pytest.raises(UnsuitableError, match=f"takes {MAX_PRODUCTS + 16} multiplications"):
+        _check_limits(of_zeros(max_products + 1), small)
+    _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MAX_LAYERS - 1))))
+    with pytest.raises(UnsuitableError, match=f"has {MAX_LAYERS + 1} layers; on CUDA at most"):
+        _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MAX_LAYERS)))
 
 
 def on_gpu(args: list[Any]) -> list[Any]:
@@ -201,7 +201,7 @@ def test_gpu_with_scratch(loss: str, dtype: torch.dtype) -> None:
 def test_gpu_without_synchronization_and_in_a_graph() -> None:
     args, how = on_gpu(problem()), options()
     expected = ops.mlp_step(*args, **how)
-    without_waiting(lambda: ops.mlp_step(*args, **how))
+    without_synchronization(lambda: ops.mlp_step(*args, **how))
     found = replayed(lambda: ops.mlp_step(*args, **how))
     assert torch.equal(found.rows, expected.rows)
 
@@ -222,9 +222,9 @@ def test_gpu_engine() -> None:
 
 @needs_gpu
 def test_gpu_limits() -> None:
-    params: list[Tensor] = [torch.ones(1, 1, device="cuda")] * (MOST_LAYERS + 1)
+    params: list[Tensor] = [torch.ones(1, 1, device="cuda")] * (MAX_LAYERS + 1)
     data = [torch.ones(1, 1, 1, device="cuda")] * 4
     how: dict[str, Any] = {"loss": "mse", "lr": 0.1, "steps": 1}
-    with pytest.raises(RuntimeError, match=f"on CUDA at most {MOST_LAYERS} layers"):
-        ops.mlp_step(params, *data, activations=["tanh"] * MOST_LAYERS, **how)
-    ops.mlp_step(params[1:], *data, activations=["tanh"] * (MOST_LAYERS - 1), **how)
+    with pytest.raises(RuntimeError, match=f"on CUDA at most {MAX_LAYERS} layers"):
+        ops.mlp_step(params, *data, activations=["tanh"] * MAX_LAYERS, **how)
+    ops.mlp_step(params[1:], *data, activations=["tanh"] * (MAX_LAYERS - 1), **how)

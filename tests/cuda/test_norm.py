@@ -14,8 +14,8 @@ from tests.helpers.norm_cases import grouped_norm_inputs
 
 EPS = 1e-3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
-# (G, N, C, H, W): around one, two and four channels a thread, 16 such threads, the strides of a
-# block; odd planes, groups of one image; the last has several blocks a group.
+# (G, N, C, H, W): around one, two and four channels per thread, 16 such threads, the strides of a
+# block; odd planes, groups of one image; the last has several blocks per group.
 SIZES = [
     *((1, 1, 1, 2, 3), (2, 3, 2, 3, 2), (3, 1, 3, 3, 3), (2, 5, 4, 7, 7), (1, 31, 5, 2, 2)),
     *((2, 1, 16, 5, 33), (1, 3, 33, 4, 5), (2, 2, 64, 3, 4), (1, 2, 68, 2, 5), (3, 1, 70, 6, 1)),

@@ -7,11 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
+from fastmeta.functional._fusion import fused
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.fusion import fused
-from tests.cuda.gpu import needs_gpu, replayed, without_waiting
+from tests.cuda.gpu import needs_gpu, replayed, without_synchronization
 from tests.helpers.norm_cases import grouped_norm_inputs
 
 pytestmark = needs_gpu
@@ -83,7 +83,7 @@ def test_forward_mode_and_vmap(pool: bool) -> None:
 def test_no_synchronization_and_capture_in_a_graph() -> None:
     tensors = [t.to(DEVICE) for t in grouped_norm_inputs(2, (5, 64, 8, 8), torch.float32, EPS)]
     expected = results(tensors, True)
-    without_waiting(lambda: results(tensors, True))
+    without_synchronization(lambda: results(tensors, True))
     found = replayed(lambda: ops.batch_norm_relu(*tensors, EPS, pool=True))
     for f, e in zip(found, expected, strict=False):
         assert torch.equal(f, e)

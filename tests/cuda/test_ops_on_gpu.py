@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from fastmeta.backend import kernels
 from gpu_clock import launched
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta._library import kernels
 from fastmeta.learners import METHODS, build
-from tests.cuda.gpu import needs_gpu, replayed, without_waiting
+from tests.cuda.gpu import needs_gpu, replayed, without_synchronization
 from tests.helpers.op_arguments import SAMPLES
 from tests.helpers.op_cases import CASES, DTYPES, Case, check, listed
 from tests.helpers.problems import MODULES, loss, tasks
@@ -69,7 +69,7 @@ def test_bitwise_reproducible_on_any_stream(case: Case, dtype: torch.dtype) -> N
 def test_no_synchronization_and_capture_in_a_graph(case: Case) -> None:
     tensors = on_gpu(case.inputs(torch.float32, 6, 10_007))
     expected = results(case, tensors)
-    without_waiting(lambda: results(case, tensors))
+    without_synchronization(lambda: results(case, tensors))
     found = replayed(lambda: results(case, tensors))
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
 
@@ -90,7 +90,7 @@ KERNELS = {
 def test_one_launch(case: Case) -> None:
     tensors = on_gpu(case.inputs(torch.float32, 40, 100_003))
     found = launched(lambda: results(case, tensors))
-    assert found.pop("Memset", 0) <= 1  # the blocks' tickets
+    assert found.pop("Memset", 0) <= 1  # the counters of finished blocks
     assert found == {f"{KERNELS[case.name]}_kernel": 1}
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fastmeta.data._rng import Draws
 
 from fastmeta.data import EpisodeSampler, Jitter, load
-from fastmeta.data.draws import Draws
 
 
 def dots(count: int, height: int = 15, width: int = 21) -> torch.Tensor:
@@ -15,7 +15,7 @@ def dots(count: int, height: int = 15, width: int = 21) -> torch.Tensor:
 
 
 def centres(images: torch.Tensor) -> torch.Tensor:
-    """Offset ``(n, 2)`` of the centre of mass from the image centre: rows and columns, in pixels."""
+    """Offset ``(n, 2)`` of the centre of mass from the centre: rows and columns, in pixels."""
     mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
     rows, columns = (torch.arange(n) - (n - 1) / 2 for n in images.shape[-2:])
     return torch.stack([mass.sum(2) @ rows, mass.sum(1) @ columns], dim=1)

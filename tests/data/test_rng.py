@@ -4,10 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from fastmeta.data._rng import Draws, check_seed
 from hypothesis import given
 from hypothesis import strategies as st
-
-from fastmeta.data.draws import Draws, check_seed
 
 
 @given(

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from fastmeta.data.splits import draw_split
 from hypothesis import given
 from hypothesis import strategies as st
-
-from fastmeta.data.held_out import draw_split
 
 SIZES = st.tuples(*[st.integers(1, 20)] * 3)
 

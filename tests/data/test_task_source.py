@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from fastmeta.data.task_source import SeededSource
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmeta.data import ClassDataset, EpisodeSampler, Jitter, SineTasks
-from fastmeta.data.source import SeededSource
 
 Traceable = Callable[[Sequence[int]], ClassDataset]
 TASKS = 7

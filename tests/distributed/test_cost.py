@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from fastmeta.gradients import TaskGradients
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmeta.aggregation import GradientAgreement, GslWeights, Mean, UPGrad
-from fastmeta.distributed import ShardedRows, Sharding, cost
-from fastmeta.rows import TaskRows
+from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
 from tests.distributed.ranks import run_ranks
 
 RANKS = 3
-# Aggregation, tasks, parameters and the plan that is best for them.
+# Aggregation, tasks, parameters and the best plan for them.
 CASES = [
     (Mean, 6, 300, "sums"),
     (GradientAgreement, 6, 300, "rows"),
@@ -63,7 +63,7 @@ def sent(rank: int) -> list[tuple[float, float]]:
     for aggregation, tasks, params, _ in CASES:
         log.clear()
         query, inner = torch.randn(2, tasks // RANKS, params)
-        rows = ShardedRows(TaskRows(query, inner), Sharding(tasks))
+        rows = ShardedTaskGradients(TaskGradients(query, inner), Sharding(tasks))
         rows.combine(aggregation().weights(rows))
         total = sum(log, cost.Cost())
         found.append((total.messages, total.numbers))
@@ -97,7 +97,7 @@ def test_small_gradients_minimize_the_messages(own: int, ranks: int) -> None:
 
 
 def weighted_by_local_gradients(rank: int) -> str:
-    rows = ShardedRows(TaskRows(torch.randn(2, 5)), Sharding(4))
+    rows = ShardedTaskGradients(TaskGradients(torch.randn(2, 5)), Sharding(4))
     with pytest.raises(ValueError, match="expected one weight") as caught:
         rows.combine(rows.meta().norm(dim=1))
     return str(caught.value)

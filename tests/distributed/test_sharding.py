@@ -73,7 +73,7 @@ def alone(run: tuple[str, str, int]) -> list[Tensor]:
 
 def on_ranks(rank: int, size: int) -> list[list[Tensor]]:
     if size == 2:
-        cost.MESSAGE = 0  # else rows this short are gathered, whatever the method
+        cost.MESSAGE = 0  # else such small gradients are gathered for any method
     return [trained(run, Sharding(TASKS)) for run in RUNS[size]]
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastmeta.gradients import TaskGradients
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS
-from fastmeta.distributed import ShardedRows, Sharding, cost
-from fastmeta.rows import TaskRows
+from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
 from tests.distributed.ranks import run_ranks
 
-# Tasks and parameters: fewer parameters than ranks, few and many tasks a rank.
+# Tasks and parameters: fewer parameters than ranks, few and many tasks per rank.
 SIZES = [(3, 1), (4, 7), (11, 101)]
-# What a message costs: nothing, so that rows are never gathered, or more than all else.
+# Cost of a message: zero, so that gradients are never gathered, or more than everything else.
 MESSAGES = (0.0, cost.MESSAGE)
 CLOSE = {torch.float64: (1e-9, 1e-10), torch.float32: (2e-3, 1e-4)}
 CASES = list(product(MESSAGES, SIZES, CLOSE))
@@ -33,11 +33,11 @@ def combined(rank: int) -> list[list[dict[str, Tensor]]]:
         sharding = Sharding(count)
         own = sharding.own
 
-        def whole(parts=(query, inner, coef)) -> TaskRows:
-            return TaskRows(*parts)
+        def whole(parts=(query, inner, coef)) -> TaskGradients:
+            return TaskGradients(*parts)
 
-        def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskRows:
-            return ShardedRows(TaskRows(*parts), by)
+        def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskGradients:
+            return ShardedTaskGradients(TaskGradients(*parts), by)
 
         found.append([_each(make) for make in (whole, shared)])
     return found

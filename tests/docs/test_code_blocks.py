@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastmeta.train.builders import build_learner, build_module, check_learner, task_source
 
 from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
@@ -15,10 +16,9 @@ from fastmeta.cli.arguments import given_options, make_parser
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
-from fastmeta.train.setup import build_learner, build_module, check_learner, task_source
 from tests.helpers import markdown
 
-# What stands for a word of the user's; METHOD is one that takes all data sets.
+# Values of placeholders; METHOD is one that supports all data sets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
 WITHOUT_FILES = ("digits", "sine")
 
@@ -28,7 +28,7 @@ PAGES = [pytest.param(page, id=str(page.relative_to(markdown.ROOT))) for page in
 @pytest.fixture(autouse=True)
 def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # As torchrun would start a single rank.
+    # The environment of a single rank under torchrun.
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
@@ -36,11 +36,11 @@ def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(autouse=True)
 def _registrations_of_a_page_are_its_own() -> Iterator[None]:
-    before = [(words, dict(words)) for words in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
+    before = [(kind, dict(kind)) for kind in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
     yield
-    for words, known in before:
-        words.clear()
-        words.update(known)
+    for kind, known in before:
+        kind.clear()
+        kind.update(known)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -78,13 +78,15 @@ def test_commands_are_valid(page: Path):
             continue
         name.write_text(block.code)
         check(configure(read_config(name)))
-    for words in markdown.commands(text):
-        given = make_parser().parse_args([PLACEHOLDERS.get(word, word) for word in words])
+    for arguments in markdown.commands(text):
+        given = make_parser().parse_args(
+            [PLACEHOLDERS.get(argument, argument) for argument in arguments]
+        )
         if given.command == "info":
             continue
         options = given_options(given)
         named = read_config(given.config) if getattr(given, "config", None) else {}
-        # A run that is there brings its own data set, whose options these must suit.
+        # An existing run has its own data set, whose options these must match.
         check(configure(named, options))
 
 

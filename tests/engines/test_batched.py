@@ -76,11 +76,11 @@ def compare(
             engine=engine,
         )
         flat, result = learner.meta_gradient(batch)
-        rows = [buffer.filled.clone() for buffer in learner._rows[:2]]
-        seen.append((*rows, *vars(result).values(), *own.buffers(), flat))
+        task_gradients = [buffer.filled.clone() for buffer in learner._rows[:2]]
+        seen.append((*task_gradients, *vars(result).values(), *own.buffers(), flat))
     (*_, expected), (*_, found) = seen
     assert expected.norm() > 0
-    # GSL by layer normalises differences, where rounding is large; its rows are compared below.
+    # GSL per layer normalizes differences with large rounding errors; task gradients follow below.
     assert (found - expected).norm() <= 1e-6 * expected.norm()
     for loop, batched in zip(*(s[:-1] for s in seen), strict=True):
         assert batched.shape == loop.shape

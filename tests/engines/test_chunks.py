@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fastmeta.gradients import GradientBuffer
 from torch import Tensor
 
 from fastmeta import GSL, MAML, MetaLearner
 from fastmeta.engines import BatchedEngine
-from fastmeta.rows import RowBuffer
 from tests.helpers.problems import MODULES, mlp, tasks
 
 
@@ -28,19 +28,19 @@ FAILURES: dict[str, Callable[[], Any]] = {
 }
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, most: int, fail: Callable[[], Any]) -> list[int]:
+def limit(monkeypatch: pytest.MonkeyPatch, max_tasks: int, fail: Callable[[], Any]) -> list[int]:
     """Makes more than ``max_tasks`` tasks run out of memory, and returns the attempted sizes."""
     tries = []
-    extend = RowBuffer.extend
+    extend = GradientBuffer.extend
 
-    def short(self: RowBuffer, grads: Any, count: int) -> None:
+    def short(self: GradientBuffer, grads: Any, count: int) -> None:
         if self.name == "query":
             tries.append(count)
-            if count > most:
+            if count > max_tasks:
                 fail()
         extend(self, grads, count)
 
-    monkeypatch.setattr(RowBuffer, "extend", short)
+    monkeypatch.setattr(GradientBuffer, "extend", short)
     return tries
 
 
@@ -55,20 +55,20 @@ def learner_of(module: torch.nn.Module, engine: Any) -> MetaLearner:
 
 def outcome(learner: MetaLearner, batch: Any) -> list[Tensor]:
     flat, result = learner.meta_gradient(batch)
-    rows = [buffer.filled.clone() for buffer in learner._rows[:2]]
-    return [flat, *rows, *vars(result).values(), *learner.module.buffers()]
+    task_gradients = [buffer.filled.clone() for buffer in learner._rows[:2]]
+    return [flat, *task_gradients, *vars(result).values(), *learner.module.buffers()]
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("max_tasks", [1, 2, 3])
 def test_results_match_the_loop_engine(
-    most: int, failure: str, monkeypatch: pytest.MonkeyPatch
+    max_tasks: int, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, batch = MODULES["running batch norm"]().double(), tasks(7)
     expected = outcome(learner_of(module, "loop"), batch)
-    tries = limit(monkeypatch, most, FAILURES[failure])
+    tries = limit(monkeypatch, max_tasks, FAILURES[failure])
     learner = learner_of(module, "batched")
-    halves = [7, 3] if most == 3 else [7, 3, 1]
+    halves = [7, 3] if max_tasks == 3 else [7, 3, 1]
     size = halves[-1]
     with pytest.warns(RuntimeWarning, match=f"7 tasks at once: engine 'batched' runs {size} at"):
         found = outcome(learner, batch)
@@ -89,7 +89,7 @@ def test_the_chunk_size_is_kept_and_reported_once(monkeypatch: pytest.MonkeyPatc
         learner.step(tasks(2, torch.float32))
         assert tries == [4, 2, 2]
         limit(monkeypatch, 2, out_of_memory)
-        learner.step(tasks(4, torch.float32))  # less memory than before: no second warning
+        learner.step(tasks(4, torch.float32))  # even less memory: no second warning
     assert learner._chunks.size == 2
 
 

@@ -68,7 +68,7 @@ def parts(net: nn.Module, co_learner: CoLearner) -> Parts:
 def batch_for(name: str, count: int = 2) -> TaskBatch:
     def draw(each: int) -> tuple[Tensor, Tensor]:
         if name == "mlp":
-            x = 4 * torch.rand(count, each, 1, dtype=torch.float64) - 2  # more would diverge
+            x = 4 * torch.rand(count, each, 1, dtype=torch.float64) - 2  # a wider range diverges
             return x, torch.sin(x)
         y = torch.arange(WAYS).repeat(each).expand(count, -1).contiguous()
         return torch.rand(count, WAYS * each, 1, 16, 16, dtype=torch.float64), y
@@ -88,22 +88,24 @@ def adapted(
 ) -> dict[str, Tensor]:
     """Fast weights after gradient descent on the loss of the head ``by``, without ``phi``."""
     params = dict(whole.named_parameters())
-    moving = [n for n in params if n.startswith(("features", "main") if by == "main" else "feat")]
+    adapted_names = [
+        n for n in params if n.startswith(("features", "main") if by == "main" else "feat")
+    ]
     if not second_order:
         params = {n: p.detach().requires_grad_() for n, p in params.items()}
     for _ in range(steps):
         (output,) = functional_call(whole, {**params, **buffers}, (x, by))
         grads = torch.autograd.grad(
-            loss(output, y), [params[n] for n in moving], create_graph=second_order
+            loss(output, y), [params[n] for n in adapted_names], create_graph=second_order
         )
-        for name, grad in zip(moving, grads, strict=True):
+        for name, grad in zip(adapted_names, grads, strict=True):
             params[name] = params[name] - LR * grad
             if not second_order:
                 params[name] = params[name].detach().requires_grad_()
     return params
 
 
-def rows(
+def meta_gradients(
     net: nn.Module,
     co_learner: CoLearner,
     batch: TaskBatch,
@@ -111,7 +113,7 @@ def rows(
     second_order: bool,
     loss: Loss,
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Meta-gradients ``(T, P)`` with respect to psi, theta and phi, and the buffers of each task."""
+    """Meta-gradients ``(T, P)`` with respect to psi, theta, phi, and the buffers of each task."""
     whole = parts(net, co_learner)
     found, states = [], []
     for task in batch:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner
-from fastmeta.adaptation import SGD, Lambda
+from fastmeta.adaptation import SGD, LayerPattern
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import FirstOrder, MetaGradient
 from fastmeta.models import MLP, Conv4
@@ -84,7 +84,7 @@ def learner(
     return MetaLearner(
         module,
         F.cross_entropy,
-        adaptation=Lambda(inner, pattern),
+        adaptation=LayerPattern(inner, pattern),
         metagrad=metagrad or FirstOrder(),
         aggregation=Mean(),
         **{"engine": "loop", **options},

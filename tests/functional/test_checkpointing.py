@@ -40,7 +40,7 @@ def test_checkpointing_changes_nothing(method: str, name: str, fuse: bool) -> No
         )
         gradient, result = learner.meta_gradient(batch)
         results.append([gradient, result.query_output, learner.predict(batch), *own.buffers()])
-        results[-1].append(torch.rand(1))  # the generator is where it was
+        results[-1].append(torch.rand(1))  # the state of the generator
         assert attributes(own) == before
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -39,7 +39,7 @@ ADAPTATIONS: dict[str, Callable[[], Adaptation]] = {
 COMPOSED: dict[str, Callable[[], MetaGradient]] = {
     "exact": Exact,
     "first order": FirstOrder,
-    "recursion": lambda: Recursion(graphs=2),  # repeats no step
+    "recursion": lambda: Recursion(graphs=2),  # replays no step
     "gsl": metagrad.GSL,
 }
 
@@ -74,13 +74,16 @@ def test_meta_gradients_and_buffers_of_all_engines(name: str, steps: int) -> Non
     net, co_learner = make(name)
     batch, expected = batch_for(name), {}
     for second in (False, True):
-        expected[second] = cml_reference.rows(net, co_learner, batch, steps, second, loss_for(name))
+        expected[second] = cml_reference.meta_gradients(
+            net, co_learner, batch, steps, second, loss_for(name)
+        )
     for route, (way, options) in ROUTES.items():
         own, own_co = copy.deepcopy((net, co_learner))
         learner = cml(own, own_co, name, way(), SGD(LR, steps), **options)
         found, result = learner.meta_gradient(batch)
-        rows, states = expected[way is not FirstOrder]
-        assert (found - rows.mean(0)).norm() <= TOLERANCE * rows.mean(0).norm(), route
+        task_gradients, states = expected[way is not FirstOrder]
+        exact = task_gradients.mean(0)
+        assert (found - exact).norm() <= TOLERANCE * exact.norm(), route
         assert result.query_output.shape[:2] == batch.query_x.shape[:2]
         buffers = [*own.buffers(), *own_co.head.buffers()]
         assert len(buffers) == len(states[0])
@@ -106,7 +109,7 @@ def test_components_compose(aggregation: Any, way: str, adaptation: str) -> None
         module.register_forward_hook(lambda m, *_: runs.__setitem__(m, runs[m] + 1))
     head, rates = copy.deepcopy((co_learner.head, learner.adaptation.rates))
     result = learner.step(batch)
-    assert list(runs.values()) == [9, 9, 3]  # a query pass costs one of the network
+    assert list(runs.values()) == [9, 9, 3]  # one pass computes both query outputs
     assert result.query_loss.isfinite().all()
     for old, new in zip(head.parameters(), co_learner.head.parameters(), strict=True):
         assert not torch.equal(old, new)
@@ -183,10 +186,12 @@ def test_gsl_has_a_zero_support_gradient_for_the_co_learner() -> None:
     plain = FOMAML(net, F.cross_entropy, inner_lr=LR, co_learner=co_learner)
     gsl = GSL(net, F.cross_entropy, inner_lr=LR, eta=eta, magnitude="none", co_learner=co_learner)
     without = GSL(net, F.cross_entropy, inner_lr=LR, eta=0.0, co_learner=co_learner)
-    rows = cml_reference.rows(net, co_learner, batch, 1, False, F.cross_entropy)[0]
+    task_gradients = cml_reference.meta_gradients(
+        net, co_learner, batch, 1, False, F.cross_entropy
+    )[0]
     whole = cml_reference.parts(net, co_learner)
     expected = []
-    for u, task in zip(rows, batch, strict=True):
+    for u, task in zip(task_gradients, batch, strict=True):
         (output,) = functional_call(whole, {}, (task.support_x, "main"))
         grads = torch.autograd.grad(
             F.cross_entropy(output, task.support_y), list(whole.parameters()), allow_unused=True
@@ -224,14 +229,16 @@ def test_the_descent_condition(name: str) -> None:
             torch.autograd.grad(loss(o, task.query_y), shared, retain_graph=True) for o in outputs
         )
         for a, b, cosine in zip(*pairs, found.values(), strict=True):
-            if min(a.norm(), b.norm()) > 1e-8:  # a bias before BatchNorm has none but rounding
+            if (
+                min(a.norm(), b.norm()) > 1e-8
+            ):  # for a bias before BatchNorm, there is only rounding
                 expected = (a * b).sum() / (a.norm() * b.norm())
                 torch.testing.assert_close(cosine[i], expected, rtol=1e-7, atol=1e-9)
     with pytest.raises(ValueError, match="no co-learner whose gradient"):
         descent_condition(MAML(net, loss, inner_lr=0.1), batch)
 
 
-# --- where it stands ------------------------------------------------------------------------------
+# --- position in the network ----------------------------------------------------------------------
 
 
 class InPlace(nn.Module):
@@ -271,7 +278,7 @@ class Views(nn.Module):
         return self.linear(x.view(len(x), -1))
 
 
-# Numbers an image at submodules of ``conv4``.
+# Outputs per image of submodules of ``conv4``.
 AT = {
     **{"features.0": 320, "features.1": 80, "features.2.0": 80, "features.2.1": 80},
     **{"features.2.2": 80, "features.2.3": 20, "features.3.2": 20, "features": 20, "": 3},

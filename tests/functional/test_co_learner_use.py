@@ -56,7 +56,7 @@ def test_the_network_is_left_unchanged(name: str, engine: str) -> None:
 
 
 def test_the_network_is_left_unchanged_by_an_error() -> None:
-    net, head = conv4()[0], nn.Linear(7, WAYS)  # there are not 7 features
+    net, head = conv4()[0], nn.Linear(7, WAYS)  # the number of features is not 7
     learner = MAML(net, LOSS, inner_lr=0.1, co_learner=CoLearner(head, "features"))
     before = attributes(net)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -194,7 +194,7 @@ def test_the_mlp_engine_is_refused() -> None:
     MAML(net, F.mse_loss, inner_lr=0.01, co_learner=co_learner).step(batch)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 class Twice(nn.Module):

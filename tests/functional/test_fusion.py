@@ -8,11 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
+from fastmeta.functional._fusion import FusedModule, fused
 from torch import Tensor, nn
 
 from fastmeta import FOMAML, GSL, MAML, TaskBatch, fusion, ops
 from fastmeta.functional import FunctionalModule
-from fastmeta.fusion import FusedModule, fused
 from tests.functional.fusion_cases import images, network
 from tests.helpers.problems import loss, tasks
 
@@ -84,7 +84,7 @@ def eval_with_statistics(module: nn.Module) -> Tensor:
 
 def hooked(index: int, register: str) -> Callable[[nn.Module], Tensor]:
     def change(module: nn.Module) -> Tensor:
-        module[3].inplace = False  # torch wants no backward hook before an in-place op
+        module[3].inplace = False  # torch allows no backward hook before an in-place op
         for block in (module[0][1:], module[2:4]):
             getattr(block[min(index, len(block) - 1)], register)(lambda *_: None)
         return images()
@@ -113,7 +113,7 @@ def bfloat16(module: nn.Module) -> Tensor:
     return images(dtype=torch.bfloat16)
 
 
-LEFT_ALONE = {
+NOT_FUSED = {
     "eval": eval_with_statistics,
     "forward hook": hooked(0, "register_forward_hook"),
     "pre-hook of the activation": hooked(1, "register_forward_pre_hook"),
@@ -124,10 +124,10 @@ LEFT_ALONE = {
 }
 
 
-@pytest.mark.parametrize("name", LEFT_ALONE)
+@pytest.mark.parametrize("name", NOT_FUSED)
 def test_unsupported_modules_are_not_fused(name: str, calls) -> None:
     module = network()
-    x = LEFT_ALONE[name](module)
+    x = NOT_FUSED[name](module)
     expected = copy.deepcopy(module)(x)
     with fused(module):
         found = module(x)
@@ -191,10 +191,10 @@ class Peeks(nn.Module):
 
 def test_modules_called_one_by_one(calls) -> None:
     module = Peeks()
-    twin = copy.deepcopy(module)
+    unfused = copy.deepcopy(module)
     with fused(module):
         found = module(x := images(dtype=torch.float32))
-    torch.testing.assert_close(found, twin(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, unfused(x), rtol=1e-5, atol=1e-5)
     assert (found < 0).any()
     assert calls.call_count == 1
 
@@ -211,7 +211,7 @@ def attributes(module: nn.Module) -> list[tuple[str, ...]]:
 def test_the_module_is_restored() -> None:
     module = network()
     before = attributes(module)
-    with fused(module), fused(module):  # the inner context finds the work done
+    with fused(module), fused(module):  # nested contexts
         module(images())
         assert "forward" in vars(module)
     assert attributes(module) == before

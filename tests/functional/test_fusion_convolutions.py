@@ -7,11 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
+from fastmeta.functional._fusion import fused
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastmeta import FOMAML, MAML, ops
-from fastmeta.fusion import fused
 from fastmeta.models import Conv4
 from fastmeta.ops import conv as conv_op
 from tests.functional.fusion_cases import images, network
@@ -64,7 +64,7 @@ def test_every_convolution_of_conv4(downsample: str, calls) -> None:
     assert strides == [2 if downsample == "stride" else 1] * 4
 
 
-# --- what is left to torch ------------------------------------------------------------------------
+# --- left to torch --------------------------------------------------------------------------------
 
 
 class Subclass(nn.Conv2d):
@@ -93,7 +93,7 @@ def larger_weight(convolution: nn.Conv2d) -> None:
     convolution.weight = nn.Parameter(torch.randn(6, 4, 5, 5))
 
 
-OTHERS = {
+NOT_FUSED = {
     "1x1": lambda: nn.Conv2d(4, 6, 1, padding=1),
     "5x5": lambda: nn.Conv2d(4, 6, 5, padding=1),
     "3x1": lambda: nn.Conv2d(4, 6, (3, 1), padding=1),
@@ -121,9 +121,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", NOT_FUSED)
 def test_other_convolutions_are_torchs(name: str, calls) -> None:
-    module = nn.Sequential(OTHERS[name]()).double()
+    module = nn.Sequential(NOT_FUSED[name]()).double()
     x = photos()
     expected = module(x)
     with fused(module):

@@ -8,11 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
+from fastmeta.functional._fusion import FusedModule, fused
 from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.functional import FunctionalModule
-from fastmeta.fusion import FusedModule, fused
 
 
 class View(nn.Module):

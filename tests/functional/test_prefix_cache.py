@@ -21,8 +21,8 @@ from tests.helpers.problems import WAYS, tasks
 
 
 @contextmanager
-def forgetting() -> Iterator[None]:
-    with mock.patch.object(functional, "remembering", return_value=nullcontext()):
+def without_cache() -> Iterator[None]:
+    with mock.patch.object(functional, "use_prefix_cache", return_value=nullcontext()):
         yield
 
 
@@ -44,7 +44,7 @@ def assert_same(*case: Any, **options: Any) -> None:
     """Compares both in float64, up to the order of sums."""
     module, batch, *rest = case
     found = outcome(module, copy.deepcopy(batch), *rest, **options)
-    with forgetting():
+    with without_cache():
         expected = outcome(module, copy.deepcopy(batch), *rest, **options)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
@@ -59,7 +59,7 @@ def test_bitwise_equal(name: str, pattern: str, fuse: bool) -> None:
     pattern = pattern.replace("last", "0" * (matrices - 2) + "11")
     for make in (FirstOrder, Recursion, Reptile):
         found = outcome(module, batch, pattern, make, fuse=fuse)
-        with forgetting():
+        with without_cache():
             expected = outcome(module, batch, pattern, make, fuse=fuse)
         assert all(map(torch.equal, found, expected))
 
@@ -87,7 +87,7 @@ def test_bitwise_equal_with_options(name: str, option: str) -> None:
     for pattern in ("head", "head/full"):
         options = copy.deepcopy(OPTIONS[option])
         found += outcome(module, batch, pattern, FirstOrder, **options)
-        with forgetting():
+        with without_cache():
             options = copy.deepcopy(OPTIONS[option])
             expected += outcome(module, batch, pattern, FirstOrder, **options)
     assert all(map(torch.equal, found, expected))

@@ -40,8 +40,8 @@ def runs(module: nn.Module, pattern: str = "head", **options: Any) -> list[int]:
     model, batch = learner(module, pattern, **options), tasks(1, torch.float32)
     with Products() as products:
         model.adapt(batch.support_x[0], batch.support_y[0])
-    moving = model.adaptation.moving(STEPS, list(module.parameters()))
-    frozen = [p for p, m in zip(module.parameters(), moving, strict=True) if not m and p.dim() > 1]
+    adapted = model.adaptation.adapts(STEPS, list(module.parameters()))
+    frozen = [p for p, m in zip(module.parameters(), adapted, strict=True) if not m and p.dim() > 1]
     return [products.seen[p.data_ptr()] for p in frozen]
 
 

@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.M | re.S)
 _OPTION = re.compile(r'([\w-]+)="([^"]*)"')
-# Within a sentence: with arguments; `fastmeta evaluate` alone is the name of the command.
+# Within a sentence, a command with arguments; `fastmeta evaluate` alone is only its name.
 _INLINE = re.compile(r"`(fastmeta\s+(?:train|evaluate|export|tune-pattern|info)\s+[-A-Z][^`]*)`")
 
 
@@ -53,4 +53,4 @@ def commands(text: str) -> list[list[str]]:
     split = [
         shlex.split(re.sub(r"^.* -m (?=fastmeta )", "", part), comments=True) for part in parts
     ]
-    return [words[1:] for words in split if words[:1] == ["fastmeta"]]
+    return [arguments[1:] for arguments in split if arguments[:1] == ["fastmeta"]]

@@ -29,7 +29,7 @@ class Case:
 
     name: str
     op: Callable[..., Any]
-    twin: Callable[..., Any]
+    reference: Callable[..., Any]
     inputs: Inputs
     scalar: bool = False
 
@@ -223,10 +223,10 @@ def listed(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-# Of the largest sum of absolute terms: a rounding of the output, a few of the scalars' functions.
+# Relative to the largest sum of absolute terms.
 TOLERANCE = {
     torch.float64: 1e-13,
-    torch.float32: 1e-6,  # the baseline of instruction sets adds few numbers side by side
+    torch.float32: 1e-6,  # the baseline instruction set has few partial sums
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
@@ -235,8 +235,8 @@ TOLERANCE = {
 def check(case: Case, tensors: tuple[Tensor, ...], results: list[Tensor]) -> None:
     """Compares an op's results with its reference in float64."""
     wide = [t.double() for t in tensors]
-    exact = listed(case.twin(*wide))
-    sizes = exact if case.scalar else listed(case.twin(*(t.abs() for t in wide)))
+    exact = listed(case.reference(*wide))
+    sizes = exact if case.scalar else listed(case.reference(*(t.abs() for t in wide)))
     if "hvp" in case.name or "inner_step" in case.name:  # differences: no sum of absolute terms
         sizes = [e.abs() + sum(t.abs().max() for t in wide if t.numel()) for e in exact]
     for found, expected, size in zip(results, exact, sizes, strict=True):

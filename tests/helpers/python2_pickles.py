@@ -14,7 +14,7 @@ class Code(bytes):
 
 
 def dumps(value: Any) -> bytes:
-    """Pickles ``None``, booleans, integers, strings (bytes in Python 2), containers, arrays, code."""
+    """Pickles ``None``, booleans, integers, strings (bytes in Python 2), containers, code."""
     return b"\x80\x02" + _code(value) + b"."
 
 

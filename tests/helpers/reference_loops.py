@@ -15,7 +15,7 @@ from tests.helpers.problems import loss
 LR = 0.3
 
 
-def by_hand(
+def reference_meta_gradients(
     module: nn.Module,
     batch: TaskBatch,
     steps: int,
@@ -25,7 +25,7 @@ def by_hand(
     """Meta-gradients of the tasks ``(T, P)``, with a copy of the module."""
     module = copy.deepcopy(module)
     params = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    rows = []
+    gradients = []
     for task in batch:
         fast = dict(params)
         buffers = {n: b.clone() for n, b in module.named_buffers()}
@@ -46,17 +46,19 @@ def by_hand(
         value = loss(output, task.query_y)
         sources = params if second_order else fast
         grads = torch.autograd.grad(value, list(sources.values()), allow_unused=True)
-        rows.append(
+        gradients.append(
             [
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(params.values(), grads, strict=True)
             ]
         )
-    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in gradients])
 
 
 def support_gradients(module: nn.Module, batch: TaskBatch, steps: int) -> Tensor:
     """Mean inner gradients ``(T, P)``: the displacement in units of the inner learning rate."""
     learner = Reptile(module, loss, inner_lr=LR, inner_steps=steps, use_query=False)
-    rows = [learner.meta_gradient(TaskBatch(*(part[None] for part in task)))[0] for task in batch]
-    return torch.stack(rows) / (LR * steps)
+    gradients = [
+        learner.meta_gradient(TaskBatch(*(part[None] for part in task)))[0] for task in batch
+    ]
+    return torch.stack(gradients) / (LR * steps)

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from fastmeta.data.datasets._planetoid_files import Citations
 
-from fastmeta.data.planetoid_files import Citations
 from tests.helpers.python2_pickles import dumps, lists, sparse
 
 CLINC150 = {"train": 100, "val": 20, "test": 30}  # texts of each intent

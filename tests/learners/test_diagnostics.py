@@ -14,10 +14,10 @@ from torch import nn
 from fastmeta import FOMAML, GSL, MAML, CoLearner, MetaLearner, TaskBatch, metagrad
 from fastmeta.adaptation import SGD, MetaSGD
 from fastmeta.aggregation import AGGREGATIONS, GradientAgreement, Mean
-from fastmeta.learners import against_exact
+from fastmeta.learners import compare_with_exact
 from fastmeta.metagrad import METAGRADS, FirstOrder, MetaGradient, Recursion
 from tests.helpers.problems import MODULES, WAYS, Drifting, Noisy, loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand
+from tests.helpers.reference_loops import LR, reference_meta_gradients
 
 WAYS_TO_LEARN: dict[str, Callable[..., MetaLearner]] = {
     "maml": MAML,
@@ -37,8 +37,10 @@ WAYS_TO_LEARN: dict[str, Callable[..., MetaLearner]] = {
 @pytest.mark.parametrize("name", MODULES)
 def test_cosines_and_norms(name: str) -> None:
     module, batch = MODULES[name]().double(), tasks(4)
-    exact, own = (by_hand(module, batch, 2, second_order=order) for order in (True, False))
-    found = against_exact(FOMAML(module, loss, inner_lr=LR, inner_steps=2), batch)
+    exact, own = (
+        reference_meta_gradients(module, batch, 2, second_order=order) for order in (True, False)
+    )
+    found = compare_with_exact(FOMAML(module, loss, inner_lr=LR, inner_steps=2), batch)
     torch.testing.assert_close(found.task_cosine, F.cosine_similarity(own, exact))
     torch.testing.assert_close(found.task_length, own.norm(dim=1) / exact.norm(dim=1))
     own, exact = own.mean(0), exact.mean(0)
@@ -48,11 +50,11 @@ def test_cosines_and_norms(name: str) -> None:
 
 def test_an_aggregation_is_compared_with_the_mean() -> None:
     module, batch = mlp().double(), tasks(4)
-    exact = by_hand(module, batch, 1, second_order=True)
+    exact = reference_meta_gradients(module, batch, 1, second_order=True)
     weights = exact @ exact.sum(0)
     own = (weights / weights.abs().sum()) @ exact
     learner = MAML(module, loss, inner_lr=LR, aggregation=GradientAgreement(of="meta"))
-    found = against_exact(learner, batch)
+    found = compare_with_exact(learner, batch)
     torch.testing.assert_close(found.task_cosine, torch.ones(4, dtype=torch.float64))
     torch.testing.assert_close(found.task_length, torch.ones(4, dtype=torch.float64))
     torch.testing.assert_close(found.length, own.norm() / exact.mean(0).norm())
@@ -69,7 +71,7 @@ def test_diagnostics_have_no_side_effects(name: str, make: Callable[[], nn.Modul
         for batch in batches[1:]:
             if looks:
                 grads = [p.grad for p in learner.module.parameters()]
-                assert against_exact(learner, batches[0]).cosine.isfinite()
+                assert compare_with_exact(learner, batches[0]).cosine.isfinite()
                 assert all(
                     p.grad is g for p, g in zip(learner.module.parameters(), grads, strict=True)
                 )
@@ -89,7 +91,7 @@ def test_every_combination_with_learned_rates(way: str, aggregation: str) -> Non
         aggregation=AGGREGATIONS[aggregation](),
     )
     rates = [rate.detach().clone() for rate in learner.adaptation.rates]
-    found = against_exact(learner, tasks(3))
+    found = compare_with_exact(learner, tasks(3))
     assert found.task_cosine.shape == found.task_length.shape == (3,)
     if way in ("exact", "recursion"):
         torch.testing.assert_close(found.task_length, torch.ones(3, dtype=torch.float64))
@@ -100,7 +102,7 @@ def test_every_combination_with_learned_rates(way: str, aggregation: str) -> Non
 def test_learned_rates_are_excluded(way: Callable[[], MetaGradient]) -> None:
     module, batch = mlp().double(), tasks(3)
     plain, learned = (
-        against_exact(
+        compare_with_exact(
             MetaLearner(module, loss, adaptation=inner, metagrad=way(), aggregation=Mean()),
             batch,
         )
@@ -113,7 +115,7 @@ def test_both_use_the_same_random_numbers() -> None:
     learner = MetaLearner(
         Noisy().double(), loss, adaptation=SGD(LR, 2), metagrad=Recursion(), aggregation=Mean()
     )
-    found = against_exact(learner, tasks(3))
+    found = compare_with_exact(learner, tasks(3))
     torch.testing.assert_close(found.task_cosine, torch.ones(3, dtype=torch.float64))
 
 
@@ -121,7 +123,7 @@ def test_both_use_the_same_random_numbers() -> None:
 def test_options_of_the_learner(options: dict[str, Any]) -> None:
     module, batch = nn.Sequential(mlp(), nn.Identity()).double(), tasks(3)
     plain, other = (
-        against_exact(FOMAML(module, loss, inner_lr=LR, inner_steps=2, **extra), batch)
+        compare_with_exact(FOMAML(module, loss, inner_lr=LR, inner_steps=2, **extra), batch)
         for extra in ({}, options)
     )
     torch.testing.assert_close(vars(other), vars(plain))
@@ -130,17 +132,17 @@ def test_options_of_the_learner(options: dict[str, Any]) -> None:
 def test_errors() -> None:
     empty = TaskBatch(*(torch.zeros(0, 2, 4), torch.zeros(0, 2, dtype=torch.long)) * 2)
     with pytest.raises(ValueError, match="no tasks; expected at least one"):
-        against_exact(FOMAML(mlp(), loss, inner_lr=LR), empty)
+        compare_with_exact(FOMAML(mlp(), loss, inner_lr=LR), empty)
     learner = MetaLearner(
         mlp(), loss, adaptation=MetaSGD(LR), metagrad=FirstOrder(), aggregation=Mean(),
         engine="mlp",
     )  # fmt: skip
     with pytest.raises(ValueError, match="engine 'mlp' cannot run this"):
-        against_exact(learner, tasks(2, torch.float32))
+        compare_with_exact(learner, tasks(2, torch.float32))
 
 
 def test_a_co_learner_is_part_of_both() -> None:
     learner = MAML(mlp(), loss, inner_lr=0.1, co_learner=CoLearner(nn.Linear(WAYS, WAYS), ""))
-    found = against_exact(learner, tasks(3, torch.float32))
+    found = compare_with_exact(learner, tasks(3, torch.float32))
     torch.testing.assert_close(found.cosine, torch.ones(()))
     torch.testing.assert_close(found.task_length, torch.ones(3))

@@ -24,7 +24,7 @@ def test_every_method_trains_every_module(method: str, name: str) -> None:
     if method == "boil" and name in ("frozen", "unused"):
         pytest.skip("one layer has no body")
     torch.manual_seed(0)
-    # The whole correction (eta = 1) need not lower the loss of a linear model on one batch.
+    # The full correction (eta = 1) need not lower the loss of a linear model on one batch.
     options = {"eta": 0.3} if method == "gsl" else {}
     learner = build(
         method,

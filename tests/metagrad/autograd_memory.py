@@ -12,29 +12,29 @@ class Meter:
     """Bytes of the tensors saved by autograd, now and at the peak."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self.now = self.peak = 0
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        # Detached, as autograd holds them: an output that its node saves would keep the node.
+        # Detached, as in autograd: a saved output would keep its node alive.
         return torch.autograd.graph.saved_tensors_hooks(
-            lambda t: Held(self, t.detach()), lambda h: h.tensor
+            lambda t: SavedTensor(self, t.detach()), lambda h: h.tensor
         )
 
 
-class Held:
+class SavedTensor:
     def __init__(self, meter: Meter, tensor: Tensor) -> None:
         self.meter, self.tensor = meter, tensor
         meter.now += tensor.nbytes
-        meter.most = max(meter.most, meter.now)
+        meter.peak = max(meter.peak, meter.now)
 
     def __del__(self) -> None:
         self.meter.now -= self.tensor.nbytes
 
 
-def most_saved(call: Callable[[], object]) -> int:
+def peak_saved_bytes(call: Callable[[], object]) -> int:
     """Peak bytes saved by autograd during a call, after which none may be left."""
     meter = Meter()
     with meter.hooks():
         call()
     assert meter.now == 0
-    return meter.most
+    return meter.peak

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adam, Adaptation, Lambda, MetaSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
 from tests.helpers.problems import MODULES, Drifting, Noisy, loss, mlp, tasks
@@ -85,13 +85,13 @@ def test_exact_for_a_quadratic_loss_at_any_radius(radius: float, steps: int) -> 
 class Bend(nn.Module):
     """A smooth function of one parameter, and a ReLU whose kink is ``offset`` from its value."""
 
-    def __init__(self, away: float) -> None:
+    def __init__(self, offset: float) -> None:
         super().__init__()
         self.bend = nn.Parameter(torch.full((1, 1), 0.7))
-        self.away = away
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.bend.square() + 5 * (self.bend - 0.7 - self.away).relu())
+        return x * (self.bend.square() + 5 * (self.bend - 0.7 - self.offset).relu())
 
 
 @pytest.mark.parametrize("pattern", [None, "11", "10"])
@@ -99,10 +99,10 @@ class Bend(nn.Module):
 @pytest.mark.parametrize("part", [0.01, 0.5])
 def test_a_kink_on_one_side_is_avoided(part: float, side: int, pattern: str | None) -> None:
     batch = TaskBatch(*(torch.randn(1, 5, n, dtype=torch.float64) for n in (3, 2, 3, 2)))
-    inner = SGD(0.1) if pattern is None else Lambda(SGD(0.1), pattern)
+    inner = SGD(0.1) if pattern is None else LayerPattern(SGD(0.1), pattern)
 
-    def found(away: float, metagrad: MetaGradient) -> Tensor:
-        module = nn.Sequential(Bend(away), nn.Linear(3, 2)).double()
+    def found(offset: float, metagrad: MetaGradient) -> Tensor:
+        module = nn.Sequential(Bend(offset), nn.Linear(3, 2)).double()
         module.load_state_dict(weights)
         return MetaLearner(
             module,
@@ -114,9 +114,9 @@ def test_a_kink_on_one_side_is_avoided(part: float, side: int, pattern: str | No
 
     weights = nn.Sequential(Bend(0), nn.Linear(3, 2)).double().state_dict()
     radius, direction = 1e-6, found(side * 1e-9, FirstOrder())
-    away = side * part * radius * (direction[0].abs() / direction.norm()).item()
-    exact = found(away, Exact())
-    error = (found(away, CentralDifference(radius)) - exact).norm()
+    offset = side * part * radius * (direction[0].abs() / direction.norm()).item()
+    exact = found(offset, Exact())
+    error = (found(offset, CentralDifference(radius)) - exact).norm()
     assert error <= 1e-4 * exact.norm()
 
 
@@ -153,7 +153,7 @@ def test_it_computes_only_first_derivatives(monkeypatch: pytest.MonkeyPatch) -> 
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
-    # Of two tasks with three inner steps: one gradient a step and of the query, two a step back.
+    # Two tasks, three inner steps: one gradient per step and query, two per step of the sweep.
     gradient(mlp(), CentralDifference(), SGD(0.1, 3), tasks(2, torch.float32))
     assert calls == [False] * 2 * (3 + 1 + 2 * 3)
 
@@ -172,11 +172,11 @@ def test_a_constant_loss() -> None:
 
 def test_with_activation_checkpointing() -> None:
     module, batch = nn.Sequential(mlp(), nn.Identity()).double(), tasks(2)
-    plain, recomputed = (
+    plain, checkpointed = (
         learner(module, CentralDifference(1e-6), SGD(0.3), checkpoint=checkpoint)
         for checkpoint in (False, True)
     )
-    torch.testing.assert_close(recomputed.meta_gradient(batch)[0], plain.meta_gradient(batch)[0])
+    torch.testing.assert_close(checkpointed.meta_gradient(batch)[0], plain.meta_gradient(batch)[0])
 
 
 def test_errors() -> None:

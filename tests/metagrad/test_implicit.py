@@ -15,12 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adaptation, Lambda, MetaSGD, ProximalSGD
+from fastmeta.adaptation import SGD, Adaptation, LayerPattern, MetaSGD, ProximalSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import Exact, FirstOrder, Implicit, MetaGradient
 from fastmeta.metagrad.implicit import conjugate_gradient
 from tests.helpers.problems import MODULES, loss, mlp, tasks
-from tests.metagrad.autograd_memory import most_saved
+from tests.metagrad.autograd_memory import peak_saved_bytes
 
 
 def learner(
@@ -123,7 +123,7 @@ def test_exact_where_the_inner_loop_converges() -> None:
 @pytest.mark.parametrize("pattern", ["head", "body"])
 def test_exact_with_frozen_layers(pattern: str) -> None:
     module, batch = small(), regression()
-    adaptation = Lambda(ProximalSGD(0.02, 200, lam=30.0), pattern)
+    adaptation = LayerPattern(ProximalSGD(0.02, 200, lam=30.0), pattern)
     found, exact = (
         gradient(module, metagrad, adaptation, batch, loss=F.mse_loss)
         for metagrad in (Implicit(40), Exact())
@@ -137,7 +137,7 @@ def test_infinite_regularization_is_first_order(name: str) -> None:
     own, other = copy.deepcopy(module), copy.deepcopy(module)
     found = gradient(own, Implicit(lam=1e14), SGD(0.2, 2), batch)
     assert_near(found, gradient(other, FirstOrder(), SGD(0.2, 2), batch))
-    # The evaluation for the Hessian leaves no trace in running statistics.
+    # The forward pass for the Hessian does not update running statistics.
     assert all(map(torch.equal, own.buffers(), other.buffers()))
 
 
@@ -168,7 +168,7 @@ def test_memory_is_independent_of_inner_and_solver_steps() -> None:
 
     def memory(steps: int, cg_steps: int) -> int:
         model = learner(MODULES["batch norm"](), Implicit(cg_steps), ProximalSGD(0.1, steps))
-        return most_saved(lambda: model.meta_gradient(batch))
+        return peak_saved_bytes(lambda: model.meta_gradient(batch))
 
     assert memory(1, 1) == memory(9, 1) == memory(1, 9)
 
@@ -218,7 +218,7 @@ def test_the_solver_propagates_non_finite_values() -> None:
 
 
 def test_the_solver_never_synchronizes() -> None:
-    with FakeTensorMode():  # refuses to read a number
+    with FakeTensorMode():  # raises an error if a value is read
         assert conjugate_gradient(torch.eye(3).mv, torch.ones(3), 4).shape == (3,)
 
 

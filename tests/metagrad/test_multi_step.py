@@ -38,7 +38,7 @@ def learner(
     )
 
 
-def moved(kind: str, step: int, grad: Tensor, memory: list[Tensor]) -> Tensor:
+def update_of(kind: str, step: int, grad: Tensor, memory: list[Tensor]) -> Tensor:
     """The update that an inner optimizer subtracts from a parameter; changes its state."""
     if kind == "momentum":
         memory[0] = 0.7 * memory[0] + grad
@@ -51,7 +51,7 @@ def moved(kind: str, step: int, grad: Tensor, memory: list[Tensor]) -> Tensor:
     return LR * grad
 
 
-def by_hand(
+def reference_gradients(
     module: nn.Module, batch: TaskBatch, kind: str, weights: list[float], first_order: bool
 ) -> Tensor:
     params = dict(module.named_parameters())
@@ -67,7 +67,7 @@ def by_hand(
             if first_order:
                 grads = [g.detach() for g in grads]
             fast = {
-                n: p - rate * moved(kind, k + 1, g, memory)
+                n: p - rate * update_of(kind, k + 1, g, memory)
                 for (n, p), rate, g, memory in zip(
                     fast.items(), rates, grads, memories, strict=True
                 )
@@ -103,7 +103,7 @@ def test_gradients_are_those_of_plain_autograd(
     metagrad.step = step
     weights = authors_weights(step, 100)
     assert sum(weights) == pytest.approx(1)
-    expected = by_hand(module, batch, kind, weights, first_order)
+    expected = reference_gradients(module, batch, kind, weights, first_order)
     found, result = learner(module, metagrad, ADAPTATIONS[kind](), engine=engine).meta_gradient(
         batch
     )
@@ -140,7 +140,7 @@ def test_order_and_weights_follow_the_schedule_across_a_resume() -> None:
     last = {"first": first, "exact": exact}
     names, metagrad = [], MultiStep(3, 5)
     for _ in range(7):
-        resumed = MultiStep(3, 5)  # each meta-step in a new process, as it were
+        resumed = MultiStep(3, 5)  # simulates a new process for each meta-step
         resumed.load_state_dict(copy.deepcopy(metagrad.state_dict()))
         metagrad = resumed
         found, _ = learner(module, metagrad).meta_gradient(batch)

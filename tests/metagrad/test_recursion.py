@@ -14,7 +14,7 @@ from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD, ProximalSGD
 from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.metagrad import Exact, MetaGradient, Recursion
 from tests.helpers.problems import MODULES, WAYS, Drifting, Noisy, loss, mlp, tasks
-from tests.metagrad.autograd_memory import most_saved
+from tests.metagrad.autograd_memory import peak_saved_bytes
 
 TOLERANCE = 1e-9  # relative, float64
 
@@ -29,7 +29,7 @@ ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "proximal": lambda steps: ProximalSGD(0.3, steps, lam=0.8),
 }
 
-WAYS_TO_WALK = [{"hvp": "reverse", "graphs": 0}, {"graphs": 1}, {"graphs": 3}, {"hvp": "forward"}]
+RECURSIONS = [{"hvp": "reverse", "graphs": 0}, {"graphs": 1}, {"graphs": 3}, {"hvp": "forward"}]
 
 
 class Squashed(nn.Module):
@@ -53,12 +53,12 @@ def learner(
 
 
 def compared(
-    module: nn.Module, adaptation: Adaptation, batch: TaskBatch, *walks: Recursion
+    module: nn.Module, adaptation: Adaptation, batch: TaskBatch, *recursions: Recursion
 ) -> tuple[list[MetaLearner], list[Tensor]]:
     """Learners and meta-gradients of Exact and others, each with the same random numbers."""
     seed = int(torch.randint(2**31, ()))
     learners, found = [], []
-    for metagrad in (Exact(), *walks):
+    for metagrad in (Exact(), *recursions):
         torch.manual_seed(seed)
         learners.append(learner(copy.deepcopy(module), metagrad, adaptation))
         found.append(learners[-1].meta_gradient(batch))
@@ -68,8 +68,8 @@ def compared(
 
 
 def assert_same(found: list[Tensor]) -> None:
-    for walked in found[1:]:
-        assert (walked - found[0]).norm() <= TOLERANCE * found[0].norm()
+    for other in found[1:]:
+        assert (other - found[0]).norm() <= TOLERANCE * found[0].norm()
 
 
 def assert_same_buffers(one: MetaLearner, other: MetaLearner) -> None:
@@ -82,11 +82,11 @@ def assert_same_buffers(one: MetaLearner, other: MetaLearner) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_it_is_exact(name: str, adaptation: str, steps: int) -> None:
     module, batch = MODULES[name]().double(), tasks(2)
-    walks = [Recursion(**options) for options in WAYS_TO_WALK]
-    (exact, *walked), found = compared(module, ADAPTATIONS[adaptation](steps), batch, *walks)
+    recursions = [Recursion(**options) for options in RECURSIONS]
+    (exact, *others), found = compared(module, ADAPTATIONS[adaptation](steps), batch, *recursions)
     assert_same(found)
-    # The repeated steps must not update running statistics a second time.
-    for other in walked:
+    # Replayed steps must not update running statistics a second time.
+    for other in others:
         assert_same_buffers(exact, other)
 
 
@@ -96,8 +96,8 @@ def test_it_is_exact(name: str, adaptation: str, steps: int) -> None:
 @pytest.mark.parametrize("make", [Noisy, Drifting], ids=lambda m: m.__name__)
 def test_inner_steps_are_replayed_exactly(make, graphs: int, mode: str, adaptation: str) -> None:
     module = make().double().train(mode == "train")
-    walk = Recursion(graphs=graphs)
-    learners, found = compared(module, ADAPTATIONS[adaptation](3), tasks(2), walk)
+    recursion = Recursion(graphs=graphs)
+    learners, found = compared(module, ADAPTATIONS[adaptation](3), tasks(2), recursion)
     assert_same(found)
     assert_same_buffers(*learners)
 
@@ -157,7 +157,7 @@ def test_training_matches_the_exact_meta_gradient(adaptation: str) -> None:
 
 def memory(metagrad: MetaGradient, adaptation: Adaptation) -> int:
     model, batch = learner(MODULES["batch norm"](), metagrad, adaptation), tasks(2, torch.float32)
-    return most_saved(lambda: model.meta_gradient(batch))
+    return peak_saved_bytes(lambda: model.meta_gradient(batch))
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)

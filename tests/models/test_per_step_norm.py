@@ -9,16 +9,16 @@ from unittest import mock
 
 import pytest
 import torch
+from fastmeta.functional._fusion import fused
+from fastmeta.inner_step import at_step
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta import MetaLearner, TaskBatch, ops
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
-from fastmeta.fusion import fused
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, MultiStep, Recursion
 from fastmeta.models import Conv4, PerStepBatchNorm2d
-from fastmeta.steps import at_step
 from tests.helpers.problems import WAYS, loss, tasks
 
 LR, STEPS = 0.3, 3
@@ -37,7 +37,7 @@ def network(norms: int = STEPS) -> nn.Module:
     return module
 
 
-def by_hand(
+def reference_gradients(
     module: nn.Module, batch: TaskBatch, first_order: bool, multi_step: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The meta-gradient and the buffers after it, from plain networks for the inner steps."""
@@ -69,7 +69,7 @@ def by_hand(
                 n: p if g is None else p - LR * g
                 for (n, p), g in zip(fast.items(), grads, strict=True)
             }
-            at_end = step == STEPS - 1  # then there is no step: the last one that the module has
+            at_end = step == STEPS - 1  # outside the inner steps: the last one of the module
             if multi_step or at_end:
                 k = last if at_end else step
                 queries.append(run(k, {**fast, **buffers}, task.query_x, task.query_y))
@@ -106,7 +106,9 @@ WAYS_TO_GO: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
 def test_every_step_has_its_own_batch_norm(way: str, norms: int) -> None:
     module, batch = network(norms), tasks(2)
     make, options = WAYS_TO_GO[way]
-    expected, buffers = by_hand(module, batch, "first order" in way, "multi-step" in way)
+    expected, buffers = reference_gradients(
+        module, batch, "first order" in way, "multi-step" in way
+    )
     learner = MetaLearner(
         module, loss, adaptation=SGD(LR, STEPS), metagrad=make(), aggregation=Mean(), **options
     )
@@ -142,7 +144,7 @@ def test_it_is_fused_like_a_batch_norm(hooked: bool) -> None:
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("fuse", [False, True])
 def test_conv4(fuse: bool, checkpoint: bool) -> None:
-    torch.manual_seed(0)  # whether 25 steps suffice must not depend on luck
+    torch.manual_seed(0)  # 25 steps must suffice for this seed
     batch = tasks(4, torch.float32)
     module = Conv4(1, 4, WAYS, hidden=8, batch_norm_stats=True, batch_norm_steps=2)
     learner = MetaLearner(

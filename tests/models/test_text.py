@@ -31,7 +31,7 @@ def tasks(count: int = 3) -> TaskBatch:
     return TaskBatch(texts(count, WAYS), y, texts(count, 2 * WAYS), y.repeat(1, 2))
 
 
-def by_hand(model: TextEncoder, ids: list[int]) -> Tensor:
+def reference_outputs(model: TextEncoder, ids: list[int]) -> Tensor:
     mean = torch.stack([model.embedding.weight[i] for i in ids]).mean(0)
     spread = ((mean - mean.mean()) ** 2).mean()
     unit = (mean - mean.mean()) / (spread + 1e-5).sqrt() * model.norm.weight + model.norm.bias
@@ -43,7 +43,7 @@ def test_against_the_definition() -> None:
     torch.nn.init.normal_(model.norm.weight)
     rows = [[3, 7, 3], [10], [1, 2, 3, 4]]
     ids = torch.tensor([[*row, *[0] * (4 - len(row))] for row in rows])
-    expected = torch.stack([by_hand(model, row) for row in rows])
+    expected = torch.stack([reference_outputs(model, row) for row in rows])
     torch.testing.assert_close(model(ids), expected, atol=1e-12, rtol=1e-12)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastmeta import ops, reference
 
-# (N, C, O, H, W), awkward against vectors, tiles of 2x2 and blocks of 48 pixels. With stride 1, the
-# second ones are done by Winograd's method.
+# (N, C, O, H, W), not multiples of vectors, 2x2 tiles and blocks of 48 pixels. With stride 1, the
+# second list is computed by Winograd's method.
 DIRECT = [
     *((1, 1, 1, h, w) for h, w in product((1, 2, 3, 5, 7), repeat=2)),
     *((33, 3, 2, 1, 2), (1, 17, 31, 3, 14), (5, 1, 64, 14, 5), (33, 33, 17, 2, 3)),
@@ -22,7 +22,7 @@ WINOGRAD = [
     *((1, 16, 16, 4, 4), (5, 16, 17, 14, 7), (33, 17, 16, 5, 14)),
     *((1, 65, 64, 7, 33), (5, 33, 31, 31, 33), (2, 64, 65, 14, 14), (2, 17, 16, 9, 61)),
 ]
-# Relative to the result with all numbers positive: the size of what is summed.
+# Relative to the result for the absolute values of all inputs.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6}
 
 
@@ -40,7 +40,9 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1)
     return ops.conv3x3(x, weight, bias, stride=stride)
 
 
-def twin(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+def reference_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1
+) -> Tensor:
     return reference.conv3x3(x, weight, bias, stride)
 
 
@@ -59,7 +61,7 @@ def directions(
     tensors: Sequence[Tensor], stride: int = 1
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Arguments of ``derivatives``: the tensors, a gradient of the output, and directions."""
-    up = torch.randn_like(twin(*tensors, stride=stride))
+    up = torch.randn_like(reference_conv(*tensors, stride=stride))
     return list(tensors), up, [torch.randn_like(t) for t in tensors]
 
 

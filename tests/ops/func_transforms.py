@@ -29,7 +29,7 @@ def along(f: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
     return torch.func.jvp(f, tensors, tuple(t.cos() for t in tensors))
 
 
-# Of a function that gives a number.
+# Of scalar functions.
 TRANSFORMS: dict[str, Callable[[Function], Callable[..., object]]] = {
     "grad": gradient,
     "jvp": lambda f: lambda *t: along(f, *t),

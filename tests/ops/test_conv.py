@@ -8,12 +8,12 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from fastmeta.backend import kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta import ops, reference
-from fastmeta._library import kernels
 from fastmeta.ops import conv as module
 from tests.ops.conv_cases import (
     DIRECT,
@@ -30,7 +30,7 @@ STRIDES = pytest.mark.parametrize("stride", [1, 2])
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 
-def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+def torch_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
     return F.conv2d(x, weight, bias, stride, 1)
 
 
@@ -38,7 +38,7 @@ def agree(tensors: list[Tensor], stride: int) -> None:
     """Compares an op and its first and second derivatives with torch in float64."""
     point = directions(tensors, stride)
     found = derivatives(partial(conv, stride=stride), *point)
-    expected, sizes = exact(partial(by_torch, stride=stride), *point)
+    expected, sizes = exact(partial(torch_conv, stride=stride), *point)
     dtype = tensors[0].dtype
     for f, e, size in zip(found, expected, sizes, strict=True):
         assert f.dtype == dtype
@@ -74,15 +74,15 @@ def test_long_sums(stride: int) -> None:
     """Rounding errors of equal numbers do not accumulate over the pixels of a weight's gradient."""
     for shape in ((7, 3, 16, 84, 83), (7, 16, 16, 84, 83)):
         x, weight, bias = (torch.full_like(t, 0.1) for t in conv_inputs(shape, torch.float32))
-        up = torch.full_like(by_torch(x, weight, bias, stride), 0.1)
+        up = torch.full_like(torch_conv(x, weight, bias, stride), 0.1)
         point = ([x, weight, bias], up, [x, weight, bias])
         found = derivatives(partial(conv, stride=stride), *point)
-        expected, _ = exact(partial(by_torch, stride=stride), *point)
+        expected, _ = exact(partial(torch_conv, stride=stride), *point)
         for f, e in zip(found, expected, strict=True):
             assert (f - e).norm() <= 3e-6 * e.norm()
 
 
-# --- what goes in ---------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_only_gradients_that_are_needed(needed: tuple[int, ...], calls) -> None:
     for i in needed:
         tensors[i].requires_grad_()
     leaves = [tensors[i] for i in needed]
-    expected = torch.autograd.grad(by_torch(*tensors).square().sum(), leaves)
+    expected = torch.autograd.grad(torch_conv(*tensors).square().sum(), leaves)
     y = conv(*tensors)
     found = torch.autograd.grad(y.square().sum(), leaves)
     torch.testing.assert_close(found, expected)
@@ -120,7 +120,7 @@ def test_without_gradients() -> None:
     with torch.no_grad():
         y = conv(*tensors)
     assert y.grad_fn is None
-    torch.testing.assert_close(y, by_torch(*tensors).detach())
+    torch.testing.assert_close(y, torch_conv(*tensors).detach())
 
 
 @STRIDES
@@ -131,7 +131,7 @@ def test_memory_formats_give_the_same_result(
 ) -> None:
     op = partial(conv, stride=stride)
     tensors, up, moves = directions(conv_inputs(shape, dtype), stride)
-    up = torch.ones(1, dtype=dtype).expand_as(up)  # as sum() has it
+    up = torch.ones(1, dtype=dtype).expand_as(up)  # as in the backward pass of sum()
     expected = derivatives(op, tensors, up, moves)
     for order in (last, spread, backwards):
         found = derivatives(op, [order(t) for t in tensors], up, [order(m) for m in moves])
@@ -170,7 +170,7 @@ def test_bitwise_equal_for_any_number_of_threads(
         assert all(torch.equal(f, e) for f, e in zip(other, results[0], strict=True))
 
 
-# --- what is not finite ---------------------------------------------------------------------------
+# --- non-finite values ----------------------------------------------------------------------------
 
 VALUES = pytest.mark.parametrize("value", [float("nan"), float("inf")])
 
@@ -192,11 +192,11 @@ def test_non_finite_values_reach_their_neighbours(
     for shape in (*DIRECT, *WINOGRAD):
         x, weight, mask = poisoned(shape, dtype, value)
         y = conv(x, weight, None, stride)
-        assert ((by_torch(mask, ones, None, stride) > 0) == ~y.isfinite()).all()
+        assert ((torch_conv(mask, ones, None, stride) > 0) == ~y.isfinite()).all()
         h, w = (stride * (size - 1) + 1 for size in shape[-2:])
         dx = kernels.conv_input.default(x, weight.transpose(0, 1), h, w, stride)
         assert ((reference.conv_input(mask, ones, h, w, stride) > 0) == ~dx.isfinite()).all()
-        # Of an infinity, Winograd's method takes differences.
+        # Winograd's method takes differences of infinities.
         for found in (y, dx):
             assert found.isnan().any() == (value != value or (shape in WINOGRAD and stride == 1))
 
@@ -209,7 +209,7 @@ def test_non_finite_values_stay_in_their_channel(
 ) -> None:
     for shape in (*DIRECT, *WINOGRAD):
         x, weight, _ = poisoned(shape, dtype, value)
-        dy = torch.rand_like(by_torch(x, weight, None, stride))
+        dy = torch.rand_like(torch_conv(x, weight, None, stride))
         d_weight, d_bias = kernels.conv_weight.default(x, dy, stride, None)
         assert not d_weight[:, 0].isfinite().all()
         assert d_weight[:, 1:].isfinite().all()
@@ -222,7 +222,7 @@ def test_non_finite_values_stay_in_their_channel(
         assert d_bias.isfinite().tolist() == [True] * (len(d_bias) - 1) + [False]
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def forward(x=(2, 3, 4, 5), weight=(6, 3, 3, 3), bias=None, stride=1, kind=torch.float32):

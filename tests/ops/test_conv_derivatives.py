@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
-from tests.ops.conv_cases import WINOGRAD, conv, conv_inputs, twin
+from tests.ops.conv_cases import WINOGRAD, conv, conv_inputs, reference_conv
 from tests.ops.func_transforms import TRANSFORMS, gradient, waves
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
@@ -44,7 +44,7 @@ def test_gradcheck_of_winograds_method(groups: int | None) -> None:
 def test_third_derivatives(groups: int | None, stride: int) -> None:
     tensors = conv_inputs(SHAPE, groups=groups)
     results = []
-    for function in (conv, twin):
+    for function in (conv, reference_conv):
         leaves = tracked(tensors)
         value = waves(partial(function, stride=stride))(*leaves)
         for _ in range(3):
@@ -57,7 +57,7 @@ def test_third_derivatives(groups: int | None, stride: int) -> None:
 @pytest.fixture(params=[1, 2], ids=["stride 1", "stride 2"])
 def pair(request: pytest.FixtureRequest):
     """The op and its reference as scalar functions."""
-    return [waves(partial(f, stride=request.param)) for f in (conv, twin)]
+    return [waves(partial(f, stride=request.param)) for f in (conv, reference_conv)]
 
 
 @GROUPS
@@ -74,7 +74,7 @@ def test_transforms(transform: str, count: int, groups: int | None, pair) -> Non
 def test_jacobians(jacobian, groups: int | None, stride: int) -> None:
     """Under the vmap over all rows or columns, only one factor of each product is batched."""
     tensors = conv_inputs((2, 2, 3, 3, 4), groups=groups)
-    functions = [partial(f, stride=stride) for f in (conv, twin)]
+    functions = [partial(f, stride=stride) for f in (conv, reference_conv)]
     torch.testing.assert_close(*(jacobian(f, (0, 1, 2))(*tensors) for f in functions))
     hessians = [jacobian(torch.func.jacrev(waves(f), (0, 1, 2)), (0, 1, 2)) for f in functions]
     torch.testing.assert_close(*(hessian(*tensors) for hessian in hessians))
@@ -119,6 +119,6 @@ def test_compiled_with_one_tensor_twice() -> None:
     x = torch.randn(3, 3, 3, 3).double().requires_grad_()
     torch._dynamo.reset()
     found = torch.compile(lambda t: conv(t, t), fullgraph=True, backend="aot_eager")(x)
-    expected = twin(x, x)
+    expected = reference_conv(x, x)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (found, expected)))

@@ -36,7 +36,7 @@ def test_matches_the_reference(
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_matches_the_reference_in_float32(activation: str, loss: str, exact: bool) -> None:
-    # ReLU's slope jumps: within rounding of a kink the two dtypes are two functions.
+    # Near the kink of ReLU, rounding changes which side is taken.
     name = "no hidden layer" if activation == "relu" else "sine"
     if name == "sine" and loss == "cross_entropy":
         name = "three hidden"
@@ -78,7 +78,7 @@ def test_layers_without_bias() -> None:
 def test_extreme_values_match_torch() -> None:
     for activation in ACTIVATIONS:
         args = problem("sine")
-        args[1] *= 200  # saturates, or makes large numbers
+        args[1] *= 200  # saturation, or large numbers
         compare(args, options("sine", "mse", activation) | {"lr": 1e-8, "exact": True})
 
 
@@ -87,7 +87,7 @@ def test_kinks_match_torch() -> None:
         args = problem("sine")
         for bias in args[0][1::2]:
             bias.zero_()
-        args[1][:, :3] = 0  # every unit of the first layer sits on its kink
+        args[1][:, :3] = 0  # every unit of the first layer is at its kink
         compare(args, options("sine", "mse", activation) | {"steps": 1, "exact": True})
 
 

@@ -17,7 +17,7 @@ from tests.helpers.norm_cases import grouped_norm_inputs, norm_inputs
 from tests.ops.func_transforms import TRANSFORMS, batch_of, element, gradient, waves
 
 EPS = 1e-3
-# (G, N, C, H, W): awkward sizes, groups of one image, groups longer than a unit of work.
+# (G, N, C, H, W): awkward sizes, groups of one image, groups larger than a unit of work.
 SIZES = [(1, 3, 2, 4, 5), (2, 1, 1, 2, 2), (3, 2, 5, 3, 3), (5, 31, 3, 7, 2), (2, 3, 33, 31, 33)]
 POOL = pytest.mark.parametrize("pool", [False, True], ids=["plain", "pool"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -27,7 +27,7 @@ def block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Ten
     return ops.batch_norm_relu(x, weight, bias, EPS, pool=pool)[0]
 
 
-def by_twin(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
+def reference_block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
     return reference.batch_norm_relu(x, weight, bias, EPS, pool)[0]
 
 
@@ -79,9 +79,9 @@ def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, pool: bool)
 @POOL
 def test_the_reference_has_the_same_groups(pool: bool) -> None:
     tensors = grouped_norm_inputs(3, (2, 5, 4, 6), torch.float64, EPS)
-    ours, twins = (derivatives(op, pool) for op in (norm._flat, reference.batch_norm_relu))
-    torch.testing.assert_close(ours(*tensors), twins(*tensors))
-    torch.testing.assert_close(list(twins(*tensors)), group_by_group(twins, tensors))
+    ours, references = (derivatives(op, pool) for op in (norm._flat, reference.batch_norm_relu))
+    torch.testing.assert_close(ours(*tensors), references(*tensors))
+    torch.testing.assert_close(list(references(*tensors)), group_by_group(references, tensors))
 
 
 @POOL
@@ -91,7 +91,7 @@ def test_gradcheck_and_third_derivatives(pool: bool) -> None:
     assert gradcheck(lambda *t: block(*t, pool=pool), leaves, check_forward_ad=True)
     assert gradgradcheck(lambda *t: block(*t, pool=pool), leaves, check_fwd_over_rev=True)
     results = []
-    for function in (block, by_twin):
+    for function in (block, reference_block):
         value = function(*leaves, pool=pool).square().sum()
         for _ in range(3):
             grads = torch.autograd.grad(value, leaves, create_graph=True)
@@ -111,10 +111,10 @@ def test_compiled(pool: bool) -> None:
 
     for transform in (lambda f: f, gradient):
         run = torch.compile(transform(value(block)), fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(run(*leaves), transform(value(by_twin))(*leaves))
+        torch.testing.assert_close(run(*leaves), transform(value(reference_block))(*leaves))
 
 
-# --- vmap ----------------------------------------------------------------------------------------
+# --- vmap -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -165,14 +165,14 @@ def test_vmap_is_one_call(groups: int | None, pool: bool, calls) -> None:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_vmap_of_derivatives(transform: str, groups: int | None, pool: bool) -> None:
     batch = elements(3, groups)
-    ours, twins = (TRANSFORMS[transform](scalar(f, pool)) for f in (block, by_twin))
+    ours, references = (TRANSFORMS[transform](scalar(f, pool)) for f in (block, reference_block))
     for dims in IN_DIMS:
         tensors = batch_of(batch, dims)
         found = torch.vmap(ours, in_dims=dims)(*tensors)
         for i in range(3):
             torch.testing.assert_close(
                 torch.utils._pytree.tree_map(lambda f, i=i: f[i], found),
-                twins(*element(tensors, dims, i)),
+                references(*element(tensors, dims, i)),
             )
 
 
@@ -185,7 +185,7 @@ def test_derivatives_of_vmap(transform: str, pool: bool) -> None:
         batched = torch.vmap(scalar(function, pool), in_dims=(0, 0, None))
         return lambda *t: batched(*t).square().sum()
 
-    results = [TRANSFORMS[transform](total(f))(*tensors) for f in (block, by_twin)]
+    results = [TRANSFORMS[transform](total(f))(*tensors) for f in (block, reference_block)]
     torch.testing.assert_close(*results)
 
 
@@ -205,9 +205,9 @@ def test_nested_vmap_is_one_call(groups: int | None, pool: bool, calls) -> None:
     for i in range(2):
         for k in range(3):
             own = element(element(outer, (0, None, 1), i), (1, 0, 0), k)
-            torch.testing.assert_close(found[i, k], by_twin(*own, pool=pool))
+            torch.testing.assert_close(found[i, k], reference_block(*own, pool=pool))
             torch.testing.assert_close(
-                tuple(s[i, k] for s in slopes), gradient(scalar(by_twin, pool))(*own)
+                tuple(s[i, k] for s in slopes), gradient(scalar(reference_block, pool))(*own)
             )
 
 

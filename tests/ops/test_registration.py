@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fastmeta.backend import kernels
 
-from fastmeta._library import kernels
 from tests.helpers.op_arguments import SAMPLES
 
 

@@ -75,9 +75,9 @@ def test_inputs_are_unchanged(case: Case) -> None:
 def test_non_finite_values_propagate(case: Case, value: float) -> None:
     tensors = case.inputs(torch.float32, 3, 50)
     tensors[-1 if case.name.startswith("combine") else 0].view(-1)[3] = value
-    found, twin = listed(case.op(*tensors)), listed(case.twin(*tensors))
+    found, expected = listed(case.op(*tensors)), listed(case.reference(*tensors))
     assert not all(o.isfinite().all() for o in found)
-    for f, e in zip(found, twin, strict=True):
+    for f, e in zip(found, expected, strict=True):
         assert torch.equal(f.isfinite(), e.isfinite())
 
 
@@ -86,4 +86,4 @@ def test_nan_statistics_give_nan_weights(case: Case) -> None:
     stats, *others = case.inputs(torch.float32, 3, 50)
     stats[1, ..., 0] = float("nan")
     assert case.op(stats, *others)[1].isnan().any()
-    assert case.twin(stats, *others)[1].isnan().any()
+    assert case.reference(stats, *others)[1].isnan().any()

@@ -67,7 +67,7 @@ def test_cosine_correction_is_orthogonal_to_the_query_gradient() -> None:
 def test_equal_gradients_need_no_correction(
     magnitude: str, dtype: torch.dtype, most: float
 ) -> None:
-    # d is all rounding then, and norm-matching enlarges it: to its square root, not to |u|.
+    # d is only rounding, which norm-matching magnifies to its square root, not to |u|.
     u = rows()[0].to(dtype)
     moved = meta(u, u.clone(), 1.0, magnitude=magnitude) - u
     assert (moved.norm(dim=1) <= most * u.norm(dim=1)).all()
@@ -83,7 +83,7 @@ def test_zero_gradients_need_no_correction(zero: str, magnitude: str) -> None:
         v[1] = 0
     found = meta(u, v, 0.5, magnitude=magnitude)
     assert found.isfinite().all()
-    torch.testing.assert_close(found[1], u[1])  # without direction there is no cosine term
+    torch.testing.assert_close(found[1], u[1])  # a zero gradient has no cosine term
     stats = ops.row_similarity(u, v).requires_grad_()
     coef = ops.gsl_coefficients(stats, stats.new_ones(4), stats.new_ones(1), magnitude=magnitude)
     assert torch.autograd.grad(coef.square().sum(), stats)[0].isfinite().all()

@@ -15,7 +15,7 @@ from tests.optim.user_loops import gradients, same
 
 
 def scaled(
-    module: nn.Module, opt: GSLOptimizer, scaler: GradScaler, batch, spoil: int = -1
+    module: nn.Module, opt: GSLOptimizer, scaler: GradScaler, batch, overflow_task: int = -1
 ) -> None:
     opt.zero_grad()
     share = 1 / len(batch)
@@ -24,7 +24,7 @@ def scaled(
             with record.record():
                 loss(module(task.support_x), task.support_y).backward()
             value = loss(module(task.query_x), task.query_y) * share
-            scaler.scale(value * (float("inf") if i == spoil else 1)).backward()
+            scaler.scale(value * (float("inf") if i == overflow_task else 1)).backward()
     scaler.step(opt)
     scaler.update()
 
@@ -34,17 +34,19 @@ def scaled(
 )
 def test_gradient_scaling_changes_nothing(options: dict) -> None:
     module = mlp().double()
-    twin, options = copy.deepcopy(module), {"eta": 0.3, **options}
+    module_copy, options = copy.deepcopy(module), {"eta": 0.3, **options}
     # Not Adam, which turns a rounding error in a tiny gradient into a step.
     sgd = torch.optim.SGD
-    opt, other = (GSLOptimizer(m.parameters(), sgd, lr=0.1, **options) for m in (module, twin))
+    opt, other = (
+        GSLOptimizer(m.parameters(), sgd, lr=0.1, **options) for m in (module, module_copy)
+    )
     scaler = GradScaler("cpu", init_scale=2.0**10)
     off = GradScaler("cpu", enabled=False)
     for _ in range(3):
         batch = tasks(3)
         scaled(module, opt, scaler, batch)
-        scaled(twin, other, off, batch)
-        for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+        scaled(module_copy, other, off, batch)
+        for a, b in zip(module.parameters(), module_copy.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
@@ -54,7 +56,7 @@ def test_an_overflow_in_one_task_skips_the_step(options: dict) -> None:
     opt = GSLOptimizer(module.parameters(), lr=0.1, **{"eta": 0.3, **options})
     scaler = GradScaler("cpu", init_scale=2.0**10)
     before = copy.deepcopy(module)
-    scaled(module, opt, scaler, batch, spoil=1)
+    scaled(module, opt, scaler, batch, overflow_task=1)
     assert same(module, before)
     assert scaler.get_scale() == 2.0**9
     scaled(module, opt, scaler, batch)
@@ -64,13 +66,17 @@ def test_an_overflow_in_one_task_skips_the_step(options: dict) -> None:
 
 def test_unscaling_before_clipping() -> None:
     module = mlp().double()
-    twin, batch = copy.deepcopy(module), tasks(3)
+    module_copy, batch = copy.deepcopy(module), tasks(3)
     opt, other = (
-        GSLOptimizer(m.parameters(), torch.optim.SGD, lr=0.1, eta=0.3) for m in (module, twin)
+        GSLOptimizer(m.parameters(), torch.optim.SGD, lr=0.1, eta=0.3)
+        for m in (module, module_copy)
     )
     scaler = GradScaler("cpu", init_scale=2.0**10)
     for task in batch:
-        for net, optimizer, scale in ((module, opt, scaler.scale), (twin, other, lambda v: v)):
+        for net, optimizer, scale in (
+            (module, opt, scaler.scale),
+            (module_copy, other, lambda v: v),
+        ):
             with optimizer.task() as record:
                 with record.record():
                     loss(net(task.support_x), task.support_y).backward()
@@ -79,10 +85,10 @@ def test_unscaling_before_clipping() -> None:
     scaler.unscale_(opt)
     other.combine()
     for a, b in zip(
-        gradients(list(module.parameters())), gradients(list(twin.parameters())), strict=True
+        gradients(list(module.parameters())), gradients(list(module_copy.parameters())), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     scaler.step(opt)
     other.step()
-    for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+    for a, b in zip(module.parameters(), module_copy.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)

@@ -35,17 +35,17 @@ def module(request: pytest.FixtureRequest) -> nn.Module:
 
 @pytest.mark.parametrize("base", BASES)
 def test_zero_eta_is_bitwise_fomaml(module: nn.Module, base: str) -> None:
-    twin = copy.deepcopy(module)
-    opt, reference = GSLS[base](module.parameters(), eta=0.0), BASES[base](twin.parameters())
+    module_copy = copy.deepcopy(module)
+    opt, reference = GSLS[base](module.parameters(), eta=0.0), BASES[base](module_copy.parameters())
     for _ in range(4):
         batch = tasks(5, torch.float32)
         opt.zero_grad()
         marked(module, batch, opt)
         opt.step()
         reference.zero_grad()
-        plain(twin, batch)
+        plain(module_copy, batch)
         reference.step()
-        for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+        for a, b in zip(module.parameters(), module_copy.parameters(), strict=True):
             assert torch.equal(a, b)
             assert (a.grad is None) == (b.grad is None)
             assert a.grad is None or torch.equal(a.grad, b.grad)
@@ -175,13 +175,13 @@ def test_gradients_can_be_clipped_before_the_step() -> None:
 
 def test_without_tasks_it_is_the_base_optimizer() -> None:
     module = mlp()
-    twin = copy.deepcopy(module)
+    module_copy = copy.deepcopy(module)
     opt = GSLOptimizer(module.parameters(), lr=0.01, eta=0.3)
-    reference = BASES["adam"](twin.parameters())
-    for net, optimizer in ((module, opt), (twin, reference)):
+    reference = BASES["adam"](module_copy.parameters())
+    for net, optimizer in ((module, opt), (module_copy, reference)):
         net(torch.ones(2, 1, 4, 4)).square().sum().backward()
         optimizer.step()
-    pairs = zip(module.parameters(), twin.parameters(), strict=True)
+    pairs = zip(module.parameters(), module_copy.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 

@@ -54,26 +54,26 @@ def test_parameter_groups_can_be_added() -> None:
     ],
 )
 def test_schedulers(make) -> None:
-    module, twin = mlp(), None
-    twin = copy.deepcopy(module)
+    module = mlp()
+    module_copy = copy.deepcopy(module)
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.0)
-    reference = torch.optim.Adam(twin.parameters(), lr=0.1)
+    reference = torch.optim.Adam(module_copy.parameters(), lr=0.1)
     schedulers = make(opt), make(reference)
     for _ in range(4):
         batch = tasks(2, torch.float32)
         step(module, opt, batch)
         reference.zero_grad()
-        plain(twin, batch)
+        plain(module_copy, batch)
         reference.step()
         for scheduler in schedulers:
             scheduler.step()
         assert opt.param_groups[0]["lr"] == reference.param_groups[0]["lr"]
-        assert same(module, twin)
+        assert same(module, module_copy)
 
 
 def test_closures() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
-    twin = copy.deepcopy(module)
+    module_copy = copy.deepcopy(module)
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
 
     def closure() -> float:
@@ -82,9 +82,9 @@ def test_closures() -> None:
         return 1.5
 
     assert opt.step(closure) == 1.5
-    other = GSLOptimizer(twin.parameters(), lr=0.1, eta=0.3)
-    step(twin, other, batch)
-    assert same(module, twin)
+    other = GSLOptimizer(module_copy.parameters(), lr=0.1, eta=0.3)
+    step(module_copy, other, batch)
+    assert same(module, module_copy)
 
 
 def test_hooks_run_once_per_step() -> None:
@@ -124,14 +124,14 @@ def test_the_state_of_a_base_optimizer_can_be_loaded() -> None:
     adam = torch.optim.Adam(module.parameters(), lr=0.1)
     plain(module, batch)
     adam.step()
-    twin = copy.deepcopy(module)
-    opt = GSLOptimizer(twin.parameters(), lr=0.3, eta=0.0)
+    module_copy = copy.deepcopy(module)
+    opt = GSLOptimizer(module_copy.parameters(), lr=0.3, eta=0.0)
     opt.load_state_dict(copy.deepcopy(adam.state_dict()))
     adam.zero_grad()
     plain(module, batch)
     adam.step()
-    step(twin, opt, batch)
-    assert same(module, twin)
+    step(module_copy, opt, batch)
+    assert same(module, module_copy)
 
 
 def test_the_state_of_another_model_is_refused() -> None:
@@ -148,12 +148,12 @@ def test_copies_and_pickles_are_independent_and_work(clone) -> None:
     module, batch = mlp(), tasks(3, torch.float32)
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3, schedule="cosine:9")
     step(module, opt, batch)
-    twin, other = clone((module, opt))
-    assert same(module, twin)
+    module_copy, other = clone((module, opt))
+    assert same(module, module_copy)
     step(module, opt, batch)
-    assert not same(module, twin)
-    step(twin, other, batch)
-    assert same(module, twin)
+    assert not same(module, module_copy)
+    step(module_copy, other, batch)
+    assert same(module, module_copy)
     assert other.base.param_groups is other.param_groups
 
 
@@ -177,12 +177,12 @@ def test_an_exception_in_a_task_discards_it() -> None:
 
 def test_zero_grad_discards_recorded_tasks() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
-    twin = copy.deepcopy(module)
-    opt, other = (GSLOptimizer(m.parameters(), lr=0.1, eta=0.3) for m in (module, twin))
+    module_copy = copy.deepcopy(module)
+    opt, other = (GSLOptimizer(m.parameters(), lr=0.1, eta=0.3) for m in (module, module_copy))
     marked(module, tasks(3, torch.float32), opt)
     step(module, opt, batch)
-    step(twin, other, batch)
-    assert same(module, twin)
+    step(module_copy, other, batch)
+    assert same(module, module_copy)
 
 
 def test_missing_support_gradients_are_named() -> None:

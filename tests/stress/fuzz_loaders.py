@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 
 from fastmeta.data import DataError
 from tests.stress import fuzzing
-from tests.stress.sample_files import SAMPLES, Files, harmful
+from tests.stress.sample_files import SAMPLES, Files, malicious
 
-CHECKSUMS = (".gz", "images.zip")  # in omniglot.zip, drawings have their labels by name alone
+CHECKSUMS = (".gz", "images.zip")  # in omniglot.zip, labels are file names
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "ctypes.dlopen")
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod")
 
@@ -64,7 +64,7 @@ def workplace() -> tuple[Path, Watch]:
 
 
 @cache
-def sound(name: str) -> tuple[Path, Files, str]:
+def valid_sample(name: str) -> tuple[Path, Files, str]:
     """The folder of a valid data set, its files, and the data set."""
     np.random.seed(0)
     root = workplace()[0] / "data"
@@ -95,19 +95,19 @@ def essence(value: Any) -> str:
     return digest.hexdigest()
 
 
-def spoil(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | None]:
+def corrupt(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | None]:
     """New content for a file, or ``None``, and the kind of change."""
     draw, old = data.draw, files[path]
     place = st.integers(0, len(old) - 1) | st.integers(0, min(300, len(old) - 1))
     place |= st.integers(max(0, len(old) - 300), len(old) - 1)
     kind = draw(
-        st.sampled_from(["bytes", "bytes", "great", "cut", "longer", "gone", "other", "harmful"])
+        st.sampled_from(["bytes", "bytes", "large", "cut", "longer", "gone", "other", "malicious"])
     )
     new = bytearray(old)
     if kind == "bytes":
         for _ in range(draw(st.integers(1, 6))):
             new[draw(place)] = draw(st.integers(0, 255))
-    elif kind == "great":
+    elif kind == "large":
         start = draw(place)
         number = draw(st.sampled_from([b"\xff" * 4, b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff"]))
         new[start : start + 4] = number
@@ -124,16 +124,16 @@ def spoil(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | No
         inside = next((p for p in files if p != path), "train")
         member = {"images.zip": "images/n00_0.png"}.get(path, inside)
         member = {"images_background.zip": "images_background/A/b/c.png"}.get(path, member)
-        contents = harmful(Path(path).suffix, member)
+        contents = malicious(Path(path).suffix, member)
         new = bytearray(contents[draw(st.integers(0, len(contents) - 1))])
     return kind, bytes(new)
 
 
 def check(name: str, data: st.DataObject) -> str:
     work, watch = workplace()
-    root, files, expected = sound(name)
+    root, files, expected = valid_sample(name)
     path = data.draw(st.sampled_from(sorted(files)))
-    kind, content = spoil(data, files, path)
+    kind, content = corrupt(data, files, path)
     (root / path).unlink()
     if content is not None:
         (root / path).write_bytes(content)
@@ -150,7 +150,7 @@ def check(name: str, data: st.DataObject) -> str:
         return "refused"
     else:
         if kind == "bytes" and path.endswith(CHECKSUMS):
-            assert found == expected, "damage went unseen"
+            assert found == expected, "corruption went undetected"
     finally:
         watch.on = False
         (root / path).write_bytes(files[path])
@@ -161,9 +161,9 @@ def check(name: str, data: st.DataObject) -> str:
 
 def describe(counts: Counter[str], targets: list[str]) -> str:
     return (
-        f"{counts.total()} spoilt data sets of {len(targets)} kinds: {counts['refused']} refused, "
-        f"{counts['the same']} the same, {counts['another']} others without a checksum; nothing "
-        "run, no file written, no memory filled"
+        f"{counts.total()} corrupted data sets of {len(targets)} kinds: "
+        f"{counts['refused']} refused, {counts['the same']} the same, {counts['another']} others "
+        "without a checksum; no code run, no file written, no memory exhausted"
     )
 
 

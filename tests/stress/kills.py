@@ -32,7 +32,7 @@ from tests.stress.training_runs import (
     start,
 )
 
-MOST_STEPS = 10  # from one kill to the next
+MAX_STEPS = 10  # from one kill to the next
 _WRITING = ".*.tmp"  # files that are being written
 
 
@@ -51,7 +51,7 @@ class Kills:
         self.random = random.Random(seed)
         self.kills = 0
         self.in_writing = 0
-        self.most_lost = 0
+        self.max_lost = 0
         self.runs = 0
 
     def kill_and_compare(self, name: str) -> None:
@@ -68,7 +68,7 @@ class Kills:
     def _kill(self, process: ForkProcess, folder: Path) -> bool:
         """Kills at a random moment; false if the process finished before it."""
         left = set(folder.glob(_WRITING))  # by earlier kills
-        step = _logged(folder) + self.random.randrange(MOST_STEPS)
+        step = _logged(folder) + self.random.randrange(MAX_STEPS)
         _wait(process, lambda: _logged(folder) >= step)
         process.join(self.random.choice([0.02, 1]) * self.random.random())
         if self.random.random() < 0.5:
@@ -88,7 +88,7 @@ class Kills:
             load_checkpoint(path)
         saved = load_checkpoint(found[-1])["step"] if found else 0
         logged = _logged(folder)
-        self.most_lost = max(self.most_lost, logged - saved)
+        self.max_lost = max(self.max_lost, logged - saved)
         if logged - saved > CHECKPOINT_EVERY:
             sys.exit(f"{folder}: step {logged} was logged, but the newest checkpoint has {saved}")
 
@@ -105,22 +105,24 @@ def _wait(process: ForkProcess, until: Callable[[], bool]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the runs")
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments of kills and of the runs"
+    )
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        kills = Kills(Path(work), given.kills, given.seed)
+        kills = Kills(Path(work), arguments.kills, arguments.seed)
         names = cycle(RUNS)
-        while kills.kills < given.kills:
+        while kills.kills < arguments.kills:
             kills.kill_and_compare(next(names))
     result = (
         f"{kills.kills} kills in {kills.runs} runs, {kills.in_writing} while a file was being "
-        f"written; at most {kills.most_lost} steps lost, with a checkpoint every "
+        f"written; at most {kills.max_lost} steps lost, with a checkpoint every "
         f"{CHECKPOINT_EVERY}; all runs ended bit-identical to uninterrupted ones"
     )
     print(result)
-    if given.record:
-        record(f"python -m tests.stress.kills --kills {given.kills}", result)
+    if arguments.record:
+        record(f"python -m tests.stress.kills --kills {arguments.kills}", result)
 
 
 if __name__ == "__main__":

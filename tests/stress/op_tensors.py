@@ -31,10 +31,10 @@ class Call:
     """
 
     op: Callable[..., Any]
-    twin: Callable[..., Any]
+    reference: Callable[..., Any]
     args: list[Any]
     smooth: bool = True
-    spoilt: bool = True
+    corruptible: bool = True
 
 
 def spread(t: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "negated": lambda t: torch._neg_view(-t),
     "parameter": lambda t: torch.nn.Parameter(t),
 }
-SOLID = ("dense", "margins")  # what in-place ops take
+SOLID = ("dense", "margins")  # supported by in-place ops
 
 
 def tensor(
@@ -71,8 +71,10 @@ def tensor(
     return LAYOUTS[draw(st.sampled_from(layouts))](values)
 
 
-def sizes(draw: Draw, most: int = 130) -> tuple[int, int]:
-    return draw(st.integers(0, 6)), draw(st.integers(0, most) | st.sampled_from([31, 32, 33, 64]))
+def sizes(draw: Draw, max_columns: int = 130) -> tuple[int, int]:
+    return draw(st.integers(0, 6)), draw(
+        st.integers(0, max_columns) | st.sampled_from([31, 32, 33, 64])
+    )
 
 
 def cut(draw: Draw, columns: int) -> list[int]:

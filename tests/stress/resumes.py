@@ -42,19 +42,19 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--datasets", nargs="+", default=list(RUNS), choices=RUNS)
     parser.add_argument("--seed", type=int, default=0, help="of the steps after which runs stop")
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given = parser.parse_args()
-    draw = random.Random(given.seed)
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as work:
-        for dataset in given.datasets:
-            for name in given.cases:
+        for dataset in arguments.datasets:
+            for name in arguments.cases:
                 compare(Path(work), name, dataset, draw.randrange(1, STEPS))
     result = (
-        f"{len(given.cases)} methods and variants on {' and '.join(given.datasets)}: stopped once, "
-        "resumed in another process, bit-identical to runs that never stopped"
+        f"{len(arguments.cases)} methods and variants on {' and '.join(arguments.datasets)}: "
+        "stopped once, resumed in another process, bit-identical to runs that never stopped"
     )
     print(result)
-    if given.record:
+    if arguments.record:
         record("python -m tests.stress.resumes", result)
 
 

@@ -140,7 +140,7 @@ def tarred(files: Files, folder: str) -> Files:
 
 
 @cache
-def from_made_up(write: Callable[[Path], Any]) -> Files:
+def from_synthetic(write: Callable[[Path], Any]) -> Files:
     with tempfile.TemporaryDirectory() as work:
         write(Path(work))
         files = [path for path in Path(work).rglob("*") if path.is_file()]
@@ -179,20 +179,20 @@ SAMPLES = {
     "cifar": Sample(cifar, _cifar),
     "cifar.tar.gz": Sample(lambda: tarred(cifar(), "cifar-100-python"), _cifar),
     "clinc150": Sample(
-        lambda: from_made_up(synthetic_files.write_clinc150),
+        lambda: from_synthetic(synthetic_files.write_clinc150),
         lambda root: load_clinc150(root, "train"),
     ),
     "banking77": Sample(
-        lambda: from_made_up(synthetic_files.write_banking77),
+        lambda: from_synthetic(synthetic_files.write_banking77),
         lambda root: load_banking77(root, "train"),
     ),
-    "cora": Sample(lambda: from_made_up(_cora), lambda root: load_planetoid(root, "train")),
+    "cora": Sample(lambda: from_synthetic(_cora), lambda root: load_planetoid(root, "train")),
 }
 
 
-# --- made to do harm
+# --- malicious files
 
-_GREAT = 2**30  # bytes: twice what a loader may take
+_LARGE = 2**30  # bytes: twice what a loader may take
 
 
 def _zip_of(name: str, unpacked: int, said: int) -> bytes:
@@ -209,7 +209,7 @@ def _zip_of(name: str, unpacked: int, said: int) -> bytes:
 
 @cache
 def _gzip_of_zeros(head: bytes) -> bytes:
-    return gzip.compress(head) + gzip.compress(bytes(1 << 20)) * (_GREAT >> 20)
+    return gzip.compress(head) + gzip.compress(bytes(1 << 20)) * (_LARGE >> 20)
 
 
 def _tar_header(name: str, size: int, kind: bytes) -> bytes:
@@ -258,19 +258,19 @@ HARMFUL_PICKLES = {
 
 
 @cache
-def harmful(suffix: str, name: str) -> list[bytes]:
+def malicious(suffix: str, name: str) -> list[bytes]:
     """Malicious contents for a file with this suffix, whose valid form has a member ``name``."""
     zeros = bytes(1 << 20)
     if suffix == ".zip":
         slips = [_zip_of(path, 0, 0) for path in ("../outside", "/tmp/outside", "a/../../outside")]
-        return [*slips, _zip_of(name, _GREAT, _GREAT), _zip_of(name, _GREAT, said=100)]
+        return [*slips, _zip_of(name, _LARGE, _LARGE), _zip_of(name, _LARGE, said=100)]
     if suffix == ".gz":
         heads = [
-            _tar_header("cifar-100-python/train", _GREAT, tarfile.REGTYPE),
-            _tar_header("cifar-100-python/train", _GREAT, tarfile.XHDTYPE),
-            _tar_header("cifar-100-python/train", _GREAT, tarfile.GNUTYPE_LONGNAME),
-            bytes([0, 0, 8, 3]) + struct.pack(">3I", _GREAT // 784, 28, 28),
-            bytes([0, 0, 8, 1]) + struct.pack(">I", _GREAT),
+            _tar_header("cifar-100-python/train", _LARGE, tarfile.REGTYPE),
+            _tar_header("cifar-100-python/train", _LARGE, tarfile.XHDTYPE),
+            _tar_header("cifar-100-python/train", _LARGE, tarfile.GNUTYPE_LONGNAME),
+            bytes([0, 0, 8, 3]) + struct.pack(">3I", _LARGE // 784, 28, 28),
+            bytes([0, 0, 8, 1]) + struct.pack(">I", _LARGE),
         ]
         return [_gzip_of_zeros(head) for head in heads]
     if suffix in (".json", ".csv"):

@@ -25,8 +25,8 @@ from fastmeta import learners
 from fastmeta.data import EpisodeSampler, SineTasks, load_digits
 from fastmeta.models import MLP, Conv4
 
-MOST_MEMORY = 2**22  # bytes, over half the run
-MOST_OBJECTS = 200  # of Python, over half the run; caches of the interpreter come and go
+MAX_MEMORY = 2**22  # bytes, over half the run
+MAX_OBJECTS = 200  # of Python, over half the run; caches of the interpreter come and go
 SAMPLES = 40
 
 CASES: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Held(NamedTuple):
+class Resources(NamedTuple):
     """Resources of the process."""
 
     memory: int
@@ -52,11 +52,11 @@ class Held(NamedTuple):
     files: int
 
 
-def held() -> Held:
+def resources() -> Resources:
     gc.collect()
     objects = gc.get_objects()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Held(
+    return Resources(
         pages * resource.getpagesize(),
         sum(issubclass(type(o), torch.Tensor) for o in objects),
         len(objects),
@@ -85,7 +85,7 @@ def rise(values: Sequence[int]) -> float:
     return slope * (len(values) - 1)
 
 
-def soak(total: int) -> list[Held]:
+def soak(total: int) -> list[Resources]:
     """Resources of the process at equal intervals, alternating between the cases."""
     turns = cycle([steps(case) for case in CASES.values()])
     every = max(1, total // SAMPLES // len(CASES)) * len(CASES)  # whole rounds
@@ -93,7 +93,7 @@ def soak(total: int) -> list[Held]:
     for number in range(total):
         next(turns)(number)
         if (number + 1) % every == 0:
-            samples.append(held())
+            samples.append(resources())
     return samples
 
 
@@ -101,27 +101,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the initialisations")
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given = parser.parse_args()
-    torch.manual_seed(given.seed)
-    samples = soak(given.steps)
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    samples = soak(arguments.steps)
     last = samples[len(samples) // 2 :]
     memory, tensors, objects, files = (rise(values) for values in zip(*last, strict=True))
     result = (
-        f"{given.steps} meta-steps of {len(CASES)} learners; over the last half memory rose by "
+        f"{arguments.steps} meta-steps of {len(CASES)} learners; over the last half memory rose by "
         f"{memory / 2**20:.2f} MiB of {last[-1].memory / 2**20:.0f}, tensors by {tensors:.1f} of "
         f"{last[-1].tensors}, Python's objects by {objects:.0f} of {last[-1].objects}, open files "
         f"by {files:.1f}"
     )
     print(result)
-    if memory > MOST_MEMORY or objects > MOST_OBJECTS or max(tensors, files) > 0.5:
-        sys.exit("that is too much")
-    if given.record:
+    if memory > MAX_MEMORY or objects > MAX_OBJECTS or max(tensors, files) > 0.5:
+        sys.exit("resources grow too much")
+    if arguments.record:
         from tests.stress.training_runs import (
             record,  # which imports much that would be sampled, too
         )
 
-        record(f"python -m tests.stress.soak --steps {given.steps}", result)
+        record(f"python -m tests.stress.soak --steps {arguments.steps}", result)
 
 
 if __name__ == "__main__":

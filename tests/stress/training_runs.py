@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # every process would import it for its optimizer
+import torch._dynamo  # else every process imports it for its optimizer
 
 import fastmeta
 from fastmeta.train import configure, resume, train
@@ -29,13 +29,13 @@ _SHORT = {
     **{"log_every": 1, "val_every": 5, "checkpoint_every": CHECKPOINT_EVERY, "threads": 1},
     **{"inner_steps": 2, "eval_inner_steps": 2, "lr_schedule": "cosine"},
 }
-# By data set; a few seconds each at most.
+# By data set; at most a few seconds each.
 RUNS: dict[str, dict[str, Any]] = {
     "sine": {**_SHORT, "steps": 60, "hidden": [8]},
     "digits": {**_SHORT, "steps": 25, "hidden": [4], "ways": 3, "queries": 3, "eval_queries": 3},
 }
 
-# Of a run's files: what depends on the time or the place, and what the log has, too.
+# Fields of a run's files that depend on the time or the place, or that the log has, too.
 _CLOCK = {"seconds", "tasks_per_second"}
 _ELSEWHERE = {*_CLOCK, "config", "history"}
 

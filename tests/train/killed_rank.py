@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fastmeta.train import configure, train_on
+from fastmeta.train import configure, train_or_resume
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    train_on(config, stop)
+    train_or_resume(config, stop)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastmeta.train._atomic_files import write_atomic, write_json
 
 from fastmeta.train import CheckpointError, DamagedError
 from fastmeta.train.checkpoint import (
@@ -19,7 +20,6 @@ from fastmeta.train.checkpoint import (
     save_checkpoint,
     step_path,
 )
-from fastmeta.train.files import write_atomic, write_json
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastmeta.train.builders import build_co_learner, build_learner, build_module, task_source
 
 from fastmeta.cli import main
 from fastmeta.data import SineTasks
@@ -15,7 +16,6 @@ from fastmeta.models import MLP, Conv4, ResNet12
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
 from fastmeta.train.checkpoint import load_checkpoint
 from fastmeta.train.metrics import Metric
-from fastmeta.train.setup import build_co_learner, build_learner, build_module, task_source
 
 CPU = torch.device("cpu")
 DIGITS = "--dataset digits --hidden 4 --meta-batch 2 --steps 2 --val-tasks 4 --test-tasks 10"

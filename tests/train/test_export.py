@@ -23,7 +23,7 @@ DIGITS = {
     **{"dataset": "digits", "hidden": [4], "meta_batch": 2, "steps": 2, "val_tasks": 2},
     **{"test_tasks": 2, "untrained": False, "plots": False, "out": "run", "eval_queries": 5},
 }
-# The page's own code, up to the example; what is left of fastmeta would raise.
+# The code of the page up to the example; an import of fastmeta would raise an error.
 WITHOUT_FASTMETA = """
 import sys
 sys.modules["fastmeta"] = None
@@ -68,7 +68,7 @@ def test_the_same_logits_without_fastmeta(options: dict[str, Any]) -> None:
     assert about["method"] == options["method"]
     assert "co_learner" not in about["names"]
     run = load_run("run", {})
-    # In float64, so that no BatchNorm of a few equal numbers magnifies what kernels round.
+    # In float64, so that BatchNorm of a few equal numbers does not magnify rounding.
     batch = TaskBatch(
         **{
             k: t.double() if t.is_floating_point() else t

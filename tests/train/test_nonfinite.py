@@ -16,10 +16,10 @@ from fastmeta.train import DivergedError, configure, resume, train
 from fastmeta.train import run as run_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
-BAD = {4: [1], 7: [0, 3]}  # tasks of the meta-batches of meta-steps 5 and 8
+BAD = {4: [1], 7: [0, 3]}  # tasks by meta-batch, of meta-steps 5 and 8
 
 
-class Spoilt:
+class NonFiniteTasks:
     """A source of tasks with NaN in some of them."""
 
     def __init__(self, source: Any) -> None:
@@ -33,12 +33,12 @@ class Spoilt:
 
 
 @pytest.fixture(autouse=True)
-def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+def non_finite_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     make: Callable[..., Any] = run_module.task_source
 
     def source(config: Any, split: str, device: Any) -> Any:
         found = make(config, split, device)
-        return Spoilt(found) if split == "train" else found
+        return NonFiniteTasks(found) if split == "train" else found
 
     monkeypatch.setattr(run_module, "task_source", source)
 
@@ -94,7 +94,7 @@ def test_a_run_of_version_1_can_be_resumed(sine: dict[str, Any]) -> None:
     path = checkpoints(Path("run"))[-1]
     content = load_checkpoint(path)
     content["version"] = 1
-    del content["learner"]["containment"], content["config"]["non_finite"]
+    del content["learner"]["non_finite_guard"], content["config"]["non_finite"]
     content["meter"]["sums"] = content["meter"]["sums"][:2]
     content["history"] = [row[:8] for row in content["history"]]
     torch.save(content, path)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastmeta.train._atomic_files import remove_temporary, write_atomic
 
 from fastmeta.cli import main
 from fastmeta.train import ConfigError, StorageError, configure, resume, setup, train
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-from fastmeta.train.files import remove_temporary, write_atomic
 
 
 @contextmanager

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from fastmeta.train.builders import build_module, task_source
 
 from fastmeta.cli import main
 from fastmeta.data import EpisodeSampler
 from fastmeta.models import GCN, TextEncoder
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-from fastmeta.train.setup import build_module, task_source
 from tests.helpers.problems import tasks
 from tests.helpers.synthetic_files import write_banking77, write_planetoid
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
     "data_root": "data",
-    "lr_schedule": "none",  # which would know of the steps to come
+    "lr_schedule": "none",  # a schedule depends on the total number of steps
     "meta_batch": 2,
     "steps": 4,
     "val_every": 2,

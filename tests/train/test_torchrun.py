@@ -57,11 +57,11 @@ def test_two_ranks_train_as_one_process(two: tuple[Path, str], tmp_path: Path) -
     folder, out = two
     train(configure({**OPTIONS, "out": str(tmp_path)}))
     assert out.count("mse on held-out tasks") == 1  # one rank reports
-    (curves, results, state), (others, other, twin) = map(result_of, (tmp_path, folder))
+    (curves, results, state), (others, other, other_state) = map(result_of, (tmp_path, folder))
     torch.testing.assert_close(torch.tensor(others), torch.tensor(curves), rtol=1e-4, atol=1e-5)
     assert other["test"]["mean"] == pytest.approx(results["test"]["mean"], rel=1e-4)
     for name, tensor in state.items():
-        torch.testing.assert_close(twin[name], tensor, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(other_state[name], tensor, rtol=1e-5, atol=1e-5)
 
 
 def test_a_killed_rank_is_restarted_and_changes_nothing(
@@ -71,10 +71,10 @@ def test_a_killed_rank_is_restarted_and_changes_nothing(
     config = tmp_path / "killed.json"
     config.write_text(json.dumps({**OPTIONS, "out": str(tmp_path)}))
     torchrun(str(script), str(config), "23", restarts=1)
-    (curves, results, state), (others, other, twin) = map(result_of, (two[0], tmp_path))
+    (curves, results, state), (others, other, other_state) = map(result_of, (two[0], tmp_path))
     assert curves == others
     assert results["test"] == other["test"]
-    assert all(torch.equal(twin[name], tensor) for name, tensor in state.items())
+    assert all(torch.equal(other_state[name], tensor) for name, tensor in state.items())
 
 
 def test_ranks_need_a_common_folder(monkeypatch: pytest.MonkeyPatch) -> None:

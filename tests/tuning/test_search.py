@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fastmeta import MetaLearner, TaskBatch
-from fastmeta.adaptation import SGD, Adaptation, Lambda, MetaSGD
+from fastmeta.adaptation import SGD, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import FirstOrder
 from fastmeta.models import MLP
@@ -126,7 +126,7 @@ def test_many_layers_are_removed_one_by_one() -> None:
         return sum(2.0**k for k, bit in enumerate(bits) if bit == "1")
 
     every: TunedPattern = tuned(model, source, 4, 2, 100.0, seconds=seconds)
-    # All is allowed: away goes what costs most, the last layer first.
+    # Any loss is allowed: layers are removed by cost, the last one first.
     path = ["1" * k + "0" * (8 - k) for k in range(8, 0, -1)]
     tried = {t.pattern for t in every.trials}
     assert set(path) <= tried
@@ -152,7 +152,7 @@ def test_the_inner_loop_of_a_pattern() -> None:
     model = learner(adaptation=rates)
     other = with_pattern(model, "head")
     assert other.module is model.module
-    assert isinstance(other.adaptation, Lambda)
+    assert isinstance(other.adaptation, LayerPattern)
     assert other.adaptation.inner is rates
     assert all(a is b for a, b in zip(other.adaptation.rates, rates.rates, strict=True))
     again = with_pattern(other, "body")

@@ -75,7 +75,7 @@ def test_outputs(name: str, capsys: pytest.CaptureFixture) -> None:
     patterns = [s[role]["pattern"] for s in content["searches"] for role in ("chosen", "best")]
     assert ("against full" in printed) == any("0" in pattern for pattern in patterns)
 
-    # The pattern serves any evaluation of the run; all layers are what the run has.
+    # The pattern can be evaluated on the run; all layers are the default of the run.
     (first, _) = content["searches"]
     of = "meta-sgd" if name == "sine" else "sgd"
     for role in ("full", "chosen"):

@@ -8,9 +8,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from fastmeta.data._io.cache import cached
 
 from fastmeta.data import DataError, load_omniglot, omniglot_files
-from fastmeta.data.cache import cached
 
 ARRAYS = {"images": np.arange(5000, dtype=np.uint8), "names": np.array(["ä", "bc"])}
 

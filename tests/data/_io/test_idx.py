@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastmeta.data._io.idx import read_idx
 from numpy.typing import NDArray
 
 from fastmeta.data import DataError
-from fastmeta.data.idx import read_idx
 
 WriteIdx = Callable[[Path, NDArray[np.uint8]], Path]
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastmeta.data._io.archives import open_zip, read_image, read_tar
+from fastmeta.data._io.errors import data_error
+from fastmeta.data._io.idx import read_idx
+from fastmeta.data._io.images import decode_rgb
+from fastmeta.data._io.pickles import load_pickle
+from fastmeta.data.datasets._cifar_splits import read_classes
+from fastmeta.data.datasets._omniglot_splits import read_vinyals
+from fastmeta.data.datasets._planetoid_files import _rows
 
 from fastmeta.data import DataError, archives, images, mini_imagenet_files
-from fastmeta.data.archives import open_zip, read_image, read_tar
-from fastmeta.data.cifar_splits import read_classes
-from fastmeta.data.errors import data_error
-from fastmeta.data.idx import read_idx
-from fastmeta.data.images import decode_rgb
-from fastmeta.data.omniglot_splits import read_vinyals
-from fastmeta.data.pickles import load_pickle
-from fastmeta.data.planetoid_files import _rows
 from tests.helpers import python2_pickles
 
 Image = pytest.importorskip("PIL.Image")
@@ -173,7 +173,7 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
 
 
 def test_messages_are_short(tmp_path: Path) -> None:
-    assert len(str(data_error("a", expected="b", found="c" * 10**6, mend="d"))) < 1000
+    assert len(str(data_error("a", expected="b", found="c" * 10**6, fix="d"))) < 1000
     path = tmp_path / "train.csv"
     path.write_text(json.dumps("a" * 10**5))
     with pytest.raises(DataError, match=r"train\.csv: expected the header") as caught:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastmeta.data._io.pickles import load_dict, load_pickle
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastmeta.data import DataError
-from fastmeta.data.pickles import load_dict, load_pickle
 from tests.helpers.python2_pickles import Code, array, built, called, dumps, named, unicode
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

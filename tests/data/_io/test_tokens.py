@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from fastmeta.data import token_ids
 
 
-def by_hand(tokens: list[str], vocabulary: int) -> list[int]:
+def reference_ids(tokens: list[str], vocabulary: int) -> list[int]:
     return [1 + zlib.crc32(token.encode()) % (vocabulary - 1) for token in tokens]
 
 
 def test_words_and_their_trigrams() -> None:
     expected = ["<my>", "<my", "my>", "<cat>", "<ca", "cat", "at>", "<?>"]
     row = token_ids(["My cat?"], 1000, 10)[0].tolist()
-    assert row == [*by_hand(expected, 1000), 0, 0]
+    assert row == [*reference_ids(expected, 1000), 0, 0]
     assert token_ids(["My cat?"], 1000, 5)[0].tolist() == row[:5]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fastmeta.data.datasets._complete import check_complete
 
 from fastmeta.data import ClassDataset, DataError, load_mini_imagenet, mini_imagenet_files
-from fastmeta.data.complete import check_complete
 from tests.data.datasets.mini_imagenet_files import (
     COLOURS,
     FILES,

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastmeta.data.datasets._planetoid_files import Citations
 from numpy.typing import NDArray
 
 from fastmeta.data import DataError, EpisodeSampler, load_planetoid
-from fastmeta.data.planetoid_files import Citations
 from tests.helpers.python2_pickles import built, dumps, lists, named, sparse, sparse_rows, unicode
 from tests.helpers.synthetic_files import write_planetoid
 

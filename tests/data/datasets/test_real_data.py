@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 import torch
 import torch.nn.functional as F
+from fastmeta.data.datasets._cifar_splits import read_classes
 
 from fastmeta.data import (
     ClassDataset,
@@ -21,7 +22,6 @@ from fastmeta.data import (
     load_clinc150,
     load_planetoid,
 )
-from fastmeta.data.cifar_splits import read_classes
 
 Dataset = TypeVar("Dataset")
 

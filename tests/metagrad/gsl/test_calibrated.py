@@ -17,7 +17,7 @@ from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.metagrad import CalibratedAHE, Exact, FirstOrder, MetaGradient
 from fastmeta.metagrad.calibrated import least_squares
 from tests.helpers.problems import MODULES, Drifting, Noisy, loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand, support_gradients
+from tests.helpers.reference_loops import LR, reference_meta_gradients, support_gradients
 
 
 def gradients(module: nn.Module, batch: TaskBatch, steps: int, count: int, **options) -> list:
@@ -31,7 +31,7 @@ def basis(module: nn.Module, batch: TaskBatch, steps: int) -> Tensor:
     first, second = support_gradients(module, batch, 1), support_gradients(module, batch, 2)
     mean, query = (
         support_gradients(module, batch, steps),
-        by_hand(module, batch, steps, second_order=False),
+        reference_meta_gradients(module, batch, steps, second_order=False),
     )
     return torch.stack([mean, query, first - (2 * second - first)])
 
@@ -46,7 +46,7 @@ def fit(vectors: Tensor, target: Tensor) -> Tensor:
 def test_it_is_the_least_squares_fit_to_the_hessian_terms(steps: int, secant: bool) -> None:
     module, batch = mlp().double(), tasks(4)
     vectors = basis(module, batch, steps)[: 2 + secant]
-    exact = by_hand(module, batch, steps, second_order=True)
+    exact = reference_meta_gradients(module, batch, steps, second_order=True)
     c = fit(vectors[:, :3], (exact - vectors[1])[:3])
     expected = vectors[1] + torch.einsum("b,btp->tp", c, vectors)
     plain = FOMAML(module, loss, inner_lr=LR, inner_steps=steps, engine="loop")
@@ -61,7 +61,10 @@ def test_calibrations_are_averaged() -> None:
     expected = None
     for step in range(5):
         batch = tasks(3)
-        vectors, exact = basis(module, batch, 1), by_hand(module, batch, 1, second_order=True)
+        vectors, exact = (
+            basis(module, batch, 1),
+            reference_meta_gradients(module, batch, 1, second_order=True),
+        )
         if step % 2 == 0:
             c = fit(vectors, exact - vectors[1])
             expected = c if expected is None else 0.25 * expected + 0.75 * c
@@ -188,22 +191,23 @@ def test_an_aggregation_gets_the_inner_gradients() -> None:
     learner = MetaLearner(
         module, loss, adaptation=SGD(LR), metagrad=CalibratedAHE(), aggregation=GradientAgreement()
     )
-    rows, v = by_hand(module, batch, 1, second_order=False), support_gradients(module, batch, 1)
+    u = reference_meta_gradients(module, batch, 1, second_order=False)
+    v = support_gradients(module, batch, 1)
     dots = v @ v.sum(0)
-    torch.testing.assert_close(learner.meta_gradient(batch)[0], (dots / dots.abs().sum()) @ rows)
+    torch.testing.assert_close(learner.meta_gradient(batch)[0], (dots / dots.abs().sum()) @ u)
 
 
 def test_an_overflow_or_failure_keeps_the_coefficients_finite() -> None:
     module, batch = mlp().double(), tasks(3)
     learner = GSL(module, loss, inner_lr=LR, variant="R4", every=1)
-    spoilt = TaskBatch(
+    corrupt = TaskBatch(
         batch.support_x * float("inf"), batch.support_y, batch.query_x, batch.query_y
     )
-    learner.meta_gradient(spoilt)
+    learner.meta_gradient(corrupt)
     assert learner.metagrad.coefficients is None
     learner.meta_gradient(batch)
     before = learner.metagrad.coefficients
-    learner.meta_gradient(spoilt)
+    learner.meta_gradient(corrupt)
     assert torch.equal(learner.metagrad.coefficients, before)
     wrong = batch.query_y.clone()
     wrong[2] = 99

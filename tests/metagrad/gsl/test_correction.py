@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fastmeta
 from fastmeta import FOMAML, GSL, TaskBatch
 from tests.helpers.problems import loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand, support_gradients
+from tests.helpers.reference_loops import LR, reference_meta_gradients, support_gradients
 
 
 def gradient(module: nn.Module, batch: TaskBatch, steps: int = 2, **options) -> Tensor:
@@ -35,7 +35,8 @@ def test_only_the_l2_loss_is_support_only_reptile() -> None:
 @pytest.mark.parametrize("magnitude", ["none", "norm-match", "ratio", "clip"])
 def test_the_correction_is_the_gradient_of_the_gsl_loss(scope: str, magnitude: str) -> None:
     module, batch = mlp().double(), tasks()
-    u, v = by_hand(module, batch, 2, second_order=False), support_gradients(module, batch, 2)
+    u = reference_meta_gradients(module, batch, 2, second_order=False)
+    v = support_gradients(module, batch, 2)
     layout = fastmeta.FlatLayout.of(list(module.parameters()))
     cuts = layout.bounds if scope == "layer" else (0, layout.size)
     expected = u.clone()
@@ -60,9 +61,10 @@ def test_r2_updates_one_weight_per_layer_against_the_loss() -> None:
     learner = GSL(module, loss, inner_lr=LR, variant="R2", eta=0.05, lam_2=0.1, magnitude="none")
     bounds = fastmeta.FlatLayout.of(list(module.parameters())).bounds
     sizes = torch.tensor([b - a for a, b in pairwise(bounds)])
-    u, v = by_hand(module, batch, 1, second_order=False), support_gradients(module, batch, 1)
+    u = reference_meta_gradients(module, batch, 1, second_order=False)
+    v = support_gradients(module, batch, 1)
     w = torch.ones(len(sizes), dtype=torch.float64)
-    for _ in range(3):  # the module stays, so that the weights alone move
+    for _ in range(3):  # the module is unchanged, so that only the weights move
         scale = w.clone().requires_grad_()
         columns = scale.repeat_interleave(sizes)
         losses = [
@@ -79,7 +81,7 @@ def test_r2_updates_one_weight_per_layer_against_the_loss() -> None:
 
 def test_r3_weights_tasks_by_their_similarity_with_the_mean() -> None:
     module, batch = mlp().double(), tasks(5)
-    u = by_hand(module, batch, 1, second_order=False)
+    u = reference_meta_gradients(module, batch, 1, second_order=False)
     cosine = torch.cosine_similarity(u, u.mean(0)[None])
     expected = torch.softmax(-(1 - cosine) / 0.2, 0) @ u
     found = gradient(module, batch, 1, variant="R3", tau=0.2)

@@ -12,7 +12,7 @@ from torch import nn
 from fastmeta import GSL, FlatLayout, TaskBatch
 from fastmeta.metagrad import GslRule
 from tests.helpers.problems import loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand, support_gradients
+from tests.helpers.reference_loops import LR, reference_meta_gradients, support_gradients
 
 RATE = 150.0
 
@@ -28,7 +28,8 @@ def test_every_weight_descends_the_loss(schedule: str) -> None:
     w = torch.ones(163, dtype=torch.float64)
     for step in range(4):
         batch = tasks()
-        u, v = by_hand(module, batch, 1, second_order=False), support_gradients(module, batch, 1)
+        u = reference_meta_gradients(module, batch, 1, second_order=False)
+        v = support_gradients(module, batch, 1)
         scale = w.clone().requires_grad_()
         losses = [
             1 - F.cosine_similarity(scale * a, b, dim=0) + 0.05 * (scale * a - b).square().sum()
@@ -37,9 +38,9 @@ def test_every_weight_descends_the_loss(schedule: str) -> None:
         (slope,) = torch.autograd.grad(sum(losses) / len(losses), scale)
         rate = RATE if schedule == "constant" else RATE * (1 - step / 4)
         w = (w - rate * slope).clamp(0.5, 1.3)
-        rows = model._task_rows(batch)[0]
-        torch.testing.assert_close(rows.meta(), w * u)
-        torch.testing.assert_close(rows.inner, v)
+        gradients = model._task_rows(batch)[0]
+        torch.testing.assert_close(gradients.meta(), w * u)
+        torch.testing.assert_close(gradients.inner, v)
     assert ((w == 0.5) | (w == 1.3)).any()
 
 

@@ -17,7 +17,7 @@ from fastmeta.aggregation import Mean
 from fastmeta.learners import build
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, gsl_variant
 from tests.helpers.problems import MODULES, WAYS, loss, mlp, tasks
-from tests.helpers.reference_loops import LR, by_hand
+from tests.helpers.reference_loops import LR, reference_meta_gradients
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "R0": {"variant": "R0"},
@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "R5": {"variant": "R5"},
     "R6": {"variant": "R6"},
 }
-# The rounding errors of R5's differences; those that a division by a small |d| or sine magnifies.
+# Rounding errors of R5's differences, and those magnified by a division by a small |d| or sine.
 TOLERANCE = {"R5": 1e-4}
 
 
@@ -111,7 +111,7 @@ def test_zero_eta_is_bitwise_fomaml(variant: str) -> None:
     options = {"magnitude": variant} if variant == "inner-lr" else {"variant": variant}
     for extra in ({"eta": 0.0}, {"schedule": "late:2"}):
         if extra.get("schedule") and variant in ("R2", "R2p"):
-            continue  # their weights are still one, but multiply
+            continue  # their weights are still one, but are multiplied
         found, _ = GSL(module, loss, inner_lr=LR, **options, **extra).meta_gradient(batch)
         assert torch.equal(found, FOMAML(module, loss, inner_lr=LR).meta_gradient(batch)[0])
 
@@ -127,7 +127,7 @@ def test_the_l2_loss_interpolates_fomaml_and_the_support_gradient(
         options = {"eta": eta, "lam_c": 0.0, "lam_2": lam_2, "magnitude": "none"}
         return GSL(module, loss, inner_lr=LR, **options).meta_gradient(batch)[0]
 
-    fomaml = by_hand(module, batch, 1, second_order=False).mean(0)
+    fomaml = reference_meta_gradients(module, batch, 1, second_order=False).mean(0)
     params = list(module.parameters())
     support = sum(
         torch.cat([g.flatten() for g in torch.autograd.grad(loss(module(x), y), params)])
@@ -141,7 +141,7 @@ def test_the_l2_loss_interpolates_fomaml_and_the_support_gradient(
 def test_the_cosine_correction_is_orthogonal(magnitude: str) -> None:
     module, batch = mlp().double(), tasks(4)
     model = GSL(module, loss, inner_lr=LR, inner_steps=2, eta=0.7, magnitude=magnitude)
-    u = by_hand(module, batch, 2, second_order=False)
+    u = reference_meta_gradients(module, batch, 2, second_order=False)
     moved = model._task_rows(batch)[0].meta() - u
     assert (moved.norm(dim=1) > 1e-3 * u.norm(dim=1)).all()
     assert ((moved * u).sum(1).abs() < 1e-9 * moved.norm(dim=1) * u.norm(dim=1)).all()
@@ -153,7 +153,7 @@ def test_inner_lr_rescales_the_correction_to_the_curvature_norm(steps: int) -> N
     model = GSL(
         module, loss, inner_lr=LR, inner_steps=steps, eta=0.4, lam_2=0.2, magnitude="inner-lr"
     )
-    u = by_hand(module, batch, steps, second_order=False)
+    u = reference_meta_gradients(module, batch, steps, second_order=False)
     moved = model._task_rows(batch)[0].meta() - u
     for i, (x, y) in enumerate(zip(batch.support_x, batch.support_y, strict=True)):
         params = list(module.parameters())
@@ -183,7 +183,7 @@ def test_inner_lr_after_a_failed_meta_batch() -> None:
 def test_r5_and_r6_are_exact(name: str) -> None:
     for key, make in MODULES.items():
         module, batch = make().double(), tasks(2)
-        exact = by_hand(module, batch, 2, second_order=True).mean(0)
+        exact = reference_meta_gradients(module, batch, 2, second_order=True).mean(0)
         found = learner(module, name).meta_gradient(batch)[0]
         assert (found - exact).norm() <= {"R5": 1e-4, "R6": 1e-9}[name] * exact.norm(), key
 
@@ -195,7 +195,9 @@ INNER: dict[str, Adaptation] = {
 }
 
 
-def rows(module: nn.Module, inner: Adaptation, way: MetaGradient, batch: TaskBatch) -> Tensor:
+def second_gradients(
+    module: nn.Module, inner: Adaptation, way: MetaGradient, batch: TaskBatch
+) -> Tensor:
     """Meta-gradients of the tasks in their second meta-step."""
     model = MetaLearner(
         module, loss, adaptation=inner, metagrad=way, aggregation=Mean(), engine="loop"
@@ -210,7 +212,7 @@ def test_every_inner_loop(name: str, adaptation: str) -> None:
     module, batch, size = mlp().double(), tasks(3), 163
     inner = INNER.get(adaptation) or MetaSGD(LR, 2)
     exact, first, found = (
-        rows(module, inner, way, batch)
+        second_gradients(module, inner, way, batch)
         for way in (Exact(), FirstOrder(), gsl_variant(**VARIANTS[name]))
     )
     if name in ("R5", "R6"):
@@ -231,7 +233,8 @@ def test_learned_rates_do_not_affect_the_comparison(name: str) -> None:
     if name in ("R1", "R1 by layer", "R2", "R2p"):
         options = {**options, "lam_2": 0.1}
     plain, learned = (
-        rows(module, inner, gsl_variant(**options), batch) for inner in (SGD(LR), MetaSGD(LR))
+        second_gradients(module, inner, gsl_variant(**options), batch)
+        for inner in (SGD(LR), MetaSGD(LR))
     )
     assert_close(name, learned[:, : plain.shape[1]], plain)
 
