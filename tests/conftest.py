@@ -1,10 +1,11 @@
-"""Fresh random numbers in every run, and the seed to repeat one."""
+"""New random numbers in every run, and the seed that reproduces them."""
 
 from __future__ import annotations
 
 import os
 import random
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
-    """Each test has its own numbers, whichever others run."""
+    """Seeds each test by its name, independently of which others run."""
     seed = (SEED + zlib.crc32(request.node.nodeid.encode())) % 2**32
     torch.manual_seed(seed)
     np.random.seed(seed)
@@ -33,7 +34,15 @@ def seeded(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def threads():
-    """A test that changes the number of threads changes it for itself."""
+    """Restores the number of threads after each test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary working directory with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
+    return tmp_path

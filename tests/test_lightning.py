@@ -1,4 +1,4 @@
-"""Learners under Lightning's Trainer take the steps of a plain loop, also when resumed."""
+"""Training with Lightning's Trainer equals a plain loop, also when resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EPOCH = 3
 
 
 class Classes:
-    """Tasks of classification that shift from meta-batch to meta-batch."""
+    """Classification tasks that shift from meta-batch to meta-batch."""
 
     ways = 3
 
@@ -91,7 +91,7 @@ def assert_same(one: MetaLearner, other: MetaLearner) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_the_steps_of_a_plain_loop(name: str) -> None:
+def test_steps_match_a_plain_loop(name: str) -> None:
     plain = LEARNERS[name]()
     lit = LightningLearner(copy.deepcopy(plain))
     fit = trainer(max_epochs=2)
@@ -169,7 +169,7 @@ def test_fast_dev_run_and_workers() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, state(lit.learner), strict=False))
 
 
-def test_a_loader_of_ones_own() -> None:
+def test_a_custom_loader() -> None:
     tasks = SineTasks(tasks=2, shots=4, queries=5, length=4)
     lit = LightningLearner(regression())
     fit = trainer(max_epochs=1)
@@ -177,8 +177,8 @@ def test_a_loader_of_ones_own() -> None:
     assert fit.global_step == 4
 
 
-def test_tasks_that_are_skipped_do_not_spoil_the_log() -> None:
-    class Spoilt:
+def test_skipped_tasks_keep_the_log_finite() -> None:
+    class NonFiniteTasks:
         ways = None
 
         def __getitem__(self, index: int) -> TaskBatch:
@@ -188,12 +188,12 @@ def test_tasks_that_are_skipped_do_not_spoil_the_log() -> None:
 
     lit = LightningLearner(regression(non_finite="skip"))
     fit = trainer(max_steps=2)
-    fit.fit(lit, data(Spoilt()))
+    fit.fit(lit, data(NonFiniteTasks()))
     assert torch.isfinite(fit.callback_metrics["train_loss"])
     assert lit.learner.non_finite_guard.skipped == 2
 
 
-def test_what_would_go_wrong_unnoticed_is_refused() -> None:
+def test_silent_mistakes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"precision=.32-true.*autocast=torch.bfloat16"):
         trainer(precision="bf16-mixed", max_steps=1).fit(LightningLearner(regression()), data())
     lit = LightningLearner(regression())
@@ -202,7 +202,7 @@ def test_what_would_go_wrong_unnoticed_is_refused() -> None:
         lit.setup("fit")
 
 
-def test_without_lightning_the_message_says_what_to_install() -> None:
+def test_a_missing_lightning_is_explained() -> None:
     code = "import sys; sys.modules['lightning'] = None; import fastmeta.lightning"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1

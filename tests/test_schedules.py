@@ -30,6 +30,6 @@ def test_values(spec: str) -> None:
     "spec",
     ["", "cosine", "constant:3", "cosine:a", "cosine:0", "cosine:nan", "step:3", "sawtooth:3"],
 )
-def test_what_is_no_schedule_is_named(spec: str) -> None:
+def test_invalid_schedules_are_named(spec: str) -> None:
     with pytest.raises(ValueError, match=f"schedule '{spec}'"):
         schedule(spec)

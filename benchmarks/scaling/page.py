@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastmeta.distributed._cost import Cost
 
 from fastmeta.distributed import cost
+from fastmeta.distributed._cost import Cost
 
 TASKS = 4  # per rank
 RANKS = (2, 8, 32, 128, 512, 1000)

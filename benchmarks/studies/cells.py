@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastmeta.train._atomic_files import write_atomic
 
 import fastmeta
 from benchmarks.studies.plan import PLACE, Cell, Table, config_of
 from fastmeta.train import ConfigError, DivergedError, TrainConfig, evaluate_run, resume, train
+from fastmeta.train._atomic_files import write_atomic
 from fastmeta.train.checkpoint import checkpoints
 
 COLUMNS = (

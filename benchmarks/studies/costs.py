@@ -9,13 +9,13 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from fastmeta.train.builders import build_learner, build_module, find_device, task_source
 
 from benchmarks._common.memory import peak_bytes
 from benchmarks._common.timing import interleaved
 from benchmarks.studies.plan import Cell, Row, Table, config_of
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.tasks import TaskBatch
+from fastmeta.train.builders import build_learner, build_module, find_device, task_source
 from fastmeta.train.checkpoint import BEST, load_checkpoint
 
 COLUMNS = ("row", "milliseconds", "low", "high", "megabytes", "cosine", "threads", "torch", "date")

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks._common.memory import peak_bytes
@@ -34,6 +33,7 @@ from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
+from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
 from fastmeta.train.evaluation import evaluate
 
 CPU = torch.device("cpu")

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastmeta.train import ConfigError, TrainConfig, configure
 from fastmeta.train.config.files import read_table
 from fastmeta.train.config.schema import check_names
-
-from fastmeta.train import ConfigError, TrainConfig, configure
 
 # Options about where a run is stored and how it is logged do not change its result.
 PLACE = {"out", "data_root", "device", "threads", "log", "log_every", "checkpoint_every", "keep"}

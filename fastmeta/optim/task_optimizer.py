@@ -75,8 +75,8 @@ class TaskOptimizer(torch.optim.Optimizer):
         if type(self.metagrad).task is not FirstOrder.task:
             raise ValueError(
                 f"metagrad.{type(self.metagrad).__name__} computes its gradients in the inner "
-                "loop, which is yours here; expected FirstOrder or a correction of it such as GSL. For "
-                "the others use fastmeta.MetaLearner, which runs the inner loop."
+                "loop, which is yours here; expected FirstOrder or a correction of it such as GSL. "
+                "For the others use fastmeta.MetaLearner, which runs the inner loop."
             )
         self.base = base(params, **base_options)
         self._check(self.base.param_groups)

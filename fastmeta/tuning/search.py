@@ -142,9 +142,7 @@ def with_pattern(learner: MetaLearner, pattern: str) -> MetaLearner:
     """
     inner = learner.adaptation
     return learner.with_components(
-        adaptation=LayerPattern(
-            inner.inner if isinstance(inner, LayerPattern) else inner, pattern
-        )
+        adaptation=LayerPattern(inner.inner if isinstance(inner, LayerPattern) else inner, pattern)
     )
 
 

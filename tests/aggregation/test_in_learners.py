@@ -1,4 +1,4 @@
-"""Aggregations as a room of a learner."""
+"""Aggregations as a component of a learner."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import LR, by_hand
-from jacobians import ALL, SEED, direction
-from problems import mlp, tasks
 
 from fastmeta import MetaLearner
 from fastmeta.adaptation import SGD
@@ -17,6 +14,9 @@ from fastmeta.aggregation import AGGREGATIONS, GradientAgreement
 from fastmeta.data import SineTasks
 from fastmeta.metagrad import GSL, Exact, FirstOrder
 from fastmeta.models import MLP
+from tests.aggregation.jacobians import ALL, SEED, direction
+from tests.helpers.problems import mlp, tasks
+from tests.helpers.reference_loops import LR, reference_meta_gradients
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -28,13 +28,13 @@ def test_the_meta_gradient_is_the_weighted_sum(name: str) -> None:
     )
     torch.manual_seed(SEED)
     found, _ = learner.meta_gradient(batch)
-    expected = direction(name, by_hand(module, batch, 1, second_order=True))
+    expected = direction(name, reference_meta_gradients(module, batch, 1, second_order=True))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("metagrad", [FirstOrder, GSL])
 @pytest.mark.parametrize("name", ALL)
-def test_steps_on_sines(name: str, metagrad) -> None:
+def test_training_on_sines(name: str, metagrad) -> None:
     source = SineTasks(tasks=5, shots=5, queries=10, seed=torch.seed() % 2**32)
     module = MLP(1, 1, (16,))
     before = copy.deepcopy(module.state_dict())

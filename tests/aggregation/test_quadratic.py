@@ -1,18 +1,18 @@
-"""The solver of small quadratic programmes."""
+"""The solver of small quadratic programs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from hypothesis import given
-from jacobians import jacobians
 from torch import Tensor
 
 from fastmeta.aggregation._quadratic import nonnegative
+from tests.aggregation.jacobians import jacobians
 
 
 def check(matrix: Tensor, linear: Tensor) -> None:
-    """The conditions of optimality, which have one solution."""
+    """Asserts the optimality conditions, which have a unique solution."""
     z = nonnegative(matrix, linear)
     y = matrix @ z + linear
     scale = max(z.max().item(), -linear.min().item())
@@ -39,13 +39,13 @@ def test_optimality_of_nearly_singular_programmes(tasks: int, rank: int) -> None
         check(matrix, linear)
 
 
-def test_bounds_that_do_not_bind_do_not_matter() -> None:
+def test_inactive_bounds_change_nothing() -> None:
     matrix = torch.diag(torch.rand(5, dtype=torch.float64) + 1)
     z = torch.rand(5, dtype=torch.float64)
     torch.testing.assert_close(nonnegative(matrix, -matrix @ z), z)
 
 
-def test_nothing_to_gain_is_exactly_zero() -> None:
+def test_an_optimum_at_the_origin_is_exactly_zero() -> None:
     linear = torch.rand(5, dtype=torch.float64)
     assert not nonnegative(torch.eye(5, dtype=torch.float64), linear).any()
     assert not nonnegative(torch.eye(5, dtype=torch.float64), 0 * linear).any()

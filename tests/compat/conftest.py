@@ -10,9 +10,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def saved() -> dict[str, Any]:
+def recorded() -> dict[str, Any]:
     """Recorded results of the original libraries, see record.py."""
-    return json.loads((Path(__file__).parent / "saved.json").read_text())
+    return json.loads((Path(__file__).parent / "recorded.json").read_text())
 
 
 def _installed(name: str) -> ModuleType:

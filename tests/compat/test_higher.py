@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from compat_loops import seed
-from higher_loops import CASES, STEPS
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastmeta.compat import higher as ours
+from tests.compat.higher_loops import CASES, STEPS
+from tests.compat.training_loops import seed
 
 SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_match_the_recorded(case: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded(case: str, recorded: dict[str, Any]) -> None:
     seed(SEED)
     losses = CASES[case](ours, torch.float64)
     assert len(losses) == STEPS + 1
-    assert_close(losses, saved["higher"][case], rtol=0, atol=1e-5)
+    assert_close(losses, recorded["higher"][case], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from compat_draws import draws, fingerprint, models
-from compat_loops import LOOPS, STEPS, seed
 from torch.testing import assert_close
 
 from fastmeta.compat import learn2learn as l2l
+from tests.compat.sampling import draws, fingerprint, models
+from tests.compat.training_loops import LOOPS, STEPS, seed
 
 SEED = 1  # of record.py
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_losses_match_the_recorded(loop: str, saved: dict[str, Any]) -> None:
+def test_losses_match_the_recorded(loop: str, recorded: dict[str, Any]) -> None:
     seed(SEED)
     losses = LOOPS[loop](l2l, torch.float64)
     assert len(losses) == STEPS
-    assert_close(losses, saved["learn2learn"][loop], rtol=0, atol=1e-5)
+    assert_close(losses, recorded["learn2learn"][loop], rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # from learn2learn
@@ -38,8 +38,8 @@ def test_losses_match_learn2learn(loop: str, dtype: torch.dtype, learn2learn: Mo
     assert_close(*losses, rtol=0, atol=1e-5)
 
 
-def test_tasks_match_the_recorded(saved: dict[str, Any]) -> None:
-    assert draws(l2l, SEED) == saved["draws"]
+def test_tasks_match_the_recorded(recorded: dict[str, Any]) -> None:
+    assert draws(l2l, SEED) == recorded["draws"]
 
 
 def test_tasks_match_learn2learn(learn2learn: ModuleType) -> None:
@@ -47,9 +47,9 @@ def test_tasks_match_learn2learn(learn2learn: ModuleType) -> None:
     assert draws(l2l, number) == draws(learn2learn, number)
 
 
-def test_networks_match_the_recorded(saved: dict[str, Any]) -> None:
+def test_networks_match_the_recorded(recorded: dict[str, Any]) -> None:
     for name, model in models(l2l, SEED).items():
-        found, expected = fingerprint(model), saved["models"][name]
+        found, expected = fingerprint(model), recorded["models"][name]
         assert list(found) == list(expected), name
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The emulation itself: it lets sound kernels pass and finds planted faults."""
+"""The emulation of CUDA kernels: correct kernels pass, planted faults are found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(kernel: str, seed: int, n: int = 2 * SIDE) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sound_kernels(seed: int) -> None:
+def test_correct_kernels(seed: int) -> None:
     values, out = run("reverse", seed)
     np.testing.assert_array_equal(out, values.reshape(2, SIDE)[:, ::-1].reshape(-1))
     values, out = run("reverse_dynamically", seed)
@@ -119,7 +119,7 @@ def test_a_write_past_the_end_lands_in_the_strip_that_tests_keep_there() -> None
     assert out[SIDE] == 1
 
 
-def test_a_tail_that_is_left_out_stays_unset() -> None:
+def test_a_missing_tail_stays_unset() -> None:
     for n in (1, 31, 33, SIDE, 2 * SIDE + 1):
         _, out = run("stops_before_the_end", 0, n)
         assert np.isnan(out).tolist() == [False] * (n - 1) + [True]
@@ -131,7 +131,7 @@ def test_a_write_past_the_dynamic_shared_memory_is_found() -> None:
     run("reverse_dynamically", 0)
 
 
-# By a process of its own, which the sanitizers end.
+# In a separate process, which sanitizers abort.
 SEEN_BY_SANITIZERS = {
     "reads_past_the_end": "heap-buffer-overflow",
     "writes_past_the_end": "heap-buffer-overflow",
@@ -163,12 +163,12 @@ def test_sanitizers_report_what_only_they_see(kernel: str) -> None:
 
 
 @sanitized
-def test_sanitizers_let_sound_kernels_pass() -> None:
+def test_sanitizers_pass_correct_kernels() -> None:
     found = alone("reverse")
     assert (found.returncode, found.stderr) == (0, "")
 
 
-def test_exceptions_of_a_thread_arrive() -> None:
+def test_exceptions_of_a_thread_propagate() -> None:
     with pytest.raises(IndexError, match="thread 7"):
         run("throws", 0)
 

@@ -1,4 +1,4 @@
-"""No CUDA kernel without the emulation: each of the sources, and each compiled instance, is run."""
+"""The emulation runs every CUDA kernel of the sources, and every compiled instance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastmeta._testing import cuda
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc/cuda"
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.int16, "bfloat16": np.int16}
-WIDE = {k: v for k, v in DTYPES.items() if v is not np.int16}  # what the other kernels take
+WIDE = {k: v for k, v in DTYPES.items() if v is not np.int16}  # supported by the other kernels
 
 
 def run_packed(name: str) -> None:

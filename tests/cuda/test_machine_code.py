@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA kernels, where there is a disassembler to tell."""
+"""Machine code of the CUDA kernels, where a disassembler is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import fastmeta
 from fastmeta import _C
 
-# From the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or of a whole toolkit.
+# From the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or from a CUDA toolkit.
 WHEELS = sorted(Path(sysconfig.get_path("platlib")).glob("nvidia/cu*/bin"))
 PATH = os.pathsep.join([os.environ.get("PATH", ""), *map(str, WHEELS)])
 TOOLS = [shutil.which(tool, path=PATH) for tool in ("cuobjdump", "nvdisasm")]
@@ -34,7 +34,7 @@ WIDE = re.compile(
 
 
 def loads(architecture: str) -> dict[str, list[str]]:
-    """By mangled name of the kernel, its loads from global memory."""
+    """Loads from global memory, by mangled name of the kernel."""
     listing = subprocess.run(
         [str(TOOLS[0]), "-sass", "-arch", f"sm_{architecture}", _C.__file__],
         capture_output=True,

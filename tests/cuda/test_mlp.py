@@ -1,4 +1,4 @@
-"""The CUDA kernel of the MLP step against its twin: emulated on the CPU, and on a GPU."""
+"""The CUDA kernel of the MLP step against the reference: emulated on the CPU, and on a GPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated import array, name, run
 from fastmeta._testing import cuda
-from gpu import needs_gpu, replayed, without_waiting
-from mlp_cases import NETWORKS, check, examples, network, options, problem
-from problems import tasks
 from torch import Tensor, nn
 
 from fastmeta import MAML, TaskBatch, ops
@@ -22,15 +18,19 @@ from fastmeta.models import MLP
 from fastmeta.ops import MlpStep
 from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
+from tests.cuda.emulation import array, name, run
+from tests.cuda.gpu import needs_gpu, replayed, without_synchronization
+from tests.helpers.mlp_cases import NETWORKS, check, examples, network, options, problem
+from tests.helpers.problems import tasks
 
-ROOM = 28_000  # elements of shared memory: 219 KB of float64
+SHARED_SIZE = 28_000  # elements of shared memory: 219 KB of float64
 
 
 def emulated(
-    args: list[Any], how: dict[str, Any], room: int = ROOM, blocks: int = 2**31
+    args: list[Any], how: dict[str, Any], shared_size: int = SHARED_SIZE, blocks: int = 2**31
 ) -> tuple[MlpStep, tuple[int, int]]:
-    """The results of several orders, which agree to the bit; and the elements of a block's shared
-    memory and scratch.
+    """The results of several orders, which agree bit for bit, and the numbers of elements of a
+    block's shared memory and scratch.
     """
     params, *data = args
     count, dtype, steps = len(data[0]), data[0].dtype, how["steps"]
@@ -44,7 +44,7 @@ def emulated(
                 name(dtype),
                 *([array(t) for t in tensors] for tensors in (params, data)),
                 *(numbers, list(LOSSES).index(how["loss"]), how["lr"], steps, how["exact"]),
-                *(room, blocks, results, seed),
+                *(shared_size, blocks, results, seed),
             )
         )
 
@@ -59,7 +59,7 @@ def compare(args: list[Any], how: dict[str, Any]) -> None:
 
 
 def wide(loss: str, dtype: torch.dtype = torch.float64) -> tuple[list[Any], dict[str, Any]]:
-    """Products of both kinds of thread, one sum or squares of sums; more support than query."""
+    """Both thread mappings of products and reductions, with more support than query examples."""
     widths = [31, 67, 33, 5]
     args = [network(widths, dtype), *examples(widths, loss, 2, dtype, shots=(33, 29))]
     how = {"activations": ["silu", "tanh"], "loss": loss, "lr": 0.07, "steps": 2, "exact": True}
@@ -70,7 +70,7 @@ def wide(loss: str, dtype: torch.dtype = torch.float64) -> tuple[list[Any], dict
 @pytest.mark.parametrize("steps", [0, 1, 3, 5])
 @pytest.mark.parametrize("shape", NETWORKS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_matches_the_twin(loss: str, shape: str, steps: int, exact: bool) -> None:
+def test_matches_the_reference(loss: str, shape: str, steps: int, exact: bool) -> None:
     compare(problem(shape, loss), options(shape, loss) | {"steps": steps, "exact": exact})
 
 
@@ -84,7 +84,7 @@ def test_every_activation(activation: str, exact: bool) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "relu"])
 def test_float32(activation: str, loss: str, exact: bool) -> None:
-    """Without ReLU: within rounding of a kink the two dtypes are two functions."""
+    """Without ReLU: near its kink, rounding changes which side is taken."""
     shape = "sine" if loss == "mse" else "three hidden"
     how = options(shape, loss, activation) | {"exact": exact}
     compare(problem(shape, loss, dtype=torch.float32), how)
@@ -104,41 +104,41 @@ def test_layers_without_bias() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_wherever_the_buffers_lie(exact: bool) -> None:
+def test_buffers_in_shared_memory_or_scratch(exact: bool) -> None:
     args, how = problem("sine", tasks=2), options() | {"exact": exact}
     expected, (shared, scratch) = emulated(args, how)
     assert shared > 0
     assert scratch == 0
     everything = shared
-    for room in range(0, everything, everything // 9):
-        found, (shared, scratch) = emulated(args, how, room)
-        assert shared <= room
+    for shared_size in range(0, everything, everything // 9):
+        found, (shared, scratch) = emulated(args, how, shared_size)
+        assert shared <= shared_size
         assert scratch == everything - shared > 0
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("room", [0, ROOM])
-def test_more_tasks_than_blocks(room: int) -> None:
+@pytest.mark.parametrize("shared_size", [0, SHARED_SIZE])
+def test_more_tasks_than_blocks(shared_size: int) -> None:
     args, how = problem(tasks=5), options() | {"exact": True}
     expected, _ = emulated(args, how)
-    found, _ = emulated(args, how, room, blocks=2)
+    found, _ = emulated(args, how, shared_size, blocks=2)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     check(found, args, how)
 
 
-def test_targets_that_do_not_count() -> None:
+def test_ignored_targets() -> None:
     shape, loss = "three hidden", "cross_entropy"
     args, how = problem(shape, loss), options(shape, loss) | {"exact": True}
     args[2][:, :4] = -100
     args[4][:, 5] = -100
     compare(args, how)
-    args[4][1] = -100  # a mean over nothing
+    args[4][1] = -100  # a mean over no examples
     assert emulated(args, how)[0].query_loss.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("place", [2, 4])
 @pytest.mark.parametrize("number", [-1, 3, 2**40])
-def test_a_class_that_is_none_makes_nan(place: int, number: int) -> None:
+def test_an_invalid_class_gives_nan(place: int, number: int) -> None:
     shape, loss = "three hidden", "cross_entropy"
     args, how = problem(shape, loss), options(shape, loss) | {"exact": True}
     args[place][1, 3] = number
@@ -154,17 +154,17 @@ def test_no_tasks() -> None:
 
 
 def of_zeros(examples: int) -> TaskBatch:
-    """A task with a query set of that size."""
+    """A task of zeros with a query set of this size."""
     x = torch.zeros(1, 1, 2)
     return TaskBatch(x, x, *(x.expand(1, examples, 2),) * 2)
 
 
-def test_beyond_the_limits_of_cuda_the_loop_runs() -> None:
+def test_beyond_the_cuda_limits_the_loop_runs() -> None:
     small = read_mlp(MLP(2, 2, (4,)))  # 16 weights
-    most = MAX_PRODUCTS // 16
-    _check_limits(of_zeros(most), small)
+    max_products = MAX_PRODUCTS // 16
+    _check_limits(of_zeros(max_products), small)
     with pytest.raises(UnsuitableError, match=f"takes {MAX_PRODUCTS + 16} multiplications"):
-        _check_limits(of_zeros(most + 1), small)
+        _check_limits(of_zeros(max_products + 1), small)
     _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MAX_LAYERS - 1))))
     with pytest.raises(UnsuitableError, match=f"has {MAX_LAYERS + 1} layers; on CUDA at most"):
         _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MAX_LAYERS)))
@@ -183,7 +183,7 @@ def on_cpu(found: MlpStep) -> MlpStep:
 @pytest.mark.parametrize("shape", NETWORKS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gpu_matches_the_twin(activation: str, loss: str, shape: str, exact: bool) -> None:
+def test_gpu_matches_the_reference(activation: str, loss: str, shape: str, exact: bool) -> None:
     args, how = problem(shape, loss, 33), options(shape, loss, activation) | {"exact": exact}
     check(on_cpu(ops.mlp_step(*on_gpu(args), record_inner=True, **how)), args, how)
 
@@ -198,10 +198,10 @@ def test_gpu_with_scratch(loss: str, dtype: torch.dtype) -> None:
 
 
 @needs_gpu
-def test_gpu_no_wait_and_capture_in_a_graph() -> None:
+def test_gpu_without_synchronization_and_in_a_graph() -> None:
     args, how = on_gpu(problem()), options()
     expected = ops.mlp_step(*args, **how)
-    without_waiting(lambda: ops.mlp_step(*args, **how))
+    without_synchronization(lambda: ops.mlp_step(*args, **how))
     found = replayed(lambda: ops.mlp_step(*args, **how))
     assert torch.equal(found.rows, expected.rows)
 

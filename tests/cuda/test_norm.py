@@ -1,21 +1,21 @@
-"""The BatchNorm-ReLU-pool block's CUDA kernels, emulated on the CPU, against the torch twins."""
+"""CUDA kernels of the BatchNorm-ReLU-pool block, emulated on the CPU, against the reference."""
 
 from __future__ import annotations
 
-import emulated
 import pytest
 import torch
-from emulated import array, name, run
 from fastmeta._testing import cuda
-from norm_cases import grouped_norm_inputs
 from torch import Tensor
 
 from fastmeta import reference
+from tests.cuda import emulation
+from tests.cuda.emulation import array, name, run
+from tests.helpers.norm_cases import grouped_norm_inputs
 
 EPS = 1e-3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
-# (G, N, C, H, W): around one, two and four channels a thread, 16 such threads, the strides of a
-# block; odd planes, groups of one image; the last has several blocks a group.
+# (G, N, C, H, W): around one, two and four channels per thread, 16 such threads, the strides of a
+# block; odd planes, groups of one image; the last has several blocks per group.
 SIZES = [
     *((1, 1, 1, 2, 3), (2, 3, 2, 3, 2), (3, 1, 3, 3, 3), (2, 5, 4, 7, 7), (1, 31, 5, 2, 2)),
     *((2, 1, 16, 5, 33), (1, 3, 33, 4, 5), (2, 2, 64, 3, 4), (1, 2, 68, 2, 5), (3, 1, 70, 6, 1)),
@@ -27,7 +27,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 
 def images(t: Tensor) -> Tensor:
-    """Channels last, as the kernels have them in memory."""
+    """Converts images to channels last, the memory format of the kernels."""
     return t.permute(0, 2, 3, 1).contiguous()
 
 
@@ -36,7 +36,7 @@ def exact(*tensors: Tensor) -> list[Tensor]:
 
 
 class Case:
-    """Inputs of the four ops, all from one point."""
+    """Inputs of the four ops at one point."""
 
     def __init__(self, size: tuple[int, ...], dtype: torch.dtype, pool: bool) -> None:
         groups, *shape = size
@@ -47,7 +47,7 @@ class Case:
         self.dz, self.mean, self.var = (t.to(dtype) for t in (torch.randn_like(z), mean, var))
 
     def run(self, op: str, likes: list[Tensor], *args: object) -> list[Tensor]:
-        """What the kernel makes of these, the point and the options: outputs shaped like those."""
+        """Outputs of a kernel for these tensors, the point and the options, of the given shapes."""
         shapes = [tuple(images(t).shape if t.dim() == 4 else t.shape) for t in likes]
         point = [array(t) for t in (images(self.x), self.weight, self.bias)]
         if op != "norm_forward":
@@ -74,7 +74,7 @@ class Case:
         return self.run("norm_second", likes, array(images(self.dz)), direction)
 
     def check(self) -> None:
-        """All four against the twins in float64."""
+        """Compares all four kernels with the reference in float64."""
         block = (*exact(self.x, self.weight, self.bias), EPS, self.pool)
         dz, *direction = exact(self.dz, self.u, self.p, self.q)
         second = reference.norm_second(dz, *direction, *block)
@@ -91,7 +91,7 @@ class Case:
 
 @DTYPES
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_against_the_twins(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_against_the_references(size: tuple[int, ...], dtype: torch.dtype) -> None:
     Case(size, dtype, pool=False).check()
     if min(size[3:]) >= 2:
         Case(size, dtype, pool=True).check()
@@ -100,7 +100,7 @@ def test_against_the_twins(size: tuple[int, ...], dtype: torch.dtype) -> None:
 @POOL
 @DTYPES
 def test_long_sums(dtype: torch.dtype, pool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulated, "SEEDS", (1,))
+    monkeypatch.setattr(emulation, "SEEDS", (1,))
     Case(LARGE, dtype, pool).check()
 
 
@@ -121,7 +121,7 @@ def test_constant_channels_and_ties(dtype: torch.dtype, pool: bool) -> None:
 
 
 def test_variance_of_images_with_a_far_first_pixel() -> None:
-    """What all is measured from, in the group and in a chain, may be nothing like the mean."""
+    """The shift of the variance, a group's or a chain's first pixel, may be far from the mean."""
     case = Case((2, 4, 8, 31, 33), torch.float32, False)
     case.x += 1000
     case.x[::4, :, 0, 0] = 0
@@ -134,7 +134,7 @@ def test_variance_of_images_with_a_far_first_pixel() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @POOL
-def test_what_is_not_finite_stays_in_its_channel_and_group(value: float, pool: bool) -> None:
+def test_non_finite_values_stay_in_their_channel_and_group(value: float, pool: bool) -> None:
     case = Case((2, 3, 4, 5, 5), torch.float32, pool)
     case.x[1, 2, 2, 2] = value
     z, case.mean, case.var = case.forward()

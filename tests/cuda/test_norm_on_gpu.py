@@ -1,4 +1,4 @@
-"""The BatchNorm-ReLU-pool block on a GPU against the same on the CPU."""
+"""The BatchNorm-ReLU-pool block on a GPU against the CPU."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from unittest import mock
 
 import pytest
 import torch
-from gpu import needs_gpu, replayed, without_waiting
-from norm_cases import grouped_norm_inputs
 from torch import Tensor, nn
 
 from fastmeta import ops
 from fastmeta.functional._fusion import fused
+from tests.cuda.gpu import needs_gpu, replayed, without_synchronization
+from tests.helpers.norm_cases import grouped_norm_inputs
 
 pytestmark = needs_gpu
 
@@ -24,7 +24,7 @@ POOL = pytest.mark.parametrize("pool", [False, True], ids=["plain", "pool"])
 
 
 def results(tensors: list[Tensor], pool: bool) -> list[Tensor]:
-    """All outputs, the gradients of the first, and theirs."""
+    """All outputs, the gradients of the first output, and their gradients."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     z, mean, var = ops.batch_norm_relu(*leaves, EPS, pool=pool)
     dz = (torch.arange(z.numel(), device=z.device) % 7 - 3).to(z).view(z.shape).requires_grad_()
@@ -80,10 +80,10 @@ def test_forward_mode_and_vmap(pool: bool) -> None:
     close([found], [tangent(*tensors)], torch.float64)
 
 
-def test_no_wait_for_the_gpu_and_capture_in_a_graph() -> None:
+def test_no_synchronization_and_capture_in_a_graph() -> None:
     tensors = [t.to(DEVICE) for t in grouped_norm_inputs(2, (5, 64, 8, 8), torch.float32, EPS)]
     expected = results(tensors, True)
-    without_waiting(lambda: results(tensors, True))
+    without_synchronization(lambda: results(tensors, True))
     found = replayed(lambda: ops.batch_norm_relu(*tensors, EPS, pool=True))
     for f, e in zip(found, expected, strict=False):
         assert torch.equal(f, e)

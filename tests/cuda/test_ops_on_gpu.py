@@ -1,4 +1,4 @@
-"""Every op on a GPU against its twin on the CPU; no waiting, in graphs, on any stream."""
+"""Every op on a GPU against the reference on the CPU; synchronization, CUDA graphs, streams."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import needs_gpu, replayed, without_waiting
 from gpu_clock import launched
-from op_cases import CASES, DTYPES, Case, check, listed
-from op_samples import SAMPLES
-from problems import MODULES, loss, tasks
 from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.backend import kernels
 from fastmeta.learners import METHODS, build
+from tests.cuda.gpu import needs_gpu, replayed, without_synchronization
+from tests.helpers.op_arguments import SAMPLES
+from tests.helpers.op_cases import CASES, DTYPES, Case, check, listed
+from tests.helpers.problems import MODULES, loss, tasks
 
 pytestmark = needs_gpu
 
@@ -27,7 +27,7 @@ SIZES = [
 
 
 def on_gpu(values: Any) -> Any:
-    """The tensors in nested lists and tuples on the GPU, all else as it is."""
+    """Moves the tensors in nested lists and tuples to the GPU."""
     if isinstance(values, Tensor):
         return values.cuda()
     if isinstance(values, list | tuple):
@@ -41,7 +41,7 @@ def results(case: Case, tensors: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_the_twin(case: Case, dtype: torch.dtype) -> None:
+def test_equals_the_reference(case: Case, dtype: torch.dtype) -> None:
     for count, columns in SIZES:
         if case.scalar and columns < 2:
             continue
@@ -53,7 +53,7 @@ def test_equals_the_twin(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_same_bits_every_time_on_any_stream(case: Case, dtype: torch.dtype) -> None:
+def test_bitwise_reproducible_on_any_stream(case: Case, dtype: torch.dtype) -> None:
     tensors = on_gpu(case.inputs(dtype, 9, 50_021))
     expected = results(case, tensors)
     stream = torch.cuda.Stream()
@@ -66,10 +66,10 @@ def test_same_bits_every_time_on_any_stream(case: Case, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_no_wait_for_the_gpu_and_capture_in_a_graph(case: Case) -> None:
+def test_no_synchronization_and_capture_in_a_graph(case: Case) -> None:
     tensors = on_gpu(case.inputs(torch.float32, 6, 10_007))
     expected = results(case, tensors)
-    without_waiting(lambda: results(case, tensors))
+    without_synchronization(lambda: results(case, tensors))
     found = replayed(lambda: results(case, tensors))
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
 
@@ -90,7 +90,7 @@ KERNELS = {
 def test_one_launch(case: Case) -> None:
     tensors = on_gpu(case.inputs(torch.float32, 40, 100_003))
     found = launched(lambda: results(case, tensors))
-    assert found.pop("Memset", 0) <= 1  # the blocks' tickets
+    assert found.pop("Memset", 0) <= 1  # the counters of finished blocks
     assert found == {f"{KERNELS[case.name]}_kernel": 1}
 
 
@@ -115,7 +115,7 @@ def test_opcheck(name: str) -> None:
     )
 
 
-def test_rows_and_tensors_of_many_sizes_travel_both_ways() -> None:
+def test_pack_and_unpack_tensors_of_many_sizes() -> None:
     sizes = [1, 0, 31, 4099, *range(1, 2500)]  # more copies than one launch takes
     given = [torch.randn(n, device="cuda") for n in sizes]
     flat = ops.pack(given)

@@ -1,4 +1,4 @@
-"""The table of registers and spills: what makes CI refuse a build."""
+"""The table of registers and spills against which CI checks a build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def report(
     spill: int = 0,
     smem: int = 8,
 ) -> str:
-    """What ptxas says of one kernel, indented as pip does."""
+    """The report of ptxas on one kernel, indented as pip prints it."""
     symbol = f"_ZN8fastmeta4cuda{kernel}IfLi2EEEvv"
     return f"""
   ptxas info    : Compiling entry function '{symbol}' for 'sm_{architecture}'
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
         report(architecture=120, registers=99) + report("4gram", smem=0),  # not in the table
     ],
 )
-def test_no_more_than_the_table_says(folder: Path, log: str) -> None:
+def test_kernels_within_the_table_pass(folder: Path, log: str) -> None:
     found = call(folder, log)
     assert (found.returncode, found.stderr) == (0, "")
     assert "2 kernels" in found.stdout
@@ -78,7 +78,7 @@ def test_no_more_than_the_table_says(folder: Path, log: str) -> None:
         (report(), "gram<float, 2>: in the table, but not in the build"),
     ],
 )
-def test_what_takes_more_is_named(folder: Path, log: str, said: str) -> None:
+def test_kernels_above_the_table_are_named(folder: Path, log: str, said: str) -> None:
     if "but not in" not in said:
         log += report("4gram", smem=0)
     before = (folder / "table.md").read_text()

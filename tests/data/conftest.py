@@ -17,7 +17,7 @@ from fastmeta.data import ClassDataset
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the cache of the user."""
+    """A cache of its own for each test, so that the user's is not touched."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("FASTMETA_CACHE", str(folder))
     return folder
@@ -43,7 +43,7 @@ def _traceable(counts: Sequence[int]) -> ClassDataset:
 
 @pytest.fixture(scope="session")
 def traceable() -> Callable[[Sequence[int]], ClassDataset]:
-    """Makes a data set of 2x2 images whose pixels are their own row and class, in base 256."""
+    """Makes a data set of 2x2 images whose pixels encode their index and class in base 256."""
     return _traceable
 
 
@@ -85,7 +85,7 @@ def _write_omniglot(root: Path, drawings: int = 3) -> Path:
 
 @pytest.fixture
 def omniglot_folder(tmp_path: Path) -> Path:
-    """The form of Omniglot, made up: 5 background and 2 evaluation characters, 3 drawings each."""
+    """Synthetic Omniglot: 5 background and 2 evaluation characters, 3 drawings each."""
     return _write_omniglot(tmp_path / "unpacked" / "omniglot")
 
 

@@ -15,7 +15,7 @@ Traceable = Callable[[Sequence[int]], ClassDataset]
 
 
 def identities(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows and the classes that the pixels of traceable images spell, ``(T, n)`` each."""
+    """Indices and classes that the pixels of traceable images encode, ``(T, n)`` each."""
     pixels = (x * 255).round().long().flatten(2)
     return pixels[..., 0] * 256 + pixels[..., 1], pixels[..., 2] * 256 + pixels[..., 3]
 
@@ -26,7 +26,7 @@ def same(a: TaskBatch, b: TaskBatch) -> bool:
 
 
 @given(st.data())
-def test_every_task_is_a_proper_episode(traceable: Traceable, data: st.DataObject) -> None:
+def test_every_task_is_a_valid_episode(traceable: Traceable, data: st.DataObject) -> None:
     shots, queries = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     size = st.integers(shots + queries, shots + queries + 5)
     dataset = traceable(data.draw(st.lists(size, min_size=1, max_size=9)))
@@ -50,7 +50,7 @@ def test_every_task_is_a_proper_episode(traceable: Traceable, data: st.DataObjec
         assert len(pairs) == ways == len({c for _, c in pairs})
 
 
-def test_a_batch_depends_on_seed_and_number_only(traceable: Traceable) -> None:
+def test_a_batch_depends_only_on_seed_and_index(traceable: Traceable) -> None:
     def make(seed: int) -> EpisodeSampler:
         return EpisodeSampler(traceable([20] * 30), 5, 1, 5, tasks=4, seed=seed)
 

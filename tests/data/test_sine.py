@@ -16,7 +16,7 @@ def test_shapes_and_dtypes() -> None:
         assert part.dtype == torch.float32
 
 
-def test_targets_are_one_sine_a_task() -> None:
+def test_targets_are_one_sine_per_task() -> None:
     batch = SineTasks(tasks=16, shots=10, queries=40, seed=5)[3]
     x = torch.cat([batch.support_x, batch.query_x], dim=1).double()
     y = torch.cat([batch.support_y, batch.query_y], dim=1).double()
@@ -33,7 +33,7 @@ def test_targets_are_one_sine_a_task() -> None:
     assert amplitude.unique().numel() == phase.unique().numel() == 16
 
 
-def test_ranges_are_filled() -> None:
+def test_ranges_are_covered() -> None:
     sines = SineTasks(2000, 5, 5, amplitude=(2.0, 2.0), phase=(0.0, 0.0), x=(-1.0, 3.0))
     batch = sines[0]
     torch.testing.assert_close(batch.support_y, 2 * batch.support_x.sin())
@@ -41,7 +41,7 @@ def test_ranges_are_filled() -> None:
     assert 2.99 < batch.support_x.max() <= 3
 
 
-def test_a_batch_depends_on_seed_and_number_only() -> None:
+def test_a_batch_depends_only_on_seed_and_index() -> None:
     first, second = SineTasks(4, 5, 5, seed=9), SineTasks(4, 5, 5, seed=9)
     expected = [first[i].query_y for i in range(4)]
     for i in reversed(range(4)):
@@ -57,7 +57,7 @@ def test_sines_are_a_task_source_without_ways() -> None:
 
 @pytest.mark.parametrize("name", ["amplitude", "phase", "x"])
 @pytest.mark.parametrize("bad", [(2.0, 1.0), (0.0, math.inf), (math.nan, 1.0)])
-def test_wrong_ranges_are_refused(name: str, bad: tuple[float, float]) -> None:
+def test_invalid_ranges_are_refused(name: str, bad: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be a finite \(lowest, highest\)"):
         SineTasks(1, 1, 1, **{name: bad})
 

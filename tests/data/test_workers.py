@@ -32,7 +32,7 @@ def test_workers_do_not_change_the_batches(
         assert_same(batch, sampler[i])
 
 
-def test_sines_come_from_workers_too() -> None:
+def test_sines_from_workers() -> None:
     sines = SineTasks(tasks=3, shots=4, queries=5, length=4)
     loader = DataLoader(sines, batch_size=None, num_workers=2, multiprocessing_context="fork")
     for i, batch in enumerate(loader):

@@ -1,4 +1,4 @@
-"""What is sent is what the stated model says, and the least that it knows of."""
+"""Communication follows the cost model, by its cheapest plan."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import run_ranks
 
 from fastmeta.aggregation import GradientAgreement, GslWeights, Mean, UPGrad
 from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
 from fastmeta.gradients import TaskGradients
+from tests.distributed.ranks import run_ranks
 
 RANKS = 3
-# Aggregation, tasks, parameters and the plan that is best for them.
+# Aggregation, tasks, parameters and the best plan for them.
 CASES = [
     (Mean, 6, 300, "sums"),
     (GradientAgreement, 6, 300, "rows"),
@@ -49,7 +49,7 @@ def counted(function: Callable[..., Any], of: Callable[..., cost.Cost], sent: li
 
 
 def sent(rank: int) -> list[tuple[float, float]]:
-    """Messages and numbers that a rank sends to combine the rows of each case."""
+    """Messages and numbers that a rank sends to combine the task gradients of each case."""
     log: list[cost.Cost] = []
     counts = {
         "all_reduce": lambda t, *_: cost.all_reduce(t.numel(), RANKS),
@@ -82,7 +82,7 @@ def test_ranks_send_what_the_cheapest_plan_says(tmp_path: Path) -> None:
 
 
 @given(own=st.integers(1, 16), ranks=st.integers(2, 512))
-def test_long_rows_go_by_the_numbers_sent(own: int, ranks: int) -> None:
+def test_large_gradients_minimize_the_numbers_sent(own: int, ranks: int) -> None:
     sizes = own * ranks, 10**11, ranks
     assert cost.cheapest(cost.gram(*sizes)) == "columns"
     for inner, few in ((False, 3), (True, 2)):
@@ -91,19 +91,19 @@ def test_long_rows_go_by_the_numbers_sent(own: int, ranks: int) -> None:
 
 
 @given(own=st.integers(1, 16), ranks=st.integers(2, 512))
-def test_short_rows_go_by_the_messages(own: int, ranks: int) -> None:
+def test_small_gradients_minimize_the_messages(own: int, ranks: int) -> None:
     sizes = own * ranks, 1, ranks
     assert cost.cheapest(cost.similarity(*sizes, False)) == "rows"
 
 
-def weighted_by_own_rows(rank: int) -> str:
+def weighted_by_local_gradients(rank: int) -> str:
     rows = ShardedTaskGradients(TaskGradients(torch.randn(2, 5)), Sharding(4))
     with pytest.raises(ValueError, match="expected one weight") as caught:
         rows.combine(rows.meta().norm(dim=1))
     return str(caught.value)
 
 
-def test_weights_of_own_rows_alone_are_refused(tmp_path: Path) -> None:
-    for message in run_ranks(2, weighted_by_own_rows, tmp_path):
+def test_weights_of_local_tasks_only_are_refused(tmp_path: Path) -> None:
+    for message in run_ranks(2, weighted_by_local_gradients, tmp_path):
         assert "each of the 4 tasks of all ranks, got shape (2,)" in message
         assert "tasks, gram() and mean_similarity() alone" in message

@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell users to run, runs."""
+"""The code and commands of README.md and docs/ run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fences
 import pytest
 import torch
 
@@ -17,39 +16,40 @@ from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
 from fastmeta.train.builders import build_learner, build_module, check_learner, task_source
+from tests.helpers import markdown
 
-# What stands for a word of the user's; METHOD is one that takes all data sets.
+# Values of placeholders; METHOD is one that supports all data sets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
 WITHOUT_FILES = ("digits", "sine")
 
-PAGES = [pytest.param(page, id=str(page.relative_to(fences.ROOT))) for page in fences.PAGES]
+PAGES = [pytest.param(page, id=str(page.relative_to(markdown.ROOT))) for page in markdown.PAGES]
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # As torchrun would start a single rank.
+    # The environment of a single rank under torchrun.
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(autouse=True)
-def _words_of_a_page_are_its_own() -> Iterator[None]:
-    before = [(words, dict(words)) for words in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
+def _registrations_of_a_page_are_its_own() -> Iterator[None]:
+    before = [(kind, dict(kind)) for kind in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
     yield
-    for words, known in before:
-        words.clear()
-        words.update(known)
+    for kind, known in before:
+        kind.clear()
+        kind.update(known)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run_one_after_the_other(page: Path):
+def test_python_blocks_run_in_order(page: Path):
     run(page)
 
 
-def test_the_drop_in_of_the_readme_steps():
-    scope = run(fences.ROOT / "README.md")
+def test_the_readme_optimizer_example_steps():
+    scope = run(markdown.ROOT / "README.md")
     model, batch = scope["model"], scope["batch"]
     before = model.weight.clone()
     scope["meta_step"](model, torch.nn.functional.cross_entropy, batch, scope["opt"])
@@ -57,10 +57,10 @@ def test_the_drop_in_of_the_readme_steps():
 
 
 def run(page: Path) -> dict[str, Any]:
-    """The names that the page's blocks leave behind."""
+    """Runs the blocks of a page and returns the names they define."""
     torch.set_num_threads(1)
     scope: dict[str, Any] = {"__name__": page.stem}
-    for block in fences.blocks(page.read_text(), "python"):
+    for block in markdown.blocks(page.read_text(), "python"):
         if "not-run" in block.options:
             assert block.options["not-run"], f"{page}:{block.line}: say why it is not run."
             continue
@@ -70,26 +70,28 @@ def run(page: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_are_understood(page: Path):
+def test_commands_are_valid(page: Path):
     text = page.read_text()
-    for block in fences.blocks(text, "toml"):
+    for block in markdown.blocks(text, "toml"):
         name = Path(block.options.get("title", "unnamed.toml"))
         if name.name == "pyproject.toml":
             continue
         name.write_text(block.code)
         check(configure(read_config(name)))
-    for words in fences.commands(text):
-        given = make_parser().parse_args([PLACEHOLDERS.get(word, word) for word in words])
+    for arguments in markdown.commands(text):
+        given = make_parser().parse_args(
+            [PLACEHOLDERS.get(argument, argument) for argument in arguments]
+        )
         if given.command == "info":
             continue
         options = given_options(given)
         named = read_config(given.config) if getattr(given, "config", None) else {}
-        # A run that is there brings its own data set, whose options these must suit.
+        # An existing run has its own data set, whose options these must match.
         check(configure(named, options))
 
 
 def check(config: TrainConfig) -> None:
-    """The rooms take their options, and the engine the tasks, as far as that needs no files."""
+    """Checks the options of all components, and the engine with tasks that need no files."""
     if config.dataset not in WITHOUT_FILES:
         return
     cpu = torch.device("cpu")
@@ -98,21 +100,21 @@ def check(config: TrainConfig) -> None:
     check_learner(config, learner, tasks)
 
 
-def test_every_page_is_looked_at():
-    assert len(fences.PAGES) > 20
-    python = sum(len(fences.blocks(page.read_text(), "python")) for page in fences.PAGES)
-    shell = sum(len(fences.commands(page.read_text())) for page in fences.PAGES)
+def test_every_page_is_checked():
+    assert len(markdown.PAGES) > 20
+    python = sum(len(markdown.blocks(page.read_text(), "python")) for page in markdown.PAGES)
+    shell = sum(len(markdown.commands(page.read_text())) for page in markdown.PAGES)
     assert python > 20
     assert shell > 20
 
 
 def test_every_package_has_a_page():
-    packages = {path.parent.name for path in (fences.ROOT / "fastmeta").glob("*/__init__.py")}
-    assert not packages - {page.stem for page in (fences.ROOT / "docs/api").glob("*.md")}
+    packages = {path.parent.name for path in (markdown.ROOT / "fastmeta").glob("*/__init__.py")}
+    assert not packages - {page.stem for page in (markdown.ROOT / "docs/api").glob("*.md")}
 
 
-def test_a_block_is_found_with_its_place_and_options():
-    (block,) = fences.blocks('A\n\n- B\n\n  ```python not-run="slow"\n  a = 1\n  ```\n', "python")
+def test_blocks_have_their_line_and_options():
+    (block,) = markdown.blocks('A\n\n- B\n\n  ```python not-run="slow"\n  a = 1\n  ```\n', "python")
     assert block == ("python", {"not-run": "slow"}, 5, "a = 1\n")
 
 
@@ -122,7 +124,7 @@ def test_commands_are_found_in_lines_and_sentences():
         "pip install x && torchrun -m fastmeta train --dataset sine \\\n  --steps 3\n```\n"
         "`fastmeta evaluate` does `fastmeta evaluate\nRUN` or `fastmeta train\n--method gsl`"
     )
-    assert fences.commands(text) == [
+    assert markdown.commands(text) == [
         ["info"],
         ["train", "--dataset", "sine", "--steps", "3"],
         ["evaluate", "RUN"],

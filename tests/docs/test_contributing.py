@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.markdown import ROOT, blocks
 
 import fastmeta
+from tests.helpers.markdown import ROOT, blocks
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 OWN_OP = (ROOT / "docs/how-to/own-op.md").read_text()

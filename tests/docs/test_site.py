@@ -1,4 +1,4 @@
-"""The hooks of the site: pages from elsewhere in the repository, and equations."""
+"""Hooks of the documentation site: pages from the repository, links and equations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fences import ROOT
+
+from tests.helpers.markdown import ROOT
 
 pytest.importorskip("mkdocs", reason="the documentation's packages are not installed")
 pytest.importorskip("latex2mathml")
@@ -80,7 +81,7 @@ def build(repository: Path) -> Path:
     return site
 
 
-def test_links_lead_to_where_things_are_in_the_site(repository: Path):
+def test_links_resolve_within_the_site(repository: Path):
     page = (build(repository) / "index.html").read_text()
     assert '<a href="index.html#some-words">here</a>' in page
     assert '<a href="gsl-study.html">study</a>' in page
@@ -91,7 +92,7 @@ def test_links_lead_to_where_things_are_in_the_site(repository: Path):
     assert "not-run" not in page
 
 
-def test_what_pages_link_to_is_copied(repository: Path):
+def test_linked_files_are_copied(repository: Path):
     site = build(repository)
     assert (site / "repository/benchmarks/results/log.txt").read_text() == "numbers"
     notes = (site / "results/notes.html").read_text()

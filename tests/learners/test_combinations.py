@@ -1,4 +1,4 @@
-"""Every adaptation x meta-gradient x aggregation of the registries learns: sines and images."""
+"""Every registered adaptation x meta-gradient x aggregation learns, on sines and images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmeta.learners import build
 from fastmeta.metagrad import METAGRADS
 from fastmeta.models import MLP, Conv4
 
-# The whole correction (eta = 1) need not lower the loss of a few steps on one meta-batch.
+# The full correction (eta = 1) need not lower the loss of a few steps on one meta-batch.
 METAGRAD_OPTIONS = {"gsl": {"eta": 0.3}}
 # Where a gradient is zero, the derivative of Adam's step is lr / eps.
 ADAPTATION_OPTIONS = {"adam": {"eps": 1e-2}, "lambda": {"pattern": "01"}}
@@ -33,12 +33,12 @@ def images() -> TaskBatch:
     ("adaptation", "metagrad", "aggregation"), list(product(ADAPTATIONS, METAGRADS, AGGREGATIONS))
 )
 def test_ten_steps(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> None:
-    torch.manual_seed(0)  # whether ten steps suffice must not depend on luck
+    torch.manual_seed(0)  # ten steps must suffice for this seed
     if tasks == "sine":
         module, loss, batch = MLP(1, 1, (8,)), F.mse_loss, SineTasks(2, 5, 5, seed=0)[0]
     else:
         module, loss, batch = Conv4(1, 4, 3, hidden=4), F.cross_entropy, images()
-    # Central differences of ReLUs in float32 hang on the last bit.
+    # Central differences of ReLUs in float32 depend on the last bit.
     module.double()
     x, query_x = batch.support_x.double(), batch.query_x.double()
     y, query_y = (

@@ -1,4 +1,4 @@
-"""What a learner promises besides its gradient: purity, buffers, state, every method."""
+"""Learners apart from their gradients: side effects, buffers, state, every method."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from problems import MODULES, WAYS, convolution, loss, mlp, tasks
 from torch import nn
 
 import fastmeta
-from fastmeta import GSL, MAML, CoLearner, TaskBatch
+from fastmeta import FOMAML, GSL, MAML, CoLearner, TaskBatch
 from fastmeta.learners import METHODS, build
+from tests.helpers.problems import MODULES, WAYS, convolution, loss, mlp, tasks
 
 
 def adam(params):
@@ -24,7 +24,7 @@ def test_every_method_trains_every_module(method: str, name: str) -> None:
     if method == "boil" and name in ("frozen", "unused"):
         pytest.skip("one layer has no body")
     torch.manual_seed(0)
-    # The whole correction (eta = 1) need not lower the loss of a linear model on one batch.
+    # The full correction (eta = 1) need not lower the loss of a linear model on one batch.
     options = {"eta": 0.3} if method == "gsl" else {}
     learner = build(
         method,
@@ -42,7 +42,7 @@ def test_every_method_trains_every_module(method: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_predict_changes_nothing(name: str) -> None:
+def test_predict_has_no_side_effects(name: str) -> None:
     module = MODULES[name]()
     learner = GSL(module, loss, inner_lr=0.1)
     batch = tasks(3, torch.float32)
@@ -67,7 +67,7 @@ def test_predict_is_the_adapted_module() -> None:
     assert not learner.predict(batch).requires_grad
 
 
-def test_no_grad_around_does_not_matter() -> None:
+def test_predict_works_under_no_grad() -> None:
     learner, batch = MAML(mlp(), loss, inner_lr=0.1), tasks(2, torch.float32)
     expected = learner.predict(batch)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_running_statistics_are_the_mean_over_tasks() -> None:
             torch.testing.assert_close(buffer, expected.mean(0))
 
 
-def test_evaluation_mode_leaves_statistics_alone() -> None:
+def test_evaluation_mode_keeps_running_statistics() -> None:
     module, batch = convolution(True), tasks(3, torch.float32)
     learner = GSL(module, loss, inner_lr=0.1)
     learner.step(batch)
@@ -122,7 +122,7 @@ def test_constant_buffers_do_not_drift() -> None:
     assert torch.equal(module.scale, torch.tensor(0.1))
 
 
-def test_dropout_is_random_in_training_alone() -> None:
+def test_dropout_is_random_only_in_training() -> None:
     module = nn.Sequential(mlp()[0], nn.Dropout(0.5), *mlp()[1:])
     learner, batch = MAML(module, loss, inner_lr=0.1), tasks(2, torch.float32)
     assert not torch.equal(learner.predict(batch), learner.predict(batch))
@@ -132,7 +132,7 @@ def test_dropout_is_random_in_training_alone() -> None:
     assert learner.step(batch).query_loss.isfinite().all()
 
 
-def test_frozen_parameters_stay() -> None:
+def test_frozen_parameters_are_unchanged() -> None:
     module = MODULES["frozen"]()
     before = module[1].weight.clone()
     learner = MAML(module, loss, inner_lr=0.1)
@@ -151,7 +151,7 @@ def test_frozen_parameters_stay() -> None:
         {"variant": "R4", "every": 2},
     ],
 )
-def test_a_saved_learner_continues_as_if_never_stopped(options) -> None:
+def test_a_restored_learner_continues_exactly(options) -> None:
     batches = [tasks(3, torch.float32) for _ in range(6)]
 
     def fresh() -> GSL:
@@ -181,7 +181,7 @@ def test_regression_tasks() -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_errors_say_how_to_mend_it() -> None:
+def test_errors_say_how_to_fix_them() -> None:
     batch = tasks(2, torch.float32)
     empty = TaskBatch(
         *(p[:0] for p in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
@@ -223,6 +223,15 @@ def test_errors_say_how_to_mend_it() -> None:
         ({"w_min": 2.0}, "w_min <= 1 <= w_max"),
     ],
 )
-def test_bad_gsl_options(options, part: str) -> None:
+def test_invalid_gsl_options(options, part: str) -> None:
     with pytest.raises(ValueError, match=part):
         fastmeta.metagrad.GslRule(**options)
+
+
+def test_compiled_modules() -> None:
+    """With AOTAutograd, but without a code generator."""
+    batch, results = tasks(dtype=torch.float32), []
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, WAYS))
+    for own in (module, torch.compile(copy.deepcopy(module), backend="aot_eager")):
+        results.append(FOMAML(own, loss, inner_lr=0.1, inner_steps=2).meta_gradient(batch)[0])
+    torch.testing.assert_close(*results)

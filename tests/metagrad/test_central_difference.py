@@ -1,4 +1,4 @@
-"""Hessian-vector products by central differences: their error, and what they leave alone."""
+"""Hessian-vector products by central differences: errors and side effects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 from torch import Tensor, nn
 
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
+from tests.helpers.problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 
 ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
     "sgd": lambda steps: SGD(0.3, steps),
@@ -44,9 +44,7 @@ def gradient(
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 @pytest.mark.parametrize("name", MODULES)
-def test_it_is_the_exact_meta_gradient_but_for_a_small_error(
-    name: str, adaptation: str, steps: int
-) -> None:
+def test_it_approximates_the_exact_meta_gradient(name: str, adaptation: str, steps: int) -> None:
     module, batch, inner = MODULES[name]().double(), tasks(2), ADAPTATIONS[adaptation](steps)
     exact = gradient(module, Recursion(), inner, batch)
     for radius in (None, 1e-6):
@@ -56,7 +54,7 @@ def test_it_is_the_exact_meta_gradient_but_for_a_small_error(
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("adaptation", ["sgd", "momentum", "learned rates"])
-def test_the_error_falls_with_the_square_of_the_radius(adaptation: str, steps: int) -> None:
+def test_the_error_is_quadratic_in_the_radius(adaptation: str, steps: int) -> None:
     module, batch, inner = mlp().double(), tasks(2), ADAPTATIONS[adaptation](steps)
     exact = gradient(module, Recursion(), inner, batch)
     far, near = (
@@ -68,7 +66,7 @@ def test_the_error_falls_with_the_square_of_the_radius(adaptation: str, steps: i
 
 @settings(max_examples=20)
 @given(radius=st.floats(1e-4, 10), steps=st.integers(1, 4))
-def test_a_quadratic_loss_has_no_error_at_any_radius(radius: float, steps: int) -> None:
+def test_exact_for_a_quadratic_loss_at_any_radius(radius: float, steps: int) -> None:
     module = nn.Linear(4, 2).double()
     batch = TaskBatch(*(torch.randn(3, 5, n, dtype=torch.float64) for n in (4, 2, 4, 2)))
     found, exact = (
@@ -85,26 +83,26 @@ def test_a_quadratic_loss_has_no_error_at_any_radius(radius: float, steps: int) 
 
 
 class Bend(nn.Module):
-    """A smooth function of one parameter, and a ReLU whose kink lies ``away`` from its value."""
+    """A smooth function of one parameter, and a ReLU whose kink is ``offset`` from its value."""
 
-    def __init__(self, away: float) -> None:
+    def __init__(self, offset: float) -> None:
         super().__init__()
         self.bend = nn.Parameter(torch.full((1, 1), 0.7))
-        self.away = away
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.bend.square() + 5 * (self.bend - 0.7 - self.away).relu())
+        return x * (self.bend.square() + 5 * (self.bend - 0.7 - self.offset).relu())
 
 
 @pytest.mark.parametrize("pattern", [None, "11", "10"])
 @pytest.mark.parametrize("side", [-1, 1])
 @pytest.mark.parametrize("part", [0.01, 0.5])
-def test_a_kink_on_one_side_is_left_out(part: float, side: int, pattern: str | None) -> None:
+def test_a_kink_on_one_side_is_avoided(part: float, side: int, pattern: str | None) -> None:
     batch = TaskBatch(*(torch.randn(1, 5, n, dtype=torch.float64) for n in (3, 2, 3, 2)))
     inner = SGD(0.1) if pattern is None else LayerPattern(SGD(0.1), pattern)
 
-    def found(away: float, metagrad: MetaGradient) -> Tensor:
-        module = nn.Sequential(Bend(away), nn.Linear(3, 2)).double()
+    def found(offset: float, metagrad: MetaGradient) -> Tensor:
+        module = nn.Sequential(Bend(offset), nn.Linear(3, 2)).double()
         module.load_state_dict(weights)
         return MetaLearner(
             module,
@@ -116,9 +114,9 @@ def test_a_kink_on_one_side_is_left_out(part: float, side: int, pattern: str | N
 
     weights = nn.Sequential(Bend(0), nn.Linear(3, 2)).double().state_dict()
     radius, direction = 1e-6, found(side * 1e-9, FirstOrder())
-    away = side * part * radius * (direction[0].abs() / direction.norm()).item()
-    exact = found(away, Exact())
-    error = (found(away, CentralDifference(radius)) - exact).norm()
+    offset = side * part * radius * (direction[0].abs() / direction.norm()).item()
+    exact = found(offset, Exact())
+    error = (found(offset, CentralDifference(radius)) - exact).norm()
     assert error <= 1e-4 * exact.norm()
 
 
@@ -133,7 +131,7 @@ def test_single_precision() -> None:
 
 
 @pytest.mark.parametrize("make", [Noisy, Drifting], ids=lambda m: m.__name__)
-def test_both_sides_see_the_inner_step_as_it_was(make: Callable[[], nn.Module]) -> None:
+def test_both_evaluations_repeat_the_inner_step(make: Callable[[], nn.Module]) -> None:
     module, batch = make().double(), tasks(2)
     seen = []
     for metagrad in (Exact(), CentralDifference(1e-6)):
@@ -147,7 +145,7 @@ def test_both_sides_see_the_inner_step_as_it_was(make: Callable[[], nn.Module]) 
     assert torch.equal(state, after)
 
 
-def test_it_takes_first_derivatives_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_computes_only_first_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, grad = [], torch.autograd.grad
 
     def watched(*args, **kwargs):
@@ -155,12 +153,12 @@ def test_it_takes_first_derivatives_alone(monkeypatch: pytest.MonkeyPatch) -> No
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
-    # Of two tasks with three inner steps: one gradient a step and of the query, two a step back.
+    # Two tasks, three inner steps: one gradient per step and query, two per step of the sweep.
     gradient(mlp(), CentralDifference(), SGD(0.1, 3), tasks(2, torch.float32))
     assert calls == [False] * 2 * (3 + 1 + 2 * 3)
 
 
-def test_a_loss_that_is_flat() -> None:
+def test_a_constant_loss() -> None:
     batch = tasks(2)
     model = MetaLearner(
         mlp().double(),
@@ -172,7 +170,7 @@ def test_a_loss_that_is_flat() -> None:
     assert torch.equal(model.meta_gradient(batch)[0], torch.zeros(163, dtype=torch.float64))
 
 
-def test_activations_can_be_computed_again() -> None:
+def test_with_activation_checkpointing() -> None:
     module, batch = nn.Sequential(mlp(), nn.Identity()).double(), tasks(2)
     plain, checkpointed = (
         learner(module, CentralDifference(1e-6), SGD(0.3), checkpoint=checkpoint)

@@ -29,7 +29,7 @@ def test_shapes(downsample: str, size: int, features: int) -> None:
     assert model.head.in_features == 4 * features
 
 
-def test_blocks_are_those_of_the_papers() -> None:
+def test_blocks_match_the_papers() -> None:
     pooled, strided = Conv4(1, 28, 5), Conv4(1, 28, 5, downsample="stride")
     kinds = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]
     assert [[type(layer) for layer in block] for block in pooled.features[:4]] == [kinds] * 4
@@ -40,7 +40,7 @@ def test_blocks_are_those_of_the_papers() -> None:
     assert sum(p.numel() for p in pooled.parameters()) == conv + 4 * 128 + 64 * 5 + 5
 
 
-def test_small_images_are_pooled_while_they_can_be() -> None:
+def test_small_images_are_pooled_as_far_as_possible() -> None:
     model = Conv4(1, 8, 5)
     assert [any(isinstance(m, nn.MaxPool2d) for m in block) for block in model.features[:4]] == [
         True,
@@ -78,7 +78,7 @@ def test_unknown_downsampling() -> None:
 
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
 @pytest.mark.parametrize("size", [1, 8, 17, 28, 84])
-def test_where_the_last_pooling_is_changes_nothing(size: int, downsample: str) -> None:
+def test_position_of_the_last_pooling_changes_nothing(size: int, downsample: str) -> None:
     x, models = torch.randn(4, 1, size, size), []
     for pool_last in (True, False):
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_parameters_of_the_paper() -> None:
-    """Of its code: 203,210 in training, 195,205 of the co-learner at test; and 121,093 of MAML."""
+    """From its code: 203,210 in training, 195,205 of the co-learner at test; 121,093 of MAML."""
     model = Conv4(3, 84, 5, pool_last=False)
     head = conv_co_learner(*model.map_size, 5)
     assert (count(model.features), count(model.head), count(head)) == (113_088, 8_005, 82_117)

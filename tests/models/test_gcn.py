@@ -23,7 +23,7 @@ NODES, FEATURES, WAYS = 12, 5, 2
 
 
 def graph(probability: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Features, and edges of nodes of which the last has none."""
+    """Features, and edges of a graph whose last node is isolated."""
     chosen = (torch.rand(NODES, NODES) < probability).triu(1)
     chosen[:, -1] = False
     edges = chosen.nonzero().T
@@ -39,7 +39,7 @@ def network(hidden: Sequence[int] = (4, 3)) -> GCN:
 
 
 def dense(model: GCN, features: Tensor, edges: Tensor) -> Tensor:
-    """The outputs of all nodes, by products of dense matrices."""
+    """Outputs of all nodes, by products of dense matrices."""
     adjacency = torch.eye(len(features), dtype=torch.float64)
     adjacency[edges[0], edges[1]] = adjacency[edges[1], edges[0]] = 1
     scale = torch.diag(adjacency.sum(1) ** -0.5)
@@ -115,7 +115,7 @@ def tasks() -> TaskBatch:
 
 
 @pytest.mark.parametrize("hidden", [(4,), (4, 3)])
-def test_two_walks_to_the_exact_meta_gradient_agree(hidden: tuple[int, ...]) -> None:
+def test_exact_meta_gradients_agree(hidden: tuple[int, ...]) -> None:
     model, batch = network(hidden), tasks()
     exact = meta_gradient(model, batch, metagrad.Exact(), "loop")
     again = meta_gradient(model, batch, metagrad.Recursion(), "loop")
@@ -139,7 +139,7 @@ def test_one_convolution_runs_batched() -> None:
         ([[0], [1]], (0,), r"got 2 and \[5, 0\]"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_arguments_are_refused(
     edges: list[list[int]], hidden: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

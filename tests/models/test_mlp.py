@@ -26,7 +26,7 @@ def test_no_hidden_layer_is_a_linear_model() -> None:
     )
 
 
-def test_activation_is_made_anew_for_each_layer() -> None:
+def test_each_layer_has_its_own_activation() -> None:
     model = MLP(1, 1, hidden=(2, 2), activation=lambda: nn.PReLU(2))
     first, second = (m for m in model.layers if isinstance(m, nn.PReLU))
     assert first is not second

@@ -1,4 +1,4 @@
-"""A BatchNorm for each inner step against as many networks that share the rest."""
+"""A BatchNorm per inner step against one network per step that share all other layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-from problems import WAYS, loss, tasks
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -20,6 +19,7 @@ from fastmeta.functional._fusion import fused
 from fastmeta.inner_step import at_step
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, MultiStep, Recursion
 from fastmeta.models import Conv4, PerStepBatchNorm2d
+from tests.helpers.problems import WAYS, loss, tasks
 
 LR, STEPS = 0.3, 3
 
@@ -37,10 +37,10 @@ def network(norms: int = STEPS) -> nn.Module:
     return module
 
 
-def by_hand(
+def reference_gradients(
     module: nn.Module, batch: TaskBatch, first_order: bool, multi_step: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """The meta-gradient, and the buffers after it, by plain networks for the inner steps."""
+    """The meta-gradient and the buffers after it, from plain networks for the inner steps."""
     last = len(module[1].steps) - 1
     params = dict(module.named_parameters())
     plain = [nn.Sequential(*copy.deepcopy(module)) for _ in range(last + 1)]
@@ -69,7 +69,7 @@ def by_hand(
                 n: p if g is None else p - LR * g
                 for (n, p), g in zip(fast.items(), grads, strict=True)
             }
-            at_end = step == STEPS - 1  # then there is no step: the last one that the module has
+            at_end = step == STEPS - 1  # outside the inner steps: the last one of the module
             if multi_step or at_end:
                 k = last if at_end else step
                 queries.append(run(k, {**fast, **buffers}, task.query_x, task.query_y))
@@ -103,10 +103,12 @@ WAYS_TO_GO: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("norms", [1, 2, STEPS, STEPS + 2])
 @pytest.mark.parametrize("way", WAYS_TO_GO)
-def test_every_step_has_its_own(way: str, norms: int) -> None:
+def test_every_step_has_its_own_batch_norm(way: str, norms: int) -> None:
     module, batch = network(norms), tasks(2)
     make, options = WAYS_TO_GO[way]
-    expected, buffers = by_hand(module, batch, "first order" in way, "multi-step" in way)
+    expected, buffers = reference_gradients(
+        module, batch, "first order" in way, "multi-step" in way
+    )
     learner = MetaLearner(
         module, loss, adaptation=SGD(LR, STEPS), metagrad=make(), aggregation=Mean(), **options
     )
@@ -116,7 +118,7 @@ def test_every_step_has_its_own(way: str, norms: int) -> None:
         torch.testing.assert_close(mine, other)
 
 
-def test_only_the_steps_that_ran_have_gradients() -> None:
+def test_only_steps_that_ran_have_gradients() -> None:
     module = network()
     with at_step(1):
         loss(module(tasks(1).query_x[0]), tasks(1).query_y[0]).backward()
@@ -124,7 +126,7 @@ def test_only_the_steps_that_ran_have_gradients() -> None:
 
 
 @pytest.mark.parametrize("hooked", [False, True])
-def test_it_fuses_like_a_batch_norm(hooked: bool) -> None:
+def test_it_is_fused_like_a_batch_norm(hooked: bool) -> None:
     module = Conv4(1, 28, WAYS, hidden=4, batch_norm_steps=STEPS).double()
     if hooked:
         for block in module.features[:4]:
@@ -142,7 +144,7 @@ def test_it_fuses_like_a_batch_norm(hooked: bool) -> None:
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("fuse", [False, True])
 def test_conv4(fuse: bool, checkpoint: bool) -> None:
-    torch.manual_seed(0)  # whether 25 steps suffice must not depend on luck
+    torch.manual_seed(0)  # 25 steps must suffice for this seed
     batch = tasks(4, torch.float32)
     module = Conv4(1, 4, WAYS, hidden=8, batch_norm_stats=True, batch_norm_steps=2)
     learner = MetaLearner(
@@ -162,7 +164,7 @@ def test_conv4(fuse: bool, checkpoint: bool) -> None:
     assert not torch.equal(first.running_mean, last.running_mean)
 
 
-def test_further_steps_and_calls_without_steps_take_the_last() -> None:
+def test_further_steps_and_calls_outside_steps_use_the_last() -> None:
     norm, x = PerStepBatchNorm2d(2, 3), torch.randn(5, 2, 4, 4)
     for i, own in enumerate(norm.steps):
         nn.init.constant_(own.bias, float(i))

@@ -39,7 +39,7 @@ def test_parameters(filters: tuple[int, ...], millions: float) -> None:
     assert round(count / 1e6, 1) == millions
 
 
-def test_a_block_by_hand() -> None:
+def test_a_block_against_plain_torch() -> None:
     model = ResNet12(1, 8, 5, (3, 4, 5, 6)).double()
     block, x = model.features[0], torch.randn(4, 1, 8, 8, dtype=torch.float64)
     names = ["conv", "norm", "slope"] * 3
@@ -56,7 +56,7 @@ def test_a_block_by_hand() -> None:
     torch.testing.assert_close(block(x), torch.where(y > 0, y, 0.1 * y))
 
 
-def test_where_the_last_pooling_is_changes_nothing() -> None:
+def test_position_of_the_last_pooling_changes_nothing() -> None:
     models = []
     for pool_last in (True, False):
         torch.manual_seed(0)
@@ -66,7 +66,7 @@ def test_where_the_last_pooling_is_changes_nothing() -> None:
     assert isinstance(models[1].head[0], nn.MaxPool2d)
 
 
-def test_bad_sizes() -> None:
+def test_invalid_sizes() -> None:
     with pytest.raises(ValueError, match=r"filters of four blocks; got \[64\]"):
         ResNet12(3, 84, 5, (64,))
     for sizes in ((0, 8, 5), (1, 0, 5), (1, 8, 0)):

@@ -31,7 +31,7 @@ def tasks(count: int = 3) -> TaskBatch:
     return TaskBatch(texts(count, WAYS), y, texts(count, 2 * WAYS), y.repeat(1, 2))
 
 
-def by_hand(model: TextEncoder, ids: list[int]) -> Tensor:
+def reference_outputs(model: TextEncoder, ids: list[int]) -> Tensor:
     mean = torch.stack([model.embedding.weight[i] for i in ids]).mean(0)
     spread = ((mean - mean.mean()) ** 2).mean()
     unit = (mean - mean.mean()) / (spread + 1e-5).sqrt() * model.norm.weight + model.norm.bias
@@ -43,11 +43,11 @@ def test_against_the_definition() -> None:
     torch.nn.init.normal_(model.norm.weight)
     rows = [[3, 7, 3], [10], [1, 2, 3, 4]]
     ids = torch.tensor([[*row, *[0] * (4 - len(row))] for row in rows])
-    expected = torch.stack([by_hand(model, row) for row in rows])
+    expected = torch.stack([reference_outputs(model, row) for row in rows])
     torch.testing.assert_close(model(ids), expected, atol=1e-12, rtol=1e-12)
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_padding_is_ignored() -> None:
     model, ids = encoder(), texts(5)
     torch.nn.init.normal_(model.embedding.weight)  # that of the padding, too
     outputs = model(ids)
@@ -61,7 +61,7 @@ def test_padding_counts_for_nothing() -> None:
     torch.testing.assert_close(model(doubled), outputs, atol=1e-12, rtol=1e-12)
 
 
-def test_a_text_of_padding_alone_is_finite() -> None:
+def test_a_text_of_only_padding_is_finite() -> None:
     model = encoder()
     outputs = model(torch.zeros(2, 6, dtype=torch.int64))
     expected = model.head.weight @ model.norm.bias + model.head.bias
@@ -111,7 +111,7 @@ def test_the_padding_stays_zero(name: str) -> None:
     assert flat.any()
 
 
-def test_all_engines_and_walks_agree() -> None:
+def test_all_engines_and_meta_gradients_agree() -> None:
     model, batch = encoder(), tasks()
     exact = meta_gradient(model, batch, "exact")
     for other in (

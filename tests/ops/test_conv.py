@@ -1,4 +1,4 @@
-"""3x3 convolutions against torch's own: values, gradients and their gradients, and what goes in."""
+"""3x3 convolutions against torch: values, first and second derivatives, layouts, errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastmeta import ops, reference
+from fastmeta.backend import kernels
+from fastmeta.ops import conv as module
+from tests.ops.conv_cases import (
     DIRECT,
     TOLERANCE,
     WINOGRAD,
@@ -18,27 +25,20 @@ from conv_cases import (
     directions,
     exact,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
-from fastmeta import ops, reference
-from fastmeta.backend import kernels
-from fastmeta.ops import conv as module
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 
-def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+def torch_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
     return F.conv2d(x, weight, bias, stride, 1)
 
 
 def agree(tensors: list[Tensor], stride: int) -> None:
-    """The op, its gradients and theirs are torch's of float64, but for rounding."""
+    """Compares an op and its first and second derivatives with torch in float64."""
     point = directions(tensors, stride)
     found = derivatives(partial(conv, stride=stride), *point)
-    expected, sizes = exact(partial(by_torch, stride=stride), *point)
+    expected, sizes = exact(partial(torch_conv, stride=stride), *point)
     dtype = tensors[0].dtype
     for f, e, size in zip(found, expected, sizes, strict=True):
         assert f.dtype == dtype
@@ -71,18 +71,18 @@ def test_without_bias(stride: int) -> None:
 
 @STRIDES
 def test_long_sums(stride: int) -> None:
-    """Rounding of equal numbers does not add up over the pixels of a weight's gradient."""
+    """Rounding errors of equal numbers do not accumulate over the pixels of a weight's gradient."""
     for shape in ((7, 3, 16, 84, 83), (7, 16, 16, 84, 83)):
         x, weight, bias = (torch.full_like(t, 0.1) for t in conv_inputs(shape, torch.float32))
-        up = torch.full_like(by_torch(x, weight, bias, stride), 0.1)
+        up = torch.full_like(torch_conv(x, weight, bias, stride), 0.1)
         point = ([x, weight, bias], up, [x, weight, bias])
         found = derivatives(partial(conv, stride=stride), *point)
-        expected, _ = exact(partial(by_torch, stride=stride), *point)
+        expected, _ = exact(partial(torch_conv, stride=stride), *point)
         for f, e in zip(found, expected, strict=True):
             assert (f - e).norm() <= 3e-6 * e.norm()
 
 
-# --- what goes in ---------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_only_gradients_that_are_needed(needed: tuple[int, ...], calls) -> None:
     for i in needed:
         tensors[i].requires_grad_()
     leaves = [tensors[i] for i in needed]
-    expected = torch.autograd.grad(by_torch(*tensors).square().sum(), leaves)
+    expected = torch.autograd.grad(torch_conv(*tensors).square().sum(), leaves)
     y = conv(*tensors)
     found = torch.autograd.grad(y.square().sum(), leaves)
     torch.testing.assert_close(found, expected)
@@ -106,7 +106,7 @@ def test_only_gradients_that_are_needed(needed: tuple[int, ...], calls) -> None:
     assert calls.conv_weight.default.call_count == bool({1, 2} & set(needed))
 
 
-def test_the_first_layer_computes_no_gradient_of_images(calls) -> None:
+def test_no_gradient_of_images_for_the_first_layer(calls) -> None:
     x, *parameters = conv_inputs((3, 4, 5, 6, 7))
     for p in parameters:
         p.requires_grad_()
@@ -120,16 +120,18 @@ def test_without_gradients() -> None:
     with torch.no_grad():
         y = conv(*tensors)
     assert y.grad_fn is None
-    torch.testing.assert_close(y, by_torch(*tensors).detach())
+    torch.testing.assert_close(y, torch_conv(*tensors).detach())
 
 
 @STRIDES
 @DTYPES
 @pytest.mark.parametrize("shape", [(3, 5, 7, 6, 9), (3, 17, 18, 6, 9), (3, 1, 5, 6, 9)])
-def test_layouts_do_not_matter(shape: tuple[int, ...], dtype: torch.dtype, stride: int) -> None:
+def test_memory_formats_give_the_same_result(
+    shape: tuple[int, ...], dtype: torch.dtype, stride: int
+) -> None:
     op = partial(conv, stride=stride)
     tensors, up, moves = directions(conv_inputs(shape, dtype), stride)
-    up = torch.ones(1, dtype=dtype).expand_as(up)  # as sum() has it
+    up = torch.ones(1, dtype=dtype).expand_as(up)  # as in the backward pass of sum()
     expected = derivatives(op, tensors, up, moves)
     for order in (last, spread, backwards):
         found = derivatives(op, [order(t) for t in tensors], up, [order(m) for m in moves])
@@ -142,7 +144,7 @@ def last(t: Tensor) -> Tensor:
 
 
 def spread(t: Tensor) -> Tensor:
-    """With gaps between the numbers."""
+    """Makes a tensor non-contiguous."""
     wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
     wide[..., 1::2] = t
     return wide[..., 1::2]
@@ -156,7 +158,7 @@ def backwards(t: Tensor) -> Tensor:
 @STRIDES
 @DTYPES
 @pytest.mark.parametrize("shape", [(7, 3, 13, 31, 33), (7, 17, 33, 31, 33), (2, 65, 33, 5, 3)])
-def test_same_bits_for_any_number_of_threads(
+def test_bitwise_equal_for_any_number_of_threads(
     shape: tuple[int, ...], dtype: torch.dtype, stride: int
 ) -> None:
     point = directions(conv_inputs(shape, dtype), stride)
@@ -168,13 +170,13 @@ def test_same_bits_for_any_number_of_threads(
         assert all(torch.equal(f, e) for f, e in zip(other, results[0], strict=True))
 
 
-# --- what is not finite ---------------------------------------------------------------------------
+# --- non-finite values ----------------------------------------------------------------------------
 
 VALUES = pytest.mark.parametrize("value", [float("nan"), float("inf")])
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, value: float) -> tuple[Tensor, ...]:
-    """Images with one such value, in the last one's first channel; weights; and where it is."""
+    """Images with this value in the first channel of the last one, weights, and its position."""
     x, weight, _ = conv_inputs(shape, dtype)
     x[-1, 0, 2 % shape[-2], 2 % shape[-1]] = value
     return x, weight, (~x.isfinite()).any(1, keepdim=True).double()
@@ -183,18 +185,18 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, value: float) -> tuple[
 @VALUES
 @STRIDES
 @DTYPES
-def test_what_is_not_finite_reaches_its_neighbours(
+def test_non_finite_values_reach_their_neighbours(
     dtype: torch.dtype, stride: int, value: float
 ) -> None:
     ones = torch.ones(1, 1, 3, 3).double()
     for shape in (*DIRECT, *WINOGRAD):
         x, weight, mask = poisoned(shape, dtype, value)
         y = conv(x, weight, None, stride)
-        assert ((by_torch(mask, ones, None, stride) > 0) == ~y.isfinite()).all()
+        assert ((torch_conv(mask, ones, None, stride) > 0) == ~y.isfinite()).all()
         h, w = (stride * (size - 1) + 1 for size in shape[-2:])
         dx = kernels.conv_input.default(x, weight.transpose(0, 1), h, w, stride)
         assert ((reference.conv_input(mask, ones, h, w, stride) > 0) == ~dx.isfinite()).all()
-        # Of an infinity, Winograd's method takes differences.
+        # Winograd's method takes differences of infinities.
         for found in (y, dx):
             assert found.isnan().any() == (value != value or (shape in WINOGRAD and stride == 1))
 
@@ -202,12 +204,12 @@ def test_what_is_not_finite_reaches_its_neighbours(
 @VALUES
 @STRIDES
 @DTYPES
-def test_what_is_not_finite_stays_in_its_channel(
+def test_non_finite_values_stay_in_their_channel(
     dtype: torch.dtype, stride: int, value: float
 ) -> None:
     for shape in (*DIRECT, *WINOGRAD):
         x, weight, _ = poisoned(shape, dtype, value)
-        dy = torch.rand_like(by_torch(x, weight, None, stride))
+        dy = torch.rand_like(torch_conv(x, weight, None, stride))
         d_weight, d_bias = kernels.conv_weight.default(x, dy, stride, None)
         assert not d_weight[:, 0].isfinite().all()
         assert d_weight[:, 1:].isfinite().all()
@@ -220,7 +222,7 @@ def test_what_is_not_finite_stays_in_its_channel(
         assert d_bias.isfinite().tolist() == [True] * (len(d_bias) - 1) + [False]
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def forward(x=(2, 3, 4, 5), weight=(6, 3, 3, 3), bias=None, stride=1, kind=torch.float32):
@@ -230,7 +232,7 @@ def forward(x=(2, 3, 4, 5), weight=(6, 3, 3, 3), bias=None, stride=1, kind=torch
 
 
 def backward(name, *shapes, rest, kind=torch.float32):
-    """The same of another kernel, the first tensor of this dtype."""
+    """The same for another kernel, the first tensor of this dtype."""
     tensors = [torch.randn(shape) for shape in shapes]
     return lambda: getattr(kernels, name).default(tensors[0].to(kind), *tensors[1:], *rest)
 

@@ -1,4 +1,4 @@
-"""3x3 convolutions under every way that torch differentiates: reverse, forward, func, compile."""
+"""3x3 convolutions in every mode of differentiation: reverse, forward, func, compile."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from conv_cases import WINOGRAD, conv, conv_inputs, twin
-from func_transforms import TRANSFORMS, gradient, waves
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from tests.ops.conv_cases import WINOGRAD, conv, conv_inputs, reference_conv
+from tests.ops.func_transforms import TRANSFORMS, gradient, waves
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 GROUPS = pytest.mark.parametrize("groups", [None, 2])
@@ -43,7 +44,7 @@ def test_gradcheck_of_winograds_method(groups: int | None) -> None:
 def test_third_derivatives(groups: int | None, stride: int) -> None:
     tensors = conv_inputs(SHAPE, groups=groups)
     results = []
-    for function in (conv, twin):
+    for function in (conv, reference_conv):
         leaves = tracked(tensors)
         value = waves(partial(function, stride=stride))(*leaves)
         for _ in range(3):
@@ -55,8 +56,8 @@ def test_third_derivatives(groups: int | None, stride: int) -> None:
 
 @pytest.fixture(params=[1, 2], ids=["stride 1", "stride 2"])
 def pair(request: pytest.FixtureRequest):
-    """The op and its twin as numbers."""
-    return [waves(partial(f, stride=request.param)) for f in (conv, twin)]
+    """The op and its reference as scalar functions."""
+    return [waves(partial(f, stride=request.param)) for f in (conv, reference_conv)]
 
 
 @GROUPS
@@ -71,9 +72,9 @@ def test_transforms(transform: str, count: int, groups: int | None, pair) -> Non
 @GROUPS
 @pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
 def test_jacobians(jacobian, groups: int | None, stride: int) -> None:
-    """Under the vmap of all rows or columns, only one factor of each product is batched."""
+    """Under the vmap over all rows or columns, only one factor of each product is batched."""
     tensors = conv_inputs((2, 2, 3, 3, 4), groups=groups)
-    functions = [partial(f, stride=stride) for f in (conv, twin)]
+    functions = [partial(f, stride=stride) for f in (conv, reference_conv)]
     torch.testing.assert_close(*(jacobian(f, (0, 1, 2))(*tensors) for f in functions))
     hessians = [jacobian(torch.func.jacrev(waves(f), (0, 1, 2)), (0, 1, 2)) for f in functions]
     torch.testing.assert_close(*(hessian(*tensors) for hessian in hessians))
@@ -98,7 +99,7 @@ def test_forward_mode_over_backward(moving: tuple[int, ...], pair) -> None:
 
 @GROUPS
 @pytest.mark.parametrize("count", [2, 3], ids=["no bias", "bias"])
-def test_compiled_whole(count: int, groups: int | None, pair) -> None:
+def test_compiled_with_fullgraph(count: int, groups: int | None, pair) -> None:
     leaves = tracked(conv_inputs(SHAPE, groups=groups)[:count])
     torch._dynamo.reset()
     found = torch.compile(pair[0], fullgraph=True, backend="aot_eager")(*leaves)
@@ -114,10 +115,10 @@ def test_compiled_whole(count: int, groups: int | None, pair) -> None:
 
 
 def test_compiled_with_one_tensor_twice() -> None:
-    """The images as weights; ``torch.compile`` wants the arguments of a Function distinct."""
+    """The images are the weights; ``torch.compile`` needs distinct arguments of a Function."""
     x = torch.randn(3, 3, 3, 3).double().requires_grad_()
     torch._dynamo.reset()
     found = torch.compile(lambda t: conv(t, t), fullgraph=True, backend="aot_eager")(x)
-    expected = twin(x, x)
+    expected = reference_conv(x, x)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (found, expected)))

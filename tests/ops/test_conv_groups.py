@@ -1,4 +1,4 @@
-"""Several tasks in one call of the 3x3 convolution; ``vmap``, which makes such calls."""
+"""Several tasks in one call of the 3x3 convolution, and ``vmap``, which makes such calls."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from unittest import mock
 
 import pytest
 import torch
-from conv_cases import conv, conv_inputs, derivatives, directions, twin
-from func_transforms import TRANSFORMS, Function, batch_of, element, gradient, waves
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastmeta.ops import conv as module
+from tests.ops.conv_cases import conv, conv_inputs, derivatives, directions, reference_conv
+from tests.ops.func_transforms import TRANSFORMS, Function, batch_of, element, gradient, waves
 
-# (G, N, C, O, H, W): one image a group, several chunks a group, direct and by Winograd's method.
+# (G, N, C, O, H, W): one image per group, several chunks per group, direct and Winograd.
 SIZES = [
     *((1, 3, 2, 4, 5, 6), (3, 1, 1, 2, 1, 2), (2, 5, 15, 17, 3, 3), (5, 2, 3, 33, 7, 2)),
     *((2, 3, 16, 17, 31, 33), (3, 2, 33, 16, 14, 7), (2, 9, 3, 16, 14, 15)),
@@ -27,13 +27,13 @@ GROUPS = pytest.mark.parametrize("groups", [None, 2])
 
 
 def parts(tensors: list[Tensor], groups: int) -> list[list[Tensor]]:
-    """The inputs of each group: its images, and its share of what has an element a group."""
+    """The inputs of each group: its images, and its part of tensors with one element per group."""
     return [[t.chunk(groups)[g] if t.dim() == 4 else t[g] for t in tensors] for g in range(groups)]
 
 
 @STRIDES
 @DTYPES
-def test_same_bits_as_one_call_a_group(dtype: torch.dtype, stride: int) -> None:
+def test_bitwise_equal_to_one_call_per_group(dtype: torch.dtype, stride: int) -> None:
     op = partial(conv, stride=stride)
     for groups, *shape in SIZES:
         tensors, up, moves = directions(conv_inputs(shape, dtype, groups), stride)
@@ -46,7 +46,7 @@ def test_same_bits_as_one_call_a_group(dtype: torch.dtype, stride: int) -> None:
 
 @STRIDES
 @DTYPES
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, stride: int) -> None:
+def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, stride: int) -> None:
     for groups, *shape in SIZES[-3:]:
         point = directions(conv_inputs(shape, dtype, groups), stride)
         results = []
@@ -58,15 +58,15 @@ def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, stride: int) ->
 
 
 @STRIDES
-def test_the_twin_has_the_same_groups(stride: int) -> None:
+def test_the_reference_has_the_same_groups(stride: int) -> None:
     tensors = conv_inputs(SHAPE, groups=3)
-    y = twin(*tensors, stride=stride)
+    y = reference_conv(*tensors, stride=stride)
     for g, own in enumerate(parts(tensors, 3)):
-        torch.testing.assert_close(y.chunk(3)[g], twin(*own, stride=stride))
+        torch.testing.assert_close(y.chunk(3)[g], reference_conv(*own, stride=stride))
 
 
 @STRIDES
-def test_what_is_not_finite_stays_in_its_group(stride: int) -> None:
+def test_non_finite_values_stay_in_their_group(stride: int) -> None:
     for groups, *shape in SIZES:
         tensors, up, moves = directions(conv_inputs(shape, groups=groups), stride)
         for poisoned in (tensors[0], tensors[1], up):
@@ -78,7 +78,7 @@ def test_what_is_not_finite_stays_in_its_group(stride: int) -> None:
             poisoned.copy_(before)
 
 
-# --- vmap ----------------------------------------------------------------------------------------
+# --- vmap -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -117,8 +117,8 @@ def test_vmap_is_one_call(
     assert calls() == [2, 1, 1]
     for i in range(4):
         own = element(tensors, dims, i)
-        torch.testing.assert_close(found[i], twin(*own, stride=stride))
-        expected = gradient(waves(partial(twin, stride=stride)))(*own)
+        torch.testing.assert_close(found[i], reference_conv(*own, stride=stride))
+        expected = gradient(waves(partial(reference_conv, stride=stride)))(*own)
         torch.testing.assert_close(tuple(s[i] for s in slopes), expected)
 
 
@@ -128,7 +128,7 @@ def test_vmap_without_bias(dims: tuple[int | None, ...], calls) -> None:
     found = torch.vmap(gradient(waves(conv)), in_dims=dims)(*tensors)
     assert calls() == [1, 1, 1]
     for i in range(4):
-        expected = gradient(waves(twin))(*element(tensors, dims, i))
+        expected = gradient(waves(reference_conv))(*element(tensors, dims, i))
         torch.testing.assert_close(tuple(f[i] for f in found), expected)
 
 
@@ -137,12 +137,14 @@ def test_vmap_without_bias(dims: tuple[int | None, ...], calls) -> None:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_vmap_of_derivatives(transform: str, groups: int | None, stride: int) -> None:
     batch = elements(2, groups)
-    ours, twins = (TRANSFORMS[transform](waves(partial(f, stride=stride))) for f in (conv, twin))
+    ours, references = (
+        TRANSFORMS[transform](waves(partial(f, stride=stride))) for f in (conv, reference_conv)
+    )
     for dims in BATCHED:
         tensors = batch_of(batch, dims)
         found = torch.vmap(ours, in_dims=dims)(*tensors)
         for i in range(2):
-            expected = twins(*element(tensors, dims, i))
+            expected = references(*element(tensors, dims, i))
             torch.testing.assert_close(tree_map(lambda f, i=i: f[i], found), expected)
 
 
@@ -156,7 +158,7 @@ def test_derivatives_of_vmap(transform: str, stride: int) -> None:
             batched = torch.vmap(waves(partial(function, stride=stride)), in_dims=dims)
             return lambda *t: batched(*t).square().sum()
 
-        results = [TRANSFORMS[transform](total(f))(*tensors) for f in (conv, twin)]
+        results = [TRANSFORMS[transform](total(f))(*tensors) for f in (conv, reference_conv)]
         torch.testing.assert_close(*results)
 
 
@@ -173,8 +175,8 @@ def test_nested_vmap_is_one_call(inner: tuple[int | None, ...], groups: int | No
         assert [a - b for a, b in zip(calls(), before, strict=True)] == [2, 1, 1]
         for i, k in product(range(2), range(3)):
             own = element(element(tensors, outer, i), inner, k)
-            torch.testing.assert_close(found[i, k], twin(*own))
-            expected = gradient(waves(twin))(*own)
+            torch.testing.assert_close(found[i, k], reference_conv(*own))
+            expected = gradient(waves(reference_conv))(*own)
             torch.testing.assert_close(tuple(s[i, k] for s in slopes), expected)
 
 
@@ -193,7 +195,7 @@ def test_vmap_of_images_in_any_order(stride: int) -> None:
 
 @STRIDES
 def test_vmap_with_shared_weights(stride: int) -> None:
-    """All elements' images are one batch, the same bits as a call for each."""
+    """The images of all elements are one batch, bitwise equal to a call for each."""
     x, weight, bias = batch_of(elements(3), (0, None, None))
     found = torch.vmap(partial(conv, stride=stride), in_dims=(0, None, None))(x, weight, bias)
     assert all(
@@ -201,6 +203,6 @@ def test_vmap_with_shared_weights(stride: int) -> None:
     )
 
 
-def test_an_empty_vmap_says_so() -> None:
+def test_an_empty_vmap_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="non-empty"):
         torch.vmap(conv)(torch.randn(0, 3, 2, 4, 4), torch.rand(0, 5, 2, 3, 3))

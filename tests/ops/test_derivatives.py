@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, Case, listed
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from tests.helpers.op_cases import CASES, Case, listed
 
 TASKS, COLUMNS = 3, 7
 
@@ -16,7 +17,7 @@ def inputs(case: Case) -> list[Tensor]:
 
 
 def total(function, weights: list[Tensor]):
-    """A scalar that depends on every output in its own way."""
+    """A scalar that weights every output differently."""
     return lambda *t: sum(
         (o.to(w) * w).sum() for o, w in zip(listed(function(*t)), weights, strict=True)
     )
@@ -29,7 +30,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def weights(case: Case) -> list[Tensor]:
-    outputs = listed(case.twin(*case.inputs(torch.float64, TASKS, COLUMNS)))
+    outputs = listed(case.reference(*case.inputs(torch.float64, TASKS, COLUMNS)))
     return [torch.randn_like(o) for o in outputs]
 
 
@@ -39,10 +40,12 @@ def test_first_and_second_derivatives(case: Case) -> None:
     assert gradgradcheck(case.op, tensors, fast_mode=True)
 
 
-def test_gradients_equal_those_of_the_twin(case: Case, weights: list[Tensor]) -> None:
+def test_gradients_equal_those_of_the_reference(case: Case, weights: list[Tensor]) -> None:
     tensors = inputs(case)
     found = torch.autograd.grad(total(case.op, weights)(*tensors), tensors, allow_unused=True)
-    expected = torch.autograd.grad(total(case.twin, weights)(*tensors), tensors, allow_unused=True)
+    expected = torch.autograd.grad(
+        total(case.reference, weights)(*tensors), tensors, allow_unused=True
+    )
     for f, e, t in zip(found, expected, tensors, strict=True):
         zero = torch.zeros_like(t)
         torch.testing.assert_close(zero if f is None else f, zero if e is None else e)
@@ -52,7 +55,7 @@ def test_func_grad(case: Case, weights: list[Tensor]) -> None:
     tensors = [t.detach() for t in inputs(case)]
     numbers = tuple(range(len(tensors)))
     found = torch.func.grad(total(case.op, weights), numbers)(*tensors)
-    expected = torch.func.grad(total(case.twin, weights), numbers)(*tensors)
+    expected = torch.func.grad(total(case.reference, weights), numbers)(*tensors)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e)
 
@@ -61,7 +64,7 @@ def test_func_jvp_and_forward_mode(case: Case) -> None:
     tensors = [t.detach() for t in inputs(case)]
     tangents = [torch.randn_like(t) for t in tensors]
     _, found = torch.func.jvp(case.op, tuple(tensors), tuple(tangents))
-    _, expected = torch.func.jvp(case.twin, tuple(tensors), tuple(tangents))
+    _, expected = torch.func.jvp(case.reference, tuple(tensors), tuple(tangents))
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(t, d) for t, d in zip(tensors, tangents, strict=True)]
         dual = [forward_ad.unpack_dual(o).tangent for o in listed(case.op(*duals))]
@@ -76,7 +79,7 @@ def test_hessian_vector_product_of_func(case: Case, weights: list[Tensor]) -> No
     numbers = tuple(range(len(tensors)))
     results = [
         torch.func.jvp(torch.func.grad(total(f, weights), numbers), tensors, tangents)[1]
-        for f in (case.op, case.twin)
+        for f in (case.op, case.reference)
     ]
     for f, e in zip(*results, strict=True):
         torch.testing.assert_close(f, e)
@@ -87,28 +90,28 @@ def test_vmap_and_its_gradient(case: Case, weights: list[Tensor]) -> None:
     stacked = [torch.stack(parts) for parts in zip(*batches, strict=True)]
     found = listed(torch.vmap(case.op)(*stacked))
     for k, batch in enumerate(batches):
-        for f, e in zip(found, listed(case.twin(*batch)), strict=True):
+        for f, e in zip(found, listed(case.reference(*batch)), strict=True):
             torch.testing.assert_close(f[k], e)
     gradient = torch.func.grad(total(case.op, weights))
-    single = torch.func.grad(total(case.twin, weights))
+    single = torch.func.grad(total(case.reference, weights))
     per_sample = torch.vmap(gradient)(*stacked)
     for k, batch in enumerate(batches):
         torch.testing.assert_close(per_sample[k], single(*batch))
 
 
-def test_vmap_over_one_argument_alone(case: Case) -> None:
+def test_vmap_over_one_argument(case: Case) -> None:
     first, *others = case.inputs(torch.float64, TASKS, COLUMNS)
     stacked = torch.stack([first, 2 * first])
     found = listed(torch.vmap(case.op, in_dims=(0, *[None] * len(others)))(stacked, *others))
-    for f, e in zip(found, listed(case.twin(2 * first, *others)), strict=True):
+    for f, e in zip(found, listed(case.reference(2 * first, *others)), strict=True):
         torch.testing.assert_close(f[1], e)
 
 
-def test_compiled_whole(case: Case, weights: list[Tensor]) -> None:
+def test_compiled_with_fullgraph(case: Case, weights: list[Tensor]) -> None:
     tensors = inputs(case)
     torch._dynamo.reset()
     compiled = torch.compile(total(case.op, weights), fullgraph=True, backend="aot_eager")
-    found, expected = compiled(*tensors), total(case.twin, weights)(*tensors)
+    found, expected = compiled(*tensors), total(case.reference, weights)(*tensors)
     torch.testing.assert_close(found, expected)
     pairs = [
         torch.autograd.grad(value, tensors, allow_unused=True, materialize_grads=True)
@@ -124,5 +127,5 @@ def test_compiled_gradient_transform(case: Case, weights: list[Tensor]) -> None:
     gradient = torch.func.grad(total(case.op, weights))
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
-        compiled(*tensors), torch.func.grad(total(case.twin, weights))(*tensors)
+        compiled(*tensors), torch.func.grad(total(case.reference, weights))(*tensors)
     )

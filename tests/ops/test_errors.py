@@ -1,4 +1,4 @@
-"""Bad input is refused with what was expected, before anything is written."""
+"""Invalid input is refused with what was expected, before anything is written."""
 
 from __future__ import annotations
 
@@ -92,7 +92,6 @@ BAD = {
     "agreement of other scalars": (lambda: ops.agreement_weights(STATS[:, 0]), "2"),
 }
 
-
 MEMORY = torch.arange(40.0)
 ROWS, COEF = MEMORY[:15].view(3, 5), torch.ones(3)
 OVERLAPS = {
@@ -110,13 +109,13 @@ OVERLAPS = {
 
 
 @pytest.mark.parametrize("name", OVERLAPS)
-def test_memory_that_is_both_read_and_written(name: str) -> None:
+def test_overlapping_inputs_and_outputs(name: str) -> None:
     with pytest.raises(RuntimeError, match="share memory with each other or with what is read"):
         OVERLAPS[name]()
     assert torch.equal(MEMORY, torch.arange(40.0))
 
 
-def test_neighbours_and_a_tensor_that_is_its_own_target_are_fine() -> None:
+def test_adjacent_memory_and_in_place_targets_are_allowed() -> None:
     memory = torch.arange(20.0)
     ops.pack_(memory[None, :8], [memory[:3], memory[8:12], memory[7:8], memory[:0]])
     assert memory[:8].tolist() == [0, 1, 2, 8, 9, 10, 11, 7]
@@ -148,7 +147,7 @@ def test_options() -> None:
             ops.inner_step([G, G], [G, None], alpha)  # type: ignore[arg-type]
 
 
-def test_nothing_is_written_by_a_call_that_fails() -> None:
+def test_a_failing_call_writes_nothing() -> None:
     theta, flat = [torch.ones(5), torch.ones(3)], torch.ones(1, 8)
     with pytest.raises(RuntimeError):
         ops.inner_step_(theta, [torch.ones(5), torch.ones(4)], 0.1)

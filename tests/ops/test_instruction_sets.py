@@ -1,15 +1,15 @@
-"""Cores and kernels on NumPy arrays: every instruction set, and every half-precision number."""
+"""Kernels on NumPy arrays: every instruction set, and every half-precision number."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
-from norm_cases import grouped_norm_inputs
 
 import fastmeta
 from fastmeta import _testing, reference
+from tests.helpers.norm_cases import grouped_norm_inputs
+from tests.ops.conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
 
 SETS = _testing.instruction_sets()
 
@@ -22,7 +22,7 @@ def test_the_best_set_of_this_processor_is_active() -> None:
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("tasks", "columns"), [(1, 1), (3, 31), (5, 33), (33, 1021), (2, 10007)])
-def test_every_set_is_right(isa: str, dtype: type, tasks: int, columns: int) -> None:
+def test_every_set_is_correct(isa: str, dtype: type, tasks: int, columns: int) -> None:
     g = np.random.standard_normal((tasks, columns)).astype(dtype)
     coef = np.random.standard_normal(tasks).astype(dtype)
     exact = g.astype(np.float64)

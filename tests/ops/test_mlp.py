@@ -1,4 +1,4 @@
-"""The MLP step against its twin, plain autograd with create_graph."""
+"""The MLP step against its reference, plain autograd with create_graph."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from mlp_cases import NETWORKS, TOLERANCE, check, examples, network, options, problem
 
 from fastmeta import _testing, ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
+from tests.helpers.mlp_cases import NETWORKS, TOLERANCE, check, examples, network, options, problem
 
 
 def compare(args: list[Any], how: dict[str, Any]) -> None:
@@ -25,7 +25,9 @@ def compare(args: list[Any], how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_matches_the_twin(activation: str, loss: str, name: str, steps: int, exact: bool) -> None:
+def test_matches_the_reference(
+    activation: str, loss: str, name: str, steps: int, exact: bool
+) -> None:
     how = options(name, loss, activation) | {"steps": steps, "exact": exact}
     compare(problem(name, loss), how)
 
@@ -33,8 +35,8 @@ def test_matches_the_twin(activation: str, loss: str, name: str, steps: int, exa
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_matches_the_twin_in_float32(activation: str, loss: str, exact: bool) -> None:
-    # ReLU's slope jumps: within rounding of a kink the two dtypes are two functions.
+def test_matches_the_reference_in_float32(activation: str, loss: str, exact: bool) -> None:
+    # Near the kink of ReLU, rounding changes which side is taken.
     name = "no hidden layer" if activation == "relu" else "sine"
     if name == "sine" and loss == "cross_entropy":
         name = "three hidden"
@@ -73,23 +75,23 @@ def test_layers_without_bias() -> None:
     compare(args, options() | {"exact": True})
 
 
-def test_extreme_values_are_torch_s() -> None:
+def test_extreme_values_match_torch() -> None:
     for activation in ACTIVATIONS:
         args = problem("sine")
-        args[1] *= 200  # saturates, or makes large numbers
+        args[1] *= 200  # saturation, or large numbers
         compare(args, options("sine", "mse", activation) | {"lr": 1e-8, "exact": True})
 
 
-def test_kinks_are_torch_s() -> None:
+def test_kinks_match_torch() -> None:
     for activation in ("relu", "elu"):
         args = problem("sine")
         for bias in args[0][1::2]:
             bias.zero_()
-        args[1][:, :3] = 0  # every unit of the first layer sits on its kink
+        args[1][:, :3] = 0  # every unit of the first layer is at its kink
         compare(args, options("sine", "mse", activation) | {"steps": 1, "exact": True})
 
 
-def test_targets_that_do_not_count() -> None:
+def test_ignored_targets() -> None:
     args, how = problem("three hidden", "cross_entropy"), options("three hidden", "cross_entropy")
     args[2][:, :4] = -100
     args[4][:, 5] = -100
@@ -98,7 +100,7 @@ def test_targets_that_do_not_count() -> None:
     assert ops.mlp_step(*args, **how).query_loss.isnan().tolist() == [False, True, False]
 
 
-def test_nan_is_passed_on() -> None:
+def test_nan_propagates() -> None:
     for activation in ACTIVATIONS:
         args = problem("sine")
         args[1][1, 2] = float("nan")
@@ -108,7 +110,7 @@ def test_nan_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_same_bits_for_any_number_of_threads_and_tasks(exact: bool) -> None:
+def test_bitwise_equal_for_any_number_of_threads_and_tasks(exact: bool) -> None:
     args = problem("three hidden", "cross_entropy", 13, dtype=torch.float32)
     how = options("three hidden", "cross_entropy", "silu") | {"exact": exact, "record_inner": True}
     torch.set_num_threads(1)
@@ -149,7 +151,7 @@ def test_other_instruction_sets(tmp_path: Path) -> None:
                 assert (x - y).norm() <= TOLERANCE[y.dtype] * y.norm()
 
 
-def test_examples_with_gaps() -> None:
+def test_non_contiguous_examples() -> None:
     args = problem("sine")
     gaps = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in args[1:]]
     assert not gaps[0].is_contiguous()
@@ -200,7 +202,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_tensors_are_refused(name: str) -> None:
+def test_invalid_tensors_are_refused(name: str) -> None:
     place, change, message = BAD[name]
     args = _changed(place, change)
     if "class" in name:
@@ -211,7 +213,7 @@ def test_bad_tensors_are_refused(name: str) -> None:
     assert message in str(caught.value).replace("class -1 ", "")
 
 
-def test_bad_options_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     args, how = problem("sine"), options()
     for change, message in (
         ({"activations": ["tanh", "cosh"]}, "unknown activation 'cosh'; expected one of relu"),

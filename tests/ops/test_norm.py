@@ -1,4 +1,4 @@
-"""The BatchNorm-ReLU-pool block against torch's own, to the second derivative and beyond."""
+"""The BatchNorm-ReLU-pool block against torch, up to third derivatives."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from norm_cases import norm_inputs
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from fastmeta import ops, reference
+from tests.helpers.norm_cases import norm_inputs
 
 EPS = 1e-3
-# (N, C, H, W): awkward against every vector width, one value a channel, runs longer than a block.
+# (N, C, H, W): not multiples of vector widths, one value per channel, more pixels than a block.
 SIZES = [
     *product((1, 3), (1, 2), (1, 3), (1, 33)),
     *((2, 3, 31, 33), (31, 2, 2, 2), (33, 1, 7, 7), (5, 3, 14, 14), (1, 2, 84, 85), (3, 31, 3, 2)),
@@ -28,17 +28,17 @@ def block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Ten
     return ops.batch_norm_relu(x, weight, bias, EPS, pool=pool)[0]
 
 
-def by_torch(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
+def torch_block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
     z = torch.relu(F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS))
     return F.max_pool2d(z, 2) if pool else z
 
 
-def by_twin(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
+def reference_block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
     return reference.batch_norm_relu(x, weight, bias, EPS, pool)[0]
 
 
 def sizes(pool: bool) -> list[tuple[int, ...]]:
-    """Those that torch normalises, and pools."""
+    """The sizes that torch can normalize, and pool."""
     return [s for s in SIZES if s[0] * s[2] * s[3] > 1 and (not pool or (s[2] >= 2 and s[3] >= 2))]
 
 
@@ -66,7 +66,7 @@ def test_values_and_statistics(dtype: torch.dtype, pool: bool) -> None:
         tensors = inputs(shape, dtype)
         z, mean, var = ops.batch_norm_relu(*tensors, EPS, pool=pool)
         x, weight, bias = (t.double() for t in tensors)
-        close(z, by_torch(x, weight, bias, pool=pool), dtype)
+        close(z, torch_block(x, weight, bias, pool=pool), dtype)
         close(mean, x.mean((0, 2, 3)), dtype)
         close(var, x.var((0, 2, 3), unbiased=False), dtype)
 
@@ -78,10 +78,10 @@ def test_first_and_second_gradients(dtype: torch.dtype, pool: bool) -> None:
         if shape[0] * shape[2] * shape[3] < 6 and dtype == torch.float32:
             continue  # second derivatives of a few values are differences of large numbers
         narrow = inputs(shape, dtype)
-        dz = torch.randn_like(by_torch(*narrow, pool=pool)).requires_grad_()
+        dz = torch.randn_like(torch_block(*narrow, pool=pool)).requires_grad_()
         moves = [torch.randn_like(t) for t in narrow]
         results = []
-        for function, own in ((block, narrow), (by_torch, [t.double() for t in narrow])):
+        for function, own in ((block, narrow), (torch_block, [t.double() for t in narrow])):
             leaves = tracked(own)
             up = dz.detach().to(own[0].dtype).requires_grad_()
             first = torch.autograd.grad(function(*leaves, pool=pool), leaves, up, create_graph=True)
@@ -107,9 +107,9 @@ def test_gradcheck(pool: bool) -> None:
 def test_third_derivatives(pool: bool) -> None:
     tensors = inputs()
     moves = [torch.randn_like(t) for t in tensors]
-    weight = torch.randn_like(by_torch(*tensors, pool=pool))
+    weight = torch.randn_like(torch_block(*tensors, pool=pool))
     results = []
-    for function in (block, by_twin):  # torch's batch_norm has wrong third derivatives
+    for function in (block, reference_block):  # torch's batch_norm has wrong third derivatives
         leaves = tracked(tensors)
         value = (function(*leaves, pool=pool).square() * weight).sum()
         for _ in range(3):
@@ -125,12 +125,13 @@ def scalar(function, weight: Tensor, pool: bool):
 
 @pytest.fixture(params=[False, True], ids=["plain", "pool"])
 def pair(request: pytest.FixtureRequest):
-    """The op and its twin as scalars of three tensors.
+    """The op and its reference as scalar functions of three tensors.
 
-    The twin is written in plain torch; torch's batch_norm is wrong in reverse over forward mode.
+    The reference is written in plain torch, since torch's batch_norm is wrong in reverse over
+    forward mode.
     """
-    weight = torch.randn_like(by_torch(*inputs(), pool=request.param))
-    return [scalar(function, weight, request.param) for function in (block, by_twin)]
+    weight = torch.randn_like(torch_block(*inputs(), pool=request.param))
+    return [scalar(function, weight, request.param) for function in (block, reference_block)]
 
 
 NUMBERS = (0, 1, 2)
@@ -140,7 +141,7 @@ def test_func_grad_and_hessian_products(pair) -> None:
     tensors = tuple(inputs())
     moves = tuple(torch.randn_like(t) for t in tensors)
 
-    def nested(function):  # reverse over reverse, as an exact meta-gradient has it
+    def nested(function):  # reverse over reverse, as in an exact meta-gradient
         def inner(*t: Tensor) -> Tensor:
             grads = torch.func.grad(function, NUMBERS)(*t)
             return sum((g * m).sum() for g, m in zip(grads, moves, strict=True))
@@ -180,7 +181,7 @@ def test_vmap_and_its_gradients(pair) -> None:
     torch.testing.assert_close(shared[1], pair[1](batches[1][0], *batches[0][1:]))
 
 
-def test_compiled_whole(pair) -> None:
+def test_compiled_with_fullgraph(pair) -> None:
     leaves = tracked(inputs())
     torch._dynamo.reset()
     found = torch.compile(pair[0], fullgraph=True, backend="aot_eager")(*leaves)
@@ -197,7 +198,7 @@ def test_compiled_whole(pair) -> None:
 
 @POOL
 @DTYPES
-def test_layouts_do_not_matter(dtype: torch.dtype, pool: bool) -> None:
+def test_memory_formats_give_the_same_result(dtype: torch.dtype, pool: bool) -> None:
     tensors = inputs((3, 5, 6, 7), dtype)
     wide = torch.full((3, 5, 6, 15), float("nan"), dtype=dtype)
     wide[..., 1::2] = tensors[0]
@@ -215,7 +216,7 @@ def test_layouts_do_not_matter(dtype: torch.dtype, pool: bool) -> None:
 
 @POOL
 @DTYPES
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
+def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
     tensors = inputs((7, 13, 21, 22), dtype)
     results = []
     for threads in (1, 2, 3, 5):
@@ -233,7 +234,7 @@ def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> 
 @DTYPES
 def test_constant_channels(dtype: torch.dtype, pool: bool) -> None:
     x, weight, bias = inputs((5, 3, 4, 4), dtype)
-    x[:, 1] = 3.7  # equal values: no variance, only ties
+    x[:, 1] = 3.7  # equal values: zero variance, only ties
     bias[1] = 0.5
     leaves = tracked([x, weight, bias])
     z, _, var = ops.batch_norm_relu(*leaves, EPS, pool=pool)
@@ -241,22 +242,22 @@ def test_constant_channels(dtype: torch.dtype, pool: bool) -> None:
     assert (z[:, 1] == 0.5).all()
     found = torch.autograd.grad(z.square().sum(), leaves)
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    expected = torch.autograd.grad(by_torch(*exact, pool=pool).square().sum(), exact)
+    expected = torch.autograd.grad(torch_block(*exact, pool=pool).square().sum(), exact)
     for f, e in zip(found, expected, strict=True):
         close(f, e, dtype)
 
 
 def test_far_from_zero() -> None:
-    """A mean far above the spread costs no digits but those that the input itself has lost."""
+    """A mean far above the deviation loses only the digits that the input itself has lost."""
     x, weight, bias = inputs((9, 2, 31, 31), torch.float32)
     x += 1000
-    expected = by_torch(*(t.double() for t in (x, weight, bias)))
+    expected = torch_block(*(t.double() for t in (x, weight, bias)))
     assert (block(x, weight, bias) - expected).abs().max() < 3e-4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @POOL
-def test_what_is_not_finite_stays_so(value: float, pool: bool) -> None:
+def test_non_finite_values_propagate(value: float, pool: bool) -> None:
     x, weight, bias = inputs((3, 2, 5, 5), torch.float32)
     x[1, 0, 2, 2] = value
     leaves = tracked([x, weight, bias])

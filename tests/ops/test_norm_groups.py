@@ -1,4 +1,4 @@
-"""Several tasks in one call of the BatchNorm-ReLU-pool block; ``vmap``, which makes such calls."""
+"""Several tasks in one call of the BatchNorm-ReLU-pool block, and ``vmap``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from unittest import mock
 
 import pytest
 import torch
-from func_transforms import TRANSFORMS, batch_of, element, gradient, waves
-from norm_cases import grouped_norm_inputs, norm_inputs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastmeta import ops, reference
 from fastmeta.ops import norm
+from tests.helpers.norm_cases import grouped_norm_inputs, norm_inputs
+from tests.ops.func_transforms import TRANSFORMS, batch_of, element, gradient, waves
 
 EPS = 1e-3
-# (G, N, C, H, W): awkward sizes, groups of one image, groups longer than a unit of work.
+# (G, N, C, H, W): awkward sizes, groups of one image, groups larger than a unit of work.
 SIZES = [(1, 3, 2, 4, 5), (2, 1, 1, 2, 2), (3, 2, 5, 3, 3), (5, 31, 3, 7, 2), (2, 3, 33, 31, 33)]
 POOL = pytest.mark.parametrize("pool", [False, True], ids=["plain", "pool"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -27,14 +27,14 @@ def block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Ten
     return ops.batch_norm_relu(x, weight, bias, EPS, pool=pool)[0]
 
 
-def by_twin(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
+def reference_block(x: Tensor, weight: Tensor, bias: Tensor, *, pool: bool = False) -> Tensor:
     return reference.batch_norm_relu(x, weight, bias, EPS, pool)[0]
 
 
 def group_by_group(
     function: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor]
 ) -> list[Tensor]:
-    """What ``function`` gives for each group by itself, put together again."""
+    """Results of ``function`` for each group separately, put together again."""
     x, weight, bias = tensors
     groups = zip(x.chunk(len(weight)), weight, bias, strict=True)
     outputs = zip(*(function(*group) for group in groups), strict=True)
@@ -42,7 +42,7 @@ def group_by_group(
 
 
 def derivatives(op: Callable[..., Any], pool: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """All outputs, the gradients of the first, and theirs."""
+    """All outputs, the gradients of the first output, and their gradients."""
 
     def results(*tensors: Tensor) -> tuple[Tensor, ...]:
         leaves = [t.detach().requires_grad_() for t in tensors]
@@ -56,7 +56,7 @@ def derivatives(op: Callable[..., Any], pool: bool) -> Callable[..., tuple[Tenso
 
 @POOL
 @DTYPES
-def test_same_bits_as_one_call_a_group(dtype: torch.dtype, pool: bool) -> None:
+def test_bitwise_equal_to_one_call_per_group(dtype: torch.dtype, pool: bool) -> None:
     for groups, *shape in SIZES:
         tensors = grouped_norm_inputs(groups, tuple(shape), dtype, EPS)
         run = derivatives(norm._flat, pool)
@@ -66,7 +66,7 @@ def test_same_bits_as_one_call_a_group(dtype: torch.dtype, pool: bool) -> None:
 
 @POOL
 @DTYPES
-def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
+def test_bitwise_equal_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> None:
     tensors = grouped_norm_inputs(3, (5, 13, 21, 22), dtype, EPS)
     results = []
     for threads in (1, 2, 3, 5):
@@ -77,11 +77,11 @@ def test_same_bits_for_any_number_of_threads(dtype: torch.dtype, pool: bool) -> 
 
 
 @POOL
-def test_the_twin_has_the_same_groups(pool: bool) -> None:
+def test_the_reference_has_the_same_groups(pool: bool) -> None:
     tensors = grouped_norm_inputs(3, (2, 5, 4, 6), torch.float64, EPS)
-    ours, twins = (derivatives(op, pool) for op in (norm._flat, reference.batch_norm_relu))
-    torch.testing.assert_close(ours(*tensors), twins(*tensors))
-    torch.testing.assert_close(list(twins(*tensors)), group_by_group(twins, tensors))
+    ours, references = (derivatives(op, pool) for op in (norm._flat, reference.batch_norm_relu))
+    torch.testing.assert_close(ours(*tensors), references(*tensors))
+    torch.testing.assert_close(list(references(*tensors)), group_by_group(references, tensors))
 
 
 @POOL
@@ -91,7 +91,7 @@ def test_gradcheck_and_third_derivatives(pool: bool) -> None:
     assert gradcheck(lambda *t: block(*t, pool=pool), leaves, check_forward_ad=True)
     assert gradgradcheck(lambda *t: block(*t, pool=pool), leaves, check_fwd_over_rev=True)
     results = []
-    for function in (block, by_twin):
+    for function in (block, reference_block):
         value = function(*leaves, pool=pool).square().sum()
         for _ in range(3):
             grads = torch.autograd.grad(value, leaves, create_graph=True)
@@ -111,10 +111,10 @@ def test_compiled(pool: bool) -> None:
 
     for transform in (lambda f: f, gradient):
         run = torch.compile(transform(value(block)), fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(run(*leaves), transform(value(by_twin))(*leaves))
+        torch.testing.assert_close(run(*leaves), transform(value(reference_block))(*leaves))
 
 
-# --- vmap ----------------------------------------------------------------------------------------
+# --- vmap -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ IN_DIMS = [
 
 
 def scalar(function: Callable[..., Tensor], pool: bool) -> Callable[..., Tensor]:
-    """The block as a number."""
+    """The block as a scalar function."""
     return waves(lambda *tensors: function(*tensors, pool=pool))
 
 
@@ -165,14 +165,14 @@ def test_vmap_is_one_call(groups: int | None, pool: bool, calls) -> None:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_vmap_of_derivatives(transform: str, groups: int | None, pool: bool) -> None:
     batch = elements(3, groups)
-    ours, twins = (TRANSFORMS[transform](scalar(f, pool)) for f in (block, by_twin))
+    ours, references = (TRANSFORMS[transform](scalar(f, pool)) for f in (block, reference_block))
     for dims in IN_DIMS:
         tensors = batch_of(batch, dims)
         found = torch.vmap(ours, in_dims=dims)(*tensors)
         for i in range(3):
             torch.testing.assert_close(
                 torch.utils._pytree.tree_map(lambda f, i=i: f[i], found),
-                twins(*element(tensors, dims, i)),
+                references(*element(tensors, dims, i)),
             )
 
 
@@ -185,7 +185,7 @@ def test_derivatives_of_vmap(transform: str, pool: bool) -> None:
         batched = torch.vmap(scalar(function, pool), in_dims=(0, 0, None))
         return lambda *t: batched(*t).square().sum()
 
-    results = [TRANSFORMS[transform](total(f))(*tensors) for f in (block, by_twin)]
+    results = [TRANSFORMS[transform](total(f))(*tensors) for f in (block, reference_block)]
     torch.testing.assert_close(*results)
 
 
@@ -205,9 +205,9 @@ def test_nested_vmap_is_one_call(groups: int | None, pool: bool, calls) -> None:
     for i in range(2):
         for k in range(3):
             own = element(element(outer, (0, None, 1), i), (1, 0, 0), k)
-            torch.testing.assert_close(found[i, k], by_twin(*own, pool=pool))
+            torch.testing.assert_close(found[i, k], reference_block(*own, pool=pool))
             torch.testing.assert_close(
-                tuple(s[i, k] for s in slopes), gradient(scalar(by_twin, pool))(*own)
+                tuple(s[i, k] for s in slopes), gradient(scalar(reference_block, pool))(*own)
             )
 
 
@@ -225,7 +225,7 @@ def test_vmap_of_images_in_any_order(pool: bool) -> None:
         assert torch.equal(found, expected)
 
 
-def test_an_empty_vmap_says_so() -> None:
+def test_an_empty_vmap_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="non-empty"):
         torch.vmap(block)(torch.randn(0, 3, 2, 4, 4), torch.rand(0, 2), torch.rand(0, 2))
 

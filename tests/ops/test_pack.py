@@ -1,13 +1,13 @@
-"""Packing and its way back, in-place ops, and gradients that backward writes packed."""
+"""Packing, unpacking, and in-place ops."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import DTYPES
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta import FlatLayout, ops
+from tests.helpers.op_cases import DTYPES
 
 SHAPES = [(3, 4, 5), (), (0, 7), (1,), (31,), (33, 2)]
 
@@ -18,7 +18,7 @@ def parameters(tasks: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tasks", [1, 2, 31])
-def test_pack_and_back(tasks: int, dtype: torch.dtype) -> None:
+def test_pack_and_unpack(tasks: int, dtype: torch.dtype) -> None:
     tensors = parameters(tasks, dtype)
     flat = ops.pack(tensors, tasks)
     each = len(SHAPES)
@@ -58,38 +58,6 @@ def test_many_small_tensors() -> None:
     assert torch.equal(ops.pack(tensors)[0], torch.cat(tensors))
 
 
-def test_backward_writes_packed_gradients() -> None:
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-    params = list(model.parameters())
-    layout = FlatLayout.of(params)
-    rows = torch.zeros(2, layout.size)
-    data = torch.randn(2, 4, 5)
-    for row, x in zip(rows, data, strict=True):
-        layout.attach_grads(params, row)
-        model(x).square().sum().backward()
-        assert all(p.grad.untyped_storage().data_ptr() == rows.data_ptr() for p in params)
-    expected = [torch.autograd.grad(model(x).square().sum(), params) for x in data]
-    assert torch.equal(rows, ops.pack([g for task in expected for g in task], 2))
-
-
-def test_attach_grads_refuses_another_list() -> None:
-    layout = FlatLayout.of([torch.zeros(3)])
-    with pytest.raises(ValueError, match="make a new layout"):
-        layout.attach_grads([torch.zeros(4)], torch.zeros(3))
-    with pytest.raises(ValueError, match="last dimension of 3"):
-        layout.views(torch.zeros(2, 4))
-
-
-def test_views_share_memory_and_keep_the_task_dimension() -> None:
-    layout = FlatLayout.of(parameters(1))
-    flat = torch.randn(3, layout.size)
-    views = layout.views(flat)
-    assert [v.shape for v in views] == [(3, *s) for s in SHAPES]
-    assert torch.equal(ops.pack([v[i] for i in range(3) for v in views], 3), flat)
-    views[1][2] = 7.0
-    assert flat[2, 60] == 7.0
-
-
 def test_combine_into_gradients() -> None:
     g, coef = torch.randn(3, 103), torch.randn(3)
     out = [torch.full((4, 5), float("nan")), torch.empty(0), torch.full((83,), float("nan"))]
@@ -110,7 +78,7 @@ def test_step_in_place_equals_step(alpha: str) -> None:
     assert all(torch.equal(t, e) for t, e in zip(theta, expected, strict=True))
 
 
-def test_frozen_and_unused_parameters_stay() -> None:
+def test_frozen_and_unused_parameters_are_unchanged() -> None:
     theta = [torch.randn(4), torch.randn(5), torch.randn(6)]
     grad = [torch.randn(4), None, torch.randn(6)]
     new = ops.inner_step(theta, grad, 0.1, frozen=[True, False, False])
@@ -133,7 +101,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_backward_notices_what_was_overwritten(name: str) -> None:
+def test_backward_detects_overwritten_tensors(name: str) -> None:
     x = torch.randn(2, 3, requires_grad=True)
     saved = x.exp()
     WRITES[name](saved.detach())

@@ -1,12 +1,12 @@
-"""What torch checks of the registered ops themselves: schemas, aliasing, fake kernels."""
+"""torch's checks of the registered ops: schemas, aliasing, fake kernels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from op_samples import SAMPLES
 
 from fastmeta.backend import kernels
+from tests.helpers.op_arguments import SAMPLES
 
 
 @pytest.mark.parametrize("name", SAMPLES)

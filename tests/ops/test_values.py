@@ -1,11 +1,12 @@
-"""Every op against its torch twin in float64: dtypes, awkward sizes, layouts, threads."""
+"""Every op against its reference in float64: dtypes, awkward sizes, layouts, threads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, DTYPES, Case, check, listed
 from torch import Tensor
+
+from tests.helpers.op_cases import CASES, DTYPES, Case, check, listed
 
 SIZES = [
     *((1, 1), (2, 0), (3, 31), (5, 33), (1, 4096), (33, 1021), (32, 130), (7, 4097), (2, 10007)),
@@ -15,7 +16,7 @@ SIZES = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_the_twin(case: Case, dtype: torch.dtype) -> None:
+def test_equals_the_reference(case: Case, dtype: torch.dtype) -> None:
     for tasks, columns in SIZES:
         if case.scalar and columns < 2:
             continue
@@ -25,7 +26,7 @@ def test_equals_the_twin(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_strides_do_not_matter(case: Case, dtype: torch.dtype) -> None:
+def test_any_strides(case: Case, dtype: torch.dtype) -> None:
     tensors = case.inputs(dtype, 5, 77)
     expected = listed(case.op(*tensors))
 
@@ -49,7 +50,7 @@ def test_strides_do_not_matter(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
+def test_bitwise_equal_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     tensors = case.inputs(dtype, 6, 40_009)
     torch.set_num_threads(1)
     expected = listed(case.op(*tensors))
@@ -60,7 +61,7 @@ def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.scalar], ids=str)
-def test_inputs_stay_as_they_are(case: Case) -> None:
+def test_inputs_are_unchanged(case: Case) -> None:
     tensors = case.inputs(torch.float32, 3, 50)
     before = [t.clone() for t in tensors]
     outputs = listed(case.op(*tensors))
@@ -71,18 +72,18 @@ def test_inputs_stay_as_they_are(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.scalar], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(case: Case, value: float) -> None:
+def test_non_finite_values_propagate(case: Case, value: float) -> None:
     tensors = case.inputs(torch.float32, 3, 50)
     tensors[-1 if case.name.startswith("combine") else 0].view(-1)[3] = value
-    found, twin = listed(case.op(*tensors)), listed(case.twin(*tensors))
+    found, expected = listed(case.op(*tensors)), listed(case.reference(*tensors))
     assert not all(o.isfinite().all() for o in found)
-    for f, e in zip(found, twin, strict=True):
+    for f, e in zip(found, expected, strict=True):
         assert torch.equal(f.isfinite(), e.isfinite())
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.scalar], ids=str)
-def test_weights_of_nan_are_nan(case: Case) -> None:
+def test_nan_statistics_give_nan_weights(case: Case) -> None:
     stats, *others = case.inputs(torch.float32, 3, 50)
     stats[1, ..., 0] = float("nan")
     assert case.op(stats, *others)[1].isnan().any()
-    assert case.twin(stats, *others)[1].isnan().any()
+    assert case.reference(stats, *others)[1].isnan().any()

@@ -1,4 +1,4 @@
-"""The mathematics of GSL coefficients and task weights, against autograd and the formulas."""
+"""GSL coefficients and task weights against autograd and closed formulas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(tasks: int = 4, columns: int = 50) -> tuple[Tensor, Tensor]:
 
 
 def meta(u: Tensor, v: Tensor, eta: float, **options: Any) -> Tensor:
-    """The corrected rows ``m_i``, each combined alone."""
+    """The corrected task gradients ``m_i``, each combined alone."""
     stats = ops.row_similarity(u, v)
     coef = ops.gsl_coefficients(stats, stats.new_ones(len(u)), stats.new_tensor([eta]), **options)
     one = [ops.combine([u[i : i + 1], v[i : i + 1]], coef[i : i + 1]) for i in range(len(u))]
@@ -67,7 +67,7 @@ def test_cosine_correction_is_orthogonal_to_the_query_gradient() -> None:
 def test_equal_gradients_need_no_correction(
     magnitude: str, dtype: torch.dtype, most: float
 ) -> None:
-    # d is all rounding then, and norm-matching enlarges it: to its square root, not to |u|.
+    # d is only rounding, which norm-matching magnifies to its square root, not to |u|.
     u = rows()[0].to(dtype)
     moved = meta(u, u.clone(), 1.0, magnitude=magnitude) - u
     assert (moved.norm(dim=1) <= most * u.norm(dim=1)).all()
@@ -75,7 +75,7 @@ def test_equal_gradients_need_no_correction(
 
 @pytest.mark.parametrize("zero", ["query", "support", "both"])
 @pytest.mark.parametrize("magnitude", ["none", "norm-match", "ratio", "clip"])
-def test_zero_gradients_are_harmless(zero: str, magnitude: str) -> None:
+def test_zero_gradients_need_no_correction(zero: str, magnitude: str) -> None:
     u, v = rows()
     if zero in ("query", "both"):
         u[1] = 0
@@ -83,13 +83,13 @@ def test_zero_gradients_are_harmless(zero: str, magnitude: str) -> None:
         v[1] = 0
     found = meta(u, v, 0.5, magnitude=magnitude)
     assert found.isfinite().all()
-    torch.testing.assert_close(found[1], u[1])  # without direction there is no cosine term
+    torch.testing.assert_close(found[1], u[1])  # a zero gradient has no cosine term
     stats = ops.row_similarity(u, v).requires_grad_()
     coef = ops.gsl_coefficients(stats, stats.new_ones(4), stats.new_ones(1), magnitude=magnitude)
     assert torch.autograd.grad(coef.square().sum(), stats)[0].isfinite().all()
 
 
-def test_agreement_weights_are_the_papers() -> None:
+def test_agreement_weights_match_the_paper() -> None:
     g = torch.randn(5, 30, dtype=torch.float64)
     dots = torch.stack([sum(g[i] @ g[j] for j in range(5)) for i in range(5)])
     expected = dots / dots.abs().sum()
@@ -129,12 +129,12 @@ def test_pairs_from_the_gram_matrix() -> None:
     torch.testing.assert_close(ops.pair_distances(matrix), torch.cdist(g, g).square())
 
 
-def test_gram_is_symmetric_to_the_bit() -> None:
+def test_gram_is_bitwise_symmetric() -> None:
     matrix = ops.gram(torch.randn(33, 5003))
     assert torch.equal(matrix, matrix.mT)
 
 
-def test_unit_weights_add_like_a_loop() -> None:
+def test_unit_weights_sum_like_a_loop() -> None:
     for dtype in (torch.float32, torch.float64):
         g = torch.randn(7, 5003, dtype=dtype)
         total = torch.zeros(5003, dtype=dtype)

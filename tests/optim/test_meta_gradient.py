@@ -1,4 +1,4 @@
-"""What GSLOptimizer puts into ``.grad``."""
+"""Meta-gradients that GSLOptimizer writes to ``.grad``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from loops import LR, gradients, marked, plain
-from problems import MODULES, loss, mlp, tasks
 from torch import nn
 
 from fastmeta import FOMAML, GSL, GSLOptimizer, ops
+from tests.helpers.problems import MODULES, loss, mlp, tasks
+from tests.optim.user_loops import LR, gradients, marked, plain
 
 BASES = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -34,18 +34,18 @@ def module(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_without_rate_it_is_fomaml_to_the_bit(module: nn.Module, base: str) -> None:
-    twin = copy.deepcopy(module)
-    opt, reference = GSLS[base](module.parameters(), eta=0.0), BASES[base](twin.parameters())
+def test_zero_eta_is_bitwise_fomaml(module: nn.Module, base: str) -> None:
+    module_copy = copy.deepcopy(module)
+    opt, reference = GSLS[base](module.parameters(), eta=0.0), BASES[base](module_copy.parameters())
     for _ in range(4):
         batch = tasks(5, torch.float32)
         opt.zero_grad()
         marked(module, batch, opt)
         opt.step()
         reference.zero_grad()
-        plain(twin, batch)
+        plain(module_copy, batch)
         reference.step()
-        for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+        for a, b in zip(module.parameters(), module_copy.parameters(), strict=True):
             assert torch.equal(a, b)
             assert (a.grad is None) == (b.grad is None)
             assert a.grad is None or torch.equal(a.grad, b.grad)
@@ -64,7 +64,7 @@ def test_control_variants(variant: str) -> None:
     torch.testing.assert_close(found, expected)  # R3 with a flat softmax is the mean
 
 
-def test_l2_alone_is_the_support_only_reptile_direction() -> None:
+def test_only_the_l2_loss_is_support_only_reptile() -> None:
     module, batch = mlp().double(), tasks(4)
     opt = GSLOptimizer(
         module.parameters(),
@@ -96,7 +96,7 @@ def test_l2_alone_is_the_support_only_reptile_direction() -> None:
         {"variant": "R3", "tau": 0.3, "lam_2": 2.0},
     ],
 )
-def test_it_is_the_learners_gradient(module: nn.Module, options: dict) -> None:
+def test_it_matches_the_learner(module: nn.Module, options: dict) -> None:
     module, batch = module.double(), tasks(4)
     learner = GSL(copy.deepcopy(module), loss, inner_lr=LR, inner_steps=2, **options)
     opt = GSLOptimizer(module.parameters(), lr=0.1, **options)
@@ -107,7 +107,7 @@ def test_it_is_the_learners_gradient(module: nn.Module, options: dict) -> None:
     torch.testing.assert_close(found, learner.meta_gradient(batch)[0])
 
 
-def test_three_ways_to_hand_over_agree() -> None:
+def test_all_ways_to_pass_support_gradients_agree() -> None:
     module, batch = mlp().double(), tasks(3)
     found = []
     for way in ("support", "record", "adapted"):
@@ -120,7 +120,7 @@ def test_three_ways_to_hand_over_agree() -> None:
     torch.testing.assert_close(found[2], found[0])
 
 
-def test_unused_parameters_keep_no_gradient() -> None:
+def test_unused_parameters_have_no_gradient() -> None:
     module = MODULES["unused"]()
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
     marked(module, tasks(2, torch.float32), opt)
@@ -160,7 +160,7 @@ def test_two_dtypes() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_can_be_seen_and_clipped_before_the_step() -> None:
+def test_gradients_can_be_clipped_before_the_step() -> None:
     module, batch = mlp(), tasks(3, torch.float32)
     opt = GSLOptimizer(module.parameters(), torch.optim.SGD, lr=1.0, eta=0.3)
     before = [p.detach().clone() for p in module.parameters()]
@@ -173,19 +173,19 @@ def test_gradients_can_be_seen_and_clipped_before_the_step() -> None:
         torch.testing.assert_close(p, b - g)
 
 
-def test_a_step_without_tasks_is_the_base_step() -> None:
+def test_without_tasks_it_is_the_base_optimizer() -> None:
     module = mlp()
-    twin = copy.deepcopy(module)
+    module_copy = copy.deepcopy(module)
     opt = GSLOptimizer(module.parameters(), lr=0.01, eta=0.3)
-    reference = BASES["adam"](twin.parameters())
-    for net, optimizer in ((module, opt), (twin, reference)):
+    reference = BASES["adam"](module_copy.parameters())
+    for net, optimizer in ((module, opt), (module_copy, reference)):
         net(torch.ones(2, 1, 4, 4)).square().sum().backward()
         optimizer.step()
-    pairs = zip(module.parameters(), twin.parameters(), strict=True)
+    pairs = zip(module.parameters(), module_copy.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_matches_fomaml_learner_without_rate() -> None:
+def test_zero_eta_matches_the_fomaml_learner() -> None:
     module, batch = mlp().double(), tasks(3)
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.0)
     marked(module, batch, opt)

@@ -1,11 +1,11 @@
-"""Data files that are damaged or made to do harm: a data set, or an error that names the place.
+"""Fuzzes the data loaders: corrupt and malicious files give a data set or a clear error.
 
-``python tests/stress/fuzz_loaders.py --minutes 8`` takes a small sound data set of every kind,
-spoils one of its files (bytes changed, numbers made great, cut off, made longer, taken away, the
-content of another file, zip slips, zip and gzip bombs, pickles that are programs, endless nesting)
-and loads it. There must be a data set, the same one where a checksum protects the file, or a
-``DataError`` that names the folder. No loader may run code, write outside its cache, fill the
-memory, or loop.
+``python -m tests.stress.fuzz_loaders --minutes 8`` takes a small valid data set of every kind,
+corrupts one of its files (changed bytes, large numbers, truncated, extended, removed, the content
+of another file, zip slips, zip and gzip bombs, pickles that run code, deep nesting) and loads it.
+The result must be a data set, the same one where a checksum protects the file, or a ``DataError``
+that names the folder. No loader may run code, write outside its cache, exhaust memory, or loop
+forever.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from samples import SAMPLES, Files, harmful
 
 from fastmeta.data import DataError
+from tests.stress import fuzzing
+from tests.stress.sample_files import SAMPLES, Files, malicious
 
-CHECKSUMS = (".gz", "images.zip")  # in omniglot.zip, drawings have their labels by name alone
+CHECKSUMS = (".gz", "images.zip")  # in omniglot.zip, labels are file names
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "ctypes.dlopen")
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod")
 
 
 class Watch:
-    """What this process does while a data set is loaded, as Python's audit events tell."""
+    """Records what this process does while a data set is loaded, from Python's audit events."""
 
     def __init__(self, work: Path) -> None:
         self.work = str(work)
@@ -54,7 +54,7 @@ class Watch:
 
 @cache
 def workplace() -> tuple[Path, Watch]:
-    """Of this process."""
+    """The working folder of this process."""
     folder = tempfile.TemporaryDirectory()
     workplace.kept = folder  # type: ignore[attr-defined]
     work = Path(folder.name).resolve()
@@ -64,8 +64,8 @@ def workplace() -> tuple[Path, Watch]:
 
 
 @cache
-def sound(name: str) -> tuple[Path, Files, str]:
-    """The folder of a sound data set, its files, and what loading it gives."""
+def valid_sample(name: str) -> tuple[Path, Files, str]:
+    """The folder of a valid data set, its files, and the data set."""
     np.random.seed(0)
     root = workplace()[0] / "data"
     files = SAMPLES[name].files()
@@ -95,19 +95,19 @@ def essence(value: Any) -> str:
     return digest.hexdigest()
 
 
-def spoil(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | None]:
-    """Other content for a file, or none, and of which kind."""
+def corrupt(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | None]:
+    """New content for a file, or ``None``, and the kind of change."""
     draw, old = data.draw, files[path]
     place = st.integers(0, len(old) - 1) | st.integers(0, min(300, len(old) - 1))
     place |= st.integers(max(0, len(old) - 300), len(old) - 1)
     kind = draw(
-        st.sampled_from(["bytes", "bytes", "great", "cut", "longer", "gone", "other", "harmful"])
+        st.sampled_from(["bytes", "bytes", "large", "cut", "longer", "gone", "other", "malicious"])
     )
     new = bytearray(old)
     if kind == "bytes":
         for _ in range(draw(st.integers(1, 6))):
             new[draw(place)] = draw(st.integers(0, 255))
-    elif kind == "great":
+    elif kind == "large":
         start = draw(place)
         number = draw(st.sampled_from([b"\xff" * 4, b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff"]))
         new[start : start + 4] = number
@@ -124,16 +124,16 @@ def spoil(data: st.DataObject, files: Files, path: str) -> tuple[str, bytes | No
         inside = next((p for p in files if p != path), "train")
         member = {"images.zip": "images/n00_0.png"}.get(path, inside)
         member = {"images_background.zip": "images_background/A/b/c.png"}.get(path, member)
-        contents = harmful(Path(path).suffix, member)
+        contents = malicious(Path(path).suffix, member)
         new = bytearray(contents[draw(st.integers(0, len(contents) - 1))])
     return kind, bytes(new)
 
 
 def check(name: str, data: st.DataObject) -> str:
     work, watch = workplace()
-    root, files, expected = sound(name)
+    root, files, expected = valid_sample(name)
     path = data.draw(st.sampled_from(sorted(files)))
-    kind, content = spoil(data, files, path)
+    kind, content = corrupt(data, files, path)
     (root / path).unlink()
     if content is not None:
         (root / path).write_bytes(content)
@@ -150,7 +150,7 @@ def check(name: str, data: st.DataObject) -> str:
         return "refused"
     else:
         if kind == "bytes" and path.endswith(CHECKSUMS):
-            assert found == expected, "damage went unseen"
+            assert found == expected, "corruption went undetected"
     finally:
         watch.on = False
         (root / path).write_bytes(files[path])
@@ -161,12 +161,12 @@ def check(name: str, data: st.DataObject) -> str:
 
 def describe(counts: Counter[str], targets: list[str]) -> str:
     return (
-        f"{counts.total()} spoilt data sets of {len(targets)} kinds: {counts['refused']} refused, "
-        f"{counts['the same']} the same, {counts['another']} others without a checksum; nothing "
-        "run, no file written, no memory filled"
+        f"{counts.total()} corrupted data sets of {len(targets)} kinds: "
+        f"{counts['refused']} refused, {counts['the same']} the same, {counts['another']} others "
+        "without a checksum; no code run, no file written, no memory exhausted"
     )
 
 
 if __name__ == "__main__":
     checks = {name: partial(check, name) for name in SAMPLES}
-    fuzzing.main("fuzz_loaders.py", __doc__, checks, describe)
+    fuzzing.main("fuzz_loaders", __doc__, checks, describe)

@@ -1,11 +1,12 @@
-"""Public ops with random and with wrong arguments: the torch twin's result, or a clear error.
+"""Fuzzes the public ops: the result of the reference implementation, or a clear error.
 
-``python tests/stress/fuzz_ops.py --minutes 8`` draws calls of every op in ``fastmeta.ops``: sizes
-from none on, dtypes, layouts in memory (gaps, margins, transposed, repeated, negated), and spoils
-two in three: another dtype or shape, sparse, meta or shared memory, NaN, what is no tensor,
-numbers out of range. A sound call must give what its twin in ``fastmeta.reference`` gives, a spoilt
-one that or a ``ValueError``, ``TypeError`` or ``RuntimeError`` with a message. No call may crash,
-change what it was not asked to write to, or write anything before it fails.
+``python -m tests.stress.fuzz_ops --minutes 8`` draws calls of every op in ``fastmeta.ops``: sizes
+from zero on, dtypes, memory layouts (gaps, margins, transposed, repeated, negated), and corrupts
+two in three: another dtype or shape, sparse, meta or shared memory, NaN, other objects than
+tensors, numbers out of range. A valid call must give the result of its reference in
+``fastmeta.reference``, a corrupted one that or a ``ValueError``, ``TypeError`` or ``RuntimeError``
+with a message. No call may crash, change other arguments than its outputs, or write anything
+before it fails.
 """
 
 from __future__ import annotations
@@ -17,27 +18,25 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import fuzzing
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from op_calls import CALLS
-from op_tensors import DTYPES, Call, Draw, plain, spread, tensors_in
 from torch import Tensor
 
 from fastmeta import ops
+from tests.stress import fuzzing
+from tests.stress.op_calls import CALLS
+from tests.stress.op_tensors import DTYPES, Call, Draw, plain, spread, tensors_in
 
-# Relative to one and the norm of the result: loose, since rounding is tested elsewhere.
+# Relative to one plus the norm of the result: loose, since rounding is tested elsewhere.
 TOLERANCE = {
     torch.float64: 1e-8,
     torch.float32: 1e-3,
     torch.bfloat16: 2e-2,
     torch.float16: 4e-3,
 }
-# The last is torch's for a dimension that is not there.
+# The last is torch's for a missing dimension.
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError)
-
-
 Place = tuple[list[Any], int]  # an argument, or an item of one that is a list
 
 
@@ -71,12 +70,12 @@ CLASSES = (-100, -1, 10**9)
 VALUES = (math.nan, math.inf, -math.inf, 1e30, 1e-30, 0.0)
 
 
-def spoil(draw: Draw, args: list[Any]) -> str:
-    """Changes one argument, and says how."""
+def corrupt(draw: Draw, args: list[Any]) -> str:
+    """Corrupts one argument, and returns the kind of change."""
     where, k = draw(st.sampled_from(list(places(args))))
     old = where[k]
     if isinstance(old, Tensor) and not plain(old):
-        return "tensor"  # that is spoilt already
+        return "tensor"  # that is corrupted already
     if isinstance(old, Tensor):
         kind = draw(st.sampled_from(["tensor", "dtype", "no tensor", "same", "value"]))
         if kind == "tensor":
@@ -110,12 +109,12 @@ def spoil(draw: Draw, args: list[Any]) -> str:
         }[change]
         return f"list {change}"
     where[k] = copied(draw(st.sampled_from(NUMBERS)), {})
-    # A great factor makes much of a rounding.
+    # A large factor magnifies rounding.
     return "value" if isinstance(old, float) else "number"
 
 
 def memory(args: list[Any]) -> list[bytes]:
-    """Every byte that the tensors of a call lie in, and what lies between them."""
+    """Every byte of the storages of a call's tensors, including gaps."""
     return [bytes(t.detach().untyped_storage()) for t in tensors_in(args) if plain(t)]
 
 
@@ -125,40 +124,42 @@ def check(make: Callable[[Draw], Call], data: st.DataObject) -> str:
     torch.manual_seed(draw(st.integers(0, 2**31)))
     torch.set_num_threads(draw(st.integers(1, 3)))
     call = make(draw)
-    spoilt = [spoil(draw, call.args) for _ in range(draw(st.integers(0, 2 * call.spoilt)))]
-    twin_args, before = copied(call.args, {}), memory(call.args)
+    corruptions = [
+        corrupt(draw, call.args) for _ in range(draw(st.integers(0, 2 * call.corruptible)))
+    ]
+    reference_args, before = copied(call.args, {}), memory(call.args)
     try:
         with torch.no_grad():
             found = call.op(*call.args)
     except AttributeError:
-        assert "no tensor" in spoilt  # which Python may say in its own words
+        assert "no tensor" in corruptions  # Python may refuse it by itself
         return "refused"
     except REFUSALS as error:
-        assert spoilt, "a sound call was refused"
+        assert corruptions, "a valid call was refused"
         text = str(error)
-        assert text.strip(), "refused without a word"
+        assert text.strip(), "refused without a message"
         assert "INTERNAL ASSERT" not in text, text
         assert memory(call.args) == before, "written to by a call that failed"
         return "refused"
     if any(t.device.type == "meta" for t in tensors_in(call.args)):
         return "shapes alone"
     with torch.no_grad():
-        expected = call.twin(*twin_args)
-    if found is None and "same" in spoilt:
-        return "in place on shared memory"  # what comes out depends on the order of the copies
-    if "value" not in spoilt:
+        expected = call.reference(*reference_args)
+    if found is None and "same" in corruptions:
+        return "in place on shared memory"  # the result depends on the order of the copies
+    if "value" not in corruptions:
         if found is None:  # in place
-            found, expected = map(whole, (call.args, twin_args))
+            found, expected = map(storages, (call.args, reference_args))
         else:
             assert memory(call.args) == before, "an argument was changed"
         same(found, expected)
-    if call.smooth and not spoilt:
-        same(gradients(call.op, call.args), gradients(call.twin, twin_args))
-    return "as the twin" if not spoilt else "spoilt, as the twin"
+    if call.smooth and not corruptions:
+        same(gradients(call.op, call.args), gradients(call.reference, reference_args))
+    return "valid" if not corruptions else "corrupted"
 
 
 def copied(value: Any, storages: dict[int, Any]) -> Any:
-    """The same call on other memory, laid out and shared in the same way."""
+    """The same call on other memory, with the same layout and sharing."""
     if isinstance(value, list | tuple):
         return type(value)(copied(v, storages) for v in value)
     if not isinstance(value, Tensor) or not plain(value):
@@ -170,8 +171,8 @@ def copied(value: Any, storages: dict[int, Any]) -> Any:
     return torch._neg_view(new) if value.is_neg() else new
 
 
-def whole(args: list[Any]) -> list[Tensor]:
-    """Tensors and what lies around them in memory."""
+def storages(args: list[Any]) -> list[Tensor]:
+    """The storages of the tensors, including gaps."""
     return [
         torch.empty(0, dtype=t.dtype).set_(t.detach().untyped_storage())
         for t in tensors_in(args)
@@ -193,7 +194,7 @@ def same(found: Any, expected: Any) -> None:
 
 
 def gradients(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
-    """Of the sum of the results, weighted by their numbers, in all float64 arguments."""
+    """Gradients of the weighted sum of the results with respect to all float64 arguments."""
     args = copied(args, {})
     leaves = []
     for where, k in places(args):
@@ -210,9 +211,9 @@ def gradients(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
 
 def describe(counts: Counter[str], targets: list[str]) -> str:
     return (
-        f"{counts.total()} calls of {len(targets)} ops: {counts['as the twin']} sound and "
-        f"{counts['spoilt, as the twin']} spoilt ones as their twins, {counts['refused']} refused; "
-        "no crash, no argument changed"
+        f"{counts.total()} calls of {len(targets)} ops: {counts['valid']} valid and "
+        f"{counts['corrupted']} corrupted ones equal to the reference, "
+        f"{counts['refused']} refused; no crash, no argument changed"
     )
 
 
@@ -220,4 +221,4 @@ if __name__ == "__main__":
     missing = set(ops.__all__) - CALLS.keys() - {"MlpStep"}
     assert not missing, missing
     checks = {name: partial(check, make) for name, make in CALLS.items()}
-    fuzzing.main("fuzz_ops.py", __doc__, checks, describe)
+    fuzzing.main("fuzz_ops", __doc__, checks, describe)

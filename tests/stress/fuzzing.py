@@ -1,4 +1,4 @@
-"""What the fuzzers share: hypothesis in processes that may crash, hang or fill the memory."""
+"""Shared parts of the fuzzers: hypothesis in processes that may crash, hang or exhaust memory."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-MOST_MEMORY = 2**29  # bytes that one example may take
-MOST_SECONDS = 60  # for one example: no time limit, but the mark of a loop without an end
-_ROOM = 2**32  # bytes of addresses beyond those at the start: the machine survives a bomb
+MAX_MEMORY = 2**29  # bytes that one example may take
+MAX_SECONDS = 60  # for one example: longer counts as an endless loop
+_ADDRESS_SPACE = 2**32  # bytes beyond those at the start, so that the machine survives a bomb
 
-Check = Callable[[st.DataObject], str]  # tries one example and says what became of it
+Check = Callable[[st.DataObject], str]  # tries one example and returns its outcome
 
 
 def fuzz(
     targets: Mapping[str, Check], examples: int, minutes: float | None, seed: int
 ) -> Counter[str]:
-    """Tries so many examples of each target in turn, and again until the minutes are over.
+    """Tries this many examples of each target in turn, in rounds until the minutes are over.
 
     A round with a failure is the last one, and ends the program.
 
     Returns:
-        How often each word was what became of an example.
+        How often each outcome occurred.
     """
     total: Counter[str] = Counter()
     failures = []
@@ -53,11 +53,11 @@ def fuzz(
 
 
 class FailedError(Exception):
-    """Of a process; the message says how to repeat it."""
+    """A failed process; the message says how to reproduce it."""
 
 
 def _in_a_process(name: str, check: Check, examples: int, seed: int) -> Counter[str]:
-    # A fork: it begins with everything imported. This process itself never computes.
+    # A fork has everything imported; this process itself never computes.
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(check, examples, seed, there))
@@ -78,18 +78,18 @@ def _in_a_process(name: str, check: Check, examples: int, seed: int) -> Counter[
 def _run(check: Check, examples: int, seed: int, there: Connection) -> None:
     faulthandler.enable()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    room = pages * resource.getpagesize() + _ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    limit = pages * resource.getpagesize() + _ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     counts: Counter[str] = Counter()
 
     def one(data: st.DataObject) -> None:
         before = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
-        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
         outcome = check(data)
         faulthandler.cancel_dump_traceback_later()
         taken = _memory("VmHWM") - before
-        assert taken <= MOST_MEMORY, f"took {taken} bytes"
+        assert taken <= MAX_MEMORY, f"took {taken} bytes"
         counts[outcome] += 1
 
     quietly = settings(
@@ -108,7 +108,7 @@ def _run(check: Check, examples: int, seed: int, there: Connection) -> None:
 
 
 def _memory(name: str) -> int:
-    """Resident memory in bytes, now (``VmRSS``) or at most (``VmHWM``)."""
+    """Resident memory in bytes, current (``VmRSS``) or peak (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
@@ -119,19 +119,23 @@ def main(
     """The command line of a fuzzer; ``describe`` makes a result of counts and targets."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--examples", type=int, default=200, help="of each target, in each round")
-    parser.add_argument("--minutes", type=float, help="rounds with other examples for so long")
+    parser.add_argument("--minutes", type=float, help="repeat with other examples for this long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="+", default=list(targets), choices=targets)
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given_ = parser.parse_args()
-    chosen = {name: targets[name] for name in given_.targets}
-    result = describe(fuzz(chosen, given_.examples, given_.minutes, given_.seed), list(chosen))
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
+    chosen = {name: targets[name] for name in arguments.targets}
+    result = describe(
+        fuzz(chosen, arguments.examples, arguments.minutes, arguments.seed), list(chosen)
+    )
     print(result)
-    if given_.record:
-        from runs import record  # which imports much that fuzzers do not need
+    if arguments.record:
+        from tests.stress.training_runs import record  # which imports much that fuzzers do not need
 
         often = (
-            f"--minutes {given_.minutes:g}" if given_.minutes else f"--examples {given_.examples}"
+            f"--minutes {arguments.minutes:g}"
+            if arguments.minutes
+            else f"--examples {arguments.examples}"
         )
-        seed = f" --seed {given_.seed}" if given_.seed else ""
-        record(f"python tests/stress/{script} {often}{seed}", result)
+        seed = f" --seed {arguments.seed}" if arguments.seed else ""
+        record(f"python -m tests.stress.{script} {often}{seed}", result)

@@ -1,10 +1,10 @@
-"""``kill -9`` while training, again and again: nothing but steps since the last checkpoint is lost.
+"""Kills training runs with ``kill -9``: only steps since the last checkpoint are lost.
 
-``python tests/stress/kills.py --kills 100`` trains on sines and digits in processes that are killed
+``python -m tests.stress.kills --kills 100`` trains on sines and digits in processes that are killed
 at random moments, half of them while a file is being written, and then resumed. After each kill
-every checkpoint must be whole, and the newest at most ``checkpoint_every`` steps old. In the end
-weights, optimizer, schedule, generators, log and results must be, bit for bit, those of a run that
-was never stopped.
+every checkpoint must be intact, and the newest at most ``checkpoint_every`` steps old. In the end
+weights, optimizer, schedule, generators, log and results must be, bit for bit, those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from itertools import cycle
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from runs import (
+from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+from tests.stress.training_runs import (
     CHECKPOINT_EVERY,
     RUNS,
     check_same,
@@ -31,18 +32,16 @@ from runs import (
     start,
 )
 
-from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-
-MOST_STEPS = 10  # from one kill to the next
+MAX_STEPS = 10  # from one kill to the next
 _WRITING = ".*.tmp"  # files that are being written
 
 
 class Kills:
-    """Kills training runs, and counts.
+    """Kills training runs, and counts the kills.
 
     Args:
         work: an empty folder.
-        wanted: kills in all.
+        wanted: total number of kills.
         seed: of the moments.
     """
 
@@ -52,11 +51,11 @@ class Kills:
         self.random = random.Random(seed)
         self.kills = 0
         self.in_writing = 0
-        self.most_lost = 0
+        self.max_lost = 0
         self.runs = 0
 
     def kill_and_compare(self, name: str) -> None:
-        """One run, killed and resumed until it is through, beside one that is never stopped."""
+        """Kills and resumes a run until it finishes, and compares it with an uninterrupted one."""
         options = {"dataset": name, "seed": self.random.randrange(1000), **RUNS[name]}
         whole, folder = (self.work / f"{name}-{self.runs}-{kind}" for kind in ("whole", "killed"))
         finish(start(whole, options), whole)
@@ -67,9 +66,9 @@ class Kills:
         self.runs += 1
 
     def _kill(self, process: ForkProcess, folder: Path) -> bool:
-        """Waits for a random moment; false if the process was through before it."""
+        """Kills at a random moment; false if the process finished before it."""
         left = set(folder.glob(_WRITING))  # by earlier kills
-        step = _logged(folder) + self.random.randrange(MOST_STEPS)
+        step = _logged(folder) + self.random.randrange(MAX_STEPS)
         _wait(process, lambda: _logged(folder) >= step)
         process.join(self.random.choice([0.02, 1]) * self.random.random())
         if self.random.random() < 0.5:
@@ -89,7 +88,7 @@ class Kills:
             load_checkpoint(path)
         saved = load_checkpoint(found[-1])["step"] if found else 0
         logged = _logged(folder)
-        self.most_lost = max(self.most_lost, logged - saved)
+        self.max_lost = max(self.max_lost, logged - saved)
         if logged - saved > CHECKPOINT_EVERY:
             sys.exit(f"{folder}: step {logged} was logged, but the newest checkpoint has {saved}")
 
@@ -106,22 +105,24 @@ def _wait(process: ForkProcess, until: Callable[[], bool]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the runs")
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments of kills and of the runs"
+    )
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        kills = Kills(Path(work), given.kills, given.seed)
+        kills = Kills(Path(work), arguments.kills, arguments.seed)
         names = cycle(RUNS)
-        while kills.kills < given.kills:
+        while kills.kills < arguments.kills:
             kills.kill_and_compare(next(names))
     result = (
         f"{kills.kills} kills in {kills.runs} runs, {kills.in_writing} while a file was being "
-        f"written; at most {kills.most_lost} steps lost, with a checkpoint every "
+        f"written; at most {kills.max_lost} steps lost, with a checkpoint every "
         f"{CHECKPOINT_EVERY}; all runs ended bit-identical to uninterrupted ones"
     )
     print(result)
-    if given.record:
-        record(f"python tests/stress/kills.py --kills {given.kills}", result)
+    if arguments.record:
+        record(f"python -m tests.stress.kills --kills {arguments.kills}", result)
 
 
 if __name__ == "__main__":

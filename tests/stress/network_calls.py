@@ -1,4 +1,4 @@
-"""Sound calls of the ops that are parts of networks, or whole ones."""
+"""Valid calls of the ops that are parts of networks, or whole networks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from op_tensors import SOLID, WIDE, Call, Draw, tensor
 from torch import Tensor
 
 from fastmeta import ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS
+from tests.stress.op_tensors import SOLID, WIDE, Call, Draw, tensor
 
 
 def _images(draw: Draw, groups: int, dtype: torch.dtype) -> Tensor:
-    n, c, h, w = (draw(st.integers(1, most)) for most in (3, 19, 7, 7))
+    n, c, h, w = (draw(st.integers(1, limit)) for limit in (3, 19, 7, 7))
     return tensor(draw, (groups * n, c, h, w), dtype)
 
 
@@ -61,9 +61,9 @@ def mlp_step(draw: Draw) -> Call:
             data.append(tensor(draw, (tasks, n, widths[-1]), dtype))
         else:
             data.append(torch.randint(widths[-1], (tasks, n)))
-    words = [a for a in ACTIVATIONS if a != "relu" or dtype == torch.float64]
+    names = [a for a in ACTIVATIONS if a != "relu" or dtype == torch.float64]
     between = draw(
-        st.lists(st.sampled_from(words), min_size=len(widths) - 2, max_size=len(widths) - 2)
+        st.lists(st.sampled_from(names), min_size=len(widths) - 2, max_size=len(widths) - 2)
     )
     how: dict[str, Any] = {
         **{"activations": between, "loss": loss, "steps": draw(st.integers(0, 3))},
@@ -76,8 +76,8 @@ def mlp_step(draw: Draw) -> Call:
         return [t for t in found if t is not None]
 
     @torch.enable_grad()
-    def twin(*args: Any) -> list[Tensor]:
+    def reference_op(*args: Any) -> list[Tensor]:
         *tensors, lr = args
         return [t for t in reference.mlp_step(*tensors, lr=float(lr), **how) if t is not None]
 
-    return Call(op, twin, [params, *data, 0.02], smooth=False)
+    return Call(op, reference_op, [params, *data, 0.02], smooth=False)

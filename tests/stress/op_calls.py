@@ -1,4 +1,4 @@
-"""Sound calls of every public op, with its twin."""
+"""Valid calls of every public op, with its reference implementation."""
 
 from __future__ import annotations
 
@@ -8,26 +8,37 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from network_calls import batch_norm_relu, conv3x3, mlp_step
-from op_tensors import DTYPES, LAYOUTS, SOLID, WIDE, Call, Draw, cut, sizes, tensor, tensors_in
 from torch import Tensor
 
 from fastmeta import ops, reference
 from fastmeta.reference import accumulation_dtype as acc
+from tests.stress.network_calls import batch_norm_relu, conv3x3, mlp_step
+from tests.stress.op_tensors import (
+    DTYPES,
+    LAYOUTS,
+    SOLID,
+    WIDE,
+    Call,
+    Draw,
+    cut,
+    sizes,
+    tensor,
+    tensors_in,
+)
 
 
-def by_segment(twin: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Without bounds: one segment."""
+def by_segment(reference_op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Adds default bounds: a single segment."""
 
     def call(first: Any, *args: Any) -> Tensor:
         *others, bounds = args
         rows = tensors_in(first)
-        return twin(first, *others, (0, rows[0].shape[1]) if bounds is None else bounds)
+        return reference_op(first, *others, (0, rows[0].shape[1]) if bounds is None else bounds)
 
     return call
 
 
-def _combine_twin(buffers: Any, coef: Tensor, bounds: Any) -> Tensor:
+def _reference_combine(buffers: Any, coef: Tensor, bounds: Any) -> Tensor:
     weights = coef[:, None, None] if coef.dim() == 1 else coef
     return by_segment(reference.combine)(tensors_in([buffers]), weights, bounds)
 
@@ -39,20 +50,24 @@ def gram(draw: Draw) -> Call:
 
 
 def pair_cosines(draw: Draw) -> Call:
-    def twin(g: Tensor) -> Tensor:
+    def reference_op(g: Tensor) -> Tensor:
         unit = torch.nn.functional.normalize(g, dim=1, eps=1e-30)
         return unit @ unit.mT
 
     g = tensor(draw, sizes(draw), draw(st.sampled_from(WIDE)))
-    return Call(lambda g: ops.pair_cosines(g @ g.mT), twin, [g], smooth=False, spoilt=False)
+    return Call(
+        lambda g: ops.pair_cosines(g @ g.mT), reference_op, [g], smooth=False, corruptible=False
+    )
 
 
 def pair_distances(draw: Draw) -> Call:
-    def twin(g: Tensor) -> Tensor:
+    def reference_op(g: Tensor) -> Tensor:
         return (g[:, None] - g[None]).square().sum(-1)
 
     g = tensor(draw, sizes(draw), draw(st.sampled_from(WIDE)))
-    return Call(lambda g: ops.pair_distances(g @ g.mT), twin, [g], smooth=False, spoilt=False)
+    return Call(
+        lambda g: ops.pair_distances(g @ g.mT), reference_op, [g], smooth=False, corruptible=False
+    )
 
 
 def row_similarity(draw: Draw) -> Call:
@@ -73,7 +88,7 @@ def combine(draw: Draw) -> Call:
     buffers = [tensor(draw, (tasks, columns), dtype) for _ in range(draw(st.integers(1, 2)))]
     bounds = cut(draw, columns)
     coef = tensor(draw, (tasks, len(bounds) - 1, len(buffers)), acc(dtype))
-    return Call(ops.combine, _combine_twin, [buffers, coef, bounds])
+    return Call(ops.combine, _reference_combine, [buffers, coef, bounds])
 
 
 def combine_(draw: Draw) -> Call:
@@ -83,16 +98,16 @@ def combine_(draw: Draw) -> Call:
     pieces = [end - begin for begin, end in pairwise(cut(draw, columns))]
     out = [tensor(draw, (size,), dtype, SOLID) for size in pieces]
 
-    def twin(out: Any, *args: Any) -> None:
-        total = _combine_twin(*args)
+    def reference_op(out: Any, *args: Any) -> None:
+        total = _reference_combine(*args)
         for target, part in zip(out, total.split([t.numel() for t in out]), strict=True):
             target.copy_(part.view_as(target))
 
-    return Call(ops.combine_, twin, [out, buffers, coef, bounds], smooth=False)
+    return Call(ops.combine_, reference_op, [out, buffers, coef, bounds], smooth=False)
 
 
 def _parameters(draw: Draw, rows: int, dtype: torch.dtype, layouts: Any) -> list[Tensor]:
-    """The tensors of so many tasks, task after task."""
+    """The tensors of this many tasks, one task after another."""
     shapes = draw(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4))
     return [tensor(draw, shape, dtype, layouts) for _ in range(rows) for shape in shapes]
 
@@ -132,10 +147,10 @@ def inner_step(draw: Draw, layouts: Sequence[str] = tuple(LAYOUTS)) -> Call:
     frozen = draw(st.lists(st.booleans(), min_size=len(theta), max_size=len(theta)))
     missing = draw(st.lists(st.booleans(), min_size=len(theta), max_size=len(theta)))
     given = [None if m else g for g, m in zip(grad, missing, strict=True)]
-    return Call(ops.inner_step, _step_twin, [theta, given, alpha, frozen])
+    return Call(ops.inner_step, _reference_step, [theta, given, alpha, frozen])
 
 
-def _step_twin(theta: Any, grad: Any, alpha: Any, frozen: Any) -> tuple[Tensor, ...]:
+def _reference_step(theta: Any, grad: Any, alpha: Any, frozen: Any) -> tuple[Tensor, ...]:
     wide = acc(theta[0].dtype)
     if isinstance(alpha, int | float):
         alpha = [torch.tensor(alpha, dtype=wide)] * len(theta)
@@ -148,22 +163,26 @@ def _step_twin(theta: Any, grad: Any, alpha: Any, frozen: Any) -> tuple[Tensor, 
 
 
 def inner_step_(draw: Draw) -> Call:
-    def twin(theta: Any, *args: Any) -> None:
-        for old, new in zip(theta, _step_twin(theta, *args), strict=True):
+    def reference_op(theta: Any, *args: Any) -> None:
+        for old, new in zip(theta, _reference_step(theta, *args), strict=True):
             old.copy_(new)
 
-    return Call(ops.inner_step_, twin, inner_step(draw, SOLID).args, smooth=False)
+    return Call(ops.inner_step_, reference_op, inner_step(draw, SOLID).args, smooth=False)
 
 
 def hvp_radius(draw: Draw) -> Call:
     v = tensor(draw, sizes(draw), draw(st.sampled_from(DTYPES)))
 
-    def twin(v: Tensor, radius: Any) -> Tensor:
+    def reference_op(v: Tensor, radius: Any) -> Tensor:
         norms = v.to(acc(v.dtype)).square().sum(1).sqrt()
         return torch.where(norms > 0, radius / norms, 0)
 
     return Call(
-        ops.hvp_radius, twin, [v, draw(st.sampled_from([0.01, torch.tensor(0.1)]))], False, False
+        ops.hvp_radius,
+        reference_op,
+        [v, draw(st.sampled_from([0.01, torch.tensor(0.1)]))],
+        False,
+        False,
     )
 
 
@@ -208,10 +227,10 @@ def gsl_coefficients(draw: Draw) -> Call:
 
 
 def agreement_weights(draw: Draw) -> Call:
-    def twin(stats: Tensor) -> Tensor:
+    def reference_op(stats: Tensor) -> Tensor:
         return reference.task_weights(stats, 0, 1.0, 0.0, 1.0)
 
-    return Call(ops.agreement_weights, twin, [_stats(draw, of_rows=False)])
+    return Call(ops.agreement_weights, reference_op, [_stats(draw, of_rows=False)])
 
 
 def gsl_task_weights(draw: Draw) -> Call:

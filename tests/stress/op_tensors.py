@@ -1,4 +1,4 @@
-"""A call of an op, and random tensors for it with every layout in memory."""
+"""Calls of ops, and random tensors with every memory layout."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ class Call:
     """A call that has not been made yet.
 
     Attributes:
-        op: what is called, with ``args``.
-        twin: does the same in torch.
+        op: the function, called with ``args``.
+        reference: its reference implementation.
         args: tensors, numbers and lists of both.
         smooth: whether gradients are compared, too.
-        spoilt: whether some are; not what is plain torch, and refuses what torch does.
+        corruptible: whether arguments may be corrupted; not for plain torch functions, which refuse
+            what torch does.
     """
 
     op: Callable[..., Any]
-    twin: Callable[..., Any]
+    reference: Callable[..., Any]
     args: list[Any]
     smooth: bool = True
-    spoilt: bool = True
+    corruptible: bool = True
 
 
 def spread(t: Tensor) -> Tensor:
-    """Every second element of a larger tensor, between NaN."""
+    """Every second element of a larger tensor, with NaN in between."""
     large = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), math.nan, dtype=t.dtype)
     large[..., 1::2] = t
     return large[..., 1::2]
 
 
 def _margins(t: Tensor) -> Tensor:
-    """Dense, between NaN, and not aligned."""
+    """Dense and unaligned, with NaN before and after."""
     large = torch.full((t.numel() + 6,), math.nan, dtype=t.dtype)
     large[3 : 3 + t.numel()] = t.reshape(-1)
     return large[3 : 3 + t.numel()].view(t.shape)
@@ -60,7 +61,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "negated": lambda t: torch._neg_view(-t),
     "parameter": lambda t: torch.nn.Parameter(t),
 }
-SOLID = ("dense", "margins")  # what in-place ops take
+SOLID = ("dense", "margins")  # supported by in-place ops
 
 
 def tensor(
@@ -70,8 +71,10 @@ def tensor(
     return LAYOUTS[draw(st.sampled_from(layouts))](values)
 
 
-def sizes(draw: Draw, most: int = 130) -> tuple[int, int]:
-    return draw(st.integers(0, 6)), draw(st.integers(0, most) | st.sampled_from([31, 32, 33, 64]))
+def sizes(draw: Draw, max_columns: int = 130) -> tuple[int, int]:
+    return draw(st.integers(0, 6)), draw(
+        st.integers(0, max_columns) | st.sampled_from([31, 32, 33, 64])
+    )
 
 
 def cut(draw: Draw, columns: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""A run that is stopped and resumed in another process is, bit for bit, one that never stopped.
+"""Runs resumed in another process equal uninterrupted ones, bit for bit.
 
-``python tests/stress/resumes.py`` trains every method on sines and digits, with every variant of
-GSL that remembers something: weights, optimizer, schedule, generators, log and results must agree.
+``python -m tests.stress.resumes`` trains every method on sines and digits, with every stateful
+variant of GSL: weights, optimizer, schedule, generators, log and results must agree.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runs import RUNS, check_same, essence, finish, record, start
-
 from fastmeta.learners import METHODS
+from tests.stress.training_runs import RUNS, check_same, essence, finish, record, start
 
 STEPS = 8
 CASES: dict[str, dict[str, Any]] = {
@@ -29,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def compare(work: Path, name: str, dataset: str, after: int) -> None:
-    """Stops a run after so many steps, resumes it, and compares it with a whole one."""
+    """Stops a run after this many steps, resumes it, and compares it with an uninterrupted one."""
     options = {**RUNS[dataset], "dataset": dataset, "steps": STEPS, **CASES[name]}
     whole, parts = (work / f"{dataset}-{name}-{kind}" for kind in ("whole", "parts"))
     finish(start(whole, options), whole)
@@ -43,20 +42,20 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--datasets", nargs="+", default=list(RUNS), choices=RUNS)
     parser.add_argument("--seed", type=int, default=0, help="of the steps after which runs stop")
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given = parser.parse_args()
-    draw = random.Random(given.seed)
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as work:
-        for dataset in given.datasets:
-            for name in given.cases:
+        for dataset in arguments.datasets:
+            for name in arguments.cases:
                 compare(Path(work), name, dataset, draw.randrange(1, STEPS))
     result = (
-        f"{len(given.cases)} methods and variants on {' and '.join(given.datasets)}: stopped once, "
-        "resumed in another process, bit-identical to runs that never stopped"
+        f"{len(arguments.cases)} methods and variants on {' and '.join(arguments.datasets)}: "
+        "stopped once, resumed in another process, bit-identical to runs that never stopped"
     )
     print(result)
-    if given.record:
-        record("python tests/stress/resumes.py", result)
+    if arguments.record:
+        record("python -m tests.stress.resumes", result)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Training for long: memory, tensors, objects and open files stay as many as they were.
+"""Long training: memory, tensors, objects and open files do not grow.
 
-``python tests/stress/soak.py --steps 10000`` lets learners with every engine and many kinds of
-meta-gradient take turns, and samples what the process holds. A line through the last half of the
-samples may rise by at most 4 MiB of resident memory and 200 of Python's objects, and by no tensor
+``python -m tests.stress.soak --steps 10000`` alternates between learners with every engine and many
+kinds of meta-gradient, and samples the resources of the process. A line fitted to the last half of
+the samples may rise by at most 4 MiB of resident memory and 200 Python objects, and by no tensor
 and no open file.
 """
 
@@ -25,8 +25,8 @@ from fastmeta import learners
 from fastmeta.data import EpisodeSampler, SineTasks, load_digits
 from fastmeta.models import MLP, Conv4
 
-MOST_MEMORY = 2**22  # bytes, over half the run
-MOST_OBJECTS = 200  # of Python, over half the run; caches of the interpreter come and go
+MAX_MEMORY = 2**22  # bytes, over half the run
+MAX_OBJECTS = 200  # of Python, over half the run; caches of the interpreter come and go
 SAMPLES = 40
 
 CASES: dict[str, dict[str, Any]] = {
@@ -43,8 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Held(NamedTuple):
-    """What the process holds."""
+class Resources(NamedTuple):
+    """Resources of the process."""
 
     memory: int
     tensors: int
@@ -52,11 +52,11 @@ class Held(NamedTuple):
     files: int
 
 
-def held() -> Held:
+def resources() -> Resources:
     gc.collect()
     objects = gc.get_objects()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Held(
+    return Resources(
         pages * resource.getpagesize(),
         sum(issubclass(type(o), torch.Tensor) for o in objects),
         len(objects),
@@ -65,7 +65,7 @@ def held() -> Held:
 
 
 def steps(case: dict[str, Any]) -> Callable[[int], Any]:
-    """Takes the meta-step of a number."""
+    """Takes meta-steps by their number."""
     options = dict(case)
     if options.pop("images", False):
         images = load_digits("train", examples_per_class=5)
@@ -80,20 +80,20 @@ def steps(case: dict[str, Any]) -> Callable[[int], Any]:
 
 
 def rise(values: Sequence[int]) -> float:
-    """Of the line through the values, from its first to its last point."""
+    """Rise of the line fitted to the values, from the first to the last point."""
     slope = float(np.polyfit(range(len(values)), values, 1)[0])
     return slope * (len(values) - 1)
 
 
-def soak(total: int) -> list[Held]:
-    """What the process holds at equal distances, cases taking turns."""
+def soak(total: int) -> list[Resources]:
+    """Resources of the process at equal intervals, alternating between the cases."""
     turns = cycle([steps(case) for case in CASES.values()])
     every = max(1, total // SAMPLES // len(CASES)) * len(CASES)  # whole rounds
     samples = []
     for number in range(total):
         next(turns)(number)
         if (number + 1) % every == 0:
-            samples.append(held())
+            samples.append(resources())
     return samples
 
 
@@ -101,25 +101,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the initialisations")
-    parser.add_argument("--record", action="store_true", help="note the result in results.md")
-    given = parser.parse_args()
-    torch.manual_seed(given.seed)
-    samples = soak(given.steps)
+    parser.add_argument("--record", action="store_true", help="write the result to results.md")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    samples = soak(arguments.steps)
     last = samples[len(samples) // 2 :]
     memory, tensors, objects, files = (rise(values) for values in zip(*last, strict=True))
     result = (
-        f"{given.steps} meta-steps of {len(CASES)} learners; over the last half memory rose by "
+        f"{arguments.steps} meta-steps of {len(CASES)} learners; over the last half memory rose by "
         f"{memory / 2**20:.2f} MiB of {last[-1].memory / 2**20:.0f}, tensors by {tensors:.1f} of "
         f"{last[-1].tensors}, Python's objects by {objects:.0f} of {last[-1].objects}, open files "
         f"by {files:.1f}"
     )
     print(result)
-    if memory > MOST_MEMORY or objects > MOST_OBJECTS or max(tensors, files) > 0.5:
-        sys.exit("that is too much")
-    if given.record:
-        from runs import record  # which imports much that would be sampled, too
+    if memory > MAX_MEMORY or objects > MAX_OBJECTS or max(tensors, files) > 0.5:
+        sys.exit("resources grow too much")
+    if arguments.record:
+        from tests.stress.training_runs import (
+            record,  # which imports much that would be sampled, too
+        )
 
-        record(f"python tests/stress/soak.py --steps {given.steps}", result)
+        record(f"python -m tests.stress.soak --steps {arguments.steps}", result)
 
 
 if __name__ == "__main__":

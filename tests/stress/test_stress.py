@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def run(command: str, *arguments: str) -> str:
-    script = Path(__file__).with_name(command)
     seed = str(torch.randint(1 << 30, ()).item())
     process = subprocess.run(
-        [sys.executable, str(script), *arguments, "--seed", seed],
+        [sys.executable, "-m", f"tests.stress.{command}", *arguments, "--seed", seed],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -23,21 +25,21 @@ def run(command: str, *arguments: str) -> str:
 
 
 def test_three_kills() -> None:
-    assert "3 kills" in run("kills.py", "--kills", "3")
+    assert "3 kills" in run("kills", "--kills", "3")
 
 
-def test_ops_with_random_and_wrong_arguments() -> None:
-    assert "of 21 ops" in run("fuzz_ops.py", "--examples", "10")
+def test_ops_with_random_and_invalid_arguments() -> None:
+    assert "of 21 ops" in run("fuzz_ops", "--examples", "10")
 
 
-def test_damaged_and_harmful_data_files() -> None:
-    assert "of 13 kinds" in run("fuzz_loaders.py", "--examples", "5")
+def test_corrupt_and_malicious_data_files() -> None:
+    assert "of 13 kinds" in run("fuzz_loaders", "--examples", "5")
 
 
-def test_memory_stays_flat() -> None:
-    assert "200 meta-steps" in run("soak.py", "--steps", "200")
+def test_memory_stays_constant() -> None:
+    assert "200 meta-steps" in run("soak", "--steps", "200")
 
 
 def test_runs_resumed_in_another_process() -> None:
     cases = ("gsl-R2", "cml", "maml++")
-    assert "3 methods" in run("resumes.py", "--cases", *cases, "--datasets", "digits")
+    assert "3 methods" in run("resumes", "--cases", *cases, "--datasets", "digits")

@@ -1,4 +1,4 @@
-"""The GPU run where there is none: its tables on the CPU, its page, its refusal."""
+"""The GPU benchmark without a GPU: its tables on the CPU, its page, its error."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_tables_and_their_page() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu"]
+def test_a_missing_gpu_is_reported() -> None:
+    command = [sys.executable, "benchmarks/gpu.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "torch sees no CUDA device" in done.stderr

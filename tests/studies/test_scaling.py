@@ -1,4 +1,4 @@
-"""The page of the communication model finds the links that made its numbers."""
+"""The page of the communication model recovers the links that its numbers were made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALONE = 0.02
 
 
 def measured(ranks: int, params: int) -> list[dict[str, object]]:
-    """What ``benchmarks.scaling`` would measure if the model were the truth."""
+    """Measurements of ``scaling.py`` if the model were exact."""
 
     def row(kind: str, name: str, numbers: int, seconds: float) -> dict[str, object]:
         what = {"kind": kind, "network": "net", "name": name, "ranks": ranks, "numbers": numbers}
@@ -33,7 +33,7 @@ def measured(ranks: int, params: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_links_and_steps_are_found_again(ranks: int) -> None:
+def test_links_and_step_times_are_recovered(ranks: int) -> None:
     rows = measured(ranks, 300_000)
     found = fit(rows, ranks)
     assert found.message == pytest.approx(LINKS.message, rel=1e-6)
@@ -44,6 +44,6 @@ def test_links_and_steps_are_found_again(ranks: int) -> None:
     assert len(steps) == len(PLANS)
 
 
-def test_a_rank_by_itself_exchanges_nothing() -> None:
+def test_a_single_rank_exchanges_nothing() -> None:
     for method in PLANS:
         assert LINKS.exchange(method, 1000, 1)[1] == pytest.approx(0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""A table's runner: every cell once, continued where it was cut off, shown with what is known."""
+"""The runner of a table: every cell once, resumed after an interruption, and the page."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_cells_of_the_first_seed_come_first(plan: Path) -> None:
     assert cells == [("fomaml", 0), ("maml", 0), ("maml-long", 0), ("fomaml", 1)]
 
 
-def test_a_cell_that_was_cut_off_ends_as_if_it_had_not_been(plan: Path, tmp_path: Path) -> None:
+def test_an_interrupted_cell_is_completed_exactly(plan: Path, tmp_path: Path) -> None:
     table = read_plan(plan, {})
     cell = table.cells(["maml"])[0]
     whole = run_cell(table, cell, tmp_path / "whole", go_on)
@@ -86,7 +86,7 @@ def test_a_cell_that_was_cut_off_ends_as_if_it_had_not_been(plan: Path, tmp_path
     assert run_cell(table, cell, tmp_path / "cut", lambda: pytest.fail("it trains")) == continued
 
 
-def test_a_row_of_another_tests_its_run(plan: Path, tmp_path: Path) -> None:
+def test_a_row_can_evaluate_the_run_of_another(plan: Path, tmp_path: Path) -> None:
     table = read_plan(plan, {})
     trained, tested = table.cells(["maml", "maml-long"])
     assert run_cell(table, tested, tmp_path, go_on) is None
@@ -155,7 +155,7 @@ def test_errors_name_the_row(plan: Path) -> None:
         read_plan(plan, {})
 
 
-def test_the_tables_of_the_house_are_readable() -> None:
-    folder = Path(__file__).parents[2] / "benchmarks/tables"
+def test_the_tables_of_the_repository_are_valid() -> None:
+    folder = Path(sys.modules["studies"].__file__ or "").parents[1] / "tables"
     for path in sorted(set(folder.glob("*.toml")) - {folder / "methods.toml"}):
         assert read_plan(path, {}).cells()

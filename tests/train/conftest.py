@@ -7,16 +7,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs go to a folder of the test's own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+def isolated_runs(working_directory: Path) -> None:
+    """Runs are written to a temporary folder."""
 
 
 @pytest.fixture
 def sine() -> dict[str, Any]:
-    """A run of about a second."""
+    """Options of a run that takes about a second."""
     return {
         "dataset": "sine",
         "method": "gsl",

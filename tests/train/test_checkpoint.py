@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and say what is wrong with them."""
+"""Checkpoints are written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found["deep"] == content["deep"]
 
 
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_crash_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save_checkpoint(path, {"n": 1})
 
@@ -76,7 +76,7 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
+def test_every_corrupt_byte_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save_checkpoint(path, {"x": torch.randn(50), "n": 1, "text": "t"})
     whole = path.read_bytes()
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_a_checksum_is_of_version_1(tmp_path: Path) -> None
         load_checkpoint(path)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory\)"):
         load_checkpoint(tmp_path)
 
@@ -115,7 +115,7 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_damaged_checkpoints_are_passed_over_and_put_aside(tmp_path: Path) -> None:
+def test_corrupt_checkpoints_are_skipped_and_set_aside(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save_checkpoint(step_path(tmp_path, step), {"step": step})
     damage(step_path(tmp_path, 15))
@@ -138,7 +138,7 @@ def test_damaged_checkpoints_are_passed_over_and_put_aside(tmp_path: Path) -> No
     assert load_latest(tmp_path)[0] == step_path(tmp_path, 5)
 
 
-def test_if_all_are_damaged_none_is_touched(tmp_path: Path) -> None:
+def test_if_all_are_corrupt_none_is_moved(tmp_path: Path) -> None:
     for step in (5, 10):
         save_checkpoint(step_path(tmp_path, step), {"step": step})
         damage(step_path(tmp_path, step))
@@ -147,7 +147,7 @@ def test_if_all_are_damaged_none_is_touched(tmp_path: Path) -> None:
     assert len(checkpoints(tmp_path)) == 2
 
 
-def test_files_of_torch_that_are_not_ours(tmp_path: Path) -> None:
+def test_other_torch_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="another file of torch"):
@@ -168,7 +168,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "best.pt").exists()
 
 
-def test_what_to_resume_and_what_to_test(tmp_path: Path) -> None:
+def test_checkpoints_to_resume_and_to_evaluate(tmp_path: Path) -> None:
     for step in (5, 10):
         save_checkpoint(step_path(tmp_path, step), {"step": step})
     assert find_latest(tmp_path) == step_path(tmp_path, 10)
@@ -187,7 +187,7 @@ def test_what_to_resume_and_what_to_test(tmp_path: Path) -> None:
         find_latest(tmp_path / "step-00000099.pt")
 
 
-def test_json_refuses_what_it_cannot_say(tmp_path: Path) -> None:
+def test_json_refuses_unsupported_values(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []

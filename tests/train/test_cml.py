@@ -1,4 +1,4 @@
-"""CML and ResNet-12 from the command line, and what a finished run tests."""
+"""CML and ResNet-12 from the command line, and their final evaluation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_images(method: str, backbone: str, capsys: pytest.CaptureFixture) -> No
     capsys.readouterr()
 
 
-def test_a_run_ends_with_its_best_co_learner(
+def test_a_run_keeps_its_best_co_learner(
     sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Metric, "better", lambda *_: False)  # the first validation stays the best
@@ -56,7 +56,7 @@ def test_a_run_ends_with_its_best_co_learner(
     assert again["untrained"] == results["untrained"]  # always of the main head
 
 
-def test_where_it_stands_and_what_it_is() -> None:
+def test_co_learner_of_each_backbone() -> None:
     for options, kind, at, params in (
         ({}, Conv4, "features", 9 * 32 * 64 + 9 * 64 * 64 + 2 * 3 * 64 + 5 * 64 + 5),
         ({"dataset": "sine"}, MLP, "layers.4", 40 * 40 + 40 + 40 + 1),
@@ -83,7 +83,7 @@ def test_where_it_stands_and_what_it_is() -> None:
         build_learner(config, module).step(source[0])
 
 
-def test_the_network_begins_as_without_it() -> None:
+def test_the_network_is_initialized_as_without_a_co_learner() -> None:
     modules = []
     for method in ("cml", "maml"):
         config = configure({"method": method})
@@ -92,7 +92,7 @@ def test_the_network_begins_as_without_it() -> None:
         assert torch.equal(a, b)
 
 
-def test_the_checkpoint_holds_it(sine: dict[str, Any]) -> None:
+def test_checkpoints_include_the_co_learner(sine: dict[str, Any]) -> None:
     train(configure({**sine, "method": "cml"}))
     saved = load_checkpoint(Path("run/best.pt"))["learner"]["co_learner"]
     assert {n: tuple(t.shape) for n, t in saved.items()} == {
@@ -110,7 +110,7 @@ def test_the_checkpoint_holds_it(sine: dict[str, Any]) -> None:
         ({"backbone": "resnet12", "hidden": [1, 2]}, r"one or four numbers as hidden; got \[1, 2"),
     ],
 )
-def test_what_does_not_fit(options: dict[str, Any], part: str) -> None:
+def test_incompatible_options_are_refused(options: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         configure(options)
 
@@ -122,7 +122,9 @@ def test_what_does_not_fit(options: dict[str, Any], part: str) -> None:
         ({"method": "reptile", "co_learner": True}, "method 'reptile': .*metagrad.Reptile has no"),
     ],
 )
-def test_what_cannot_be_built(sine: dict[str, Any], options: dict[str, Any], part: str) -> None:
+def test_unsupported_architectures_are_refused(
+    sine: dict[str, Any], options: dict[str, Any], part: str
+) -> None:
     config = configure({**sine, **options})
     source = SineTasks(2, 5, 5, 0)
     with pytest.raises(ConfigError, match=part):

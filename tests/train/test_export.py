@@ -1,4 +1,4 @@
-"""An exported run gives the same logits in a process that has torch but no fastmeta."""
+"""An exported run gives the same logits with torch alone, without fastmeta."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fences
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from fastmeta import TaskBatch
 from fastmeta.cli import main
 from fastmeta.train import configure, resume, train
 from fastmeta.train.saved import load_run
+from tests.helpers import markdown
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -23,7 +23,7 @@ DIGITS = {
     **{"dataset": "digits", "hidden": [4], "meta_batch": 2, "steps": 2, "val_tasks": 2},
     **{"test_tasks": 2, "untrained": False, "plots": False, "out": "run", "eval_queries": 5},
 }
-# The page's own code, up to the example; what is left of fastmeta would raise.
+# The code of the page up to the example; an import of fastmeta would raise an error.
 WITHOUT_FASTMETA = """
 import sys
 sys.modules["fastmeta"] = None
@@ -38,8 +38,8 @@ torch.save(network(query_x).detach(), "found.pt")
 
 
 def recipe() -> str:
-    page = (fences.ROOT / "docs/how-to/export.md").read_text()
-    (code,) = [b.code for b in fences.blocks(page, "python") if b.options.get("title")]
+    page = (markdown.ROOT / "docs/how-to/export.md").read_text()
+    (code,) = [b.code for b in markdown.blocks(page, "python") if b.options.get("title")]
     return code[: code.index("\nnetwork, about")]
 
 
@@ -68,7 +68,7 @@ def test_the_same_logits_without_fastmeta(options: dict[str, Any]) -> None:
     assert about["method"] == options["method"]
     assert "co_learner" not in about["names"]
     run = load_run("run", {})
-    # In float64, so that no BatchNorm of a few equal numbers magnifies what kernels round.
+    # In float64, so that BatchNorm of a few equal numbers does not magnify rounding.
     batch = TaskBatch(
         **{
             k: t.double() if t.is_floating_point() else t
@@ -88,7 +88,7 @@ def test_the_same_logits_without_fastmeta(options: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.load("found.pt"), expected[0], rtol=1e-7, atol=1e-7)
 
 
-def test_what_the_metadata_say() -> None:
+def test_metadata() -> None:
     about = exported({**DIGITS, "method": "anil", "inner_steps": 2})
     del about["names"]
     assert about.pop("format") == "pt"
@@ -123,7 +123,7 @@ def test_learned_rates_have_their_parameters_names(adaptation: str, co_learner: 
         assert all(found[f"inner_lr.{name}"].shape == found[name].shape for name in names)
 
 
-def test_mistakes(
+def test_errors(
     sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def refused(arguments: str, part: str) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs: what they write, that they repeat, stop and continue exactly."""
+"""Whole runs: their files, reproducibility, exact interruption and resumption."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def scores(results: dict[str, Any] | None) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_run_leaves(sine: dict[str, Any], method: str) -> None:
+def test_outputs_of_a_run(sine: dict[str, Any], method: str) -> None:
     results = train(configure({**sine, "method": method}))
     assert results is not None
     folder = Path("run")
@@ -67,7 +67,7 @@ def test_what_a_run_leaves(sine: dict[str, Any], method: str) -> None:
     assert json.loads((folder / "config.json").read_text())["method"] == method
 
 
-def test_a_run_repeats(sine: dict[str, Any]) -> None:
+def test_a_run_is_reproducible(sine: dict[str, Any]) -> None:
     first = train(configure(sine))
     second = train(configure({**sine, "out": "again"}))
     assert scores(first) == scores(second)
@@ -76,7 +76,7 @@ def test_a_run_repeats(sine: dict[str, Any]) -> None:
     assert scores(first) != scores(other)
 
 
-def test_methods_are_tested_on_the_same_tasks_from_the_same_weights(sine: dict[str, Any]) -> None:
+def test_methods_share_test_tasks_and_initial_weights(sine: dict[str, Any]) -> None:
     found = [
         train(configure({**sine, "method": m, "out": m, "inner_steps": 1, "meta_batch": b}))
         for m, b in (("gsl", 4), ("fomaml", 2))
@@ -86,7 +86,7 @@ def test_methods_are_tested_on_the_same_tasks_from_the_same_weights(sine: dict[s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_continues_as_if_never_stopped(
+def test_an_interrupted_run_continues_exactly(
     sine: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sine["method"] = method
@@ -132,14 +132,14 @@ def test_a_second_ctrl_c_aborts_at_once(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_more_steps_for_a_finished_run(sine: dict[str, Any]) -> None:
+def test_a_finished_run_can_be_extended(sine: dict[str, Any]) -> None:
     train(configure({**sine, "steps": 8}))
     longer = resume("run", {"steps": 12})
     whole = train(configure({**sine, "out": "whole"}))
     assert scores(longer) == scores(whole)
 
 
-def test_a_damaged_checkpoint_costs_steps_that_are_taken_again(sine: dict[str, Any]) -> None:
+def test_steps_since_a_corrupt_checkpoint_are_repeated(sine: dict[str, Any]) -> None:
     whole = train(configure({**sine, "out": "whole"}))
     taken = iter(range(1, 13))
     assert train(configure(sine), stop=lambda: next(taken) == 7) is None
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_costs_steps_that_are_taken_again(sine: dict[str, A
     assert without_clock("run") == without_clock("whole")
 
 
-def test_what_a_resumed_run_must_keep(sine: dict[str, Any]) -> None:
+def test_options_a_resumed_run_cannot_change(sine: dict[str, Any]) -> None:
     train(configure(sine))
     with pytest.raises(ConfigError, match=r"keeps its lr: it has 0\.01, not 0\.5"):
         resume("run", {"lr": 0.5})
@@ -167,13 +167,13 @@ def test_a_run_is_never_overwritten(sine: dict[str, Any]) -> None:
         train(configure(sine))
 
 
-def test_without_out_each_run_has_its_folder(sine: dict[str, Any]) -> None:
+def test_without_out_each_run_has_its_own_folder(sine: dict[str, Any]) -> None:
     del sine["out"]
     folders = [train(configure({**sine, "steps": 1}))["folder"] for _ in range(3)]
     assert folders == ["runs/sine-gsl-seed0", "runs/sine-gsl-seed0-2", "runs/sine-gsl-seed0-3"]
 
 
-def test_evaluation_repeats_the_test(sine: dict[str, Any]) -> None:
+def test_evaluation_reproduces_the_test_score(sine: dict[str, Any]) -> None:
     results = train(configure(sine))
     found = evaluate_run("run", {})
     assert found["test"] == results["test"]
@@ -208,7 +208,7 @@ def test_divergence_is_named(sine: dict[str, Any]) -> None:
         train(configure({**sine, "inner_lr": 1e30}))
 
 
-def test_a_missing_package_is_named_before_the_work(
+def test_a_missing_package_is_named_before_training(
     sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -230,7 +230,7 @@ def test_a_missing_package_is_named_before_the_work(
         ({"device": "meta"}, "kernels for cpu and cuda"),
     ],
 )
-def test_what_cannot_be_had_is_named(sine: dict[str, Any], options: dict, part: str) -> None:
+def test_unavailable_resources_are_named(sine: dict[str, Any], options: dict, part: str) -> None:
     base = sine if "dataset" not in options else {"steps": 1, "out": "run"}
     with pytest.raises(ConfigError, match=part):
         train(configure({**base, **options}))
@@ -238,13 +238,13 @@ def test_what_cannot_be_had_is_named(sine: dict[str, Any], options: dict, part: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(sine: dict[str, Any]) -> None:
+def test_a_missing_gpu(sine: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs a GPU seen by torch"):
         train(configure({**sine, "device": "cuda"}))
 
 
 @pytest.mark.parametrize("dataset", ["digits", "sine"])
-def test_the_picture(sine: dict[str, Any], dataset: str) -> None:
+def test_the_plot(sine: dict[str, Any], dataset: str) -> None:
     options = {**sine, "plots": True, "steps": 3}
     if dataset == "digits":
         options = {k: v for k, v in options.items() if k not in ("dataset", "hidden", "meta_batch")}

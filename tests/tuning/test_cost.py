@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def taken(runs: Mapping[Any, Callable[[], float]], device: torch.device) -> dict[Any, float]:
-    """What each run says that it took."""
+    """The time that each run reports."""
     return {key: run() for key, run in runs.items()}
 
 
@@ -41,7 +41,7 @@ def test_predictions_are_the_formula(layers: int, steps: int) -> None:
             assert model.predict(pattern, count) == pytest.approx(seconds(pattern, count))
 
 
-def test_medians_in_turns_after_a_round_to_warm_up() -> None:
+def test_medians_of_interleaved_runs_after_a_warm_up() -> None:
     now, order = 0.0, []
     durations = {"a": iter([100.0, 1.0, 5.0, 2.0]), "b": iter([100.0, 7.0, 7.0, 9.0])}
 

@@ -1,4 +1,4 @@
-"""The search for a pattern, with times of the test's own."""
+"""The search for a layer pattern, with given times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import WAYS, tasks
 
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adaptation, LayerPattern, MetaSGD
@@ -19,13 +18,14 @@ from fastmeta.metagrad import FirstOrder
 from fastmeta.models import MLP
 from fastmeta.train.metrics import ACCURACY, MSE
 from fastmeta.tuning import TunedPattern, cost, layer_names, search, tune_pattern, with_pattern
+from tests.helpers.problems import WAYS, tasks
 
 LAYERS = 3
 PATTERNS = ["".join(bits) for bits in product("01", repeat=LAYERS)][1:]
 
 
 class Source:
-    """Meta-batches of four tasks, and which of them were asked for."""
+    """Meta-batches of four tasks, and a record of which were requested."""
 
     ways = WAYS
 
@@ -53,7 +53,7 @@ def bits_of(run: Any) -> str:
 
 
 def invented(seconds: Callable[[str], float]) -> Callable[..., dict[Any, float]]:
-    """Times by pattern instead of a clock; everything still runs."""
+    """Given times per pattern instead of a clock; everything still runs."""
 
     def medians(runs: Mapping[Any, Any], device: torch.device) -> dict[Any, float]:
         for run in runs.values():
@@ -81,7 +81,7 @@ def score(model: MetaLearner, pattern: str, source: Source, count: int, steps: i
 
 @pytest.mark.parametrize("allowed", [0.0, 3.0, 100.0])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_what_is_chosen(steps: int, allowed: float) -> None:
+def test_chosen_patterns(steps: int, allowed: float) -> None:
     model, source = learner(), Source()
     times = dict(zip(PATTERNS, torch.rand(len(PATTERNS)).tolist(), strict=True))
     found: TunedPattern = tuned(model, source, 6, steps, allowed, seconds=times.__getitem__)
@@ -105,7 +105,7 @@ def test_what_is_chosen(steps: int, allowed: float) -> None:
 
 
 @pytest.mark.parametrize(("count", "batches"), [(6, 2), (8, 2), (9, 3)])
-def test_the_timed_task_is_none_of_the_scored_ones(count: int, batches: int) -> None:
+def test_the_timed_task_is_not_scored(count: int, batches: int) -> None:
     model, source = learner(), Source()
     with mock.patch.object(MetaLearner, "adapt") as adapt:
         tuned(model, source, count, 2, seconds=len)
@@ -119,14 +119,14 @@ def test_the_timed_task_is_none_of_the_scored_ones(count: int, batches: int) -> 
         assert steps == 2
 
 
-def test_many_layers_go_one_by_one() -> None:
+def test_many_layers_are_removed_one_by_one() -> None:
     model, source = learner(8), Source()
 
     def seconds(bits: str) -> float:
         return sum(2.0**k for k, bit in enumerate(bits) if bit == "1")
 
     every: TunedPattern = tuned(model, source, 4, 2, 100.0, seconds=seconds)
-    # All is allowed: away goes what costs most, the last layer first.
+    # Any loss is allowed: layers are removed by cost, the last one first.
     path = ["1" * k + "0" * (8 - k) for k in range(8, 0, -1)]
     tried = {t.pattern for t in every.trials}
     assert set(path) <= tried
@@ -137,7 +137,7 @@ def test_many_layers_go_one_by_one() -> None:
     assert score(model, one.chosen.pattern, source, 4, 2) >= full - 1e-6
 
 
-def test_nothing_of_the_learner_changes() -> None:
+def test_the_learner_is_unchanged() -> None:
     model, source = learner(), Source()
     before = {name: p.clone() for name, p in model.module.state_dict().items()}
     rule = model.adaptation
@@ -169,6 +169,6 @@ def test_losses() -> None:
 
 
 @pytest.mark.parametrize(("count", "steps", "allowed"), [(1, 2, 1.0), (4, 0, 1.0), (4, 1, -1.0)])
-def test_numbers_that_are_too_small(count: int, steps: int, allowed: float) -> None:
+def test_too_small_numbers_are_refused(count: int, steps: int, allowed: float) -> None:
     with pytest.raises(ValueError, match=f"at least 2 tasks.*; got {count}, {steps} and {allowed}"):
         tune_pattern(learner(), Source(), count, steps, allowed)

@@ -17,6 +17,8 @@ from fastmeta.train import configure, evaluate_run, train
 from fastmeta.tuning import search
 from fastmeta.tuning.timing import medians
 
+pytestmark = pytest.mark.usefixtures("working_directory")
+
 SMALL: dict[str, Any] = {
     "steps": 6,
     "meta_batch": 2,
@@ -34,14 +36,8 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FASTMETA_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize("name", RUNS)
-def test_what_it_leaves(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_outputs(name: str, capsys: pytest.CaptureFixture) -> None:
     layers = {"sine": 2, "digits": 3}[name]
     train(configure(RUNS[name]))
     before = sorted(path.name for path in Path("run").iterdir())
@@ -79,7 +75,7 @@ def test_what_it_leaves(name: str, capsys: pytest.CaptureFixture) -> None:
     patterns = [s[role]["pattern"] for s in content["searches"] for role in ("chosen", "best")]
     assert ("against full" in printed) == any("0" in pattern for pattern in patterns)
 
-    # The pattern serves any evaluation of the run; all layers are what the run has.
+    # The pattern can be evaluated on the run; all layers are the default of the run.
     (first, _) = content["searches"]
     of = "meta-sgd" if name == "sine" else "sgd"
     for role in ("full", "chosen"):
@@ -97,8 +93,8 @@ def test_one_inner_step_is_searched_once() -> None:
     assert len(json.loads(Path("run/patterns.json").read_text())["searches"]) == 1
 
 
-def test_a_pattern_is_trained_and_kept(capsys: pytest.CaptureFixture) -> None:
-    """The words of a configuration, with bits that look like a number."""
+def test_a_pattern_is_trained_and_saved(capsys: pytest.CaptureFixture) -> None:
+    """Named patterns in a configuration, and bits that look like a number."""
     flags = "--dataset digits --hidden 4 --steps 3 --meta-batch 2 --val-tasks 4 --test-tasks 4"
     flags += " --untrained-inner-steps 0 --no-plots --out run --method gsl --aggregation agreement"
     for number, pattern in (("11111", "11111"), ("00011", "00011"), ("head", "head")):
@@ -125,7 +121,7 @@ def test_a_pattern_is_trained_and_kept(capsys: pytest.CaptureFixture) -> None:
         ("evaluate run --adaptation lambda --adaptation-option pattern=1", "1 bits"),
     ],
 )
-def test_mistakes_take_one_line(arguments: str, part: str, capsys: pytest.CaptureFixture) -> None:
+def test_errors_take_one_line(arguments: str, part: str, capsys: pytest.CaptureFixture) -> None:
     train(configure({**RUNS["sine"], "method": "fomaml"}))
     capsys.readouterr()
     assert main(arguments.split()) == 2

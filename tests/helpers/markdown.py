@@ -1,0 +1,56 @@
+"""Code blocks and ``fastmeta`` commands of Markdown pages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.M | re.S)
+_OPTION = re.compile(r'([\w-]+)="([^"]*)"')
+# Within a sentence, a command with arguments; `fastmeta evaluate` alone is only its name.
+_INLINE = re.compile(r"`(fastmeta\s+(?:train|evaluate|export|tune-pattern|info)\s+[-A-Z][^`]*)`")
+
+
+class Block(NamedTuple):
+    """A fenced block.
+
+    Attributes:
+        language: the first word behind the fence.
+        options: the others, such as ``title="gsl.toml"`` or ``not-run="why"``.
+        line: of the page, before the code.
+        code: without the indentation of the fence.
+    """
+
+    language: str
+    options: dict[str, str]
+    line: int
+    code: str
+
+
+def blocks(text: str, language: str) -> list[Block]:
+    """The blocks of a page in one language, in order."""
+    found = []
+    for match in _FENCE.finditer(text):
+        indent, name, rest, code = match.groups()
+        if name == language:
+            line = text.count("\n", 0, match.start(4))
+            plain = re.sub(f"^{indent}", "", code, flags=re.M)
+            found.append(Block(name, dict(_OPTION.findall(rest)), line, plain))
+    return found
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of each ``fastmeta`` command, in shell blocks and within sentences."""
+    shell = "\n".join(block.code for block in blocks(text, "bash"))
+    inline = [" ".join(line.split()) for line in _INLINE.findall(_FENCE.sub("", text))]
+    lines = [*shell.replace("\\\n", " ").splitlines(), *inline]
+    parts = [part for line in lines for part in re.split(r"&&|;|\|", line)]
+    split = [
+        shlex.split(re.sub(r"^.* -m (?=fastmeta )", "", part), comments=True) for part in parts
+    ]
+    return [arguments[1:] for arguments in split if arguments[:1] == ["fastmeta"]]
