@@ -55,10 +55,21 @@ def find_torch() -> Path:
 
 def torch_version(torch: Path) -> str:
     """The version in ``torch/version.py``, read without importing torch."""
-    match = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
-    if match is None:
+    version = _assigned(torch, "__version__")
+    if version is None:
         raise SystemExit(f"no version found in {torch / 'version.py'}; reinstall torch.")
-    return match.group(1)
+    return version
+
+
+def torch_cuda(torch: Path) -> str | None:
+    """The CUDA version ``torch`` was built with; ``None`` for a build without CUDA."""
+    return _assigned(torch, "cuda")
+
+
+def _assigned(torch: Path, name: str) -> str | None:
+    text = (torch / "version.py").read_text()
+    match = re.search(rf"^{name}\b[^=\n]*= '([^']+)'", text, re.MULTILINE)
+    return match.group(1) if match else None
 
 
 def _torch_if_missing() -> list[str]:

@@ -25,6 +25,7 @@ def test_the_backend_is_the_compiled_one() -> None:
     assert info.cpu_isa in ("baseline", "avx2", "avx512")
     assert re.match(r"\d+\.\d+", info.built_with_torch)
     assert (info.cuda is None) == (info.cuda_architectures == ())
+    assert info.cuda_reason
 
 
 def test_show_config(capsys: pytest.CaptureFixture) -> None:

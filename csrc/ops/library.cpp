@@ -15,7 +15,8 @@ std::string build_info() {
 #else
   const std::string cuda = ";";
 #endif
-  return std::string(cpu::kernels().isa) + ";" + FM_COMPILER + ";" + FM_TORCH_VERSION + ";" + cuda;
+  return std::string(cpu::kernels().isa) + ";" + FM_COMPILER + ";" + FM_TORCH_VERSION + ";" + cuda +
+         ";" + FM_CUDA_REASON;
 }
 
 }  // namespace
