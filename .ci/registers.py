@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Keeps csrc/cuda/registers.md: what every CUDA kernel takes of a multiprocessor.
+"""Keeps .ci/registers.md: what every CUDA kernel takes of a multiprocessor.
 
 NVCC_APPEND_FLAGS=-Xptxas=-v pip install --verbose --editable . 2>&1 | tee build.log
 python .ci/registers.py build.log            # compares; fails where a kernel takes more
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-TABLE = Path(__file__).resolve().parent.parent / "csrc/cuda/registers.md"
+TABLE = Path(__file__).resolve().parent / "registers.md"
 MARGIN = 8  # registers a kernel may grow by; the GPU hands them out in eights
 
 HEADING = """# What the CUDA kernels take

@@ -129,7 +129,7 @@ Array<uint16_t> narrow_bits(const Array<float>& values) {
 
 }  // namespace
 
-void add_emulation(py::module_& m);  // csrc/testing_emulation.cpp
+void add_emulation(py::module_& m);  // emulation.cpp
 
 }  // namespace fastmeta
 
