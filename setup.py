@@ -1,4 +1,4 @@
-"""Builds the compiled modules with CMake and Ninja; everything else is in pyproject.toml."""
+"""Builds the compiled modules with CMake and Ninja; all else is in pyproject.toml."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 from cuda_selection import find_nvcc, select_here  # noqa: E402
 from fastmeta_build import find_torch, torch_cuda, torch_version  # noqa: E402
 
-# Tests need fastmeta._testing, which is for one version of Python; without it a wheel is for all.
+# Tests need fastmeta._testing, which is specific to a Python version; without it, a wheel is abi3.
 TESTING = os.environ.get("FASTMETA_TESTING", "on").lower() != "off"
 
 
@@ -30,7 +30,7 @@ def _cmake_program(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """One CMake build makes both modules; each is then copied where setuptools wants it."""
+    """Builds both modules in one CMake build, then copies them to where setuptools expects them."""
 
     def run(self) -> None:
         build = (ROOT / self.build_temp).resolve()
@@ -57,7 +57,7 @@ class CMakeBuild(build_ext):
             "FASTMETA_TESTING": "ON" if TESTING else "OFF",
             "FASTMETA_WERROR": os.environ.get("FASTMETA_WERROR", "OFF"),
         }
-        # A fresh configure: the isolated build environment of the last one is gone.
+        # Configured anew: the isolated build environment of the last build is gone.
         shutil.rmtree(build, ignore_errors=True)
         flags = [f"-D{key}={value}" for key, value in options.items()]
         environment = {**os.environ, "CUDACXX": nvcc} if nvcc else None
@@ -69,7 +69,7 @@ class CMakeBuild(build_ext):
             (built,) = build.glob(f"{stem}.*so")
             package = ROOT / "fastmeta" if self.inplace else Path(self.build_lib) / "fastmeta"
             package.mkdir(parents=True, exist_ok=True)
-            # Renamed into place: a running process keeps the old file.
+            # Replaced atomically: a running process keeps the old file.
             new = package / f".{built.name}.new"
             shutil.copy2(built, new)
             new.replace(package / built.name)

@@ -1,9 +1,9 @@
-"""The PEP 517 build backend: setuptools', plus torch as a requirement only where there is none.
+"""PEP 517 build backend: setuptools, with torch as a build requirement if none is installed.
 
-Static ``requires = ["torch"]`` would download a second torch of several gigabytes into pip's
-isolated build environment, of whatever flavour is newest. The kernels use torch's stable ABI, so
-any installed torch from 2.11 on serves for the build; isolation hides it from ``import`` but its
-directory can still be found.
+With a static ``requires = ["torch"]``, pip would download another torch of several gigabytes, the
+newest CUDA build, into its isolated build environment. The kernels use torch's stable ABI, so any
+installed torch from 2.11 on can be built against. Isolation hides it from ``import``, but not its
+directory.
 """
 
 from __future__ import annotations

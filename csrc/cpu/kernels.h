@@ -1,4 +1,4 @@
-// The vectorised CPU kernels, compiled once per instruction set and chosen at run time.
+// The vectorised CPU kernels, compiled once per instruction set and selected at run time.
 #pragma once
 
 #include "fastmeta/combine.h"
@@ -18,11 +18,11 @@ struct Kernels {
 #undef FM_KERNEL
 };
 
-// The table of one instruction set ("baseline", "avx2", "avx512"); null where the processor or the
-// build lacks it.
+// The table of one instruction set ("baseline", "avx2", "avx512"); null if the processor or the
+// build does not support it.
 const Kernels* kernels_for(const char* isa);
 
-// The best table of this processor, or the one FASTMETA_CPU_ISA names; chosen once.
+// The best table for this processor, or the one that FASTMETA_CPU_ISA names; selected once.
 const Kernels& kernels();
 
 }  // namespace fastmeta::cpu

@@ -7,7 +7,7 @@
 
 namespace fastmeta::cuda {
 
-// The K constants of a thread's channels.
+// The K coefficients of a thread's channels.
 template <class T, int K, int V>
 struct Coefs {
   Pack<T, V> coef[K];

@@ -1,12 +1,12 @@
-// norm kernels, second order: changes along a direction.
+// norm kernels, second order: tangents along a direction.
 #pragma once
 
 #include "cuda/norm_backward.cuh"
 
 namespace fastmeta::cuda {
 
-// Blocks that a multiprocessor must have room for, so that enough loads are under way. Of the float
-// sums a few then leave the registers: those in double, touched once in 16 pixels.
+// Minimum of resident blocks per multiprocessor, to have enough loads in flight. In the float
+// kernels this spills a few of the double sums, which are accessed once per 16 pixels.
 constexpr int kNormResident = 2;
 
 // Sums of u, u d, dy, dy d and u dy; the last three are zero without dz.

@@ -1,4 +1,4 @@
-"""No CUDA kernel without the emulation: each of the sources, and each compiled instance, is run."""
+"""The emulation runs every CUDA kernel of the sources and every compiled instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, emulated on the CPU, against the torch twins: every dtype, awkward sizes, and
+"""The emulated CUDA kernels against the reference implementations: every dtype, awkward sizes, and
 several orders of blocks and threads, none of which may change a bit.
 """
 
@@ -30,7 +30,7 @@ SIZES = [(0, 7), (3, 0), (1, 1), (2, 31), (3, 33), (33, 65), (5, 1021), (3, 5117
 
 
 def rows(dtype: torch.dtype, tasks: int, columns: int) -> Tensor:
-    """A part of a wider buffer: rows lie apart, and what lies between them is poison."""
+    """A view into a wider buffer: the gaps between its rows are poisoned."""
     whole = torch.full((tasks, columns + 3), float("nan"), dtype=dtype)
     whole[:, :columns] = torch.randn(tasks, columns, dtype=torch.float64).to(dtype)
     return whole[:, :columns]
@@ -283,10 +283,10 @@ def test_chunks_that_are_added_in_groups() -> None:
     wide, sizes = (g.double(), h.double()), (g.double().abs(), h.double().abs())
 
     def check(
-        shape: tuple[int, ...], call: Callable[..., Any], twin: Callable[..., Tensor]
+        shape: tuple[int, ...], call: Callable[..., Any], exact: Callable[..., Tensor]
     ) -> None:
         (found,) = run([shape], dtype, lambda out, seed: call(out[0], seed))
-        close(found, twin(*wide), twin(*sizes))
+        close(found, exact(*wide), exact(*sizes))
 
     check(
         (2, 4, 3),
@@ -306,7 +306,7 @@ def test_chunks_that_are_added_in_groups() -> None:
 
 
 def test_more_tensors_and_segments_than_one_launch_takes() -> None:
-    """Tables travel as kernel parameters, in groups: 256 segments, 400 steps, 512 pieces."""
+    """Tables are passed as kernel parameters, in groups: 256 segments, 400 steps, 512 pieces."""
     columns, tasks = 540, 1
     g, bounds = torch.randn(tasks, columns), list(range(0, columns + 1, 2))
     bounds[5] = bounds[6] = bounds[4]  # and two are empty

@@ -1,4 +1,4 @@
-"""What the compiler made of the CUDA kernels, where there is a disassembler to tell."""
+"""The machine code of the CUDA kernels, where a disassembler is installed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WIDE = re.compile(
 
 
 def loads(architecture: str) -> dict[str, list[str]]:
-    """By mangled name of the kernel, its loads from global memory."""
+    """Loads from global memory, by mangled kernel name."""
     listing = subprocess.run(
         [str(TOOLS[0]), "-sass", "-arch", f"sm_{architecture}", _C.__file__],
         capture_output=True,

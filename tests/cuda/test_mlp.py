@@ -1,4 +1,4 @@
-"""The CUDA kernel of the MLP step against its twin: emulated on the CPU, and on a GPU."""
+"""The CUDA kernel of the MLP step against its reference: emulated on the CPU, and on a GPU."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fastmeta.ops import MlpStep
 from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
-ROOM = 28_000  # elements of shared memory: 219 KB of float64
+CAPACITY = 28_000  # elements of shared memory: 219 KB of float64
 
 
 def emulated(
-    args: list[Any], how: dict[str, Any], room: int = ROOM, blocks: int = 2**31
+    args: list[Any], how: dict[str, Any], capacity: int = CAPACITY, blocks: int = 2**31
 ) -> tuple[MlpStep, tuple[int, int]]:
     """The results of several orders, which agree to the bit; and the elements of a block's shared
     memory and scratch.
@@ -44,7 +44,7 @@ def emulated(
                 name(dtype),
                 *([array(t) for t in tensors] for tensors in (params, data)),
                 *(numbers, list(LOSSES).index(how["loss"]), how["lr"], steps, how["exact"]),
-                *(room, blocks, results, seed),
+                *(capacity, blocks, results, seed),
             )
         )
 
@@ -110,18 +110,18 @@ def test_wherever_the_buffers_lie(exact: bool) -> None:
     assert shared > 0
     assert scratch == 0
     everything = shared
-    for room in range(0, everything, everything // 9):
-        found, (shared, scratch) = emulated(args, how, room)
-        assert shared <= room
+    for capacity in range(0, everything, everything // 9):
+        found, (shared, scratch) = emulated(args, how, capacity)
+        assert shared <= capacity
         assert scratch == everything - shared > 0
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("room", [0, ROOM])
-def test_more_tasks_than_blocks(room: int) -> None:
+@pytest.mark.parametrize("capacity", [0, CAPACITY])
+def test_more_tasks_than_blocks(capacity: int) -> None:
     args, how = problem(tasks=5), options() | {"exact": True}
     expected, _ = emulated(args, how)
-    found, _ = emulated(args, how, room, blocks=2)
+    found, _ = emulated(args, how, capacity, blocks=2)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     check(found, args, how)
 

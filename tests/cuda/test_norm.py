@@ -1,4 +1,4 @@
-"""The BatchNorm-ReLU-pool block's CUDA kernels, emulated on the CPU, against the torch twins."""
+"""The emulated CUDA kernels of the BatchNorm-ReLU-pool block against the references."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 
 def images(t: Tensor) -> Tensor:
-    """Channels last, as the kernels have them in memory."""
+    """Channels last, the memory format of the kernels."""
     return t.permute(0, 2, 3, 1).contiguous()
 
 
@@ -47,7 +47,7 @@ class Case:
         self.dz, self.mean, self.var = (t.to(dtype) for t in (torch.randn_like(z), mean, var))
 
     def run(self, op: str, likes: list[Tensor], *args: object) -> list[Tensor]:
-        """What the kernel makes of these, the point and the options: outputs shaped like those."""
+        """Runs a kernel on `args`, the point and the options; outputs are shaped like `likes`."""
         shapes = [tuple(images(t).shape if t.dim() == 4 else t.shape) for t in likes]
         point = [array(t) for t in (images(self.x), self.weight, self.bias)]
         if op != "norm_forward":
@@ -74,7 +74,7 @@ class Case:
         return self.run("norm_second", likes, array(images(self.dz)), direction)
 
     def check(self) -> None:
-        """All four against the twins in float64."""
+        """All four against the references in float64."""
         block = (*exact(self.x, self.weight, self.bias), EPS, self.pool)
         dz, *direction = exact(self.dz, self.u, self.p, self.q)
         second = reference.norm_second(dz, *direction, *block)
@@ -121,7 +121,7 @@ def test_constant_channels_and_ties(dtype: torch.dtype, pool: bool) -> None:
 
 
 def test_variance_of_images_with_a_far_first_pixel() -> None:
-    """What all is measured from, in the group and in a chain, may be nothing like the mean."""
+    """The shifts of the group and of a chain may be far from the mean."""
     case = Case((2, 4, 8, 31, 33), torch.float32, False)
     case.x += 1000
     case.x[::4, :, 0, 0] = 0

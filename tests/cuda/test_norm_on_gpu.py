@@ -1,4 +1,4 @@
-"""The BatchNorm-ReLU-pool block on a GPU against the same on the CPU."""
+"""The BatchNorm-ReLU-pool block on a GPU against the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every op on a GPU against its twin on the CPU; no waiting, in graphs, on any stream."""
+"""Every op on a GPU against the CPU; no synchronisation, in CUDA graphs, on any stream."""
 
 from __future__ import annotations
 
