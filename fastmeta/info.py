@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-from fastmeta._library import kernels
+from fastmeta.backend import kernels
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from emulated import array, name, run
 from fastmeta._testing import cuda
+from fastmeta.engines._recognition import read_mlp
 from gpu import needs_gpu, replayed, without_waiting
 from mlp_cases import NETWORKS, check, examples, network, options, problem
 from problems import tasks
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 from fastmeta import MAML, TaskBatch, ops
 from fastmeta.engines.base import UnsuitableError
 from fastmeta.engines.mlp import _check_limits
-from fastmeta.engines.recognition import read_mlp
 from fastmeta.models import MLP
 from fastmeta.ops import MlpStep
-from fastmeta.ops.mlp import MOST_LAYERS, MOST_PRODUCTS
+from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
 CAPACITY = 28_000  # elements of shared memory: 219 KB of float64
@@ -161,13 +161,13 @@ def of_zeros(examples: int) -> TaskBatch:
 
 def test_beyond_the_limits_of_cuda_the_loop_runs() -> None:
     small = read_mlp(MLP(2, 2, (4,)))  # 16 weights
-    most = MOST_PRODUCTS // 16
+    most = MAX_PRODUCTS // 16
     _check_limits(of_zeros(most), small)
-    with pytest.raises(UnsuitableError, match=f"takes {MOST_PRODUCTS + 16} multiplications"):
+    with pytest.raises(UnsuitableError, match=f"takes {MAX_PRODUCTS + 16} multiplications"):
         _check_limits(of_zeros(most + 1), small)
-    _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MOST_LAYERS - 1))))
-    with pytest.raises(UnsuitableError, match=f"has {MOST_LAYERS + 1} layers; on CUDA at most"):
-        _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MOST_LAYERS)))
+    _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MAX_LAYERS - 1))))
+    with pytest.raises(UnsuitableError, match=f"has {MAX_LAYERS + 1} layers; on CUDA at most"):
+        _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MAX_LAYERS)))
 
 
 def on_gpu(args: list[Any]) -> list[Any]:
@@ -222,9 +222,9 @@ def test_gpu_engine() -> None:
 
 @needs_gpu
 def test_gpu_limits() -> None:
-    params: list[Tensor] = [torch.ones(1, 1, device="cuda")] * (MOST_LAYERS + 1)
+    params: list[Tensor] = [torch.ones(1, 1, device="cuda")] * (MAX_LAYERS + 1)
     data = [torch.ones(1, 1, 1, device="cuda")] * 4
     how: dict[str, Any] = {"loss": "mse", "lr": 0.1, "steps": 1}
-    with pytest.raises(RuntimeError, match=f"on CUDA at most {MOST_LAYERS} layers"):
-        ops.mlp_step(params, *data, activations=["tanh"] * MOST_LAYERS, **how)
-    ops.mlp_step(params[1:], *data, activations=["tanh"] * (MOST_LAYERS - 1), **how)
+    with pytest.raises(RuntimeError, match=f"on CUDA at most {MAX_LAYERS} layers"):
+        ops.mlp_step(params, *data, activations=["tanh"] * MAX_LAYERS, **how)
+    ops.mlp_step(params[1:], *data, activations=["tanh"] * (MAX_LAYERS - 1), **how)

@@ -7,12 +7,12 @@ from unittest import mock
 
 import pytest
 import torch
+from fastmeta.functional._fusion import fused
 from gpu import needs_gpu, replayed, without_waiting
 from norm_cases import grouped_norm_inputs
 from torch import Tensor, nn
 
 from fastmeta import ops
-from fastmeta.fusion import fused
 
 pytestmark = needs_gpu
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastmeta.backend import kernels
 from gpu import needs_gpu, replayed, without_waiting
 from gpu_clock import launched
 from op_cases import CASES, DTYPES, Case, check, listed
@@ -15,7 +16,6 @@ from problems import MODULES, loss, tasks
 from torch import Tensor
 
 from fastmeta import ops
-from fastmeta._library import kernels
 from fastmeta.learners import METHODS, build
 
 pytestmark = needs_gpu

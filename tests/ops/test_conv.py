@@ -18,12 +18,12 @@ from conv_cases import (
     directions,
     exact,
 )
+from fastmeta.backend import kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta import ops, reference
-from fastmeta._library import kernels
 from fastmeta.ops import conv as module
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
