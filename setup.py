@@ -1,4 +1,4 @@
-"""Builds the compiled modules with CMake and Ninja; everything else is in pyproject.toml."""
+"""Builds the compiled modules with CMake and Ninja; all else is in pyproject.toml."""
 
 import os
 import shutil
@@ -12,9 +12,10 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 
-from fastmeta_build import find_torch, torch_version  # noqa: E402
+from cuda_selection import find_nvcc, select_here  # noqa: E402
+from fastmeta_build import find_torch, torch_cuda, torch_version  # noqa: E402
 
-# Tests need fastmeta._testing, which is for one version of Python; without it a wheel is for all.
+# Tests need fastmeta._testing, which is specific to a Python version; without it, a wheel is abi3.
 TESTING = os.environ.get("FASTMETA_TESTING", "on").lower() != "off"
 
 
@@ -29,7 +30,7 @@ def _cmake_program(name: str) -> str:
 
 
 class CMakeBuild(build_ext):
-    """One CMake build makes both modules; each is then copied where setuptools wants it."""
+    """Builds both modules in one CMake build, then copies them to where setuptools expects them."""
 
     def run(self) -> None:
         build = (ROOT / self.build_temp).resolve()
@@ -40,6 +41,9 @@ class CMakeBuild(build_ext):
                 "'apt-get install g++', or name it in the environment variable CXX."
             )
         cmake = _cmake_program("cmake")
+        nvcc = find_nvcc()
+        cuda = select_here(torch_cuda(torch), nvcc)
+        print(f"fastmeta: CUDA kernels: {', '.join(cuda.architectures) or 'none'} ({cuda.reason})")
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": _cmake_program("ninja"),
@@ -48,22 +52,24 @@ class CMakeBuild(build_ext):
             "FASTMETA_TORCH_DIR": str(torch),
             "FASTMETA_TORCH_VERSION": torch_version(torch),
             "FASTMETA_CUDA": os.environ.get("FASTMETA_CUDA", "auto").lower(),
+            "FASTMETA_CUDA_ARCHITECTURES": ";".join(cuda.architectures),
+            "FASTMETA_CUDA_REASON": cuda.reason,
             "FASTMETA_TESTING": "ON" if TESTING else "OFF",
             "FASTMETA_WERROR": os.environ.get("FASTMETA_WERROR", "OFF"),
         }
-        if "FASTMETA_CUDA_ARCHITECTURES" in os.environ:
-            options["FASTMETA_CUDA_ARCHITECTURES"] = os.environ["FASTMETA_CUDA_ARCHITECTURES"]
-        # A fresh configure: the isolated build environment of the last one is gone.
+        # Configured anew: the isolated build environment of the last build is gone.
         shutil.rmtree(build, ignore_errors=True)
         flags = [f"-D{key}={value}" for key, value in options.items()]
-        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
+        environment = {**os.environ, "CUDACXX": nvcc} if nvcc else None
+        configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *flags]
+        subprocess.run(configure, env=environment, check=True)
         subprocess.run([cmake, "--build", build], check=True)
         for extension in self.extensions:
             stem = extension.name.rpartition(".")[2]
             (built,) = build.glob(f"{stem}.*so")
             package = ROOT / "fastmeta" if self.inplace else Path(self.build_lib) / "fastmeta"
             package.mkdir(parents=True, exist_ok=True)
-            # Renamed into place: a running process keeps the old file.
+            # Replaced atomically: a running process keeps the old file.
             new = package / f".{built.name}.new"
             shutil.copy2(built, new)
             new.replace(package / built.name)

@@ -1,4 +1,4 @@
-"""An installed wheel works, outside the repository."""
+"""Checks an installed wheel, outside of the repository."""
 
 import torch
 

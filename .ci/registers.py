@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Keeps csrc/cuda/registers.md: what every CUDA kernel takes of a multiprocessor.
+"""Compares the registers and spills of the CUDA kernels in a build log with .ci/registers.md.
 
-NVCC_APPEND_FLAGS=-Xptxas=-v pip install --verbose --editable . 2>&1 | tee build.log
-python .ci/registers.py build.log            # compares; fails where a kernel takes more
-python .ci/registers.py build.log --write    # writes the table anew
+FASTMETA_CUDA=on NVCC_APPEND_FLAGS=-Xptxas=-v pip install -v -e . 2>&1 | tee build.log
+python .ci/registers.py build.log            # fails if a kernel needs more
+python .ci/registers.py build.log --write    # rewrites the table
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-TABLE = Path(__file__).resolve().parent.parent / "csrc/cuda/registers.md"
-MARGIN = 8  # registers a kernel may grow by; the GPU hands them out in eights
+TABLE = Path(__file__).resolve().parent / "registers.md"
+MARGIN = 8  # tolerated additional registers: GPUs allocate them in units of eight
 
-HEADING = """# What the CUDA kernels take
+HEADING = """# Registers and spills of the CUDA kernels
 
-Written by `.ci/registers.py` from the compiler's own report (ptxas, CUDA {release}); CI compares it
-with this table. For each GPU architecture: the registers of a thread and, where they do not
-suffice, the bytes it spills, as (stored + loaded). `shared` is a block's static shared memory, in
-bytes.
+Written by `.ci/registers.py` from the report of ptxas (CUDA {release}); CI compares builds with
+this table. For each GPU architecture: the registers per thread and, if there are spills, the bytes
+(stored + loaded). `shared` is the static shared memory per block, in bytes.
 
 """
 
 
 class Usage(NamedTuple):
-    """Of one kernel on one architecture."""
+    """The resources of one kernel on one architecture."""
 
     registers: int
     stored: int
@@ -53,7 +52,7 @@ CELL = re.compile(r"(\d+)(?: \((\d+) \+ (\d+)\))?")
 
 
 def own_names(symbols: list[str]) -> list[str]:
-    """Mangled names as the emulation says them: ``combine_kernel<float, 2>``."""
+    """Demangled names, as in the emulation: ``combine_kernel<float, 2>``."""
     run = subprocess.run(
         ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
     )
@@ -62,7 +61,7 @@ def own_names(symbols: list[str]) -> list[str]:
 
 
 def read_log(text: str) -> Table:
-    """The compiler's report, anywhere in a log."""
+    """The reports of ptxas in a build log."""
     found = list(ENTRY.finditer(text))
     table: Table = {}
     for name, m in zip(own_names([m["symbol"] for m in found]), found, strict=True):
@@ -74,7 +73,7 @@ def read_log(text: str) -> Table:
 
 
 def read_table(text: str) -> Table:
-    """What ``written`` wrote."""
+    """Parses a table that ``written`` formatted."""
     head, _, *lines = [line.strip("|").split("|") for line in text.splitlines() if line[:1] == "|"]
     table: Table = {}
     for name, shared, *cells in lines:
@@ -101,40 +100,40 @@ def written(table: Table, release: str) -> str:
     return HEADING.format(release=release) + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def complaints(new: Table, old: Table) -> list[str]:
-    """Where the build takes more than the table says, or the two have other kernels."""
-    said = [f"{name}: not in the table" for name in sorted(new.keys() - old.keys())]
-    said += [
+def regressions(new: Table, old: Table) -> list[str]:
+    """Kernels that need more than in the table, or are in only one of the build and the table."""
+    found = [f"{name}: not in the table" for name in sorted(new.keys() - old.keys())]
+    found += [
         f"{name}: in the table, but not in the build" for name in sorted(old.keys() - new.keys())
     ]
     for name in sorted(new.keys() & old.keys()):
         for architecture in sorted(new[name].keys() & old[name].keys()):
             now, then = new[name][architecture], old[name][architecture]
             more = {
-                "spills": now.stored > then.stored or now.loaded > then.loaded,
-                f"takes over {MARGIN} registers more": now.registers > then.registers + MARGIN,
-                "takes more shared memory": now.shared > then.shared,
+                "spills more": now.stored > then.stored or now.loaded > then.loaded,
+                f"needs over {MARGIN} more registers": now.registers > then.registers + MARGIN,
+                "needs more shared memory": now.shared > then.shared,
             }
-            said += [
+            found += [
                 f"{name}, sm_{architecture}: {what}: {now}, shared {now.shared}; "
                 f"in the table {then}, shared {then.shared}"
                 for what, is_so in more.items()
                 if is_so
             ]
-    return said
+    return found
 
 
 def cuda_release() -> str:
-    """Of the nvcc on PATH."""
+    """The CUDA release of the nvcc on PATH."""
     run = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
     release = re.search(r"release ([\d.]+)", run.stdout)
     if not release:
-        raise SystemExit(f"nvcc --version does not say its release: {run.stdout}")
+        raise SystemExit(f"no release in the output of nvcc --version: {run.stdout}")
     return release[1]
 
 
 def main() -> None:
-    """Compares or writes."""
+    """Compares the build log with the table, or writes the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -142,13 +141,13 @@ def main() -> None:
         "log", type=Path, help="output of a build with NVCC_APPEND_FLAGS=-Xptxas=-v"
     )
     parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--release", help="of CUDA; default: that of nvcc")
-    parser.add_argument("--write", action="store_true", help="write the table anew")
+    parser.add_argument("--release", help="CUDA release of the log; default: that of nvcc")
+    parser.add_argument("--write", action="store_true", help="rewrite the table")
     args = parser.parse_args()
     new = read_log(args.log.read_text())
     if not new:
         raise SystemExit(
-            f"{args.log} has no report of ptxas; build with NVCC_APPEND_FLAGS=-Xptxas=-v"
+            f"{args.log} contains no reports of ptxas; build with NVCC_APPEND_FLAGS=-Xptxas=-v"
         )
     release = args.release or cuda_release()
     if args.write:
@@ -156,16 +155,16 @@ def main() -> None:
         return
     text = args.table.read_text()
     if f"CUDA {release})" not in text:
-        print(f"registers: the table is of another compiler than CUDA {release}; not compared")
+        print(f"registers: the table is not for CUDA {release}; not compared")
         return
-    if said := complaints(new, read_table(text)):
-        print(*said, sep="\n")
+    if found := regressions(new, read_table(text)):
+        print(*found, sep="\n")
         print(
-            f"If this is as it should be: python .ci/registers.py {args.log} --write",
+            f"If this is intended: python .ci/registers.py {args.log} --write",
             file=sys.stderr,
         )
         raise SystemExit(1)
-    print(f"registers: {len(new)} kernels take no more than {args.table.name} says")
+    print(f"registers: {len(new)} kernels need no more than in {args.table.name}")
 
 
 if __name__ == "__main__":

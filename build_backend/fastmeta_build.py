@@ -1,9 +1,9 @@
-"""The PEP 517 build backend: setuptools', plus torch as a requirement only where there is none.
+"""PEP 517 build backend: setuptools, with torch as a build requirement if none is installed.
 
-Static ``requires = ["torch"]`` would download a second torch of several gigabytes into pip's
-isolated build environment, of whatever flavour is newest. The kernels use torch's stable ABI, so
-any installed torch from 2.11 on serves for the build; isolation hides it from ``import`` but its
-directory can still be found.
+With a static ``requires = ["torch"]``, pip would download another torch of several gigabytes, the
+newest CUDA build, into its isolated build environment. The kernels use torch's stable ABI, so any
+installed torch from 2.11 on can be built against. Isolation hides it from ``import``, but not its
+directory.
 """
 
 from __future__ import annotations
@@ -55,10 +55,21 @@ def find_torch() -> Path:
 
 def torch_version(torch: Path) -> str:
     """The version in ``torch/version.py``, read without importing torch."""
-    match = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
-    if match is None:
+    version = _assigned(torch, "__version__")
+    if version is None:
         raise SystemExit(f"no version found in {torch / 'version.py'}; reinstall torch.")
-    return match.group(1)
+    return version
+
+
+def torch_cuda(torch: Path) -> str | None:
+    """The CUDA version ``torch`` was built with; ``None`` for a build without CUDA."""
+    return _assigned(torch, "cuda")
+
+
+def _assigned(torch: Path, name: str) -> str | None:
+    text = (torch / "version.py").read_text()
+    match = re.search(rf"^{name}\b[^=\n]*= '([^']+)'", text, re.MULTILINE)
+    return match.group(1) if match else None
 
 
 def _torch_if_missing() -> list[str]:

@@ -1,54 +1,36 @@
 # Sets cuda_objects (empty without CUDA) and cuda_names (architectures, comma-separated).
 set(cuda_objects)
-set(cuda_hint "Install the CUDA toolkit (nvcc, cudart headers and libcudart_static) and put nvcc on "
-              "PATH or set CUDACXX, or build for the CPU alone with FASTMETA_CUDA=off.")
-string(CONCAT cuda_hint ${cuda_hint})
-
-if(NOT FASTMETA_CUDA MATCHES "^(auto|on|off)$")
-  message(FATAL_ERROR "FASTMETA_CUDA must be auto, on or off; got '${FASTMETA_CUDA}'.")
-endif()
-if(FASTMETA_CUDA STREQUAL "off")
-  message(STATUS "fastmeta: CUDA kernels are off (FASTMETA_CUDA=off)")
+if(FASTMETA_CUDA STREQUAL "off" OR NOT FASTMETA_CUDA_ARCHITECTURES)
   return()
 endif()
+
+# Without a working compiler: an error if CUDA was asked for, else a build for the CPU alone.
+function(cuda_unavailable problem)
+  string(CONCAT text "${problem} Install the CUDA toolkit (nvcc, cudart headers and libcudart_static) and "
+                     "put nvcc on PATH or set CUDACXX, or build for the CPU alone with FASTMETA_CUDA=off.")
+  if(FASTMETA_CUDA STREQUAL "on")
+    message(FATAL_ERROR "${text}")
+  endif()
+  message(STATUS "fastmeta: CUDA kernels: none. ${text}")
+  set(FASTMETA_CUDA_REASON "${problem}" PARENT_SCOPE)
+endfunction()
 
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  if(FASTMETA_CUDA STREQUAL "on")
-    message(FATAL_ERROR "FASTMETA_CUDA=on, but no working nvcc was found. ${cuda_hint}")
-  endif()
-  message(STATUS "fastmeta: no working nvcc was found, building for the CPU alone. ${cuda_hint}")
+  cuda_unavailable("nvcc does not compile.")
   return()
 endif()
-
 enable_language(CUDA)
 find_package(CUDAToolkit QUIET)
 if(NOT TARGET CUDA::cudart_static)
-  if(FASTMETA_CUDA STREQUAL "on")
-    message(FATAL_ERROR "nvcc was found, but not the static CUDA runtime. ${cuda_hint}")
-  endif()
-  message(STATUS "fastmeta: nvcc was found, but not the static CUDA runtime; building for the CPU "
-                 "alone. ${cuda_hint}")
+  cuda_unavailable("nvcc was found, but not the static CUDA runtime.")
   return()
 endif()
 
-# Keep the architectures this nvcc knows, with PTX of the last for GPUs to come.
-execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known_architectures)
-set(architectures)
-foreach(architecture IN LISTS FASTMETA_CUDA_ARCHITECTURES)
-  if(known_architectures MATCHES "compute_${architecture}[^0-9]")
-    list(APPEND architectures ${architecture})
-  else()
-    message(STATUS "fastmeta: this nvcc does not know sm_${architecture}; skipping it")
-  endif()
-endforeach()
-if(NOT architectures)
-  message(FATAL_ERROR "none of the GPU architectures '${FASTMETA_CUDA_ARCHITECTURES}' is known to "
-                      "${CMAKE_CUDA_COMPILER}. Set FASTMETA_CUDA_ARCHITECTURES, for example to 80.")
-endif()
-list(GET architectures -1 newest)
-list(TRANSFORM architectures APPEND "-real" OUTPUT_VARIABLE targets)
+# Machine code for each, and PTX of the last for GPUs to come.
+list(GET FASTMETA_CUDA_ARCHITECTURES -1 newest)
+list(TRANSFORM FASTMETA_CUDA_ARCHITECTURES APPEND "-real" OUTPUT_VARIABLE targets)
 list(APPEND targets "${newest}-virtual")
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
@@ -56,5 +38,5 @@ add_library(fastmeta_cuda OBJECT ${cuda_sources})
 target_include_directories(fastmeta_cuda PRIVATE csrc csrc/include)
 set_target_properties(fastmeta_cuda PROPERTIES CUDA_ARCHITECTURES "${targets}" CUDA_STANDARD 17)
 set(cuda_objects $<TARGET_OBJECTS:fastmeta_cuda>)
-list(JOIN architectures "," cuda_names)
+list(JOIN FASTMETA_CUDA_ARCHITECTURES "," cuda_names)
 message(STATUS "fastmeta: CUDA ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${cuda_names}, PTX ${newest}")

@@ -40,6 +40,7 @@ class BuildInfo:
         built_with_torch: torch version whose headers were used.
         cuda: version of nvcc, or ``None`` for a build without CUDA kernels.
         cuda_architectures: GPU architectures with machine code, such as ``("80", "90")``.
+        cuda_reason: why the build has these CUDA kernels or none, and how to compile others.
     """
 
     version: str
@@ -49,11 +50,12 @@ class BuildInfo:
     built_with_torch: str
     cuda: str | None
     cuda_architectures: tuple[str, ...]
+    cuda_reason: str
 
 
 def build_info() -> BuildInfo:
     """The facts of the compiled backend."""
-    isa, compiler, built_with, cuda, architectures = kernels.build_info().split(";")
+    isa, compiler, built_with, cuda, architectures, reason = kernels.build_info().split(";")
     return BuildInfo(
         version=metadata.version("fastmeta"),
         backend="compiled",
@@ -62,13 +64,14 @@ def build_info() -> BuildInfo:
         built_with_torch=built_with,
         cuda=cuda or None,
         cuda_architectures=tuple(architectures.split(",")) if architectures else (),
+        cuda_reason=reason,
     )
 
 
 @cache
 def kernel_devices() -> tuple[str, ...]:
     """The types of device there are kernels for: ``cpu``, and ``cuda`` in a build with CUDA."""
-    _, _, _, cuda, _ = kernels.build_info().split(";")
+    _, _, _, cuda, *_ = kernels.build_info().split(";")
     return ("cpu", "cuda") if cuda else ("cpu",)
 
 
@@ -83,7 +86,7 @@ def show_config() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "CPU kernels": f"{info.cpu_isa}, {torch.get_num_threads()} threads",
-        "CUDA kernels": cuda,
+        "CUDA kernels": f"{cuda} ({info.cuda_reason})",
         "GPUs": ", ".join(gpus) or "none found by torch",
     }
     for name, value in rows.items():

@@ -1,4 +1,4 @@
-// Memory in whole cache lines, handed out piece by piece and freed at once.
+// A cache-aligned bump allocator, freed as a whole.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace fastmeta::cpu::FM_ISA {
 template <class T>
 class Arena {
  public:
-  // Room for `size` elements in pieces of whole vectors; not initialised.
+  // `size` uninitialised elements; each piece taken must be a whole number of vectors.
   explicit Arena(int64_t size)
       : data_(static_cast<T*>(::operator new[](sizeof(T) * size, std::align_val_t(64)))),
         free_(data_.get()) {}

@@ -7,7 +7,7 @@
 
 namespace fastmeta::cpu::FM_ISA {
 
-// All lanes of a vector, or the first n of one that sticks out.
+// All lanes of a vector, or the first n of the last, partial one.
 template <class A>
 struct All {
   static constexpr int64_t n = kLanes<A>;
@@ -21,7 +21,7 @@ struct Some {
   void store(A* p, Vec<A> v) const { store_some(p, n, v); }
 };
 
-// body(lanes, c) for every vector of channels; c is its first.
+// Calls body(lanes, c) for every vector of channels; c is its first channel.
 template <class A, class Body>
 void each_vector(int64_t channels, const Body& body) {
   int64_t c = 0;
@@ -32,7 +32,7 @@ void each_vector(int64_t channels, const Body& body) {
 using First = std::integral_constant<int, 0>;
 using Second = std::integral_constant<int, 1>;
 
-// K sums a channel in two chains of A, which spill() moves to double before they grow long.
+// K sums per channel, in two accumulators of type A that spill() regularly adds to doubles.
 template <class A, int K>
 struct Sums {
   typedef double Wide __attribute__((vector_size(kLanes<A> * 8)));

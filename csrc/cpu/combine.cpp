@@ -4,7 +4,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-constexpr int64_t kBlock = 2048;  // columns summed at a time, in the first-level cache
+constexpr int64_t kBlock = 2048;  // columns summed at a time: they fit the L1 cache
 
 template <class T>
 void block(const CombineArgs& args, int64_t segment, int64_t begin, int64_t n, T* out) {

@@ -5,7 +5,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-// An output or the gradient in the input: sums over neighbours in `from`, a start for each group.
+// The output or the gradient of the input: sums over neighbours in `from`, initialised per group.
 template <class T>
 struct Correlation {
   const ConvShape& shape;
@@ -25,7 +25,7 @@ struct Correlation {
   }
 };
 
-// `kinds` of output pixels, each with its neighbours.
+// `kinds` of output pixels, which differ in their neighbours.
 template <class T>
 void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
                 const Parallel& parallel) {
@@ -34,7 +34,8 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
   int64_t weights_size = 0;
   for (size_t k = 0; k < kinds.size(); ++k) {
     const Neighbours& at = kinds[k];
-    cut(at, static_cast<int>(k), weights_size, c.shape.n, c.from.h, c.from.w, kBlock, blocks);
+    append_blocks(at, static_cast<int>(k), weights_size, c.shape.n, c.from.h, c.from.w, kBlock,
+                  blocks);
     weights_size += at.y.count * at.x.count * c.from.c * row;
   }
   Arena<T> arena(groups * size);
@@ -50,9 +51,9 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
       }
     }
   });
-  const int64_t count = static_cast<int64_t>(blocks.size()), pixels = most_pixels(blocks);
+  const int64_t count = static_cast<int64_t>(blocks.size()), pixels = max_pixels(blocks);
   const int64_t buffer_size = pixels * (row + 9 * c.from.c);
-  parallel.by_turns(groups * count, grain_of(kBlock * size), [&](const auto& next) {
+  parallel.dynamic(groups * count, grain_of(kBlock * size), [&](const auto& next) {
     Arena<T> own(buffer_size);
     T* buffer = own.take(buffer_size);
     for (int64_t item = next(); item < groups * count; item = next()) {
@@ -68,7 +69,7 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
 template <class T>
 void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel& parallel) {
   const int64_t groups = c.shape.groups, row = c.row(), from_row = padded<T>(c.from.c);
-  const int64_t matrix = c.from.c * row, size = winograd::kPlaces * matrix + row;
+  const int64_t matrix = c.from.c * row, size = winograd::kPositions * matrix + row;
   Arena<T> arena(groups * size);
   T* weights = arena.take(groups * size);
   parallel(groups, grain_of(size), [&](int64_t begin, int64_t end) {
@@ -83,11 +84,11 @@ void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel&
   });
   const winograd::Tiles tiles(c.to.h, c.to.w);
   const int64_t units = c.shape.n * tiles.count(), blocks = (units + kBlock - 1) / kBlock;
-  const int64_t buffer_size = kBlock * winograd::kPlaces * (from_row + row);
-  parallel.by_turns(groups * blocks, grain_of(kBlock * size), [&](const auto& next) {
+  const int64_t buffer_size = kBlock * winograd::kPositions * (from_row + row);
+  parallel.dynamic(groups * blocks, grain_of(kBlock * size), [&](const auto& next) {
     Arena<T> own(buffer_size);
-    T* inputs = own.take(kBlock * winograd::kPlaces * from_row);
-    T* sums = own.take(kBlock * winograd::kPlaces * row);
+    T* inputs = own.take(kBlock * winograd::kPositions * from_row);
+    T* sums = own.take(kBlock * winograd::kPositions * row);
     for (int64_t item = next(); item < groups * blocks; item = next()) {
       const int64_t image = item / blocks * c.shape.n, first = item % blocks * kBlock;
       const int64_t count = std::min(kBlock, units - first);
@@ -96,7 +97,7 @@ void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel&
         winograd::input_tile(c.from, image + n, y - 1, x - 1, inputs + i * from_row,
                              count * from_row);
       });
-      for (int k = 0; k < winograd::kPlaces; ++k)
+      for (int k = 0; k < winograd::kPositions; ++k)
         multiply<T, 1>(sums + k * count * row, count, c.to.c, zeros<T>(),
                        {{inputs + k * count * from_row, from_row, 1, start + row + k * matrix, row,
                          c.from.c}});

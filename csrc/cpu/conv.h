@@ -1,4 +1,4 @@
-// What the products of a convolution share: which method runs, and what a thread takes at once.
+// Shared by the convolution kernels: choice of the algorithm and work sizes.
 #pragma once
 
 #include "cpu/arena.h"
@@ -7,20 +7,20 @@
 
 namespace fastmeta::cpu::FM_ISA {
 
-constexpr int64_t kBlock = 48;  // pixels or tiles, whose numbers stay in the second-level cache
+constexpr int64_t kBlock = 48;  // pixels or tiles whose values fit the L2 cache
 
-// Whether Winograd's products, half as many again for the transforms, are fewer.
+// Whether Winograd's algorithm needs fewer products, counting its transforms as half as many again.
 inline bool by_winograd(const ConvShape& s) {
   if (s.stride != 1 || std::min(s.in, s.out) < 16) return false;
   const int64_t tiles = (s.h + 1) / 2 * ((s.w + 1) / 2);
   const int64_t neighbours = (3 * s.h - 2) * (3 * s.w - 2);
-  return 3 * winograd::kPlaces * tiles < 2 * neighbours;
+  return 3 * winograd::kPositions * tiles < 2 * neighbours;
 }
 
-// Pieces of so many multiply-adds that are worth a thread.
+// The grain, in items of `work` multiply-adds, that is worth a thread.
 inline int64_t grain_of(int64_t work) {
-  constexpr int64_t kLeast = int64_t{1} << 19;
-  return kLeast / std::clamp<int64_t>(work, 1, kLeast);
+  constexpr int64_t kMinWork = int64_t{1} << 19;
+  return kMinWork / std::clamp<int64_t>(work, 1, kMinWork);
 }
 
 }  // namespace fastmeta::cpu::FM_ISA

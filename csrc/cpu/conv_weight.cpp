@@ -4,32 +4,32 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-constexpr int64_t kMostChunks = 16;
+constexpr int64_t kMaxChunks = 16;
 
-// The gradients in weight and bias of all groups: partial sums over chunks of the pixels, which are
-// cut by sizes alone, are added in order. A part is `places` matrices (in, out) and the bias.
+// The gradients of weight and bias of all groups. Partial sums over chunks of pixels, whose bounds
+// depend on sizes alone, are added in order. A part is `positions` matrices (in, out) and the bias.
 template <class T>
 struct Sums {
   const ConvShape& shape;
-  int64_t places;
-  int64_t units;   // blocks of a group, shared out evenly among chunks
-  int64_t chunks;  // of a group
+  int64_t positions;
+  int64_t units;   // blocks per group, distributed evenly over the chunks
+  int64_t chunks;  // per group
   int64_t row = padded<T>(shape.out);
   int64_t matrix = shape.in * row;
-  int64_t part = places * matrix + row;
+  int64_t part = positions * matrix + row;
   Arena<T> arena{shape.groups * chunks * part};
   T* parts = arena.take(shape.groups * chunks * part);
 
-  Sums(const ConvShape& shape_, int64_t places_, int64_t units_, int64_t least)
+  Sums(const ConvShape& shape_, int64_t positions_, int64_t units_, int64_t min_units)
       : shape(shape_),
-        places(places_),
+        positions(positions_),
         units(units_),
-        chunks(std::clamp<int64_t>(units_ / least, 1, kMostChunks)) {}
+        chunks(std::clamp<int64_t>(units_ / min_units, 1, kMaxChunks)) {}
 
   int64_t begin(int64_t chunk) const { return units * (chunk % chunks) / chunks; }
   int64_t end(int64_t chunk) const { return units * (chunk % chunks + 1) / chunks; }
 
-  // Adds the parts of each group to its first.
+  // Adds the parts of each group to its first part.
   void add(const Parallel& parallel) const {
     if (chunks == 1) return;
     constexpr int64_t kPiece = 4096;
@@ -50,7 +50,7 @@ struct Sums {
   // Writes the bias of a group, and the weight from nine matrices.
   void write(const ConvWeightArgs& args, int64_t group, const T* nine) const {
     const int64_t in = shape.in, out = shape.out;
-    copy(parts + group * chunks * part + places * matrix, out,
+    copy(parts + group * chunks * part + positions * matrix, out,
          static_cast<T*>(args.dbias) + group * out);
     T* to = static_cast<T*>(args.dweight) + group * 9 * in * out;
     transpose<T>(
@@ -59,18 +59,18 @@ struct Sums {
   }
 };
 
-// bias += the sum of rows
+// bias += the sum of the rows.
 template <class T>
 void add_rows(const T* rows, int64_t row, int64_t count, int64_t out, T* bias) {
   static constexpr T kOne = 1;
   multiply<T, 1>(bias, 1, out, {bias, 0, 1}, {{&kOne, 0, 0, rows, row, count}});
 }
 
-// What a block's pixels add to some rows of the kernel, and to the bias with the first.
+// Adds a block's pixels to rows [first, end) of the 3x3 kernel and, with row 0, to the bias.
 template <class T>
 void add_block(const ConvShape& s, const Images<const T>& x, const Images<const T>& dy,
                int64_t image, const Block& b, int64_t first, int64_t end, const Sums<T>& sums,
-               T* part, T* rows, T* near) {
+               T* part, T* rows, T* gathered) {
   const Axis &v = b.at.y, &h = b.at.x;
   const int64_t n = b.first / v.size + image, y = b.first % v.size, run = h.count * s.in;
   const bool in_place = b.rows == 1 && s.out == sums.row;
@@ -82,11 +82,11 @@ void add_block(const ConvShape& s, const Images<const T>& x, const Images<const 
                     rows + (before + j) * sums.row);
     });
   for (int64_t k = std::max(first, v.skipped); k < std::min(end, v.skipped + v.count); ++k) {
-    const T* right = near;
+    const T* right = gathered;
     if (in_place)
       right = x.at(n, v.step * y + v.first + k - v.skipped, h.first);
     else
-      direct::gather(x, image, b, k - v.skipped, near, run);
+      direct::gather(x, image, b, k - v.skipped, gathered, run);
     T* to = part + (3 * k + h.skipped) * sums.matrix;
     multiply<T, 1>(to, run, s.out, {to, sums.row, 1},
                    {{right, 1, in_place ? h.step * s.in : run, left, sums.row, b.pixels()}});
@@ -100,18 +100,18 @@ void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
   const Images<const T> x{static_cast<const T*>(args.x), s.h, s.w, s.in};
   const Images<const T> dy{static_cast<const T*>(args.dy), s.out_h(), s.out_w(), s.out};
   std::vector<Block> blocks;
-  cut({reads_input(s.h, s.stride), reads_input(s.w, s.stride)}, 0, 0, s.n, s.h, s.w, kBlock,
-      blocks);
+  append_blocks({reads_input(s.h, s.stride), reads_input(s.w, s.stride)}, 0, 0, s.n, s.h, s.w,
+                kBlock, blocks);
   const Sums<T> sums(s, 9, static_cast<int64_t>(blocks.size()), 8);
-  const int64_t pixels = most_pixels(blocks), row = sums.row;
-  // Small images have one chunk only; the rows of the kernel are apart, too, where they are work.
+  const int64_t pixels = max_pixels(blocks), row = sums.row;
+  // Small images have a single chunk: with enough channels, kernel rows are separate work items.
   const int64_t slabs = s.in < 16 ? 1 : 3;
   const int64_t work = sums.units * kBlock / sums.chunks * 9 / slabs * sums.matrix;
   const int64_t items = s.groups * sums.chunks * slabs;
-  parallel.by_turns(items, grain_of(work), [&](const auto& next) {
+  parallel.dynamic(items, grain_of(work), [&](const auto& next) {
     Arena<T> own(pixels * (row + 3 * s.in));
     T* rows = own.take(pixels * row);
-    T* near = own.take(pixels * 3 * s.in);
+    T* gathered = own.take(pixels * 3 * s.in);
     for (int64_t item = next(); item < items; item = next()) {
       const int64_t chunk = item / slabs, first = item % slabs * 3 / slabs;
       T* part = sums.parts + chunk * sums.part;
@@ -119,7 +119,7 @@ void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
       if (first == 0) memset(part + 9 * sums.matrix, 0, sizeof(T) * row);
       for (int64_t k = sums.begin(chunk); k < sums.end(chunk); ++k)
         add_block(s, x, dy, chunk / sums.chunks * s.n, blocks[k], first, first + 3 / slabs, sums,
-                  part, rows, near);
+                  part, rows, gathered);
     }
   });
   sums.add(parallel);
@@ -136,13 +136,13 @@ void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
   const Images<const T> dy{static_cast<const T*>(args.dy), s.h, s.w, s.out};
   const winograd::Tiles tiles(s.h, s.w);
   const int64_t units = s.n * tiles.count();
-  const Sums<T> sums(s, winograd::kPlaces, units, 8 * kBlock);
+  const Sums<T> sums(s, winograd::kPositions, units, 8 * kBlock);
   const int64_t row = sums.row, in_row = padded<T>(s.in);
   const int64_t chunks = s.groups * sums.chunks;
-  parallel.by_turns(chunks, 1, [&](const auto& next) {
-    Arena<T> own(kBlock * winograd::kPlaces * (in_row + row));
-    T* inputs = own.take(kBlock * winograd::kPlaces * in_row);
-    T* outputs = own.take(kBlock * winograd::kPlaces * row);
+  parallel.dynamic(chunks, 1, [&](const auto& next) {
+    Arena<T> own(kBlock * winograd::kPositions * (in_row + row));
+    T* inputs = own.take(kBlock * winograd::kPositions * in_row);
+    T* outputs = own.take(kBlock * winograd::kPositions * row);
     for (int64_t chunk = next(); chunk < chunks; chunk = next()) {
       const int64_t image = chunk / sums.chunks * s.n;
       T* to = sums.parts + chunk * sums.part;
@@ -153,15 +153,15 @@ void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
           winograd::input_tile(x, image + n, ty - 1, tx - 1, inputs + i * in_row, count * in_row);
           winograd::gradient_tile(dy, image + n, ty, tx, outputs + i * row, count * row);
         });
-        for (int k = 0; k < winograd::kPlaces; ++k) {
-          T* place = to + k * sums.matrix;
+        for (int k = 0; k < winograd::kPositions; ++k) {
+          T* position = to + k * sums.matrix;
           multiply<T, 1>(
-              place, s.in, s.out, {place, row, 1},
+              position, s.in, s.out, {position, row, 1},
               {{inputs + k * count * in_row, 1, in_row, outputs + k * count * row, row, count}});
         }
-        // In the middle, the transform is the tile's sum.
+        // The element of A dy A' at (1, 1), position 5, is the sum of the tile.
         add_rows(outputs + 5 * count * row, row, count, s.out,
-                 to + winograd::kPlaces * sums.matrix);
+                 to + winograd::kPositions * sums.matrix);
       }
     }
   });

@@ -1,5 +1,5 @@
-// A convolution as matrix products of pixels' neighbours and weights, without the zeros around the
-// images. A long row of pixels is multiplied where it lies; short ones are gathered first.
+// Direct convolution as matrix products of neighbouring pixels and weights, skipping the padding.
+// Long rows of pixels are multiplied in place; short ones are gathered first (im2col).
 #pragma once
 
 #include "cpu/neighbours.h"
@@ -7,7 +7,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace direct {
 
-// The neighbours of a block's pixels in row k of them, a row of x.count * c numbers each.
+// Gathers kernel row k of the neighbours of a block's pixels: x.count * c elements per pixel.
 template <class T>
 void gather(const Images<const T>& from, int64_t image, const Block& block, int64_t k, T* to,
             int64_t to_row) {
@@ -19,12 +19,12 @@ void gather(const Images<const T>& from, int64_t image, const Block& block, int6
   });
 }
 
-// What a block's sums take from one group: weights in rows of `row`, a start for all pixels.
+// The weights of one group, in rows of `row` elements, and the initial value of every pixel's sum.
 template <class T>
 struct Weights {
   const T* rows;
   int64_t row;
-  int64_t neighbours;  // of a pixel in the middle, along x
+  int64_t neighbours;  // of an interior pixel, along x
   const T* start;
 
   const T* of(const Axis& y, const Axis& x, int64_t k, int64_t channels) const {
@@ -32,7 +32,7 @@ struct Weights {
   }
 };
 
-// Pixels times weights, to rows `to_row` apart.
+// Pixels times weights, into rows with stride `to_row`.
 template <class T>
 void multiply_rows(const T* from, int64_t from_row, int64_t from_y, int64_t count, const Block& b,
                    int64_t channels, const Weights<T>& w, T* to, int64_t to_row, int64_t columns) {
@@ -54,9 +54,9 @@ template <class T>
 void correlate(const Images<const T>& from, const Images<T>& to, int64_t image, const Block& b,
                const Weights<T>& w, T* buffer) {
   const Axis &y = b.at.y, &x = b.at.x;
-  const bool whole = w.row == to.c;  // no columns beyond the last channel
+  const bool whole = w.row == to.c;  // the channels fill their vectors
   const auto pixel = [&](int64_t i, int64_t row, int64_t j) {
-    return to.at(image + i, y.begin + y.apart * row, x.begin + x.apart * j);
+    return to.at(image + i, y.begin + y.spacing * row, x.begin + x.spacing * j);
   };
   const auto spread = [&](int64_t i, int64_t row, const T* sums) {
     for (int64_t j = 0; j < x.size; ++j) copy(sums + j * w.row, to.c, pixel(i, row, j));
@@ -66,15 +66,15 @@ void correlate(const Images<const T>& from, const Images<T>& to, int64_t image, 
       const T* source = from.at(image + i, y.step * row + y.first, x.first);
       T* sums = whole ? pixel(i, row, 0) : buffer;
       multiply_rows(source, x.step * from.c, from.w * from.c, x.size, b, from.c, w, sums,
-                    whole ? x.apart * to.c : w.row, to.c);
+                    whole ? x.spacing * to.c : w.row, to.c);
       if (!whole) spread(i, row, sums);
     });
     return;
   }
   const int64_t run = x.count * from.c, depth = y.count * run;
-  T* near = buffer + b.pixels() * w.row;
-  for (int64_t k = 0; k < y.count; ++k) gather(from, image, b, k, near + k * run, depth);
-  multiply_rows<T>(near, depth, run, b.pixels(), b, from.c, w, buffer, w.row, to.c);
+  T* gathered = buffer + b.pixels() * w.row;
+  for (int64_t k = 0; k < y.count; ++k) gather(from, image, b, k, gathered + k * run, depth);
+  multiply_rows<T>(gathered, depth, run, b.pixels(), b, from.c, w, buffer, w.row, to.c);
   b.each_row(
       [&](int64_t i, int64_t row, int64_t before) { spread(i, row, buffer + before * w.row); });
 }

@@ -1,4 +1,4 @@
-// Chooses the kernel table for the processor at hand.
+// Selects the kernel table for the present processor.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>

@@ -4,9 +4,9 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-// Rows are taken in tiles of kTile x kTile: 2 kTile loads feed kTile^2 multiply-adds.
+// Tiles of kTile x kTile rows: 2 kTile loads feed kTile^2 multiply-adds.
 constexpr int64_t kTile = 4;
-// Columns staged at a time, so that the tiles of one block find their rows in cache.
+// Columns per block, so that the rows of a block stay in cache for all its tiles.
 constexpr int64_t kBlock = 1024;
 
 template <class A>
@@ -16,7 +16,7 @@ struct Rows {
   const A* operator[](int64_t i) const { return data + i * stride; }
 };
 
-// partial[i, j] += <row_i, row_j> for one tile; rows past the last are never touched.
+// partial[i, j] += <row_i, row_j> for one tile; rows past the last are never accessed.
 template <class A, int64_t NI, int64_t NJ>
 void tile(Rows<A> rows, int64_t i0, int64_t j0, int64_t n, double* partial, int64_t tasks) {
   Vec<A> acc[NI][NJ] = {};
@@ -75,7 +75,7 @@ void block(Rows<A> rows, int64_t tasks, int64_t n, double* partial) {
     }
 }
 
-// 16-bit rows are widened once a block rather than once a tile.
+// 16-bit rows are widened once per block rather than once per tile.
 template <class T>
 void widen_block(const Matrix& g, int64_t begin, int64_t n, float* staged) {
   for (int64_t i = 0; i < g.rows; ++i) {

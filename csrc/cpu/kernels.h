@@ -1,4 +1,4 @@
-// The vectorised CPU kernels, compiled once per instruction set and chosen at run time.
+// The vectorised CPU kernels, compiled once per instruction set and selected at run time.
 #pragma once
 
 #include "fastmeta/combine.h"
@@ -13,27 +13,16 @@ namespace fastmeta::cpu {
 
 struct Kernels {
   const char* isa;
-  void (*gram)(const GramArgs&, const Parallel&);
-  void (*row_similarity)(const RowSimilarityArgs&, const Parallel&);
-  void (*mean_similarity)(const MeanSimilarityArgs&, const Parallel&);
-  void (*combine)(const CombineArgs&, const Parallel&);
-  void (*inner_step)(const StepArgs&, const Parallel&);
-  void (*hvp_perturb)(const PerturbArgs&, const Parallel&);
-  void (*hvp_difference)(const DifferenceArgs&, const Parallel&);
-  void (*mlp_step)(const MlpArgs&, const Parallel&);
-  void (*conv_forward)(const ConvForwardArgs&, const Parallel&);
-  void (*conv_input)(const ConvInputArgs&, const Parallel&);
-  void (*conv_weight)(const ConvWeightArgs&, const Parallel&);
-  void (*norm_forward)(const NormForwardArgs&, const Parallel&);
-  void (*norm_backward)(const NormBackwardArgs&, const Parallel&);
-  void (*norm_second)(const NormSecondArgs&, const Parallel&);
+#define FM_KERNEL(name, Args) void (*name)(const Args&, const Parallel&);
+#include "cpu/kernels.inc"
+#undef FM_KERNEL
 };
 
-// The table of one instruction set ("baseline", "avx2", "avx512"); null where the processor or the
-// build lacks it.
+// The table of one instruction set ("baseline", "avx2", "avx512"); null if the processor or the
+// build does not support it.
 const Kernels* kernels_for(const char* isa);
 
-// The best table of this processor, or the one FASTMETA_CPU_ISA names; chosen once.
+// The best table for this processor, or the one that FASTMETA_CPU_ISA names; selected once.
 const Kernels& kernels();
 
 }  // namespace fastmeta::cpu

@@ -24,15 +24,15 @@ int64_t padded(int64_t width) {
 template <class T>
 struct Factors {
   const T* a;
-  int64_t a_row;  // elements from one row of A to the next
-  int64_t a_col;  // and from one column to the next
+  int64_t a_row;  // row stride of A
+  int64_t a_col;  // and its column stride
   const T* b;
   int64_t b_row;
   int64_t depth;
 };
 
-// body(integral constants 0 to N - 1). In a plain loop, GCC copies arrays of sums from registers to
-// the stack and back at both ends.
+// Calls body with the integral constants 0 to N - 1. Around a plain loop, GCC spills arrays of sums
+// from registers to the stack.
 #define FM_INLINE __attribute__((always_inline))
 
 template <class Body, int... I>
@@ -59,8 +59,8 @@ FM_INLINE inline void add_product(const Factors<T>& f, int64_t row, int64_t col,
   }
 }
 
-// What is added to the sums, perhaps C itself: elements from one row and from one column to the
-// next, 0 if they are one.
+// The initial value of the sums, possibly C itself, with its row and column strides (0 to
+// broadcast).
 template <class T>
 struct Start {
   const T* at;
@@ -121,7 +121,7 @@ void last_columns(const Product<T, N>& p, int64_t rows, int64_t col, int64_t vec
   }
 }
 
-// Every column up to the padding of `columns`, to rows of C so far apart.
+// Every column up to the padding of `columns`, into rows of C with stride c_row.
 template <class T, int N>
 void multiply(T* c, int64_t c_row, int64_t rows, int64_t columns, const Start<T>& start,
               const Factors<T> (&factors)[N]) {
@@ -144,7 +144,7 @@ inline Vec<T> interleave(Vec<T> x, Vec<T> y, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(x, y, (I % 2 * n + Half * n / 2 + I / 2)...);
 }
 
-// A square of kLanes vectors: log2(kLanes) perfect shuffles of its rows transpose it.
+// Transposes a square of kLanes vectors by log2(kLanes) perfect shuffles of its rows.
 template <class T>
 inline void transpose_square(Vec<T> (&v)[kLanes<T>]) {
   constexpr int n = static_cast<int>(kLanes<T>);
@@ -159,8 +159,8 @@ inline void transpose_square(Vec<T> (&v)[kLanes<T>]) {
   }
 }
 
-// Element j of row i, from(i), goes to element i of row j, to(j), whose `width` first elements are
-// written: those from `rows` on with zeros.
+// Copies element j of row i, from(i), to element i of row j, to(j). The first `width` elements of
+// each target row are written, those from `rows` on with zeros.
 template <class T, class From, class To>
 void transpose(int64_t rows, int64_t columns, int64_t width, const From& from, const To& to) {
   constexpr int64_t n = kLanes<T>;
@@ -176,7 +176,7 @@ void transpose(int64_t rows, int64_t columns, int64_t width, const From& from, c
     }
 }
 
-// Both with padded rows.
+// The same for matrices with padded rows.
 template <class T>
 void transpose(const T* from, int64_t rows, int64_t columns, T* to) {
   const int64_t from_row = padded<T>(columns), to_row = padded<T>(rows);

@@ -23,7 +23,7 @@ Network describe(const MlpArgs& args) {
     if (l > 0) net.by_output += by_output;
     net.largest = std::max(net.largest, by_output);
     net.units += row;
-    net.widest = std::max(net.widest, row);
+    net.max_width = std::max(net.max_width, row);
   }
   return net;
 }
@@ -36,7 +36,7 @@ void order_by_output(const Network& net, const Weights<T>& w) {
   }
 }
 
-// The initialisation, which all tasks share, in padded order.
+// The initialisation, shared by all tasks, in the padded layout.
 template <class T>
 void read_weights(const MlpArgs& args, const Network& net, const Weights<T>& w) {
   Arena<T> arena(net.largest);
@@ -53,7 +53,7 @@ void read_weights(const MlpArgs& args, const Network& net, const Weights<T>& w) 
   order_by_output(net, w);
 }
 
-// Padded numbers by input -> torch's order, without gaps; scratch holds the largest layer.
+// From the padded by-input layout to torch's dense one; scratch holds the largest layer.
 template <class T>
 void write_row(const Network& net, const T* by_input, T scale, T* scratch, T* row) {
   for (const Layer& layer : net.layers) {
@@ -68,14 +68,14 @@ void write_row(const Network& net, const T* by_input, T scale, T* scratch, T* ro
   }
 }
 
-// to = from + scale * move.
+// to = from + scale * delta.
 template <class T>
-void add_scaled(const T* from, T scale, const T* move, int64_t size, T* to) {
+void add_scaled(const T* from, T scale, const T* delta, int64_t size, T* to) {
   for (int64_t i = 0; i < size; i += kLanes<T>)
-    store(to + i, load(from + i) + scale * load(move + i));
+    store(to + i, load(from + i) + scale * load(delta + i));
 }
 
-// The meta-step of one task after the other, in memory of its own.
+// Runs the meta-step of one task after the other in its own memory.
 template <class T>
 class Worker {
  public:
@@ -83,10 +83,10 @@ class Worker {
       : args_(args),
         net_(net),
         start_(start),
-        most_(std::max(args.support.n, args.query.n)),
+        max_examples_(std::max(args.support.n, args.query.n)),
         kept_(args.exact ? args.steps : std::min<int64_t>(args.steps, 1)),
         arena_((kept_ + 1) * (net.by_input + net.by_output) + 3 * net.by_input + net.largest +
-               tapes() * 4 * tape_size() + 2 * tape_size() + most_ * net.widest) {
+               tapes() * 4 * tape_size() + 2 * tape_size() + max_examples_ * net.max_width) {
     for (int64_t k = 0; k < kept_; ++k) weights_.push_back(new_weights());
     for (int64_t k = 0; k < tapes(); ++k)
       tapes_.push_back({new_tape(), new_tape(), args.exact && k < args.steps ? new_tape() : nullptr,
@@ -95,7 +95,7 @@ class Worker {
     grad_ = arena_.take_zeros(net.by_input);
     inner_ = arena_.take_zeros(net.by_input);
     scratch_ = arena_.take_zeros(net.largest);
-    motion_ = {new_tape(), new_tape(), arena_.take_zeros(most_ * net.widest)};
+    tangent_ = {new_tape(), new_tape(), arena_.take_zeros(max_examples_ * net.max_width)};
   }
 
   void run(int64_t task) {
@@ -125,13 +125,13 @@ class Worker {
   }
 
  private:
-  // v <- v - lr H_k v from the last step to the first.
+  // The reverse sweep: v <- v - lr H_k v from the last step to the first.
   void pull_back(const Data<T>& support, T rate) {
     for (int64_t k = args_.steps; k-- > 0;) {
       order_by_output(net_, direction_);
-      r_forward(net_, weights(k), direction_, support, tape(k), motion_);
-      r_loss(net_, support, tape(k), motion_);
-      r_backward(net_, weights(k), direction_, support, tape(k), motion_, grad_);
+      r_forward(net_, weights(k), direction_, support, tape(k), tangent_);
+      r_loss(net_, support, tape(k), tangent_);
+      r_backward(net_, weights(k), direction_, support, tape(k), tangent_, grad_);
       add_scaled(direction_.by_input, -rate, grad_, net_.by_input, direction_.by_input);
     }
   }
@@ -143,12 +143,12 @@ class Worker {
     return value;
   }
 
-  // After k inner steps. First order needs only the latest.
+  // After k inner steps; first order keeps the latest only.
   const Weights<T>& weights(int64_t k) const {
     return k == 0 ? start_ : weights_[args_.exact ? k - 1 : 0];
   }
-  // Of the evaluation before inner step k, or of the query set. Each keeps one number of examples,
-  // so that its padding stays zero.
+  // Of the evaluation before inner step k, or of the query set. A tape always holds the same number
+  // of examples, so its padding stays zero.
   const Tape<T>& tape(int64_t k) const {
     return tapes_[args_.exact || k < args_.steps ? (args_.exact ? k : 0) : 1];
   }
@@ -177,7 +177,7 @@ class Worker {
     return size;
   }
 
-  int64_t tape_size() const { return most_ * net_.units; }
+  int64_t tape_size() const { return max_examples_ * net_.units; }
   T* new_tape() { return arena_.take_zeros(tape_size()); }
   Weights<T> new_weights() {
     T* by_input = arena_.take_zeros(net_.by_input);
@@ -187,8 +187,8 @@ class Worker {
   const MlpArgs& args_;
   const Network& net_;
   const Weights<T>& start_;
-  const int64_t most_;  // examples of a set
-  const int64_t kept_;  // sets of fast weights
+  const int64_t max_examples_;  // per support or query set
+  const int64_t kept_;          // sets of fast weights
   Arena<T> arena_;
   std::vector<Weights<T>> weights_;
   std::vector<Tape<T>> tapes_;
@@ -196,7 +196,7 @@ class Worker {
   T* grad_;
   T* inner_;
   T* scratch_;
-  Motion<T> motion_;
+  Tangent<T> tangent_;
 };
 
 template <class T>

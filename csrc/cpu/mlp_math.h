@@ -1,4 +1,4 @@
-// Exponentials on vectors.
+// Vectorised exponentials.
 #pragma once
 
 #include "cpu/simd.h"
@@ -15,7 +15,7 @@ struct Format<float> {
   static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
   // n * kLn2High is exact for every exponent n.
   static constexpr float kRound = 0x1.8p23f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
-  static constexpr float kLowest = -87.0f, kHighest = 88.0f;
+  static constexpr float kMinInput = -87.0f, kMaxInput = 88.0f;
 };
 template <>
 struct Format<double> {
@@ -23,7 +23,7 @@ struct Format<double> {
   static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
   static constexpr double kRound = 0x1.8p52, kLn2High = 0x1.62e42fefap-1,
                           kLn2Low = 0x1.cf79abc9e3b3ap-40;
-  static constexpr double kLowest = -708.0, kHighest = 709.0;
+  static constexpr double kMinInput = -708.0, kMaxInput = 709.0;
 };
 template <class T>
 struct IntVecOf {
@@ -37,13 +37,13 @@ struct Exponential {
   Vec<T> rest;
 };
 
-// x is kept where neither power nor its inverse overflows; NaN stays NaN.
+// x is clamped so that neither power nor its inverse overflows; NaN stays NaN.
 template <class T>
 inline Exponential<T> exponential(Vec<T> x) {
   using F = Format<T>;
   using Ints = typename IntVecOf<T>::type;
-  x = x < splat<T>(F::kLowest) ? splat<T>(F::kLowest) : x;
-  x = x > splat<T>(F::kHighest) ? splat<T>(F::kHighest) : x;
+  x = x < splat<T>(F::kMinInput) ? splat<T>(F::kMinInput) : x;
+  x = x > splat<T>(F::kMaxInput) ? splat<T>(F::kMaxInput) : x;
   // Adding kRound leaves round(x / ln 2) in the lowest bits.
   const Vec<T> shifted = x * static_cast<T>(1.4426950408889634) + F::kRound;
   const Vec<T> n = shifted - F::kRound;
@@ -73,7 +73,7 @@ inline Vec<T> expm1_of(Vec<T> x) {
 template <class T>
 inline Vec<T> tanh_of(Vec<T> x) {
   const Vec<T> size = x < 0 ? -x : x;
-  // tanh is 1 to rounding beyond 20, where e^2x would overflow later on.
+  // Beyond 20 tanh rounds to 1, and e^2x would eventually overflow.
   const Vec<T> e = expm1_of<T>(2 * (size > 20 ? splat<T>(20) : size));
   const Vec<T> value = e / (e + 2);
   return x < 0 ? -value : value;

@@ -11,7 +11,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace mlp {
 
-// Sizes of a layer, and where its numbers begin in the padded buffers.
+// Sizes of a layer, and its offsets in the padded buffers.
 struct Layer {
   int64_t in;
   int64_t out;
@@ -29,11 +29,11 @@ struct Network {
   int64_t by_input = 0;  // totals
   int64_t by_output = 0;
   int64_t units = 0;
-  int64_t widest = 0;
+  int64_t max_width = 0;
   int64_t largest = 0;  // padded weight (out, in) of any layer
 };
 
-// Parameters, or a direction in their space. Products need the weights in both orders.
+// Parameters, or a direction in parameter space. Products need the weights in both layouts.
 template <class T>
 struct Weights {
   T* by_input;
@@ -48,14 +48,14 @@ struct Data {
   int64_t n;
 };
 
-// What one evaluation leaves for its gradient and for the R-operator; (n, row) for every layer.
+// What an evaluation stores for its gradient and for the R-operator; (n, row) per layer.
 template <class T>
 struct Tape {
-  T* out;    // activations; outputs for the last layer
-  T* slope;  // of the activations; the probabilities of cross-entropy for the last layer
-  T* bend;   // second derivative, times the gradient in the activation after backward; null if no
-             // R-operator follows, and not filled where it is zero, as for ReLU
-  T* delta;  // gradient in what the activation is applied to
+  T* out;     // activations; outputs for the last layer
+  T* first;   // derivative of the activations; for the last layer, cross-entropy's probabilities
+  T* second;  // second derivative, multiplied by the activation's gradient in backward; null
+              // without an R-operator to follow, and not written where it is zero (ReLU)
+  T* delta;   // gradient of the pre-activations
 };
 
 template <class T>
@@ -74,9 +74,9 @@ void forward(const Network& net, const Weights<T>& w, const Data<T>& data, const
         for (int64_t i = 0; i < data.n * layer.row; i += kLanes<T>) {
           const auto c = curve<decltype(f)::value, VectorMath<T>>(load(out + i));
           store(out + i, c.value);
-          store(tape.slope + at + i, c.slope);
-          if (decltype(f)::value != Activation::relu && tape.bend)
-            store(tape.bend + at + i, c.bend);
+          store(tape.first + at + i, c.first);
+          if (decltype(f)::value != Activation::relu && tape.second)
+            store(tape.second + at + i, c.second);
         }
       });
     from = out;
@@ -100,7 +100,7 @@ void scale_by(const T* a, const T* b, int64_t size, T* to) {
   for (int64_t i = 0; i < size; i += kLanes<T>) store(to + i, load(a + i) * load(b + i));
 }
 
-// The gradient of the mean loss, from the last layer's delta in the tape, into `grad` by input.
+// The gradient of the mean loss, from the last layer's delta, into `grad` (by-input layout).
 template <class T>
 void backward(const Network& net, const Weights<T>& w, const Data<T>& data, const Tape<T>& tape,
               T* grad) {
@@ -122,15 +122,15 @@ void backward(const Network& net, const Weights<T>& w, const Data<T>& data, cons
     multiply<T, 1>(d, data.n, layer.in, zeros<T>(),
                    {{delta, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out}});
     const int64_t size = data.n * before.row;
-    if (before.activation != Activation::relu && tape.bend)
-      scale_by(tape.bend + at, d, size, tape.bend + at);
-    scale_by(d, tape.slope + at, size, d);
+    if (before.activation != Activation::relu && tape.second)
+      scale_by(tape.second + at, d, size, tape.second + at);
+    scale_by(d, tape.first + at, size, d);
   }
 }
 
-// How outputs and deltas move along a direction; scratch holds one padded layer.
+// Tangents of outputs and deltas along a direction; scratch holds one padded layer.
 template <class T>
-struct Motion {
+struct Tangent {
   T* out;
   T* delta;
   T* scratch;
@@ -138,59 +138,60 @@ struct Motion {
 
 template <class T>
 void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, const Data<T>& data,
-               const Tape<T>& tape, const Motion<T>& r) {
+               const Tape<T>& tape, const Tangent<T>& r) {
   for (size_t l = 0; l < net.layers.size(); ++l) {
     const Layer& layer = net.layers[l];
     const int64_t at = data.n * layer.units;
-    const T* move = v.by_input + layer.by_input;
-    const T* bias = move + layer.in * layer.row;
+    const T* direction = v.by_input + layer.by_input;
+    const T* bias = direction + layer.in * layer.row;
     T* out = r.out + at;
     if (l == 0) {
       multiply<T, 1>(out, data.n, layer.out, {bias, 0, 1},
-                     {{data.x, layer.in, 1, move, layer.row, layer.in}});
+                     {{data.x, layer.in, 1, direction, layer.row, layer.in}});
     } else {
       const int64_t from = data.n * net.layers[l - 1].units, row = net.layers[l - 1].row;
       multiply<T, 2>(out, data.n, layer.out, {bias, 0, 1},
-                     {{tape.out + from, row, 1, move, layer.row, layer.in},
+                     {{tape.out + from, row, 1, direction, layer.row, layer.in},
                       {r.out + from, row, 1, w.by_input + layer.by_input, layer.row, layer.in}});
     }
     if (l + 1 == net.layers.size()) return;
     const int64_t size = data.n * layer.row;
-    if (layer.activation != Activation::relu) scale_by(out, tape.bend + at, size, r.delta + at);
-    scale_by(out, tape.slope + at, size, out);
+    if (layer.activation != Activation::relu) scale_by(out, tape.second + at, size, r.delta + at);
+    scale_by(out, tape.first + at, size, out);
   }
 }
 
-// The Hessian of the mean loss times v, into `product` by input.
+// The Hessian of the mean loss times v, into `product` (by-input layout).
 template <class T>
 void r_backward(const Network& net, const Weights<T>& w, const Weights<T>& v, const Data<T>& data,
-                const Tape<T>& tape, const Motion<T>& r, T* product) {
+                const Tape<T>& tape, const Tangent<T>& r, T* product) {
   for (size_t l = net.layers.size(); l-- > 0;) {
     const Layer& layer = net.layers[l];
     const T* delta = tape.delta + data.n * layer.units;
-    const T* move = r.delta + data.n * layer.units;
+    const T* d_tangent = r.delta + data.n * layer.units;
     T* g = product + layer.by_input;
-    if (layer.bias) sum_rows(move, data.n, layer.row, g + layer.in * layer.row);
+    if (layer.bias) sum_rows(d_tangent, data.n, layer.row, g + layer.in * layer.row);
     if (l == 0) {
       multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
-                     {{data.x, 1, layer.in, move, layer.row, data.n}});
+                     {{data.x, 1, layer.in, d_tangent, layer.row, data.n}});
       return;
     }
     const Layer& before = net.layers[l - 1];
     const int64_t at = data.n * before.units;
     multiply<T, 2>(g, layer.in, layer.out, zeros<T>(),
-                   {{tape.out + at, 1, before.row, move, layer.row, data.n},
+                   {{tape.out + at, 1, before.row, d_tangent, layer.row, data.n},
                     {r.out + at, 1, before.row, delta, layer.row, data.n}});
-    const bool bent = before.activation != Activation::relu;  // r_forward left its part in r.delta
-    T* moved = bent ? r.scratch : r.delta + at;
-    multiply<T, 2>(moved, data.n, layer.in, zeros<T>(),
-                   {{move, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
+    // For these, r_forward wrote its part to r.delta.
+    const bool curved = before.activation != Activation::relu;
+    T* sum = curved ? r.scratch : r.delta + at;
+    multiply<T, 2>(sum, data.n, layer.in, zeros<T>(),
+                   {{d_tangent, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
                     {delta, layer.row, 1, v.by_output + layer.by_output, before.row, layer.out}});
     const int64_t size = data.n * before.row;
-    scale_by(moved, tape.slope + at, size, moved);
-    if (bent)
+    scale_by(sum, tape.first + at, size, sum);
+    if (curved)
       for (int64_t i = at; i < at + size; i += kLanes<T>)
-        store(r.delta + i, load(r.delta + i) + load(moved + i - at));
+        store(r.delta + i, load(r.delta + i) + load(sum + i - at));
   }
 }
 

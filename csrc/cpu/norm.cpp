@@ -10,8 +10,8 @@ double pixels_of(const Runs<false>& runs, int64_t chunk) {
   return static_cast<double>(std::min(each, runs.pixels - chunk % runs.chunks * each));
 }
 
-// A centre near the chunk's mean, and the sums of differences to it and of their squares, (3, c):
-// they lose no digits however far the mean is from zero.
+// A shift near the chunk's mean, and the sums of the shifted values and of their squares, (3, c):
+// exact to rounding however far the mean is from zero.
 template <class T>
 void chunk_moments(const Runs<false>& runs, int64_t chunk, const T* input, double* out) {
   const int64_t begin = runs.begin(chunk), end = runs.end(chunk);

@@ -1,4 +1,4 @@
-// What the norm kernels share: the constants of all channels, and the loops over runs and channels.
+// Shared by the norm kernels: per-channel constants, and the loops over runs and channels.
 #pragma once
 
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace fastmeta::cpu::FM_ISA {
 
-// body(lanes, c, gc, run) for every run and vector of channels; gc is its first among the channels
-// of all groups.
+// Calls body(lanes, c, gc, run) for every run and vector of channels; c is its first channel, gc
+// the same counted through all groups.
 template <class T, bool kPool, class Body>
 void each_run(const Runs<kPool>& runs, const Parallel& parallel, const Body& body) {
   parallel(runs.groups * runs.chunks, 1, [&](int64_t begin, int64_t end) {
@@ -20,8 +20,8 @@ void each_run(const Runs<kPool>& runs, const Parallel& parallel, const Body& bod
   });
 }
 
-// K sums a channel, (K, groups, c): body(sums, lanes, c, gc, run) adds those of a run. Added up in
-// the order of the chunks, whoever ran them.
+// K sums per channel, (K, groups, c): body(sums, lanes, c, gc, run) adds a run. Chunks are summed
+// in order, whichever threads ran them.
 template <class T, int K, bool kPool, class Body>
 std::vector<double> channel_sums(const Runs<kPool>& runs, const Parallel& parallel,
                                  const Body& body) {
@@ -47,7 +47,7 @@ std::vector<double> channel_sums(const Runs<kPool>& runs, const Parallel& parall
   return totals;
 }
 
-// K constants a channel, (K, groups * c), for vectors of channels.
+// K constants per channel, (K, groups * c), loaded as vectors of channels.
 template <class T, int K>
 struct Constants {
   int64_t channels;
@@ -60,7 +60,7 @@ struct Constants {
   }
 };
 
-// The block's constants of all groups' channels.
+// The statistics and weights of all channels of all groups.
 template <class T>
 struct Norm {
   const NormInput& in;
@@ -87,7 +87,7 @@ struct Norm {
   }
 };
 
-// The kernel from name<T, kPool>(args, parallel).
+// Defines the kernel norm_<name>, which dispatches to name<T, kPool>(args, parallel).
 #define FM_NORM(name, Args)                                                            \
   void norm_##name(const Args& args, const Parallel& parallel) {                       \
     const bool wide = args.in.dtype == DType::f64;                                     \

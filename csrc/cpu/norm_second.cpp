@@ -4,7 +4,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-// u, u d, dy, dy d, u dy; the last three are zero without dz.
+// Sums of u, u d, dy, dy d and u dy; the last three are zero without dz.
 template <class T, bool kPool>
 std::vector<double> second_sums(const NormSecondArgs& args, const Norm<T>& norm,
                                 const Runs<kPool>& runs, const Parallel& parallel) {

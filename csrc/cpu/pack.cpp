@@ -6,8 +6,8 @@
 namespace fastmeta::cpu {
 
 void pack(const Copy* copies, int64_t count, const Parallel& parallel) {
-  constexpr int64_t kGrain = 1 << 16;        // bytes worth a thread's while
-  std::vector<int64_t> first(count + 1, 0);  // in one long line of bytes
+  constexpr int64_t kGrain = 1 << 16;        // minimum bytes per thread
+  std::vector<int64_t> first(count + 1, 0);  // offsets in the concatenation of all copies
   for (int64_t k = 0; k < count; ++k) first[k + 1] = first[k] + copies[k].bytes;
   parallel(first.back(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < count; ++k) {

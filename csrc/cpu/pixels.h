@@ -1,5 +1,4 @@
-// The pixels of channels-last images in runs, and the ways from a run through ReLU and pooling and
-// back.
+// Runs of pixels of channels-last images, and ReLU with pooling over a run, forward and backward.
 #pragma once
 
 #include <algorithm>
@@ -19,14 +18,15 @@ struct Affine {
   Vec<T> y(Vec<T> d) const { return slope * d + bias; }
 };
 
-// The pixels in runs, short enough for sums in T: with pooling, two rows of an image (or its last
-// one, if rows are odd). Runs, and chunks of runs, are numbered through all groups and have pixels
-// of one group only.
+// Splits the pixels into runs, short enough for sums in T: with pooling, two rows of an image (or
+// the last one, if their number is odd). Runs and chunks of runs are numbered through all groups,
+// and none crosses a group.
 template <bool kPool>
 struct Runs {
   static constexpr int64_t kPixels = 128;
   int64_t groups, w, c, rows, bands;
-  int64_t pixels, count, chunk, chunks;  // of a group: pixels, runs, runs of a chunk, chunks
+  int64_t pixels, count, chunk,
+      chunks;  // per group: pixels, runs; runs per chunk; chunks per group
 
   explicit Runs(const NormInput& in)
       : groups(in.groups),
@@ -35,22 +35,24 @@ struct Runs {
         rows(in.h),
         bands((in.h + 1) / 2),
         pixels(in.n * in.h * in.w) {
-    constexpr int64_t kWorthwhile = 32768;  // elements of a chunk, a thread's unit of work
+    constexpr int64_t kWorthwhile =
+        32768;  // minimum elements per chunk, the unit of work of a thread
     count = kPool ? in.n * bands : (pixels + kPixels - 1) / kPixels;
     chunk = kWorthwhile / ((kPool ? 2 * w : kPixels) * c) + 1;
     chunks = (count + chunk - 1) / chunk;
   }
-  // From the first pixel of a pooling window to its pixel k, in row order.
+  // Offset from the first pixel of a pooling window to its pixel k, in row order.
   int64_t in_window(int64_t k) const { return (k / 2 * w + k % 2) * c; }
-  // Of a run without pooling.
+  // The first pixel of a run without pooling.
   int64_t first_pixel(int64_t run) const { return run / count * pixels + run % count * kPixels; }
-  // The first run of chunk k, and the one after its last.
+  // The runs of chunk k are [begin(k), end(k)).
   int64_t begin(int64_t k) const { return k / chunks * count + k % chunks * chunk; }
   int64_t end(int64_t k) const { return std::min(begin(k) + chunk, (k / chunks + 1) * count); }
 };
 
-// body(at, d, dy, chain) for every pixel of a run: its element, its difference to the mean, and the
-// gradient of its y. All pointers are those of the first channel of the lanes; dz may be null.
+// Calls body(at, d, dy, chain) for every pixel of a run: its offset, its difference to the mean,
+// the gradient of its y, and the accumulator to use. Pointers are those of the first channel of the
+// lanes; dz may be null.
 template <class T, class Lanes, class Body>
 [[gnu::always_inline]] inline void each_pixel(const Runs<false>& runs, int64_t run, Lanes lanes,
                                               const T* x, const T* dz, const Affine<T>& f,
@@ -69,7 +71,8 @@ template <class T, class Lanes, class Body>
   if (p < end) pixel(p * runs.c, First{});
 }
 
-// window(at, z) for the windows of a run, and single(at) for pixels that odd edges leave over.
+// Calls window(at, z) for the pooling windows of a run, and single(at) for the pixels at odd edges
+// that are in no window.
 template <class OnWindow, class OnSingle>
 [[gnu::always_inline]] inline void each_window(const Runs<true>& runs, int64_t run,
                                                const OnWindow& window, const OnSingle& single) {
@@ -109,7 +112,8 @@ template <class T, class Lanes, class Body>
       [&](int64_t at) { body(at, lanes.load(x + at) - f.mean, Vec<T>{}, First{}); });
 }
 
-// z of a run from value(at, d) of its pixels: kept where y is positive, and largest in its window.
+// Writes z of a run from value(at, d) of its pixels where y is positive (and the maximum of its
+// window).
 template <class T, class Lanes, class Value>
 [[gnu::always_inline]] inline void write_z(const Runs<false>& runs, int64_t run, Lanes lanes,
                                            const T* x, T* z, const Affine<T>& f,

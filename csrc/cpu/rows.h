@@ -1,11 +1,11 @@
-// The weighted sum of rows: one sweep of memory for the sum of all of them.
+// Weighted sums of rows in a single pass over memory.
 #pragma once
 
 #include "cpu/simd.h"
 
 namespace fastmeta::cpu::FM_ISA {
 
-// Rows read side by side: as many streams as processors' prefetchers follow at once (measured in
+// Rows read concurrently: as many streams as hardware prefetchers follow (measured in
 // benchmarks/NOTES.md).
 constexpr int64_t kStreams = 16;
 
@@ -22,8 +22,8 @@ inline void add_tile(const T* g, int64_t rows, int64_t stride, const Acc<T>* c, 
   for (int64_t k = 0; k < kVectors; ++k) store(acc + k * kLanes<A>, sums[k]);
 }
 
-// acc[p] += c[0] row_0[p] + c[step] row_1[p] + ... for n columns. One multiply-add an element, in
-// row order: unit weights keep the bits of plain addition.
+// acc[p] += c[0] row_0[p] + c[step] row_1[p] + ... for n columns, by one multiply-add per element
+// in row order: with unit weights the result is bitwise that of plain addition.
 template <class T>
 void add_rows(const T* g, int64_t rows, int64_t stride, const Acc<T>* c, int64_t step, int64_t n,
               Acc<T>* acc) {

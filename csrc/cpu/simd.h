@@ -1,4 +1,4 @@
-// Vectors of the instruction set this file is compiled for (FM_VECTOR_BYTES wide).
+// Vectors of the instruction set that the including file is compiled for, FM_VECTOR_BYTES wide.
 #pragma once
 
 #include "fastmeta/platform.h"
@@ -30,7 +30,7 @@ inline void store(A* p, Vec<A> v) {
 }
 
 #if FM_VECTOR_BYTES == 32
-// Sets the first n of eight or four lanes.
+// A mask of the first n of eight or four lanes.
 template <class A>
 inline __m256i first_lanes(int64_t n) {
   alignas(32) static constexpr int64_t ones[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
@@ -128,7 +128,7 @@ inline void store(Half* p, Vec<float> v) {
 
 template <class A>
 inline Vec<A> splat(A x) {
-  return x - Vec<A>{};  // unlike x + 0, which is not x for -0, no operation is left of it
+  return x - Vec<A>{};  // optimised away, unlike x + 0, which differs from x for -0
 }
 
 template <class A>

@@ -6,7 +6,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-constexpr int64_t kUnroll = 4;  // independent sums, to hide the latency of multiply-add
+constexpr int64_t kUnroll = 4;  // independent sums hide the latency of multiply-adds
 
 template <class A, int64_t kChains = kUnroll>
 struct Sums {
@@ -103,7 +103,7 @@ void row_similarity(const RowSimilarityArgs& args, const Parallel& parallel) {
 }
 
 void mean_similarity(const MeanSimilarityArgs& args, const Parallel& parallel) {
-  constexpr int64_t kBlock = 1024;  // columns whose sum stays in the first-level cache
+  constexpr int64_t kBlock = 1024;  // columns whose sum fits the L1 cache
   const int64_t tasks = args.g.rows;
   const int64_t bounds[2] = {0, args.g.cols};
   const std::vector<Chunk> chunks = make_chunks({bounds, 1}, args.g.cols);

@@ -4,7 +4,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // elements worth a thread's while
+constexpr int64_t kGrain = 16384;  // minimum elements per thread
 
 template <class T>
 void step(const StepItem& item, int64_t begin, int64_t end) {
@@ -30,7 +30,7 @@ void step(const StepItem& item, int64_t begin, int64_t end) {
 }  // namespace
 
 void inner_step(const StepArgs& args, const Parallel& parallel) {
-  std::vector<int64_t> first(args.count + 1, 0);  // in one long line of elements
+  std::vector<int64_t> first(args.count + 1, 0);  // offsets in the concatenation of all items
   for (int64_t k = 0; k < args.count; ++k) first[k + 1] = first[k] + args.items[k].n;
   dispatch(args.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -46,7 +46,7 @@ void inner_step(const StepArgs& args, const Parallel& parallel) {
 
 namespace {
 
-// body(row, first column, last column) over the rows that [begin, end) of all elements touches.
+// Calls body(row, first column, last column) for the rows that elements [begin, end) touch.
 template <class Body>
 void for_rows(int64_t begin, int64_t end, int64_t cols, const Body& body) {
   while (begin < end) {
@@ -71,9 +71,9 @@ void hvp_perturb(const PerturbArgs& args, const Parallel& parallel) {
         T* minus = static_cast<T*>(args.minus) + row * args.cols;
         const A eps = static_cast<const A*>(args.eps)[row];
         for (int64_t p = from; p < to; ++p) {
-          const A centre = widen(theta[p]), move = eps * widen(v[p]);
-          plus[p] = narrow<T>(centre + move);
-          minus[p] = narrow<T>(centre - move);
+          const A centre = widen(theta[p]), delta = eps * widen(v[p]);
+          plus[p] = narrow<T>(centre + delta);
+          minus[p] = narrow<T>(centre - delta);
         }
       });
     });

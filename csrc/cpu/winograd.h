@@ -12,7 +12,7 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace winograd {
 
-constexpr int kPlaces = 16;
+constexpr int kPositions = 16;
 
 // The 2x2 tiles of images' outputs, the last of which may reach beyond the edge.
 struct Tiles {
@@ -20,7 +20,8 @@ struct Tiles {
 
   Tiles(int64_t h, int64_t w) : rows((h + 1) / 2), columns((w + 1) / 2) {}
   int64_t count() const { return rows * columns; }
-  // body(i, image, y, x) for the i-th of `some` from the first on, at its first pixel
+  // Calls body(i, image, y, x) for `some` tiles from `first` on; (y, x) is the first pixel of tile
+  // i.
   template <class Body>
   void each(int64_t first, int64_t some, const Body& body) const {
     int64_t image = first / count(), y = first / columns % rows, x = first % columns;
@@ -35,10 +36,11 @@ struct Tiles {
   }
 };
 
-// Rows of a matrix are channels of a tile; `place` elements lie between the matrices of two places.
+// Rows of a matrix are channels of a tile; `position` is the stride between the matrices of
+// neighbouring positions.
 template <class T, int N>
-inline void store_row(const Vec<T> (&v)[N], T* to, int64_t place) {
-  for (int k = 0; k < N; ++k) store(to + k * place, v[k]);
+inline void store_row(const Vec<T> (&v)[N], T* to, int64_t position) {
+  for (int k = 0; k < N; ++k) store(to + k * position, v[k]);
 }
 
 template <class T>
@@ -52,7 +54,7 @@ inline void input_transform(const Vec<T> (&d)[4], Vec<T> (&v)[4]) {
 // B' d B of the 4x4 pixels from (y, x) on, some of which may lie outside.
 template <class T>
 void input_tile(const Images<const T>& from, int64_t image, int64_t y, int64_t x, T* to,
-                int64_t place) {
+                int64_t position) {
   const bool inside = y >= 0 && x >= 0 && y + 4 <= from.h && x + 4 <= from.w;
   for (int64_t c = 0; c < from.c; c += kLanes<T>) {
     const int64_t lanes = from.c - c < kLanes<T> ? from.c - c : kLanes<T>;
@@ -69,14 +71,14 @@ void input_tile(const Images<const T>& from, int64_t image, int64_t y, int64_t x
       const Vec<T> row[4] = {by_column[0][i], by_column[1][i], by_column[2][i], by_column[3][i]};
       Vec<T> v[4];
       input_transform<T>(row, v);
-      store_row<T>(v, to + c + 4 * i * place, place);
+      store_row<T>(v, to + c + 4 * i * position, position);
     }
   }
 }
 
 // A' m A, the 2x2 pixels at (y, x), plus the bias.
 template <class T>
-void output_tile(const T* from, int64_t place, const T* bias, const Images<T>& to, int64_t image,
+void output_tile(const T* from, int64_t position, const T* bias, const Images<T>& to, int64_t image,
                  int64_t y, int64_t x) {
   for (int64_t c = 0; c < to.c; c += kLanes<T>) {
     const int64_t lanes = to.c - c < kLanes<T> ? to.c - c : kLanes<T>;
@@ -84,7 +86,7 @@ void output_tile(const T* from, int64_t place, const T* bias, const Images<T>& t
     Vec<T> top[4], bottom[4];
     for (int j = 0; j < 4; ++j) {
       Vec<T> m[4];
-      for (int i = 0; i < 4; ++i) m[i] = load(from + c + (4 * i + j) * place);
+      for (int i = 0; i < 4; ++i) m[i] = load(from + c + (4 * i + j) * position);
       top[j] = m[0] + m[1] + m[2];
       bottom[j] = m[1] - m[2] - m[3];
     }
@@ -109,7 +111,7 @@ inline void gradient_transform(Vec<T> d0, Vec<T> d1, Vec<T> (&v)[4]) {
 // A dy A' of the 2x2 pixels from (y, x) on.
 template <class T>
 void gradient_tile(const Images<const T>& from, int64_t image, int64_t y, int64_t x, T* to,
-                   int64_t place) {
+                   int64_t position) {
   for (int64_t c = 0; c < from.c; c += kLanes<T>) {
     const int64_t lanes = from.c - c < kLanes<T> ? from.c - c : kLanes<T>;
     const auto pixel = [&](int i, int j) {
@@ -123,7 +125,7 @@ void gradient_tile(const Images<const T>& from, int64_t image, int64_t y, int64_
     for (int i = 0; i < 4; ++i) {
       Vec<T> v[4];
       gradient_transform<T>(left[i], right[i], v);
-      store_row<T>(v, to + c + 4 * i * place, place);
+      store_row<T>(v, to + c + 4 * i * position, position);
     }
   }
 }

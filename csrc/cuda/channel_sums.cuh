@@ -1,12 +1,12 @@
-// Sums of many pixels for every channel: by a thread, a block, and all blocks of a group.
+// Per-channel sums over pixels: by a thread, a block, and all blocks of a group.
 #pragma once
 
 #include "cuda/pixels.cuh"
 
 namespace fastmeta::cuda {
 
-// body(begin, end) for every 16 pixels of a share: as many as are added in T before their sum goes
-// to one in double.
+// Calls body(begin, end) for every 16 pixels of a share: as many as are summed in T before being
+// added to a double.
 template <bool kPool, class Body>
 __device__ void each_chain(const Share& share, const Body& body) {
   const int length = 16 / kNormPixels * Pixels<kPool>::stride(share);
@@ -14,7 +14,7 @@ __device__ void each_chain(const Share& share, const Body& body) {
     body(begin, begin + length < share.end ? begin + length : share.end);
 }
 
-// K sums of each of a thread's channels: add(chain, pixels) for its pixels.
+// K sums for each channel of a thread; add(chain, pixels) adds pixels.
 template <class T, int K, int V, bool kPool, class Add>
 __device__ void thread_sums(const NormInput& in, const Share& share, double (&sums)[K][V],
                             const Add& add) {
@@ -27,11 +27,11 @@ __device__ void thread_sums(const NormInput& in, const Share& share, double (&su
   });
 }
 
-// Adds up the block's sums, in a fixed order: put(k, channel of the block, sum) for each, in some
-// thread. Every thread must call it, once in a kernel.
+// Reduces the sums over a block in a fixed order and calls put(k, channel of the block, sum) in one
+// thread for each. Every thread must call it, once per kernel.
 template <int K, int V, class Put>
 __device__ void block_sums(const double (&sums)[K][V], const Put& put) {
-  __shared__ double warps[kNormThreads / kWarp][K][kNormWidest * V];
+  __shared__ double warps[kNormThreads / kWarp][K][kNormMaxWide * V];
   const int wide = blockDim.x, thread = threadIdx.y * wide + threadIdx.x;
   const int lane = thread % kWarp, warp = thread / kWarp;
   for (int k = 0; k < K; ++k)
@@ -50,7 +50,7 @@ __device__ void block_sums(const double (&sums)[K][V], const Put& put) {
   }
 }
 
-// The same to partial, (groups, chunks, K, c).
+// Writes the sums of a block to partial, (groups, chunks, K, c).
 template <int K, int V>
 __device__ void write_partial(const NormInput& in, const double (&sums)[K][V], double* partial) {
   const int64_t chunk = static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
@@ -60,14 +60,14 @@ __device__ void write_partial(const NormInput& in, const double (&sums)[K][V], d
   });
 }
 
-// body(gc, sums) for every channel of all groups: the sums of its chunks' partial sums. A grid of
-// (groups, tiles of kNormWidest channels).
+// Calls body(gc, sums) for every channel of all groups with the totals of its partial sums. Grid:
+// (groups, tiles of kNormMaxWide channels).
 template <int K, class Body>
 __device__ void each_total(const NormInput& in, int chunks, const double* partial,
                            const Body& body) {
-  __shared__ double totals[kNormWidest][K];
+  __shared__ double totals[kNormMaxWide][K];
   const int64_t group = blockIdx.x;
-  const int64_t c = static_cast<int64_t>(blockIdx.y) * kNormWidest + threadIdx.x;
+  const int64_t c = static_cast<int64_t>(blockIdx.y) * kNormMaxWide + threadIdx.x;
   double sums[K][1] = {};
   if (c < in.c)
     for (int64_t chunk = threadIdx.y; chunk < chunks; chunk += blockDim.y)

@@ -1,5 +1,5 @@
 // Shared by the kernels: thread counts, reductions in a fixed order, and the map from blocks to
-// items.
+// items of different sizes.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 
 #if defined(__CUDACC__)
 #define FM_PRAGMA(text) _Pragma(#text)
-#define FM_UNROLL(n) FM_PRAGMA(unroll n)  // the next loop: several loads under way at a time
+#define FM_UNROLL(n) FM_PRAGMA(unroll n)  // the next loop, to have several loads in flight
 
 // The block's dynamic shared memory; emulation/cuda.h has its own.
 template <class T>
@@ -37,7 +37,7 @@ __device__ inline double block_sum(double x) {
   __shared__ double warps[kThreads / kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   x = warp_sum(x);
-  __syncthreads();  // the previous call's reads are over
+  __syncthreads();  // the reads of the previous call are done
   if (lane == 0) warps[warp] = x;
   __syncthreads();
   double total = 0;
@@ -46,11 +46,11 @@ __device__ inline double block_sum(double x) {
   return total;
 }
 
-// Items of different length share one launch: item k owns the blocks first[k] .. first[k+1]-1.
-// The tables travel as kernel parameters (32,764 bytes from CUDA 12.1 on), so no copy is queued.
-template <int kMost>
+// Items of different sizes in one launch: item k has the blocks first[k] .. first[k+1]-1. Tables
+// are passed as kernel parameters (32,764 bytes from CUDA 12.1 on), so no copy is queued.
+template <int kCapacity>
 struct BlockMap {
-  int32_t first[kMost + 1];
+  int32_t first[kCapacity + 1];
   int32_t count;
 
   __device__ int find(int block) const {

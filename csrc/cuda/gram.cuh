@@ -8,7 +8,7 @@
 
 namespace fastmeta::cuda {
 
-constexpr int kGramSide = kGramTile / 2;  // threads a side; each holds 2 x 2 pairs
+constexpr int kGramSide = kGramTile / 2;  // threads per side; each holds 2 x 2 pairs
 
 // The k-th tile of the lower triangle, row by row.
 __device__ inline void lower_tile(int k, int& row, int& col) {
@@ -17,7 +17,7 @@ __device__ inline void lower_tile(int k, int& row, int& col) {
   col = k;
 }
 
-// tile[r][c] = g[row0 + r][col0 + c], zero where that is no row or from column `end` on.
+// tile[r][c] = g[row0 + r][col0 + c], zero past the last row and from column `end` on.
 template <bool kWhole, class T>
 __device__ inline void stage_rows(Matrix g, int64_t row0, int64_t col0, int64_t end,
                                   Acc<T> (&tile)[kGramTile][kGramTile + 1]) {
@@ -64,20 +64,20 @@ __global__ void gram_kernel(Matrix g, SegmentMap map, Partials partial, Acc<T>* 
       for (int j = 0; j < 2; ++j) total[i][j] += sum[i][j];
     __syncthreads();  // before the tiles are overwritten
   }
-  // Where pairs are in a (T, T) matrix, of the lower triangle; negative elsewhere.
-  const auto place = [&](int i, int j) {
+  // The index of a pair in the (T, T) matrix; negative outside of the lower triangle.
+  const auto index = [&](int i, int j) {
     return row0 + i < g.rows && col0 + j <= row0 + i ? (row0 + i) * g.rows + col0 + j : -1;
   };
   const int64_t pairs = g.rows * g.rows;
   for (int i = 0; i < 2; ++i)
     for (int j = 0; j < 2; ++j) {
-      const int64_t at = place(ti + i * kGramSide, tj + j * kGramSide);
+      const int64_t at = index(ti + i * kGramSide, tj + j * kGramSide);
       if (at >= 0) partial.sums[blockIdx.x * pairs + at] = total[i][j];
     }
   out += range.segment * pairs;
   sum_chunks(
       map, range.segment, partial.sums, pairs, kGramTile * kGramTile, partial.tickets,
-      [&](int k) { return place(k / kGramTile, k % kGramTile); },
+      [&](int k) { return index(k / kGramTile, k % kGramTile); },
       [&](int k, double sum) {
         const int64_t r = row0 + k / kGramTile, c = col0 + k % kGramTile;
         out[r * g.rows + c] = out[c * g.rows + r] = static_cast<A>(sum);

@@ -1,4 +1,4 @@
-// Rows read and written 16 bytes at a time.
+// 16-byte loads and stores of rows.
 #pragma once
 
 #include <type_traits>
@@ -7,7 +7,7 @@
 
 namespace fastmeta::cuda {
 
-struct alignas(16) Sixteen {
+struct alignas(16) Bytes16 {
   uint32_t words[4];
 };
 
@@ -19,22 +19,22 @@ __device__ inline bool aligned16(const P*... p) {
   return (reinterpret_cast<uint64_t>(p) | ...) % 16 == 0;
 }
 
-// Whether a column begins at 16 bytes in every row.
+// Whether a column is aligned to 16 bytes in every row.
 template <class T>
 __device__ inline bool rows_aligned(const T* column, int64_t stride) {
   return aligned16(column) && stride % kLanes<T> == 0;
 }
 
-// x[k] = p[k]: in loads of 16 bytes if kWhole (p is aligned, nothing is missing), else element by
-// element, zero from `left` (which may be negative) on. Which element is whose, and with it every
-// sum, does not depend on that. It is a template parameter, so that loops without branches can have
-// several loads under way.
+// x[k] = p[k]: by 16-byte loads if kWhole (p is aligned and no element is missing), else element by
+// element, with zeros from `left` (which may be negative) on. Elements are assigned to threads the
+// same way in both cases, so sums do not depend on it. kWhole is a template parameter so that loops
+// without branches can have several loads in flight.
 template <bool kWhole, class T, int kCount>
 __device__ inline void load_lanes(const T* p, int64_t left, Acc<T> (&x)[kCount]) {
   if (kWhole) {
     T raw[kCount];
-    Sixteen all[sizeof(raw) / 16];
-    for (size_t k = 0; k < sizeof(raw) / 16; ++k) all[k] = reinterpret_cast<const Sixteen*>(p)[k];
+    Bytes16 all[sizeof(raw) / 16];
+    for (size_t k = 0; k < sizeof(raw) / 16; ++k) all[k] = reinterpret_cast<const Bytes16*>(p)[k];
     memcpy(raw, all, sizeof(raw));
     for (int k = 0; k < kCount; ++k) x[k] = widen(raw[k]);
   } else {
@@ -42,7 +42,7 @@ __device__ inline void load_lanes(const T* p, int64_t left, Acc<T> (&x)[kCount])
   }
 }
 
-// body(whole) with the flag as a type: its value may be a template argument.
+// Calls body with the flag as a type, so that it can be a template argument.
 template <class Body>
 __device__ inline void as_type(bool whole, const Body& body) {
   whole ? body(std::true_type{}) : body(std::false_type{});
@@ -54,19 +54,19 @@ __device__ inline void store_lanes(T* p, int64_t left, bool aligned, const Acc<T
   if (aligned && left >= kLanes<T>) {
     T raw[kLanes<T>];
     for (int k = 0; k < kLanes<T>; ++k) raw[k] = narrow<T>(x[k]);
-    Sixteen all;
+    Bytes16 all;
     memcpy(&all, raw, sizeof(all));
-    *reinterpret_cast<Sixteen*>(p) = all;
+    *reinterpret_cast<Bytes16*>(p) = all;
   } else {
     for (int k = 0; k < kLanes<T> && k < left; ++k) p[k] = narrow<T>(x[k]);
   }
 }
 
-// The same from memory, to the bit: p[k] = from[k].
+// p[k] = from[k], bit by bit.
 template <bool kWhole, class T>
 __device__ inline void copy_lanes(const T* from, int64_t left, T* p) {
   if (kWhole)
-    *reinterpret_cast<Sixteen*>(p) = *reinterpret_cast<const Sixteen*>(from);
+    *reinterpret_cast<Bytes16*>(p) = *reinterpret_cast<const Bytes16*>(from);
   else
     for (int k = 0; k < kLanes<T> && k < left; ++k) p[k] = from[k];
 }

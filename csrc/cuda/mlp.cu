@@ -3,8 +3,8 @@
 
 namespace fastmeta::cuda {
 
-int64_t mlp_room(DType dtype) {
-  constexpr int kStatic = 1024;  // more than the kernel's own shared variables
+int64_t mlp_shared_capacity(DType dtype) {
+  constexpr int kStatic = 1024;  // upper bound of the kernel's static shared memory
   int device = 0, bytes = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

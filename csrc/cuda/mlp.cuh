@@ -1,4 +1,4 @@
-// mlp_step kernel: a block does the whole meta-step of one task after the other.
+// mlp_step kernel: a block runs the whole meta-step of one task after the other.
 #pragma once
 
 #include "cuda/launch.h"
@@ -6,7 +6,7 @@
 
 namespace fastmeta::cuda {
 
-// The step of one task, in the block's memory.
+// The meta-step of one task, in the block's memory.
 template <class T>
 struct TaskStep {
   const MlpArgs& args;
@@ -50,15 +50,16 @@ struct TaskStep {
     });
   }
 
-  // v <- v - lr H_k v from the last step to the first. The query's tape has room for the motion.
+  // The reverse sweep: v <- v - lr H_k v from the last step to the first. The tangents reuse the
+  // tape of the query set.
   __device__ void pull_back(const Data<T>& support, T* v, T* row) const {
     const T rate = static_cast<T>(args.lr);
-    const Tape<T> motion = tape(args.steps);
+    const Tape<T> tangent = tape(args.steps);
     for (int64_t k = args.steps; k-- > 0;) {
-      r_forward(plan, weights(k), v, support, tape(k), motion);
-      r_loss(args.loss, plan, support, tape(k), motion);
-      r_backward(plan, weights(k), v, support, tape(k), motion);
-      gradients(plan, support, tape(k), motion, [&](int at, int param, T product) {
+      r_forward(plan, weights(k), v, support, tape(k), tangent);
+      r_loss(args.loss, plan, support, tape(k), tangent);
+      r_backward(plan, weights(k), v, support, tape(k), tangent);
+      gradients(plan, support, tape(k), tangent, [&](int at, int param, T product) {
         v[at] -= rate * product;
         row[param] = v[at];
       });
@@ -72,7 +73,7 @@ struct TaskStep {
     return value;
   }
 
-  // The initialisation, which all tasks share.
+  // The initialisation, shared by all tasks.
   __device__ void read_weights() const {
     T* w = weights(0);
     for (int l = 0; l < plan.count; ++l) {
@@ -104,10 +105,10 @@ struct TaskStep {
     const int64_t target = args.loss == MlpLoss::cross_entropy ? sizeof(int64_t) : out * sizeof(T);
     const T* x = static_cast<const T*>(all.x) + task * all.n * plan.layers[0].in;
     const void* y = static_cast<const char*>(all.y) + task * all.n * target;
-    return {x, y, n, example_share<T>(args.loss, y, n, out)};
+    return {x, y, n, inv_example_count<T>(args.loss, y, n, out)};
   }
 
-  // After k inner steps. First order needs only the latest.
+  // After k inner steps; first order keeps the latest only.
   __device__ T* weights(int64_t k) const {
     return plan.weights.at(args.exact ? k : 0, shared, scratch);
   }
@@ -123,7 +124,7 @@ struct TaskStep {
   __device__ T* task_row(void* rows) const { return static_cast<T*>(rows) + task * plan.params; }
 };
 
-// One block on a multiprocessor, whose shared memory it takes: so it may have the registers, too.
+// One block per multiprocessor: it takes all the shared memory, so it may take all registers, too.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     mlp_step_kernel(const __grid_constant__ MlpArgs args, const __grid_constant__ MlpPlan plan,

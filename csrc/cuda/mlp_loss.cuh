@@ -1,21 +1,21 @@
-// Mean squared error and cross-entropy, both as means, by a block of threads: value, gradient, and
-// its motion (see cpu/mlp_loss.h).
+// Mean squared error and mean cross-entropy by a block of threads: value, gradient, and the tangent
+// of the gradient (see cpu/mlp_loss.h).
 #pragma once
 
 #include "cuda/mlp_network.cuh"
 
 namespace fastmeta::cuda {
 
-// 1 / the number of examples (for mse, of numbers) that count.
+// 1 / the number of examples (for mse, of elements) in the mean.
 template <class T>
-__device__ T example_share(MlpLoss loss, const void* y, int n, int out) {
+__device__ T inv_example_count(MlpLoss loss, const void* y, int n, int out) {
   if (loss == MlpLoss::mse) return T(1) / static_cast<T>(n * out);
   int count = 0;
   for (int i = 0; i < n; ++i) count += static_cast<const int64_t*>(y)[i] != kIgnoredTarget;
   return T(1) / static_cast<T>(count);
 }
 
-// Softmax of one row of outputs, and log of the sum of its exponentials.
+// Softmax of one row of outputs; returns its log-sum-exp.
 template <class T>
 __device__ double softmax(const T* z, int classes, T* p) {
   T top = z[0], sum = 0;
@@ -25,20 +25,20 @@ __device__ double softmax(const T* z, int classes, T* p) {
   return static_cast<double>(top) + std::log(static_cast<double>(sum));
 }
 
-// One example: its loss, and its share of the gradient. A class that is none makes NaN: refusing it
-// would mean waiting for the GPU.
+// The loss of one example, and its part of the gradient. An invalid class yields NaN: an error
+// would require a synchronisation with the GPU.
 template <class T>
-__device__ double cross_entropy(const T* z, int64_t y, int classes, T share, T* p, T* delta) {
+__device__ double cross_entropy(const T* z, int64_t y, int classes, T inv_count, T* p, T* delta) {
   const double log_sum = softmax(z, classes, p);
   const bool counts = y != kIgnoredTarget, known = y >= 0 && y < classes;
-  if (counts && !known) share = static_cast<T>(NAN);
+  if (counts && !known) inv_count = static_cast<T>(NAN);
   for (int j = 0; j < classes; ++j)
-    delta[j] = counts ? share * (p[j] - static_cast<T>(j == y)) : T(0);
+    delta[j] = counts ? inv_count * (p[j] - static_cast<T>(j == y)) : T(0);
   if (!counts) return 0;
-  return known ? log_sum - static_cast<double>(z[y]) : static_cast<double>(share);
+  return known ? log_sum - static_cast<double>(z[y]) : static_cast<double>(inv_count);
 }
 
-// The mean loss, valid in thread 0; leaves its gradient in the last delta.
+// The mean loss, valid in thread 0; writes its gradient to the last delta.
 template <class T>
 __device__ T loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape) {
   const MlpPlanLayer& last = net.layers[net.count - 1];
@@ -50,34 +50,34 @@ __device__ T loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const T
     for (int k = threadIdx.x; k < data.n * out; k += kThreads) {
       const T error = z[k] - static_cast<const T*>(data.y)[k];
       total += static_cast<double>(error) * static_cast<double>(error);
-      delta[k] = 2 * data.share * error;
+      delta[k] = 2 * data.inv_count * error;
     }
   } else {
     for (int i = threadIdx.x; i < data.n; i += kThreads)
-      total += cross_entropy(z + i * out, static_cast<const int64_t*>(data.y)[i], out, data.share,
-                             tape.slope + at + i * out, delta + i * out);
+      total += cross_entropy(z + i * out, static_cast<const int64_t*>(data.y)[i], out,
+                             data.inv_count, tape.first + at + i * out, delta + i * out);
   }
-  total = block_sum(total);  // its barriers follow the deltas
-  return static_cast<T>(total * static_cast<double>(data.share));
+  total = block_sum(total);  // its barriers also order the deltas
+  return static_cast<T>(total * static_cast<double>(data.inv_count));
 }
 
-// How the last delta moves, from how the outputs do.
+// The tangent of the last delta from that of the outputs.
 template <class T>
 __device__ void r_loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape,
-                       const Tape<T>& motion) {
+                       const Tape<T>& tangent) {
   const MlpPlanLayer& last = net.layers[net.count - 1];
   const int at = data.n * last.units, out = last.out;
   if (kind == MlpLoss::mse) {
     for (int k = at + threadIdx.x; k < at + data.n * out; k += kThreads)
-      motion.delta[k] = 2 * data.share * motion.out[k];
+      tangent.delta[k] = 2 * data.inv_count * tangent.out[k];
   } else {
     for (int i = threadIdx.x; i < data.n; i += kThreads) {
       const bool counts = static_cast<const int64_t*>(data.y)[i] != kIgnoredTarget;
-      const T *p = tape.slope + at + i * out, *move = motion.out + at + i * out;
+      const T *p = tape.first + at + i * out, *dz = tangent.out + at + i * out;
       T mean = 0;
-      for (int j = 0; j < out; ++j) mean += p[j] * move[j];
+      for (int j = 0; j < out; ++j) mean += p[j] * dz[j];
       for (int j = 0; j < out; ++j)
-        motion.delta[at + i * out + j] = counts ? data.share * p[j] * (move[j] - mean) : T(0);
+        tangent.delta[at + i * out + j] = counts ? data.inv_count * p[j] * (dz[j] - mean) : T(0);
     }
   }
   __syncthreads();

@@ -1,11 +1,11 @@
-// Small matrix products by a block of threads, each of whose sums one thread adds up in order.
+// Small matrix products by a block of threads; each sum is added up in order by one thread.
 #pragma once
 
 #include "cuda/common.cuh"
 
 namespace fastmeta::cuda {
 
-// A (rows, depth) times B (depth, columns), the elements of both at any distance.
+// A (rows, depth) times B (depth, columns), both with arbitrary strides.
 template <class T>
 struct Factors {
   const T* a;
@@ -36,15 +36,15 @@ __device__ void add_product(const Factors<T>& f, const int (&row)[kSide], const 
   }
 }
 
-// Each thread holds squares of kSide x kSide sums, whose rows and columns are spread over the
-// result, so that a warp stays on neighbouring columns.
+// Each thread holds kSide x kSide sums whose rows and columns are spread over the result, so that a
+// warp covers neighbouring columns.
 template <int kSide, class T, int kCount, class Put>
 __device__ void multiply_squares(int rows, int cols, const Factors<T> (&factors)[kCount],
                                  const Put& put) {
   const int down = (rows + kSide - 1) / kSide, across = (cols + kSide - 1) / kSide;
   for (int t = threadIdx.x; t < down * across; t += kThreads) {
     int row[kSide], col[kSide];
-    for (int s = 0; s < kSide; ++s) {  // beyond the edge: the last, which is not put
+    for (int s = 0; s < kSide; ++s) {  // past the edge: the last row or column, not written
       const int r = t / across + s * down, c = t % across + s * across;
       row[s] = r < rows ? r : rows - 1;
       col[s] = c < cols ? c : cols - 1;
@@ -58,7 +58,7 @@ __device__ void multiply_squares(int rows, int cols, const Factors<T> (&factors)
   }
 }
 
-// Calls put(row, column, sum of the products), each by one thread, which sums along the depth.
+// Calls put(row, column, sum of the products) for each element, computed by one thread in order.
 template <class T, int kCount, class Put>
 __device__ void multiply(int rows, int cols, const Factors<T> (&factors)[kCount], const Put& put) {
   if (rows * cols < 4 * kThreads)

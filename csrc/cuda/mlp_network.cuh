@@ -13,17 +13,17 @@ struct Data {
   const T* x;
   const void* y;
   int n;
-  T share;  // of an example (for mse, of a number) in the mean loss
+  T inv_count;  // weight of an example (for mse, of an element) in the mean loss
 };
 
-// What one evaluation leaves; (n, out) for every layer. As a motion: how `out` and `delta` move.
+// What an evaluation stores; (n, out) per layer. Also the tangents of `out` and `delta`.
 template <class T>
 struct Tape {
-  T* out;    // activations; outputs for the last layer
-  T* delta;  // gradient in what the activation is applied to
-  T* slope;  // of the activations; the probabilities of cross-entropy for the last layer
-  T* bend;   // second derivative, times the gradient in the activation after backward; null if no
-             // R-operator follows
+  T* out;     // activations; outputs for the last layer
+  T* delta;   // gradient of the pre-activations
+  T* first;   // derivative of the activations; for the last layer, cross-entropy's probabilities
+  T* second;  // second derivative, multiplied by the activation's gradient in backward; null
+              // without an R-operator to follow
 };
 
 template <class T>
@@ -44,8 +44,8 @@ __device__ void forward(const MlpPlan& net, const T* w, const Data<T>& data, con
       with_activation(layer.activation, [&](auto f) {
         const auto c = curve<decltype(f)::value, ScalarMath<T>>(z);
         tape.out[k] = c.value;
-        tape.slope[k] = c.slope;
-        if (tape.bend) tape.bend[k] = c.bend;
+        tape.first[k] = c.first;
+        if (tape.second) tape.second[k] = c.second;
       });
     });
     __syncthreads();
@@ -63,8 +63,8 @@ __device__ void backward(const MlpPlan& net, const T* w, const Data<T>& data, co
         {tape.delta + at, layer.out, 1, w + layer.set, layer.row, 1, layer.out}};
     multiply(data.n, layer.in, factors, [&](int i, int j, T d) {
       const int k = before + i * layer.in + j;
-      if (tape.bend) tape.bend[k] *= d;
-      tape.delta[k] = d * tape.slope[k];
+      if (tape.second) tape.second[k] *= d;
+      tape.delta[k] = d * tape.first[k];
     });
     __syncthreads();
   }
@@ -72,61 +72,61 @@ __device__ void backward(const MlpPlan& net, const T* w, const Data<T>& data, co
 
 template <class T>
 __device__ void r_forward(const MlpPlan& net, const T* w, const T* v, const Data<T>& data,
-                          const Tape<T>& tape, const Tape<T>& motion) {
-  const T *from = data.x, *moved = data.x;  // which does not move: its product has no depth
+                          const Tape<T>& tape, const Tape<T>& tangent) {
+  const T *from = data.x, *from_tangent = data.x;  // x has no tangent: depth 0 below
   for (int l = 0; l < net.count; ++l) {
     const MlpPlanLayer& layer = net.layers[l];
-    const T *move = v + layer.set, *bias = move + layer.out * layer.row;
+    const T *direction = v + layer.set, *bias = direction + layer.out * layer.row;
     const int at = data.n * layer.units;
     const Factors<T> factors[] = {
-        {from, layer.in, 1, move, 1, layer.row, layer.in},
-        {moved, layer.in, 1, w + layer.set, 1, layer.row, l > 0 ? layer.in : 0}};
+        {from, layer.in, 1, direction, 1, layer.row, layer.in},
+        {from_tangent, layer.in, 1, w + layer.set, 1, layer.row, l > 0 ? layer.in : 0}};
     multiply(data.n, layer.out, factors, [&](int i, int j, T z) {
       const int k = at + i * layer.out + j;
       if (layer.bias) z += bias[j];
       if (l + 1 == net.count) {
-        motion.out[k] = z;
+        tangent.out[k] = z;
         return;
       }
-      motion.out[k] = z * tape.slope[k];
-      motion.delta[k] = z * tape.bend[k];  // r_backward adds the rest
+      tangent.out[k] = z * tape.first[k];
+      tangent.delta[k] = z * tape.second[k];  // r_backward adds the rest
     });
     __syncthreads();
     from = tape.out + at;
-    moved = motion.out + at;
+    from_tangent = tangent.out + at;
   }
 }
 
 template <class T>
 __device__ void r_backward(const MlpPlan& net, const T* w, const T* v, const Data<T>& data,
-                           const Tape<T>& tape, const Tape<T>& motion) {
+                           const Tape<T>& tape, const Tape<T>& tangent) {
   for (int l = net.count - 1; l > 0; --l) {
     const MlpPlanLayer& layer = net.layers[l];
     const int at = data.n * layer.units, before = data.n * net.layers[l - 1].units;
     const Factors<T> factors[] = {
-        {motion.delta + at, layer.out, 1, w + layer.set, layer.row, 1, layer.out},
+        {tangent.delta + at, layer.out, 1, w + layer.set, layer.row, 1, layer.out},
         {tape.delta + at, layer.out, 1, v + layer.set, layer.row, 1, layer.out}};
     multiply(data.n, layer.in, factors, [&](int i, int j, T d) {
       const int k = before + i * layer.in + j;
-      motion.delta[k] += d * tape.slope[k];
+      tangent.delta[k] += d * tape.first[k];
     });
     __syncthreads();
   }
 }
 
-// Calls put(place in a set of weights, place in a row of gradients, sum over the examples of delta
-// times input) for every parameter; with a motion (or none, {}), how that sum moves.
+// Calls put(index in a weight set, index in a task gradient, sum over the examples of delta times
+// input) for every parameter; with tangents (else {}), the tangent of that sum.
 template <class T, class Put>
 __device__ void gradients(const MlpPlan& net, const Data<T>& data, const Tape<T>& tape,
-                          const Tape<T>& motion, const Put& put) {
-  const T *from = data.x, *moved = data.x;
+                          const Tape<T>& tangent, const Put& put) {
+  const T *from = data.x, *from_tangent = data.x;
   for (int l = 0; l < net.count; ++l) {
     const MlpPlanLayer& layer = net.layers[l];
     const int at = data.n * layer.units;
-    const T* delta = (motion.delta ? motion.delta : tape.delta) + at;
-    const Factors<T> factors[] = {
-        {delta, 1, layer.out, from, layer.in, 1, data.n},
-        {tape.delta + at, 1, layer.out, moved, layer.in, 1, motion.delta && l > 0 ? data.n : 0}};
+    const T* delta = (tangent.delta ? tangent.delta : tape.delta) + at;
+    const Factors<T> factors[] = {{delta, 1, layer.out, from, layer.in, 1, data.n},
+                                  {tape.delta + at, 1, layer.out, from_tangent, layer.in, 1,
+                                   tangent.delta && l > 0 ? data.n : 0}};
     multiply(layer.out, layer.in, factors, [&](int i, int j, T sum) {
       put(layer.set + i * layer.row + j, layer.params + i * layer.in + j, sum);
     });
@@ -136,7 +136,7 @@ __device__ void gradients(const MlpPlan& net, const Data<T>& data, const Tape<T>
       put(layer.set + layer.out * layer.row + j, layer.params + layer.out * layer.in + j, sum);
     }
     from = tape.out + at;
-    moved = motion.delta ? motion.out + at : from;
+    from_tangent = tangent.delta ? tangent.out + at : from;
   }
   __syncthreads();
 }

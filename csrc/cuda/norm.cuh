@@ -1,5 +1,5 @@
-// norm kernels, forward: partial sums of chunks of pixels, their sum and what follows from it for
-// every channel, then one elementwise pass. The others work likewise.
+// norm kernels, forward: partial sums over chunks of pixels, their totals and the statistics of
+// every channel, then one elementwise pass. The others have the same structure.
 #pragma once
 
 #include "cuda/channel_sums.cuh"
@@ -7,7 +7,7 @@
 
 namespace fastmeta::cuda {
 
-// Dtype, channels of a thread, and pooling as types: body(Kind{}).
+// Dtype, channels per thread and pooling as compile-time constants: body(NormKind{}).
 template <class T_, int kLanes_, bool kPool_>
 struct NormKind {
   using T = T_;
@@ -18,11 +18,11 @@ template <class Body>
 void dispatch_norm(const NormInput& in, int lanes, const Body& body) {
   const auto of = [&](auto zero) {
     using T = decltype(zero);
-    constexpr int kMost = 16 / sizeof(T);
+    constexpr int kWide = 16 / sizeof(T);
     if (in.pool)
-      lanes == 1 ? body(NormKind<T, 1, true>{}) : body(NormKind<T, kMost, true>{});
+      lanes == 1 ? body(NormKind<T, 1, true>{}) : body(NormKind<T, kWide, true>{});
     else
-      lanes == 1 ? body(NormKind<T, 1, false>{}) : body(NormKind<T, kMost, false>{});
+      lanes == 1 ? body(NormKind<T, 1, false>{}) : body(NormKind<T, kWide, false>{});
   };
   in.dtype == DType::f64 ? of(double{}) : of(float{});
 }
@@ -34,14 +34,14 @@ inline dim3 norm_threads(const NormPlan& plan) {
   return dim3(plan.wide, plan.step);
 }
 inline dim3 finish_grid(const NormInput& in) {
-  return dim3(static_cast<unsigned>(in.groups), blocks_for(in.c, kNormWidest));
+  return dim3(static_cast<unsigned>(in.groups), blocks_for(in.c, kNormMaxWide));
 }
 inline dim3 finish_threads() {
-  return dim3(kNormWidest, kNormThreads / kNormWidest);
+  return dim3(kNormMaxWide, kNormThreads / kNormMaxWide);
 }
 
-// Sums of the differences to the group's first pixel, and of their squares. In a chain they are
-// taken to its own first pixel: of so few squares, none can outweigh the variance far.
+// Sums of the differences to the group's first pixel and of their squares. Within a chain they are
+// relative to the chain's first pixel: with so few terms the squares stay close to the variance.
 template <class T, int V>
 __global__ void norm_moments_kernel(NormInput in, NormPlan plan, double* partial) {
   const Share share(in, plan);

@@ -1,11 +1,13 @@
 // norm kernels, backward.
 #pragma once
 
+#include <tuple>
+
 #include "cuda/norm.cuh"
 
 namespace fastmeta::cuda {
 
-// The K constants of a thread's channels.
+// The K coefficients of a thread's channels.
 template <class T, int K, int V>
 struct Coefs {
   Pack<T, V> coef[K];
@@ -15,6 +17,27 @@ struct Coefs {
   }
   __device__ T operator()(int k, int v) const { return coef[k].lane[v]; }
 };
+template <class T, int K>
+__device__ void write_coefs(const NormInput& in, int64_t gc, const double (&coefs)[K], void* out) {
+  for (int k = 0; k < K; ++k)
+    static_cast<T*>(out)[k * in.groups * in.c + gc] = static_cast<T>(coefs[k]);
+}
+
+// Launches the passes that kernels(kind) returns: the sums of every channel, its coefficients from
+// them, and the elementwise pass.
+template <class Args, class Launch, class Kernels>
+void launch_norm_passes(const Args& args, const NormScratch& scratch, const Launch& launch,
+                        const Kernels& kernels) {
+  const NormInput& in = args.in;
+  const NormPlan plan = norm_plan(in, in.pool);
+  dispatch_norm(in, plan.lanes, [&](auto kind) {
+    const auto [sums, finish, elementwise] = kernels(kind);
+    const dim3 grid = norm_grid(in, plan), threads = norm_threads(plan);
+    launch(sums, grid, threads, args, plan, scratch.partial);
+    launch(finish, finish_grid(in), finish_threads(), args, plan.chunks, scratch);
+    launch(elementwise, grid, threads, args, plan, scratch.coef);
+  });
+}
 
 // Sums of dy and dy d.
 template <class T, int V, bool kPool>
@@ -47,8 +70,7 @@ __global__ void norm_backward_finish_kernel(NormBackwardArgs args, int chunks,
         norm_backward_coef(static_cast<double>(in.n * in.h * in.w),
                            1 / std::sqrt(of(args.var) + in.eps), of(in.weight), sums[0], sums[1]);
     const double coefs[kNormBackwardCoefs] = {k.dy, k.d, k.one};
-    for (int i = 0; i < kNormBackwardCoefs; ++i)
-      static_cast<T*>(scratch.coef)[i * in.groups * in.c + gc] = static_cast<T>(coefs[i]);
+    write_coefs<T>(in, gc, coefs, scratch.coef);
     static_cast<T*>(args.dweight)[gc] = static_cast<T>(k.dweight);
     static_cast<T*>(args.dbias)[gc] = static_cast<T>(sums[0]);
   });
@@ -73,18 +95,12 @@ __global__ void norm_backward_kernel(NormBackwardArgs args, NormPlan plan, const
 template <class Launch>
 void launch_norm_backward(const NormBackwardArgs& args, const NormScratch& scratch,
                           const Launch& launch) {
-  const NormInput& in = args.in;
-  const NormPlan plan = norm_plan(in, in.pool);
-  dispatch_norm(in, plan.lanes, [&](auto kind) {
+  launch_norm_passes(args, scratch, launch, [](auto kind) {
     using Kind = decltype(kind);
     using T = typename Kind::T;
-    const dim3 grid = norm_grid(in, plan), threads = norm_threads(plan);
-    launch(norm_backward_sums_kernel<T, Kind::kLanes, Kind::kPool>, grid, threads, args, plan,
-           scratch.partial);
-    launch(norm_backward_finish_kernel<T>, finish_grid(in), finish_threads(), args, plan.chunks,
-           scratch);
-    launch(norm_backward_kernel<T, Kind::kLanes, Kind::kPool>, grid, threads, args, plan,
-           scratch.coef);
+    return std::make_tuple(norm_backward_sums_kernel<T, Kind::kLanes, Kind::kPool>,
+                           norm_backward_finish_kernel<T>,
+                           norm_backward_kernel<T, Kind::kLanes, Kind::kPool>);
   });
 }
 

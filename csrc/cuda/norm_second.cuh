@@ -1,12 +1,12 @@
-// norm kernels, second order: changes along a direction.
+// norm kernels, second order: tangents along a direction.
 #pragma once
 
 #include "cuda/norm_backward.cuh"
 
 namespace fastmeta::cuda {
 
-// Blocks that a multiprocessor must have room for, so that enough loads are under way. Of the float
-// sums a few then leave the registers: those in double, touched once in 16 pixels.
+// Minimum of resident blocks per multiprocessor, to have enough loads in flight. In the float
+// kernels this spills a few of the double sums, which are accessed once per 16 pixels.
 constexpr int kNormResident = 2;
 
 // Sums of u, u d, dy, dy d and u dy; the last three are zero without dz.
@@ -46,8 +46,7 @@ __global__ void norm_second_finish_kernel(NormSecondArgs args, int chunks, NormS
         static_cast<double>(in.n * in.h * in.w), 1 / std::sqrt(of(args.var) + in.eps),
         of(in.weight), of(args.p), of(args.q), {sums[0], sums[1], sums[2], sums[3], sums[4]});
     const double coefs[kNormSecondCoefs] = {k.z_u, k.z_d, k.z_one, k.x_u, k.x_dy, k.x_d, k.x_one};
-    for (int i = 0; i < kNormSecondCoefs; ++i)
-      static_cast<T*>(scratch.coef)[i * in.groups * in.c + gc] = static_cast<T>(coefs[i]);
+    write_coefs<T>(in, gc, coefs, scratch.coef);
     if (args.out_x) static_cast<T*>(args.out_weight)[gc] = static_cast<T>(k.weight);
   });
 }
@@ -80,18 +79,12 @@ __global__ void __launch_bounds__(kNormThreads, kNormResident)
 template <class Launch>
 void launch_norm_second(const NormSecondArgs& args, const NormScratch& scratch,
                         const Launch& launch) {
-  const NormInput& in = args.in;
-  const NormPlan plan = norm_plan(in, in.pool);
-  dispatch_norm(in, plan.lanes, [&](auto kind) {
+  launch_norm_passes(args, scratch, launch, [](auto kind) {
     using Kind = decltype(kind);
     using T = typename Kind::T;
-    const dim3 grid = norm_grid(in, plan), threads = norm_threads(plan);
-    launch(norm_second_sums_kernel<T, Kind::kLanes, Kind::kPool>, grid, threads, args, plan,
-           scratch.partial);
-    launch(norm_second_finish_kernel<T>, finish_grid(in), finish_threads(), args, plan.chunks,
-           scratch);
-    launch(norm_second_kernel<T, Kind::kLanes, Kind::kPool>, grid, threads, args, plan,
-           scratch.coef);
+    return std::make_tuple(norm_second_sums_kernel<T, Kind::kLanes, Kind::kPool>,
+                           norm_second_finish_kernel<T>,
+                           norm_second_kernel<T, Kind::kLanes, Kind::kPool>);
   });
 }
 

@@ -8,7 +8,7 @@
 namespace fastmeta::cuda {
 
 constexpr int kCopiesPerLaunch = 1024;
-constexpr int64_t kCopyBytes = kThreads * 64;  // a block
+constexpr int64_t kCopyBytes = kThreads * 64;  // per block
 
 struct CopyTable {
   BlockMap<kCopiesPerLaunch> map;
@@ -31,7 +31,7 @@ __global__ void pack_kernel(const __grid_constant__ CopyTable table) {
   char* target = static_cast<char*>(copy.target) + begin;
   if (aligned16(source) && aligned16(target)) {
     const int64_t whole = bytes / 16 * 16;
-    copy_words<Sixteen>(source, target, whole);
+    copy_words<Bytes16>(source, target, whole);
     copy_words<uint16_t>(source + whole, target + whole, bytes - whole);
   } else {
     copy_words<uint16_t>(source, target, bytes);

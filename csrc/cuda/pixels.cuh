@@ -1,5 +1,5 @@
-// How the norm kernels' threads visit channels-last pixels, and the way from a pixel through ReLU
-// and pooling and back.
+// How the threads of the norm kernels visit channels-last pixels, and ReLU with pooling, forward
+// and backward.
 #pragma once
 
 #include "cuda/common.cuh"
@@ -8,7 +8,7 @@
 
 namespace fastmeta::cuda {
 
-// V neighbouring channels: one load or store.
+// V adjacent channels, loaded and stored at once.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Pack {
   T lane[V];
@@ -22,7 +22,7 @@ __device__ void store(T* p, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(p) = pack;
 }
 
-// A thread's share: neighbouring channels of a group, from c on, of every step-th unit. A block is
+// The work of a thread: adjacent channels of a group, from c on, of every step-th unit. A block is
 // (wide, step) threads, the grid (groups, chunks, tiles) blocks.
 struct Share {
   int64_t group;
@@ -38,17 +38,17 @@ struct Share {
     first = begin + static_cast<int>(threadIdx.y);
     end = begin + plan.chunk < plan.units ? begin + plan.chunk : plan.units;
     step = plan.step;
-    if (c >= in.c) c = end = 0;  // past the last channel there is nothing to visit
+    if (c >= in.c) c = end = 0;  // nothing to do past the last channel
   }
 };
 
-// Where the pixels are that a thread visits at a time: those of a pooling window ...
+// The pixels that a thread visits at a time: a pooling window ...
 template <bool kPool>
 struct Pixels {
-  int64_t x;          // element of the first
-  int64_t z;          // of the window's output
-  int64_t row, col;   // elements to the pixel below, and to the right
-  bool right, below;  // whether the window has them
+  int64_t x;          // offset of the first
+  int64_t z;          // offset of the window's output
+  int64_t row, col;   // offsets of the pixel below and to the right
+  bool right, below;  // whether the window has these
 
   __device__ Pixels(const NormInput& in, const Share& share, int unit)
       : row(in.w * in.c), col(in.c) {
@@ -66,30 +66,30 @@ struct Pixels {
   __device__ bool has(int k) const { return (k % 2 == 0 || right) && (k / 2 == 0 || below); }
   __device__ bool whole() const { return right && below; }
 };
-// ... or as many single ones, `apart` elements from each other.
+// ... or as many single pixels, `spacing` elements apart.
 template <>
 struct Pixels<false> {
-  int64_t x, apart;
-  int step, left;  // units from one to the next, and to the end
+  int64_t x, spacing;
+  int step, left;  // units between pixels, and up to the end
 
   __device__ Pixels(const NormInput& in, const Share& share, int unit)
       : x((share.group * in.n * in.h * in.w + unit) * in.c + share.c),
-        apart(share.step * in.c),
+        spacing(share.step * in.c),
         step(share.step),
         left(share.end - unit) {}
   static __device__ int stride(const Share& share) { return kNormPixels * share.step; }
-  __device__ int64_t at(int k) const { return x + k * apart; }
+  __device__ int64_t at(int k) const { return x + k * spacing; }
   __device__ bool has(int k) const { return k * step < left; }
 };
 
-// body(pixels) for those of units in [begin, end) that are the thread's.
+// Calls body(pixels) for the thread's units in [begin, end).
 template <bool kPool, class Body>
 __device__ void each_pixels(const NormInput& in, const Share& share, int begin, int end,
                             const Body& body) {
   for (int k = begin; k < end; k += Pixels<kPool>::stride(share)) body(Pixels<kPool>(in, share, k));
 }
 
-// A thread's values, V channels of each pixel: all in registers.
+// Values of a thread in registers: V channels of each pixel.
 template <class T, int V>
 struct Values {
   Pack<T, V> pixel[kNormPixels];
@@ -108,7 +108,7 @@ __device__ Values<T, V> values(const Of& of) {
   return result;
 }
 
-// Zero where there is no pixel.
+// Zeros where there is no pixel.
 template <class T, int V, bool kPool>
 __device__ Values<T, V> read(const Pixels<kPool>& pixels, const void* images) {
   Values<T, V> result{};
@@ -122,8 +122,8 @@ __device__ void write(const Pixels<kPool>& pixels, const Values<T, V>& values, v
     if (pixels.has(k)) store(static_cast<T*>(images) + pixels.at(k), values.pixel[k]);
 }
 
-// d = x - mean and y = slope d + bias. y is rounded once, hence the same in every kernel: all have
-// one mask.
+// d = x - mean and y = slope d + bias. y is rounded once, so that the ReLU mask is the same in
+// every kernel.
 template <class T, int V>
 struct Affine {
   T mean[V], slope[V], bias[V];
@@ -146,7 +146,7 @@ struct Affine {
   }
 };
 
-// The gradient of y from that of z, which may be null.
+// The gradient of y from that of z; dz may be null.
 template <class T, int V>
 __device__ Values<T, V> back(const Pixels<false>& pixels, const Values<T, V>& y, const void* dz) {
   const Values<T, V> up = dz ? read<T, V>(pixels, dz) : Values<T, V>{};
@@ -164,7 +164,7 @@ __device__ Values<T, V> back(const Pixels<true>& pixels, const Values<T, V>& y, 
   return dy;
 }
 
-// z from values of the pixels: kept where y is positive, and largest in its window.
+// Writes z from values of the pixels where y is positive (and the maximum of its window).
 template <class T, int V>
 __device__ void write_z(const Pixels<false>& pixels, const Values<T, V>& y, const Values<T, V>& own,
                         void* z) {

@@ -13,7 +13,7 @@ struct RowSums {
   A dot, xx, yy;
 };
 
-// Adds the thread's part of columns `begin` to `end`.
+// Adds the thread's columns in [begin, end).
 template <bool kWhole, class T>
 __device__ inline void add_columns(const T* x, const T* y, int64_t begin, int64_t end,
                                    RowSums<Acc<T>>& sums) {
@@ -55,9 +55,9 @@ __global__ void row_similarity_kernel(Matrix a, Matrix b, SegmentMap map, Partia
       [&](int m, double total) { out[m] = static_cast<Acc<T>>(total); });
 }
 
-// Adds one pass: kThreads * kLanes columns, of which `data` points to the thread's own, of all rows
-// and then of those from `row0` on. Every thread of the block goes along: a sum over a warp needs
-// all its lanes.
+// Adds one pass over kThreads * kLanes columns, where `data` points to the thread's: sums all rows,
+// then multiplies the rows from `row0` on by the sum. Every thread of the block must call it, since
+// warp sums need all lanes.
 template <bool kWhole, class T>
 __device__ inline void add_pass(const T* data, Matrix g, int64_t left, int64_t row0, int rows,
                                 double (*sums)[2]) {
@@ -117,7 +117,7 @@ __global__ void mean_similarity_kernel(Matrix g, SegmentMap map, Partials partia
       [&](int k, double total) { out[row0 * 2 + k] = static_cast<Acc<T>>(total); });
 }
 
-// grid.y holds the rows, and ends at 65,535: the binding refuses more tasks.
+// grid.y is the row, at most 65,535: the op checks the number of tasks.
 template <class Launch>
 void launch_row_similarity(const RowSimilarityArgs& args, const Launch& launch) {
   const int64_t tasks = args.a.rows;
@@ -136,14 +136,14 @@ void launch_row_similarity(const RowSimilarityArgs& args, const Launch& launch) 
 
 template <class Launch>
 void launch_mean_similarity(const MeanSimilarityArgs& args, const Launch& launch) {
-  const int64_t tasks = args.g.rows, lines = count_mean_lines(tasks);
+  const int64_t tasks = args.g.rows, grid_rows = count_mean_grid_rows(tasks);
   if (tasks == 0) return;
   const int64_t bounds[2] = {0, args.g.cols};
   dispatch(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    for_each_segment_group({bounds, 1}, args.g.cols, args.partial, tasks * 2, lines, launch,
+    for_each_segment_group({bounds, 1}, args.g.cols, args.partial, tasks * 2, grid_rows, launch,
                            [&](const SegmentMap& map, int64_t, const Partials& partial) {
-                             const dim3 grid(map.blocks.first[1], static_cast<unsigned>(lines));
+                             const dim3 grid(map.blocks.first[1], static_cast<unsigned>(grid_rows));
                              launch(mean_similarity_kernel<T>, grid, kThreads, args.g, map, partial,
                                     static_cast<Acc<T>*>(args.out));
                            });

@@ -1,5 +1,5 @@
 // Elementwise kernels: inner step over many tensors, and the central-difference HVP's two passes.
-// Each thread has 16 bytes of every buffer.
+// Each thread handles 16 bytes of every buffer.
 #pragma once
 
 #include "cuda/lanes.cuh"
@@ -15,7 +15,7 @@ struct StepTable {
   StepItem items[kStepsPerLaunch];
 };
 
-// x[k] = rates[p + k] if there is one for each element, else the only one.
+// x[k] = rates[p + k] if `each` element has a rate, else the only one.
 template <bool kWhole, class A, int kCount>
 __device__ inline void load_rates(const void* rates, bool each, int64_t p, int64_t left,
                                   A (&x)[kCount]) {
@@ -48,8 +48,8 @@ __global__ void inner_step_kernel(const __grid_constant__ StepTable table) {
   });
 }
 
-// A thread's elements of a (rows, cols) matrix: from `column` of `row` on, `left` to the row's end.
-// Every row has blocks of its own.
+// The elements of a thread in a (rows, cols) matrix: from `column` of `row` on, `left` up to the
+// end of the row. No block crosses rows.
 template <class T>
 struct RowLanes {
   static constexpr int64_t kBlock = kThreads * kLanes<T>;  // elements
@@ -76,12 +76,12 @@ __global__ void hvp_perturb_kernel(PerturbArgs args) {
   const A eps = static_cast<const A*>(args.eps)[own.row];
   as_type(own.left >= kLanes<T> && aligned16(theta, v, plus, minus), [&](auto whole) {
     constexpr bool kWhole = decltype(whole)::value;
-    A x[kLanes<T>], move[kLanes<T>], up[kLanes<T>], down[kLanes<T>];
+    A x[kLanes<T>], direction[kLanes<T>], up[kLanes<T>], down[kLanes<T>];
     load_lanes<kWhole>(theta, own.left, x);
-    load_lanes<kWhole>(v, own.left, move);
+    load_lanes<kWhole>(v, own.left, direction);
     for (int k = 0; k < kLanes<T>; ++k) {
-      up[k] = x[k] + eps * move[k];
-      down[k] = x[k] - eps * move[k];
+      up[k] = x[k] + eps * direction[k];
+      down[k] = x[k] - eps * direction[k];
     }
     store_lanes(plus, own.left, kWhole, up);
     store_lanes(minus, own.left, kWhole, down);

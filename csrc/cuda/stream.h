@@ -1,4 +1,4 @@
-// Kernels on a CUDA stream: the launcher that the launch_* functions are given in a CUDA build.
+// Kernels on a CUDA stream: the launcher of the launch_* functions in a CUDA build.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,7 +9,7 @@ struct Stream {
   cudaStream_t queue;
   size_t shared = 0;
 
-  // The same stream, for kernels with so many bytes of dynamic shared memory.
+  // The same stream, launching with `bytes` of dynamic shared memory.
   Stream with_shared(size_t bytes) const { return {queue, bytes}; }
 
   void zero(void* memory, size_t bytes) const { cudaMemsetAsync(memory, 0, bytes, queue); }

@@ -1,5 +1,5 @@
-// Kernels over the similarity scalars. They are launches of their own, not a prologue of combine:
-// callers still scale the coefficients by what they know only then (task weights, loss scales).
+// Kernels over the similarity scalars. They are separate launches, not a prologue of combine, since
+// callers scale the coefficients in between (task weights, loss scales).
 #pragma once
 
 #include "cuda/common.cuh"

@@ -7,14 +7,14 @@
 namespace fastmeta::emulation {
 namespace {
 
-bool same(const Place& a, const Place& b) {
+bool same(const CallSite& a, const CallSite& b) {
   return a.line == b.line && !strcmp(a.call, b.call) && !strcmp(a.file, b.file);
 }
 
-std::string text(const Place& place) {
-  const char* slash = strrchr(place.file, '/');
-  return std::string(place.call) + " at " + (slash ? slash + 1 : place.file) + ":" +
-         std::to_string(place.line);
+std::string text(const CallSite& call_site) {
+  const char* slash = strrchr(call_site.file, '/');
+  return std::string(call_site.call) + " at " + (slash ? slash + 1 : call_site.file) + ":" +
+         std::to_string(call_site.line);
 }
 
 std::string text(uint3 at) {
@@ -32,8 +32,8 @@ bool is_index(const void* at) {
   return inside(threadIdx) || inside(blockIdx);
 }
 
-constexpr size_t kStrip = 256;          // bytes behind the dynamic shared memory
-constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
+constexpr size_t kStrip = 256;          // guard bytes after the dynamic shared memory
+constexpr unsigned char kUnset = 0xff;  // NaN as float and double
 
 }  // namespace
 
@@ -59,7 +59,7 @@ void Block::run(const std::string& kernel, Random& random, const std::function<v
     error_ = std::make_exception_ptr(
         Fault(heading() + "some thread writes past the end of the dynamic shared memory"));
   if (!error_) return;
-  // Threads stopped half-way go with their stacks: device code owns nothing that must be released.
+  // Drops suspended threads with their stacks: device code owns no resources.
   idle_.clear();
   fibers_.clear();
   std::rethrow_exception(std::exchange(error_, nullptr));
@@ -114,19 +114,19 @@ void Block::make_ready(int id) {
   runnable_.push_back(id);
 }
 
-void Block::barrier(Place place) {
+void Block::barrier(CallSite call_site) {
   Thread& me = threads_[current_];
-  if (me.owes_fence) fail("comes to a barrier without a __threadfence since its atomic operation");
+  if (me.needs_fence) fail("reaches a barrier without a __threadfence since its atomic operation");
   me.state = State::at_barrier;
   me.fenced = false;
-  me.place = place;
+  me.call_site = call_site;
   if (++waiting_ == static_cast<int>(threads_.size())) release_barrier();
   Fiber::leave();
 }
 
 void Block::release_barrier() {
   for (int id = 0; id < waiting_; ++id) {
-    if (!same(threads_[id].place, threads_[current_].place))
+    if (!same(threads_[id].call_site, threads_[current_].call_site))
       fail("is at another barrier than " + describe(id));
     make_ready(id);
   }
@@ -136,13 +136,14 @@ void Block::release_barrier() {
 
 void Block::fence() {
   threads_[current_].fenced = true;
-  threads_[current_].owes_fence = false;
+  threads_[current_].needs_fence = false;
 }
 
-void Block::atomic(Place place) {
+void Block::atomic(CallSite call_site) {
   Thread& me = threads_[current_];
-  if (!me.fenced) fail("has " + text(place) + " without a __threadfence since the last barrier");
-  me.owes_fence = true;
+  if (!me.fenced)
+    fail("has " + text(call_site) + " without a __threadfence since the last barrier");
+  me.needs_fence = true;
 }
 
 void Block::access(const void* at, size_t bytes, bool writes) {
@@ -150,13 +151,13 @@ void Block::access(const void* at, size_t bytes, bool writes) {
   const Hazard hazard = memory_.access(current_, at, bytes, writes);
   if (!hazard.done) return;
   const std::string what = writes ? "writes shared memory that " : "reads shared memory that ";
-  if (hazard.thread < 0) fail(what + "nobody has " + hazard.done);
+  if (hazard.thread < 0) fail(what + "no thread has " + hazard.done);
   fail(what + describe(hazard.thread) + " has " + hazard.done + " since the last barrier");
 }
 
-uint64_t Block::exchange(Place place, unsigned mask, int source, uint64_t bits) {
+uint64_t Block::exchange(CallSite call_site, unsigned mask, int source, uint64_t bits) {
   Thread& me = threads_[current_];
-  me = {State::in_warp, me.fiber, me.fenced, me.owes_fence, place, mask, source, bits};
+  me = {State::in_warp, me.fiber, me.fenced, me.needs_fence, call_site, mask, source, bits};
   if (!(mask >> lane() & 1)) fail("is not in its own mask");
   const int first = current_ - lane();
   bool complete = true;
@@ -165,7 +166,7 @@ uint64_t Block::exchange(Place place, unsigned mask, int source, uint64_t bits) 
     if (first + l >= static_cast<int>(threads_.size()))
       fail("has lane " + std::to_string(l) + " in its mask, which the block does not have");
     const State state = threads_[first + l].state;
-    if (state == State::ended) fail("has a lane in its mask that is gone: " + describe(first + l));
+    if (state == State::ended) fail("has an ended lane in its mask: " + describe(first + l));
     complete = complete && state == State::in_warp;
   }
   if (complete) release_warp(first);
@@ -181,7 +182,7 @@ void Block::release_warp(int first) {
   for (int l = 0; l < kLanes; ++l) {
     if (!(mask >> l & 1)) continue;
     const Thread& other = threads_[first + l];
-    if (other.mask != mask || !same(other.place, me.place))
+    if (other.mask != mask || !same(other.call_site, me.call_site))
       fail("meets another mask or call in its mask: " + describe(first + l));
     given[l] = other.bits;
     vote |= static_cast<unsigned>(other.bits != 0) << l;
@@ -211,7 +212,7 @@ std::string Block::describe(int id) const {
   const std::string name = "thread " + text(index_of(id));
   if (thread.state == State::ended) return name + ", which has ended,";
   if (thread.state == State::at_barrier || thread.state == State::in_warp)
-    return name + ", in " + text(thread.place) + ",";
+    return name + ", in " + text(thread.call_site) + ",";
   return name;
 }
 
@@ -223,9 +224,9 @@ std::string Block::describe_stuck() const {
   const std::string who = describe(static_cast<int>(waiter - threads_.begin()));
   if (absent == threads_.end()) return heading() + who + " waits for lanes that wait elsewhere";
   return heading() + who +
-         " waits for ever: a barrier needs every thread of the block, a shuffle "
+         " waits forever: a barrier needs every thread of the block, a shuffle "
          "or vote every lane of its mask, but " +
-         describe(static_cast<int>(absent - threads_.begin())) + " does not come";
+         describe(static_cast<int>(absent - threads_.begin())) + " does not arrive";
 }
 
 }  // namespace fastmeta::emulation

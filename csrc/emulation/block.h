@@ -1,8 +1,8 @@
-// One block of threads on the CPU. Threads run one at a time, each until it waits for others; who
-// comes next is drawn at random, so that a missing barrier changes the result for some seed. What
-// CUDA leaves undefined is an error here: barriers that part of the block misses, masks that do not
-// name exactly the lanes that come, values taken from lanes that gave none, shared memory read
-// unset or raced for.
+// One block of threads on the CPU. Threads run one at a time, each until it waits for others; the
+// next is drawn at random, so that a missing barrier changes the result for some seed. Undefined
+// behaviour in CUDA is an error here: barriers that only part of the block reaches, masks that
+// differ from the participating lanes, shuffles from lanes outside of the mask, and races and
+// uninitialised reads in shared memory.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ struct Fault : std::runtime_error {
 };
 
 // A call of an intrinsic in the kernel's source.
-struct Place {
+struct CallSite {
   const char* call;
   const char* file;
   int line;
@@ -52,31 +52,30 @@ class Block {
   // faults name the `kernel`.
   void run(const std::string& kernel, Random& random, const std::function<void()>& body);
 
-  // Dynamic shared memory of the blocks to come, each of which finds it full of NaN.
+  // Sets the dynamic shared memory of the following blocks, which they find filled with NaN.
   void resize_shared(size_t bytes);
   void* shared();
 
-  // __syncthreads: goes on when every thread of the block has come.
-  void barrier(Place place);
+  // __syncthreads: returns when every thread of the block has called it.
+  void barrier(CallSite call_site);
 
-  // Shuffles and votes: goes on when every lane of `mask` has come. Returns the `bits` of lane
-  // `source`; for kVote, the mask of the lanes whose bits are not zero.
-  uint64_t exchange(Place place, unsigned mask, int source, uint64_t bits);
+  // Shuffles and votes: returns when every lane of `mask` has called it. The result is the `bits`
+  // of lane `source` or, for kVote, the mask of the lanes whose bits are not zero.
+  uint64_t exchange(CallSite call_site, unsigned mask, int source, uint64_t bits);
   static constexpr int kVote = -1;
 
-  // To memory that its Shadow holds, before the running thread reads or writes it.
+  // Called before the running thread accesses shared memory.
   void access(const void* at, size_t bytes, bool writes);
 
-  // __threadfence, and an atomic operation, by which blocks of the kernels tell each other what
-  // they have written: with a fence since the last barrier before it, and one before the next
-  // behind it.
+  // __threadfence, and atomic operations, by which blocks communicate: there must be a fence
+  // between the last barrier and the atomic, and one between it and the next barrier.
   void fence();
-  void atomic(Place place);
+  void atomic(CallSite call_site);
 
-  // Of the running thread, within its warp.
+  // The lane of the running thread in its warp.
   int lane() const;
 
-  // Reports a fault of the running thread, which never goes on.
+  // Reports a fault of the running thread and suspends it for good.
   [[noreturn]] void fail(const std::string& what);
 
  private:
@@ -85,9 +84,9 @@ class Block {
   struct Thread {
     State state;
     Fiber* fiber;
-    bool fenced;      // since the last barrier
-    bool owes_fence;  // since an atomic operation
-    Place place;      // where it waits; below: what it brings
+    bool fenced;         // since the last barrier
+    bool needs_fence;    // since an atomic operation
+    CallSite call_site;  // where it waits; below: its arguments
     unsigned mask;
     int source;
     uint64_t bits;
@@ -105,9 +104,9 @@ class Block {
 
   std::vector<Thread> threads_;
   std::vector<int> runnable_;
-  std::vector<std::unique_ptr<Fiber>> fibers_;  // kept from block to block
+  std::vector<std::unique_ptr<Fiber>> fibers_;  // reused by the following blocks
   std::vector<Fiber*> idle_;
-  std::vector<unsigned char> shared_;  // and a strip behind it, which must stay as it is
+  std::vector<unsigned char> shared_;  // followed by guard bytes
   Shadow memory_;
   std::string kernel_;
   const std::function<void()>* body_ = nullptr;
@@ -117,7 +116,7 @@ class Block {
   int ended_ = 0;
 };
 
-// The only block: shared memory is static, so there is never a second one.
+// The only block: shared memory is static, so there cannot be a second one.
 Block& block();
 
 }  // namespace fastmeta::emulation

@@ -1,7 +1,7 @@
-// What the compiler's own instrumentation of the kernels calls (-fsanitize=bounds,alignment,thread;
-// no sanitizer library is linked), made to report faults of the emulated thread: an index past a
-// fixed-size array (shared memory, kernel parameters), a misaligned vector access, and shared
-// memory that is read unset or raced for. A CPU would let all of them pass.
+// The run-time functions of the compiler's instrumentation (-fsanitize=bounds,alignment,thread; no
+// sanitizer library is linked), which report faults of the emulated thread: an index past the end
+// of a fixed-size array (shared memory, kernel parameters), a misaligned vector access, and races
+// and uninitialised reads in shared memory. A CPU would run all of them without an error.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,14 +11,14 @@
 namespace fastmeta::emulation {
 namespace {
 
-// What every report of the compiler begins with.
+// The first argument of every report.
 struct SourceLocation {
   const char* file;
   uint32_t line;
   uint32_t column;
 };
 
-// The compiler takes its reports for calls that do not throw, so none may: the thread is dropped.
+// The compiler assumes that these calls do not throw, so the thread is suspended for good.
 [[noreturn]] void report(const void* where, const std::string& what) {
   const auto* at = static_cast<const SourceLocation*>(where);
   const std::string file = at->file;
@@ -75,7 +75,7 @@ void __tsan_read_range(void* at, size_t bytes) {
 void __tsan_write_range(void* at, size_t bytes) {
   access(at, bytes, true);
 }
-// Clang's, for copies that GCC leaves to the C library.
+// Called by Clang only; GCC calls the C library.
 void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
   access(from, bytes, false);
   access(to, bytes, true);

@@ -1,8 +1,8 @@
-// The part of CUDA that the kernels use, on a CPU: include this before them. Kernel sources are
-// compiled as they are; launches are in emulation/launch.h.
+// The part of CUDA that the kernels use, on a CPU. Include it before the kernels, whose sources are
+// compiled unchanged; launches are in emulation/launch.h.
 //
-// It checks arithmetic, indexing, barriers, shuffles, and that fences stand around atomics. It
-// cannot show speed, occupancy, the memory model (threads really run one after another),
+// It checks arithmetic, indexing, barriers, shuffles, and fences around atomics. It
+// cannot show speed, occupancy, the memory model (threads run one after another),
 // warp-synchronous assumptions that a real scheduler breaks, or the GPU's own rounding of sqrt, exp
 // and fused multiply-adds.
 #pragma once
@@ -26,13 +26,13 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
 
 namespace fastmeta::emulation {
 
-// x of the lane `source`, or of the caller itself where `source` is out of range.
+// x of lane `source`, or of the caller if `source` is out of range.
 template <class T>
-T shuffle(Place place, unsigned mask, T x, int source, bool in_range) {
+T shuffle(CallSite call_site, unsigned mask, T x, int source, bool in_range) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles take 4 or 8 bytes");
   uint64_t bits = 0;
   memcpy(&bits, &x, sizeof(T));
-  bits = block().exchange(place, mask, in_range ? source : block().lane(), bits);
+  bits = block().exchange(call_site, mask, in_range ? source : block().lane(), bits);
   memcpy(&x, &bits, sizeof(T));
   return x;
 }
@@ -44,8 +44,8 @@ inline int group(int width) {
   return block().lane() & ~(width - 1);
 }
 
-inline unsigned vote(Place place, unsigned mask, bool holds) {
-  return static_cast<unsigned>(block().exchange(place, mask, Block::kVote, holds));
+inline unsigned vote(CallSite call_site, unsigned mask, bool holds) {
+  return static_cast<unsigned>(block().exchange(call_site, mask, Block::kVote, holds));
 }
 
 }  // namespace fastmeta::emulation
@@ -105,7 +105,7 @@ T __ldg(const T* pointer) {
 
 namespace fastmeta::cuda {
 
-// In place of common.cuh's.
+// Replaces that of common.cuh.
 template <class T>
 T* dynamic_shared() {
   return static_cast<T*>(emulation::block().shared());

@@ -1,11 +1,11 @@
-// Kernels with one planted fault each, and sound ones beside them: what the emulation must find,
-// and what it must let pass.
+// Kernels with one planted fault each, which the emulation must find, and correct ones, which it
+// must accept.
 #pragma once
 
 #include "emulation/faults/barriers.h"
 #include "emulation/faults/blocks.h"
+#include "emulation/faults/correct.h"
 #include "emulation/faults/memory.h"
-#include "emulation/faults/sound.h"
 #include "emulation/faults/warps.h"
 
 namespace fastmeta::emulation::faults {

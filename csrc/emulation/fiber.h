@@ -1,4 +1,4 @@
-// Fibers: calls that can be left half-way and taken up again, each on a stack of its own.
+// Fibers: calls that can be suspended and resumed, each on its own stack.
 #pragma once
 
 #include <setjmp.h>
@@ -19,7 +19,7 @@
 
 namespace fastmeta::emulation {
 
-// What AddressSanitizer must know of changes of stacks; nothing without it.
+// Annotations of stack switches for AddressSanitizer; empty without it.
 #if defined(__SANITIZE_ADDRESS__)
 inline void leave_stack(const void* next, size_t bytes) {
   __sanitizer_start_switch_fiber(nullptr, next, bytes);
@@ -36,7 +36,7 @@ inline void enter_stack(const void**, size_t*) {}
 inline void give_up_stack(void*, size_t) {}
 #endif
 
-// Memory for one stack; a page below it stops an overflow. Pages never touched cost nothing.
+// Memory of one stack, with a guard page below. Untouched pages cost nothing.
 class Stack {
  public:
   Stack() {
@@ -60,9 +60,9 @@ class Stack {
   void* base_;
 };
 
-// Does `work` over and over; each resume() takes it to the next leave() or to the end of one call.
-// makecontext starts a fiber, but _longjmp switches: twenty times faster, as it leaves the signal
-// mask alone and so makes no system call.
+// Calls `work` repeatedly; each resume() runs up to the next leave() or the end of a call. A fiber
+// is started by makecontext but switched by _longjmp: twenty times faster, since it does not change
+// the signal mask and so makes no system call.
 class Fiber {
  public:
   explicit Fiber(void (*work)()) : work_(work) {
@@ -85,7 +85,7 @@ class Fiber {
     running_ = nullptr;
   }
 
-  // On a fiber: back to whoever resumed it.
+  // Called on a fiber: returns to the caller of resume().
   static void leave() {
     leave_stack(main_, main_bytes_);
     if (_setjmp(running_->inside_) == 0) _longjmp(running_->outside_, 1);
@@ -110,7 +110,7 @@ class Fiber {
   void (*work_)();
   bool started_ = false;
   static inline Fiber* running_ = nullptr;
-  static inline const void* main_ = nullptr;  // the stack of whoever resumes
+  static inline const void* main_ = nullptr;  // the stack of the caller of resume()
   static inline size_t main_bytes_ = 0;
 };
 

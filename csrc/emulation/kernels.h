@@ -1,5 +1,5 @@
-// The CUDA kernels on the CPU: what namespace cuda does on a stream, done for a seed of the order
-// of blocks and threads. Pointers are to host memory; faults throw Fault.
+// The CUDA kernels on the CPU: like namespace cuda, but with a seed for the order of blocks and
+// threads in place of a stream. Pointers are to host memory; faults throw Fault.
 #pragma once
 
 #include "fastmeta/combine.h"

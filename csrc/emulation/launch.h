@@ -39,7 +39,7 @@ class Launch {
  public:
   explicit Launch(uint64_t seed, size_t shared = 0) : seed_(seed), shared_(shared) {}
 
-  // As that of cuda/stream.h.
+  // As in cuda/stream.h.
   Launch with_shared(size_t bytes) const { return Launch(seed_, bytes); }
 
   void zero(void* memory, size_t bytes) const { memset(memory, 0, bytes); }

@@ -20,7 +20,7 @@ std::string demangled(const char* symbol) {
   return text ? text.get() : symbol;
 }
 
-// "void a::b::kernel<c::D>(c::E)" without what is not the kernel's own: "kernel<D>".
+// "void a::b::kernel<c::D>(c::E)" without namespaces, return type and parameters: "kernel<D>".
 std::string own_part(const std::string& signature) {
   std::string name = signature.substr(0, signature.find('('));
   for (size_t colons; (colons = name.find("::")) != std::string::npos;) {

@@ -1,4 +1,4 @@
-// What kernels are called in their sources, template arguments included.
+// Kernel names as in the sources, including template arguments.
 #pragma once
 
 #include <set>
@@ -6,10 +6,10 @@
 
 namespace fastmeta::emulation {
 
-// Looked up in the module's symbols, which the kernels are among.
+// The name of a kernel, from the symbol table of the module.
 std::string kernel_name(const void* kernel);
 
-// All names ever looked up.
+// All names looked up so far.
 const std::set<std::string>& kernels_run();
 
 }  // namespace fastmeta::emulation

@@ -1,6 +1,6 @@
 #include "emulation/shadow.h"
 
-// The linker's: around this module's zero-initialised memory.
+// Linker symbols: the bounds of this module's zero-initialised memory.
 extern "C" __attribute__((visibility("hidden"))) char __bss_start[], _end[];
 
 namespace fastmeta::emulation {

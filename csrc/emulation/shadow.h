@@ -1,5 +1,5 @@
-// Which thread wrote and read each byte of shared memory since the last barrier: what a kernel does
-// between two barriers must not depend on the order of the threads, whichever order is drawn.
+// Race detection in shared memory: which thread wrote and read each byte since the last barrier.
+// Between two barriers the result must not depend on the order of the threads.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +8,8 @@
 
 namespace fastmeta::emulation {
 
-// A thread that conflicts with the one that accesses memory, and how; without a thread, nobody has
-// written what is read. `done` is null where all is well.
+// A conflict with another thread's access, or (thread -1) a read of uninitialised memory. `done` is
+// null if there is no hazard.
 struct Hazard {
   const char* done = nullptr;
   int thread = -1;
@@ -17,25 +17,25 @@ struct Hazard {
 
 class Shadow {
  public:
-  // Static shared memory is all of the module's zero-initialised memory that kernels touch.
+  // All zero-initialised memory of the module counts as static shared memory.
   Shadow();
 
-  // The dynamic shared memory of the blocks to come.
+  // Sets the dynamic shared memory of the following blocks.
   void watch(const void* dynamic, size_t bytes);
 
   void begin_block() { began_ = ++now_; }
   void pass_barrier() { ++now_; }
 
-  // Whether that is shared memory. Asked at every access of a kernel: most are to other memory.
+  // Whether `at` is shared memory. Called at every access of a kernel, most of which are not.
   static bool holds(const void* at) { return inside(statics_, at) || inside(dynamic_, at); }
 
-  // Of memory that it holds, by a thread of the block.
+  // Records an access to shared memory by a thread of the block.
   Hazard access(int thread, const void* at, size_t bytes, bool writes);
 
  private:
-  // Of one byte. Two readers are enough: one of them is not the thread that writes.
+  // State of one byte. Two readers suffice: one of them is not the writing thread.
   struct Cell {
-    uint32_t written = 0, read = 0;  // the intervals between barriers, counted from 1
+    uint32_t written = 0, read = 0;  // in which interval between barriers, counted from 1
     uint16_t writer = 0, reader = 0, other_reader = 0;
   };
   struct Range {
@@ -50,7 +50,7 @@ class Shadow {
   Hazard write(uint16_t thread, Cell& cell) const;
 
   static inline Range statics_{}, dynamic_{};
-  std::vector<Cell> cells_[2];  // of both
+  std::vector<Cell> cells_[2];  // of static and dynamic memory
   uint32_t now_ = 0, began_ = 0;
 };
 

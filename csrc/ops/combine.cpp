@@ -1,4 +1,4 @@
-// Combining as torch sees it: schemas, checks, allocation and dispatch.
+// The combine ops: schemas, checks, allocation and dispatch.
 #include "cpu/kernels.h"
 #include "ops/overlap.h"
 #include "ops/tensors.h"
@@ -6,7 +6,7 @@
 namespace fastmeta {
 namespace {
 
-// `fresh` outputs share no memory.
+// `fresh`: the outputs are newly allocated and cannot overlap.
 void fill(const Tensors& out, const Tensors& buffers, const Tensor& coef, const Ints& bounds,
           bool fresh) {
   FM_REQUIRE(buffers.size() == 1 || buffers.size() == 2, "combine: expected one or two buffers.");
@@ -43,7 +43,7 @@ void fill(const Tensors& out, const Tensors& buffers, const Tensor& coef, const 
         const char* row = static_cast<const char*>(g.const_data_ptr());
         sources.push_back({row + t * g.stride(0) * element_size(g), columns * element_size(g), -1});
       }
-    require_apart(targets, sources, "combine_");
+    require_disjoint(targets, sources, "combine_");
   }
   CombineArgs args{dtype_of(rows[0]),
                    {matrix(rows[0]), matrix(rows.back())},

@@ -1,4 +1,4 @@
-// The conv ops as torch sees them; see library.cpp for how gradients are made.
+// The conv ops: schemas, checks and allocation; see library.cpp on gradients.
 #include "fastmeta/conv.h"
 
 #include "cpu/kernels.h"
@@ -16,17 +16,17 @@ void require_images(const Tensor& t, const char* name) {
                  " must be float32 or float64. Convert them with .to(), or use torch's conv2d.");
 }
 
-// Sizes but the channels, for images that fall into so many groups.
+// All sizes but the channels, for images in `groups` groups.
 ConvShape shape_for(const Tensor& images, int64_t groups, int64_t h, int64_t w, int64_t stride) {
   FM_REQUIRE(stride == 1 || stride == 2, "conv3x3: the stride must be 1 or 2, got " +
                                              std::to_string(stride) + ". Use torch's conv2d.");
   FM_REQUIRE(groups > 0 && images.size(0) % groups == 0,
-             "conv3x3: " + std::to_string(images.size(0)) + " images do not fall into " +
+             "conv3x3: " + std::to_string(images.size(0)) + " images cannot be divided into " +
                  std::to_string(groups) + " groups of equal size.");
   return {dtype_of(images), groups, images.size(0) / groups, h, w, 0, 0, stride};
 }
 
-// Groups of weights: those of (G, out, in, 3, 3), or one for (out, in, 3, 3).
+// G for weights (G, out, in, 3, 3), and 1 for (out, in, 3, 3).
 int64_t groups_of(const Tensor& weight) {
   return weight.dim() == 5 ? weight.size(0) : 1;
 }
@@ -45,12 +45,12 @@ void read_weight(const Tensor& weight, const Tensor& images, ConvShape& shape) {
 
 void require_channels(const Tensor& images, int64_t channels, const Tensor& weight) {
   FM_REQUIRE(images.size(1) == channels, "conv3x3: images " + shape_of(images) +
-                                             " do not fit to weights " + shape_of(weight) + ".");
+                                             " do not match weights " + shape_of(weight) + ".");
 }
 
 void require_output(const Tensor& dy, const ConvShape& s) {
   FM_REQUIRE(s.h > 0 && s.w > 0 && dy.size(2) == s.out_h() && dy.size(3) == s.out_w(),
-             "conv3x3: a gradient " + shape_of(dy) + " does not belong to an input of " +
+             "conv3x3: a gradient " + shape_of(dy) + " does not match an input of " +
                  std::to_string(s.h) + " x " + std::to_string(s.w) + " pixels at stride " +
                  std::to_string(s.stride) + ".");
 }
@@ -65,7 +65,7 @@ Tensor conv_forward(const Tensor& x, const Tensor& weight, const std::optional<T
       !bias ||
           (same_kind(*bias, x) && bias->dim() == weight.dim() - 3 &&
            bias->numel() == shape.groups * shape.out && bias->size(bias->dim() - 1) == shape.out),
-      "conv3x3: the bias must have one value an output channel (and group), of the dtype and "
+      "conv3x3: the bias must have one value per output channel (and group), of the dtype and "
       "device of the images; got shape " +
           shape_of(*bias) + " for weights " + shape_of(weight) + ".");
   const Tensor parts[] = {channels_last(x), dense(weight), bias ? dense(*bias) : weight};
@@ -99,7 +99,7 @@ Tensors conv_weight(const Tensor& x, const Tensor& dy, int64_t stride,
   shape.out = dy.size(1);
   FM_REQUIRE(same_kind(x, dy) && x.size(0) == dy.size(0),
              "conv3x3: images " + shape_of(x) + " and gradients " + shape_of(dy) +
-                 " must be as many, of one dtype and device.");
+                 " must agree in number, dtype and device.");
   require_output(dy, shape);
   const Tensor parts[] = {channels_last(x), channels_last(dy)};
   Ints sizes{shape.out, shape.in, 3, 3}, channels{shape.out};

@@ -1,4 +1,4 @@
-// The Gram matrix as torch sees it: schema, checks, allocation and dispatch.
+// The gram op: schema, checks, allocation and dispatch.
 #include "cpu/kernels.h"
 #include "ops/tensors.h"
 
@@ -9,7 +9,7 @@ Tensor gram(const Tensor& g, const Ints& bounds) {
   const Tensor rows = dense_rows(g, "gram");
   const Segments parts = segments(bounds, g.size(1), "gram");
   const Matrix m = matrix(rows);
-  Tensor partial = empty(g, {count_gram_partials(parts, m, cut_of(g))}, ScalarType::Double);
+  Tensor partial = empty(g, {count_gram_partials(parts, m, chunking_of(g))}, ScalarType::Double);
   Tensor out = empty(g, {parts.count, m.rows, m.rows}, acc_type(g));
   const GramArgs args{dtype_of(g), m, parts, static_cast<double*>(partial.mutable_data_ptr()),
                       out.mutable_data_ptr()};

@@ -1,11 +1,11 @@
-// Batches of images as the kernels take them: channels last in memory.
+// Batches of images in channels-last memory format, as the kernels take them.
 #pragma once
 
 #include "ops/tensors.h"
 
 namespace fastmeta {
 
-// In that order, and on a GPU aligned for loads of 16 bytes; copied only if it is not.
+// In channels-last format and, on a GPU, aligned to 16 bytes; copied only if necessary.
 inline Tensor channels_last(const Tensor& t) {
   int64_t stride = 1;
   bool last = true;

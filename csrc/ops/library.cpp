@@ -1,6 +1,6 @@
-// The library of ops, and the Python module that brings it. The other files here hold the ops as
-// torch sees them. Gradients live in Python (fastmeta/ops): an op registered with autograd here
-// would break torch.func.
+// The op library, and the Python module that loads it; the ops themselves are in the other files
+// here. Gradients are defined in Python (fastmeta/ops): ops registered with autograd in C++ would
+// break torch.func.
 #include <Python.h>
 
 #include "cpu/kernels.h"
@@ -15,7 +15,8 @@ std::string build_info() {
 #else
   const std::string cuda = ";";
 #endif
-  return std::string(cpu::kernels().isa) + ";" + FM_COMPILER + ";" + FM_TORCH_VERSION + ";" + cuda;
+  return std::string(cpu::kernels().isa) + ";" + FM_COMPILER + ";" + FM_TORCH_VERSION + ";" + cuda +
+         ";" + FM_CUDA_REASON;
 }
 
 }  // namespace

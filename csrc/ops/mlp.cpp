@@ -1,4 +1,4 @@
-// The MLP step as torch sees it: schema, checks and allocation.
+// The mlp_step op: schema, checks and allocation.
 #include "cpu/kernels.h"
 #include "fastmeta/mlp_plan.h"
 #include "ops/tensors.h"
@@ -8,15 +8,15 @@ namespace fastmeta {
 #if defined(FM_WITH_CUDA)
 namespace cuda {
 
-// Checks the limits, and brings the scratch of the blocks.
+// Checks the limits and allocates scratch for the blocks.
 static int mlp_step(const MlpArgs& args, const Tensor& like, void* stream) {
-  FM_REQUIRE(args.count <= kMostMlpLayers && mlp_products(args) <= kMostMlpProducts,
-             "mlp_step: on CUDA at most " + std::to_string(kMostMlpLayers) + " layers and " +
-                 std::to_string(kMostMlpProducts) +
+  FM_REQUIRE(args.count <= kMaxMlpLayers && mlp_products(args) <= kMaxMlpProducts,
+             "mlp_step: on CUDA at most " + std::to_string(kMaxMlpLayers) + " layers and " +
+                 std::to_string(kMaxMlpProducts) +
                  " multiplications of one forward pass over a task's examples; got " +
                  std::to_string(args.count) + " and " + std::to_string(mlp_products(args)) +
                  ". Move parameters and tasks with .cpu().");
-  const MlpPlan plan = plan_mlp(args, mlp_room(args.dtype));
+  const MlpPlan plan = plan_mlp(args, mlp_shared_capacity(args.dtype));
   const Tensor scratch = empty(like, {plan.blocks * plan.scratch}, like.scalar_type());
   return mlp_step(args, plan, scratch.mutable_data_ptr(), stream);
 }
@@ -26,7 +26,7 @@ static int mlp_step(const MlpArgs& args, const Tensor& like, void* stream) {
 
 namespace {
 
-// Weights (out, in), each followed by its bias (out) where there is one.
+// Weights (out, in), each followed by its bias (out) if it has one.
 std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations) {
   std::vector<MlpLayer> layers;
   for (size_t k = 0; k < params.size(); ++k) {
@@ -65,7 +65,7 @@ std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations
   return layers;
 }
 
-// Of memory on the CPU. Looking at the GPU's would wait for it; there such a class makes NaN.
+// On the CPU only: reading a CUDA tensor would synchronise, and there an invalid class yields NaN.
 void require_classes(const Tensor& y, int64_t classes, const std::string& name) {
   const int64_t* values = static_cast<const int64_t*>(y.const_data_ptr());
   for (int64_t i = 0; i < y.numel(); ++i)
@@ -147,9 +147,9 @@ Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tens
   return results;
 }
 
-// What the CUDA kernel takes: layers, and multiplications of one forward pass over a task.
+// Limits of the CUDA kernel: layers, and multiplications in one forward pass over a task.
 Ints mlp_limits() {
-  return {kMostMlpLayers, kMostMlpProducts};
+  return {kMaxMlpLayers, kMaxMlpProducts};
 }
 
 }  // namespace

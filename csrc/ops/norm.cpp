@@ -1,4 +1,4 @@
-// The norm ops as torch sees them; see library.cpp for how gradients are made.
+// The norm ops: schemas, checks, allocation and dispatch; see library.cpp on gradients.
 #include "cpu/kernels.h"
 #include "fastmeta/norm_plan.h"
 #include "ops/images.h"
@@ -15,26 +15,26 @@ Ints shape_like(const Tensor& x, bool pool) {
 void require_weight(const Tensor& t, const Tensor& x) {
   const int64_t dims = t.dim();
   FM_REQUIRE((dims == 1 || dims == 2) && t.size(dims - 1) == x.size(1) && same_kind(t, x),
-             "batch_norm_relu: weight must have one value a channel, (C,), or one a channel of "
+             "batch_norm_relu: weight must have one value per channel, (C,), or one per channel of "
              "each group of images, (G, C), of the input's dtype and device; got shape " +
                  shape_of(t) + " for an input " + shape_of(x) + ".");
   FM_REQUIRE(dims == 1 || (t.size(0) > 0 && x.size(0) % t.size(0) == 0),
-             "batch_norm_relu: weight " + shape_of(t) + " asks for " + std::to_string(t.size(0)) +
-                 " groups of equally many images, which an input " + shape_of(x) +
-                 " cannot be cut into. Give every group as many images as the others.");
+             "batch_norm_relu: weight " + shape_of(t) + " needs " + std::to_string(t.size(0)) +
+                 " groups of equal size, into which an input " + shape_of(x) +
+                 " cannot be divided. Give every group the same number of images.");
 }
 
 void require_like(const Tensor& t, const Tensor& weight, const char* name) {
   FM_REQUIRE(has_shape(t, weight.sizes()) && same_kind(t, weight),
              std::string("batch_norm_relu: ") + name +
                  " must have weight's shape, dtype and device; got shape " + shape_of(t) +
-                 " beside a weight " + shape_of(weight) + ".");
+                 " for a weight " + shape_of(weight) + ".");
 }
 
 void require_shape(const Tensor& t, const Tensor& x, const Ints& shape, const char* name) {
-  FM_REQUIRE(has_shape(t, shape) && same_kind(t, x),
-             std::string("batch_norm_relu: ") + name + " " + shape_of(t) +
-                 " does not belong to an input " + shape_of(x) + " of its dtype and device.");
+  FM_REQUIRE(has_shape(t, shape) && same_kind(t, x), std::string("batch_norm_relu: ") + name + " " +
+                                                         shape_of(t) + " does not match an input " +
+                                                         shape_of(x) + " of its dtype and device.");
 }
 
 Tensor images(const Tensor& x) {
@@ -44,7 +44,7 @@ Tensor images(const Tensor& x) {
   return channels_last(x);
 }
 
-// Dense tensors, kept alive, and what the kernels see of them.
+// Dense tensors, kept alive, and the arguments of the kernels that point to them.
 struct Input {
   Tensor x, weight, bias;
   NormInput args;
@@ -61,7 +61,7 @@ struct Input {
     require_weight(weight, x);
     require_like(bias, weight, "bias");
     const int64_t groups = weight.dim() == 2 ? weight.size(0) : 1;
-    FM_REQUIRE(!x.is_cuda() || x.size(0) / groups * x.size(2) * x.size(3) <= kMostNormPixels,
+    FM_REQUIRE(!x.is_cuda() || x.size(0) / groups * x.size(2) * x.size(3) <= kMaxNormPixels,
                "batch_norm_relu: a group has at most 2^30 pixels on a GPU, got an input " +
                    shape_of(x) + ". Use torch's batch_norm.");
     args = {dtype_of(x),
@@ -78,7 +78,7 @@ struct Input {
   }
 };
 
-// The memory that CUDA kernels need between their passes; none on the CPU.
+// Scratch between the passes of the CUDA kernels; none on the CPU.
 struct Scratch {
   Tensors parts;
   NormScratch pointers{};
@@ -158,7 +158,7 @@ void require_direction(const Tensor& u, const Tensor& p, const Tensor& q, const 
   require_like(var, weight, "var");
 }
 
-// The change of the output along (u, p, q).
+// The tangent of the output along (u, p, q).
 Tensor norm_tangent(const Tensor& u, const Tensor& p, const Tensor& q, const Tensor& x,
                     const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& var,
                     double eps, bool pool) {
@@ -172,7 +172,7 @@ Tensor norm_tangent(const Tensor& u, const Tensor& p, const Tensor& q, const Ten
   return out;
 }
 
-// The same, and the change of the gradients of input and weight at constant dz.
+// The same, and the tangents of the gradients of input and weight at constant dz.
 Tensors norm_second(const Tensor& dz, const Tensor& u, const Tensor& p, const Tensor& q,
                     const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean,
                     const Tensor& var, double eps, bool pool) {

@@ -1,4 +1,5 @@
-// What an op in place writes must not be what it reads for another element, nor be written twice.
+// Overlap checks of in-place ops: memory they write must not be read for another element, nor be
+// written twice.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +10,8 @@
 
 namespace fastmeta {
 
-// Memory of one piece. A source may be its own target, that of the same number: element by element
-// the old value is read before the new one is written.
+// A range of memory. A source may coincide with the target of the same number: each element is read
+// before it is written.
 struct Span {
   const char* begin;
   int64_t bytes;
@@ -24,9 +25,9 @@ inline Span span_of(const Tensor& dense, int64_t number) {
           number};
 }
 
-// Refuses targets that share memory with each other or with a source that is not their own.
-inline void require_apart(std::vector<Span> targets, const std::vector<Span>& sources,
-                          const char* op) {
+// Raises if targets overlap each other, or a source other than their own.
+inline void require_disjoint(std::vector<Span> targets, const std::vector<Span>& sources,
+                             const char* op) {
   const std::string message =
       std::string(op) +
       ": tensors to write share memory with each other or with what is read. Clone them first.";

@@ -1,4 +1,4 @@
-// Packing as torch sees it: schemas, checks and dispatch.
+// The pack ops: schemas, checks and dispatch.
 #include "fastmeta/pack.h"
 
 #include "cpu/kernels.h"
@@ -10,20 +10,22 @@ namespace {
 
 int64_t total_columns(const Tensors& tensors, int64_t rows, const char* op) {
   FM_REQUIRE(rows > 0 && tensors.size() % rows == 0 && !tensors.empty(),
-             std::string(op) + ": " + std::to_string(tensors.size()) + " tensors do not make " +
-                 std::to_string(rows) + " rows. Pass the tensors of every task, task after task.");
+             std::string(op) + ": " + std::to_string(tensors.size()) +
+                 " tensors cannot be divided into " + std::to_string(rows) +
+                 " rows. Pass all tensors of each task, task by task.");
   const int64_t each = static_cast<int64_t>(tensors.size()) / rows;
   int64_t columns = 0;
   for (int64_t k = 0; k < static_cast<int64_t>(tensors.size()); ++k) {
     FM_REQUIRE(tensors[k].numel() == tensors[k % each].numel(),
                std::string(op) + ": tensor " + std::to_string(k % each) + " of task " +
-                   std::to_string(k / each) + " has another size than in task 0.");
+                   std::to_string(k / each) + " differs in size from that of task 0.");
     if (k < each) columns += tensors[k].numel();
   }
   return columns;
 }
 
-// Copies between tensors (task after task) and the rows of flat; `fresh` targets share no memory.
+// Copies between tensors (task by task) and the rows of flat. `fresh`: the targets are newly
+// allocated and cannot overlap.
 void copy_rows(const Tensors& tensors, const Tensor& flat, bool into_flat, bool fresh,
                const char* op) {
   const int64_t size = element_size(flat);
@@ -45,7 +47,7 @@ void copy_rows(const Tensors& tensors, const Tensor& flat, bool into_flat, bool 
       targets.push_back({static_cast<const char*>(copies[k].target), copies[k].bytes, k});
       sources.push_back({static_cast<const char*>(copies[k].source), copies[k].bytes, k});
     }
-    require_apart(targets, sources, op);
+    require_disjoint(targets, sources, op);
   }
   run(
       flat, op, [&](const Parallel& p) { cpu::pack(copies.data(), count, p); },
@@ -59,7 +61,7 @@ void fill(const Tensor& flat, const Tensors& tensors, bool fresh) {
   FM_REQUIRE(flat.size(0) <= 1 || flat.stride(0) >= flat.size(1),
              "pack_: the rows of the buffer " + shape_of(flat) + " share memory. Clone it first.");
   FM_REQUIRE(total_columns(tensors, flat.size(0), "pack_") == flat.size(1),
-             "pack_: the tensors of one task must hold as many elements as a row of " +
+             "pack_: the tensors of one task must have as many elements in total as a row of " +
                  shape_of(flat) + ".");
   Tensors parts;
   for (const Tensor& t : tensors) {
@@ -85,7 +87,7 @@ Tensor pack(const Tensors& tensors, int64_t rows) {
 void unpack_(const Tensors& tensors, const Tensor& flat) {
   const Tensor source = dense_rows(flat, "unpack_");
   FM_REQUIRE(total_columns(tensors, flat.size(0), "unpack_") == flat.size(1),
-             "unpack_: the tensors of one task must hold as many elements as a row of " +
+             "unpack_: the tensors of one task must have as many elements in total as a row of " +
                  shape_of(flat) + ".");
   for (const Tensor& t : tensors)
     FM_REQUIRE(same_kind(t, flat) && t.is_contiguous(),

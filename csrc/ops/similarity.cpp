@@ -1,4 +1,4 @@
-// The similarities as torch sees them: schemas, checks, allocation and dispatch.
+// The similarity ops: schemas, checks, allocation and dispatch.
 #include "cpu/kernels.h"
 #include "ops/tensors.h"
 
@@ -10,10 +10,12 @@ Tensor row_similarity(const Tensor& a, const Tensor& b, const Ints& bounds) {
   FM_REQUIRE(same_kind(a, b) && a.size(0) == b.size(0) && a.size(1) == b.size(1),
              "row_similarity: both buffers need one shape, dtype and device; got " + shape_of(a) +
                  " and " + shape_of(b) + ".");
-  constexpr int64_t kMostTasks = 65535;  // CUDA's grid.y
-  FM_REQUIRE(a.size(0) <= kMostTasks, "row_similarity: at most 65535 tasks at a time.");
+  constexpr int64_t kMaxTasks = 65535;  // CUDA's grid.y
+  FM_REQUIRE(a.size(0) <= kMaxTasks, "row_similarity: expected at most 65535 tasks, got " +
+                                         std::to_string(a.size(0)) + ".");
   const Segments parts = segments(bounds, a.size(1), "row_similarity");
-  Tensor partial = empty(a, {count_row_partials(parts, matrix(x), cut_of(a))}, ScalarType::Double);
+  Tensor partial =
+      empty(a, {count_row_partials(parts, matrix(x), chunking_of(a))}, ScalarType::Double);
   Tensor out = empty(a, {a.size(0), parts.count, 3}, acc_type(a));
   const RowSimilarityArgs args{dtype_of(a),
                                matrix(x),
@@ -29,7 +31,8 @@ Tensor row_similarity(const Tensor& a, const Tensor& b, const Ints& bounds) {
 
 Tensor mean_similarity(const Tensor& g) {
   const Tensor rows = dense_rows(g, "mean_similarity");
-  Tensor partial = empty(g, {count_mean_partials(matrix(rows), cut_of(g))}, ScalarType::Double);
+  Tensor partial =
+      empty(g, {count_mean_partials(matrix(rows), chunking_of(g))}, ScalarType::Double);
   Tensor out = empty(g, {g.size(0), 2}, acc_type(g));
   const MeanSimilarityArgs args{dtype_of(g), matrix(rows),
                                 static_cast<double*>(partial.mutable_data_ptr()),

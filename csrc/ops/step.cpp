@@ -1,4 +1,5 @@
-// The inner step and the two halves of a central difference as torch sees them.
+// The inner step and the two halves of a central difference: schemas, checks, allocation and
+// dispatch.
 #include "cpu/kernels.h"
 #include "ops/overlap.h"
 #include "ops/tensors.h"
@@ -6,13 +7,14 @@
 namespace fastmeta {
 namespace {
 
-// out[k] = theta[k] - alpha[k] * grad[k]; alpha[k] holds one value or as many as theta[k].
-// `fresh` outputs share no memory.
+// out[k] = theta[k] - alpha[k] * grad[k]; alpha[k] holds one value, or one per element of
+// theta[k].
+// `fresh`: the outputs are newly allocated and cannot overlap.
 void step_items(const Tensors& out, const Tensors& theta, const Tensors& grad, const Tensors& alpha,
                 const Ints& frozen, bool fresh) {
   const size_t count = theta.size();
   FM_REQUIRE(grad.size() == count && alpha.size() == count && frozen.size() == count && count > 0,
-             "inner_step: theta, grad, alpha and frozen must be equally long and not empty; got " +
+             "inner_step: theta, grad, alpha and frozen must have one non-zero length; got " +
                  std::to_string(count) + ", " + std::to_string(grad.size()) + ", " +
                  std::to_string(alpha.size()) + " and " + std::to_string(frozen.size()) + ".");
   std::vector<StepItem> items;
@@ -40,7 +42,7 @@ void step_items(const Tensors& out, const Tensors& theta, const Tensors& grad, c
     std::vector<Span> targets, sources;
     for (size_t k = 0; k < count; ++k) targets.push_back(span_of(out[k], k));
     for (size_t k = 0; k < keep.size(); ++k) sources.push_back(span_of(keep[k], k / 3));
-    require_apart(targets, sources, "inner_step_");
+    require_disjoint(targets, sources, "inner_step_");
   }
   const StepArgs args{dtype_of(theta[0]), items.data(), static_cast<int64_t>(items.size())};
   run(
@@ -78,19 +80,19 @@ void require_rows(const Tensors& same, const Tensor& eps, const char* op) {
   FM_REQUIRE(eps.dim() == 1 && eps.size(0) == same[0].size(0) &&
                  eps.scalar_type() == acc_type(same[0]) && eps.is_cuda() == same[0].is_cuda() &&
                  eps.get_device_index() == same[0].get_device_index(),
-             std::string(op) + ": eps must hold one value a task in the accumulation dtype.");
+             std::string(op) + ": eps must hold one value per task in the accumulation dtype.");
 }
 
 Tensors hvp_perturb(const Tensor& theta, const Tensor& v, const Tensor& eps) {
   require_rows({theta, v}, eps, "hvp_perturb");
-  const Tensor centre = dense(theta), move = dense(v), radius = dense(eps);
+  const Tensor centre = dense(theta), direction = dense(v), radius = dense(eps);
   const Ints shape{theta.size(0), theta.size(1)};
   Tensors out{empty(theta, shape, theta.scalar_type()), empty(theta, shape, theta.scalar_type())};
   const PerturbArgs args{dtype_of(theta),
                          shape[0],
                          shape[1],
                          centre.const_data_ptr(),
-                         move.const_data_ptr(),
+                         direction.const_data_ptr(),
                          radius.const_data_ptr(),
                          out[0].mutable_data_ptr(),
                          out[1].mutable_data_ptr()};

@@ -1,4 +1,4 @@
-// From torch's stable tensors to the pointers, sizes and strides that kernels take.
+// Conversion of torch's stable tensors to the pointers, sizes and strides that kernels take.
 #pragma once
 
 #include <dlfcn.h>
@@ -27,7 +27,7 @@ using Ints = std::vector<int64_t>;
   throw std::runtime_error("fastmeta: " + message);
 }
 
-// A macro, so that the message is only put together when it is needed.
+// A macro, so that the message is only built when needed.
 #define FM_REQUIRE(holds, message) \
   do {                             \
     if (!(holds)) fail(message);   \
@@ -84,7 +84,7 @@ inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-// A (T, P) tensor whose columns are dense, copied only if they are not.
+// A (T, P) tensor with dense rows, copied only if they are not.
 inline Tensor dense_rows(const Tensor& t, const char* op) {
   FM_REQUIRE(t.dim() == 2, std::string(op) + ": expected a (tasks, parameters) matrix, got shape " +
                                shape_of(t) + ". Pack the gradients first (fastmeta.ops.pack).");
@@ -104,8 +104,8 @@ inline Segments segments(const Ints& bounds, int64_t cols, const char* op) {
   return {bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
 }
 
-inline Cut cut_of(const Tensor& g) {
-  return g.is_cuda() ? kCudaCut : kCpuCut;
+inline Chunking chunking_of(const Tensor& g) {
+  return g.is_cuda() ? kCudaChunking : kCpuChunking;
 }
 
 inline Tensor empty(const Tensor& like, const Ints& shape, ScalarType dtype) {
@@ -136,14 +136,15 @@ inline void* current_stream(int32_t device) {
 }
 #endif
 
-// The call of a CUDA kernel, for run(); nothing in a build without them.
+// The call of a CUDA kernel, for run(); a no-op in a build without CUDA.
 #if defined(FM_WITH_CUDA)
 #define FM_CUDA(call) [&]([[maybe_unused]] void* stream) { return cuda::call; }
 #else
 #define FM_CUDA(call) [](void*) { return 0; }
 #endif
 
-// Runs `on_cpu(parallel)` or `on_cuda(stream)` under the tensor's device, and checks the launch.
+// Calls `on_cpu(parallel)` or `on_cuda(stream)` with the tensor's device current, and checks the
+// launch.
 template <class OnCpu, class OnCuda>
 void run(const Tensor& where, const char* op, const OnCpu& on_cpu, const OnCuda& on_cuda) {
   if (!where.is_cuda()) return on_cpu(torch_threads());
@@ -161,7 +162,7 @@ void run(const Tensor& where, const char* op, const OnCpu& on_cpu, const OnCuda&
 
 }  // namespace fastmeta
 
-// Registers kernels, in the braces that follow, for the CPU and, where they were built, for CUDA.
+// Registers the kernels in the following braces for the CPU and, if built, for CUDA.
 #if defined(FM_WITH_CUDA)
 #define FM_KERNELS(m)                                                    \
   static void register_kernels(torch::stable::detail::StableLibrary& m); \

@@ -1,4 +1,4 @@
-// The weights as torch sees them: schemas, checks, allocation and dispatch.
+// The weight ops: schemas, checks, allocation and dispatch.
 #include "fastmeta/weights.h"
 
 #include "cpu/kernels.h"
@@ -17,7 +17,7 @@ Tensor gsl_coefficients(const Tensor& stats, const Tensor& weight, const Tensor&
   FM_REQUIRE(
       same_kind(stats, weight) && same_kind(stats, rate) && weight.dim() == 1 &&
           weight.size(0) == stats.size(0) && rate.numel() == 1,
-      "gsl_coefficients: weight must have one value a task and rate one value, of the dtype and "
+      "gsl_coefficients: weight must have one value per task and rate one value, of the dtype and "
       "device of stats.");
   FM_REQUIRE(magnitude >= 0 && magnitude <= 3, "gsl_coefficients: unknown magnitude rule.");
   const Tensor s = dense(stats), w = dense(weight);

@@ -14,7 +14,7 @@ from fastmeta import _testing
 SIDE = 64
 SANITIZED = bool(cuda.sanitizers)
 watched = pytest.mark.skipif(
-    SANITIZED, reason="AddressSanitizer leaves no room for the emulation's watch on shared memory"
+    SANITIZED, reason="AddressSanitizer replaces the emulation's checks of shared memory"
 )
 sanitized = pytest.mark.skipif(not SANITIZED, reason="only sanitizers see it: .ci/sanitize")
 
@@ -42,11 +42,11 @@ def test_correct_kernels(seed: int) -> None:
 
 
 RACES = {
-    "missing_barrier": r"reads shared memory that (nobody|thread .*) has written",
+    "missing_barrier": r"reads shared memory that (no thread|thread .*) has written",
     "missing_second_barrier": r"shared memory that thread .* has (read|written) since the last",
     "two_writers": r"writes shared memory that thread .* has written since the last",
-    "unset_shared": "reads shared memory that nobody has written",
-    "unset_dynamic": "reads shared memory that nobody has written",
+    "unset_shared": "reads shared memory that no thread has written",
+    "unset_dynamic": "reads shared memory that no thread has written",
 }
 
 
@@ -73,13 +73,13 @@ def test_a_missing_barrier_changes_the_result_for_some_order(kernel: str) -> Non
 
 
 FAULTS = {
-    "divergent_barrier": "waits for ever",
+    "divergent_barrier": "waits forever",
     "two_barriers": "another barrier",
     "mask_without_caller": "not in its own mask",
-    "mask_of_ended_lanes": "is gone|waits for ever",
+    "mask_of_ended_lanes": "ended lane|waits forever",
     "mask_of_other_branch": "another mask or call",
     "source_outside_mask": "not in the mask",
-    "shuffle_against_barrier": "waits for ever|another",
+    "shuffle_against_barrier": "waits forever|another",
     "tile_too_short": "past the end of an array",
     "misaligned_words": "misaligned address",
     "no_fence_before_the_ticket": "atomicAdd at blocks.h:.* without a __threadfence since the last",

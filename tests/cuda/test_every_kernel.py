@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from fastmeta._testing import cuda
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc/cuda"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES, REGISTERS = ROOT / "csrc/cuda", ROOT / ".ci/registers.md"
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.int16, "bfloat16": np.int16}
 WIDE = {k: v for k, v in DTYPES.items() if v is not np.int16}  # supported by the other kernels
 
@@ -92,6 +93,6 @@ def test_every_kernel_of_the_sources(run: set[str]) -> None:
 
 
 def test_every_compiled_instance(run: set[str]) -> None:
-    compiled = set(re.findall(r"^\| `(.*?)`", (SOURCES / "registers.md").read_text(), re.MULTILINE))
+    compiled = set(re.findall(r"^\| `(.*?)`", REGISTERS.read_text(), re.MULTILINE))
     assert len(compiled) > 80
     assert compiled <= run, "compiled, but never run in the emulation"

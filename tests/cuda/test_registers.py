@@ -70,10 +70,10 @@ def test_kernels_within_the_table_pass(folder: Path, log: str) -> None:
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        (report(registers=49), "pack<float, 2>, sm_80: takes over 8 registers more: 49"),
-        (report(spill=4), "pack<float, 2>, sm_80: spills: 40 (4 + 8), shared 8"),
-        (report(architecture=90, registers=255, spill=16), "sm_90: spills: 255 (16 + 32)"),
-        (report(smem=16), "pack<float, 2>, sm_80: takes more shared memory"),
+        (report(registers=49), "pack<float, 2>, sm_80: needs over 8 more registers: 49"),
+        (report(spill=4), "pack<float, 2>, sm_80: spills more: 40 (4 + 8), shared 8"),
+        (report(architecture=90, registers=255, spill=16), "sm_90: spills more: 255 (16 + 32)"),
+        (report(smem=16), "pack<float, 2>, sm_80: needs more shared memory"),
         (report() + report("3new"), "new<float, 2>: not in the table"),
         (report(), "gram<float, 2>: in the table, but not in the build"),
     ],

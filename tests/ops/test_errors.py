@@ -70,12 +70,12 @@ BAD = {
     ),
     "hvp_perturb with a column of radii": (
         lambda: ops.hvp_perturb(G, G, torch.ones(3, 1)),
-        "one value a task",
+        "one value per task",
     ),
     "hvp_perturb of two shapes": (lambda: ops.hvp_perturb(G, G[:2], torch.ones(3)), "one shape"),
     "hvp_perturb with few radii": (
         lambda: ops.hvp_perturb(G, G, torch.ones(2)),
-        "one value a task",
+        "one value per task",
     ),
     "hvp_difference with few rates": (
         lambda: ops.hvp_difference(G, G, G, torch.ones(3), torch.ones(2)),

@@ -280,7 +280,7 @@ ERRORS = {
     "dimensions": (lambda: (torch.randn(3, 4), *torch.rand(2, 4)), "non-empty"),
     "empty": (lambda: (torch.randn(0, 4, 2, 2), *torch.rand(2, 4)), "non-empty"),
     "half": (lambda: (torch.randn(2, 4, 2, 2).half(), *torch.rand(2, 4).half()), "float32 or"),
-    "channels": (lambda: (torch.randn(2, 4, 2, 2), *torch.rand(2, 3)), "one value a channel"),
+    "channels": (lambda: (torch.randn(2, 4, 2, 2), *torch.rand(2, 3)), "one value per channel"),
     "dtypes": (lambda: (torch.randn(2, 4, 2, 2), *torch.rand(2, 4).double()), "dtype and device"),
 }
 

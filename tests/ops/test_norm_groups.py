@@ -233,7 +233,7 @@ def test_an_empty_vmap_is_an_error() -> None:
 ERRORS = {
     "groups do not divide": (lambda: (torch.randn(5, 4, 2, 2), *torch.rand(2, 3, 4)), "3 groups"),
     "no groups": (lambda: (torch.randn(5, 4, 2, 2), *torch.rand(2, 0, 4)), "0 groups"),
-    "channels": (lambda: (torch.randn(6, 4, 2, 2), *torch.rand(2, 3, 5)), "one value a channel"),
+    "channels": (lambda: (torch.randn(6, 4, 2, 2), *torch.rand(2, 3, 5)), "one value per channel"),
     "dimensions": (
         lambda: (torch.randn(6, 4, 2, 2), *torch.rand(2, 1, 3, 4)),
         r"\(G, C\).*got shape \(1, 3, 4\)",

@@ -1,4 +1,4 @@
-// Barriers that are missing, or that not all threads of a block reach.
+// Missing barriers, and barriers that not all threads of a block reach.
 #pragma once
 
 #include "emulation/faults/common.h"
@@ -12,7 +12,7 @@ __global__ void missing_barrier(const float* in, int n, float* out) {
   if (k < n) out[k] = tile[kSide - 1 - threadIdx.x];
 }
 
-// Tiles are staged twice; the second overwrites what slower threads still read.
+// The second tile overwrites what slower threads still read of the first.
 __global__ void missing_second_barrier(const float* in, int n, float* out) {
   __shared__ float tile[kSide];
   const int k = global_index();
@@ -25,7 +25,7 @@ __global__ void missing_second_barrier(const float* in, int n, float* out) {
   if (k < n) out[k] = sum;
 }
 
-// Every thread reports to the same place.
+// Every thread writes to the same address.
 __global__ void two_writers(const float* in, int n, float* out) {
   __shared__ float found;
   const int k = global_index();

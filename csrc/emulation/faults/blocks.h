@@ -1,15 +1,15 @@
-// Blocks that tell each other: tickets and fences, sound and with a fault.
+// Communication between blocks by tickets and fences, correct and with a fault.
 #pragma once
 
 #include "emulation/faults/common.h"
 
 namespace fastmeta::emulation::faults {
 
-// Global memory of these kernels, as a launcher leaves it. The pattern also keeps it apart from
-// shared memory, which is what is zero at first.
-constexpr int kMostBlocks = 16;
+// Global memory of these kernels, as initialised by a launcher. Its initial values keep it out of
+// the zero-initialised memory, which the emulation takes for shared memory.
+constexpr int kMaxBlocks = 16;
 struct Common {
-  float values[kMostBlocks * kSide];
+  float values[kMaxBlocks * kSide];
   unsigned ticket, forgotten;
   void reset() {
     memset(this, 0xff, sizeof(*this));
@@ -18,7 +18,7 @@ struct Common {
 };
 inline Common common = {{1}, 1, 1};
 
-// out = in, reversed, by the block that is last.
+// out = in, reversed, by the last block.
 __device__ inline void reverse_all(int n, float* out) {
   for (int k = threadIdx.x; k < n; k += kSide) out[k] = common.values[n - 1 - k];
 }
@@ -29,7 +29,7 @@ __device__ inline void take_ticket(unsigned* ticket, int before_last, bool* last
   __threadfence();
 }
 
-// Sound.
+// Correct.
 __global__ void reverse_by_the_last_block(const float* in, int n, float* out) {
   __shared__ bool last;
   const int k = global_index();
@@ -40,7 +40,7 @@ __global__ void reverse_by_the_last_block(const float* in, int n, float* out) {
   if (last) reverse_all(n, out);
 }
 
-// Nobody has set it to zero: no block is the last.
+// The ticket is not set to zero: no block is the last.
 __global__ void ticket_not_reset(const float* in, int n, float* out) {
   __shared__ bool last;
   const int k = global_index();
@@ -51,7 +51,7 @@ __global__ void ticket_not_reset(const float* in, int n, float* out) {
   if (last) reverse_all(n, out);
 }
 
-// The last but one begins.
+// The last but one block takes itself for the last.
 __global__ void one_block_too_early(const float* in, int n, float* out) {
   __shared__ bool last;
   const int k = global_index();
@@ -62,7 +62,7 @@ __global__ void one_block_too_early(const float* in, int n, float* out) {
   if (last) reverse_all(n, out);
 }
 
-// Before the other threads of the block have written.
+// The ticket is taken before the other threads of the block have written.
 __global__ void ticket_before_the_barrier(const float* in, int n, float* out) {
   __shared__ bool last;
   const int k = global_index();
@@ -76,7 +76,7 @@ __global__ void no_fence_before_the_ticket(const float* in, int n, float* out) {
   __shared__ bool last;
   const int k = global_index();
   if (k < n) common.values[k] = in[k];
-  __threadfence();  // of its own value alone: the others' come later
+  __threadfence();  // covers its own value only, not those of other threads
   __syncthreads();
   if (threadIdx.x == 0) last = atomicAdd(&common.ticket, 1) + 1 == gridDim.x;
   __threadfence();

@@ -1,5 +1,5 @@
-// What the kernels with planted faults share: each reads n values and writes n, kSide threads a
-// block.
+// Shared by the kernels with planted faults: each reads n values and writes n, with kSide threads
+// per block.
 #pragma once
 
 #include "emulation/cuda.h"

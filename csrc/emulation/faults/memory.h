@@ -1,4 +1,4 @@
-// Memory that nobody wrote, and indices out of bounds.
+// Uninitialised memory, and indices out of bounds.
 #pragma once
 
 #include <stdexcept>
@@ -7,7 +7,7 @@
 
 namespace fastmeta::emulation::faults {
 
-// A tile of which the last is forgotten.
+// The last element of the tile is not written.
 __global__ void unset_shared(const float* in, int n, float* out) {
   __shared__ float tile[kSide];
   const int k = global_index();

@@ -1,4 +1,4 @@
-// Masks that name other lanes than those that come.
+// Masks that differ from the participating lanes.
 #pragma once
 
 #include "emulation/faults/common.h"

@@ -1,5 +1,5 @@
-// Activations with their first two derivatives as torch has them. The CPU kernel computes them on
-// vectors, a CUDA thread on numbers: `Math` brings the functions of either.
+// Activations and their first two derivatives, as in torch. The CPU kernel evaluates them on
+// vectors, a CUDA thread on scalars: `Math` provides the elementary functions of either.
 #pragma once
 
 #include <type_traits>
@@ -11,7 +11,7 @@ namespace fastmeta {
 enum class Activation : int { relu, tanh, elu, silu, sigmoid, gelu };
 constexpr int kActivations = 6;
 
-// Of single numbers. The CPU kernel has its own, on vectors.
+// For scalars; the CPU kernel has a vectorised version.
 template <class T>
 struct ScalarMath {
   using Scalar = T;
@@ -25,8 +25,8 @@ struct ScalarMath {
 template <class V>
 struct Curve {
   V value;
-  V slope;
-  V bend;  // the second derivative
+  V first;
+  V second;  // derivative
 };
 
 template <Activation F, class Math>
@@ -38,8 +38,8 @@ FM_HD Curve<typename Math::Value> curve(typename Math::Value x) {
     return {x <= 0 ? zero : x, x <= 0 ? zero : one, zero};
   } else if constexpr (F == Activation::tanh) {
     const V y = Math::tanh(x);
-    const V slope = one - y * y;
-    return {y, slope, -2 * y * slope};
+    const V first = one - y * y;
+    return {y, first, -2 * y * first};
   } else if constexpr (F == Activation::elu) {
     const V below = Math::exp(x);
     return {x <= 0 ? Math::expm1(x) : x, x <= 0 ? below : one, x < 0 ? below : zero};
@@ -49,18 +49,18 @@ FM_HD Curve<typename Math::Value> curve(typename Math::Value x) {
     return {x * s, s + x * rise, rise * (2 + x * (one - 2 * s))};
   } else if constexpr (F == Activation::sigmoid) {
     const V s = one / (one + Math::exp(-x));
-    const V slope = s * (one - s);
-    return {s, slope, slope * (one - 2 * s)};
+    const V first = s * (one - s);
+    return {s, first, first * (one - 2 * s)};
   } else {
     static_assert(F == Activation::gelu);
-    // The normal distribution below x, and its density.
+    // The normal distribution function and density.
     const V share = (one + Math::erf(x * static_cast<T>(0.70710678118654752440))) * T(0.5);
     const V density = Math::exp(x * x * T(-0.5)) * static_cast<T>(0.39894228040143267794);
     return {x * share, share + x * density, density * (2 - x * x)};
   }
 }
 
-// Calls body with the activation as a constant.
+// Calls body with the activation as a compile-time constant.
 template <class Body>
 FM_HD void with_activation(Activation f, const Body& body) {
   switch (f) {

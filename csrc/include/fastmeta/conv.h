@@ -1,10 +1,10 @@
-// conv: 3x3 convolution with padding 1 and stride 1 or 2, and what it is differentiated with.
+// conv: 3x3 convolution with padding 1 and stride 1 or 2, and its gradients.
 //
 //   forward   y = C(x, w) + b
-//   input     dx = D(dy, w), the gradient of <dy, C(x, w)> in x
-//   weight    dw = W(x, dy), its gradient in w; and db, the sum of dy
+//   input     dx = D(dy, w), the gradient of <dy, C(x, w)> with respect to x
+//   weight    dw = W(x, dy), its gradient with respect to w; and db, the sum of dy
 //
-// All three are linear in each factor, and gradients of one are the other two.
+// All three are linear in each factor, and the gradients of each are the other two.
 #pragma once
 
 #include "fastmeta/parallel.h"
@@ -13,11 +13,11 @@
 namespace fastmeta {
 
 // Images are (groups * n, height, width, channels) in memory, channels last, float32 or float64;
-// each group has weights of its own, (out, in, 3, 3), and a bias, (out).
+// each group has its own weights, (out, in, 3, 3), and bias, (out).
 struct ConvShape {
   DType dtype;
   int64_t groups;
-  int64_t n;  // images a group
+  int64_t n;  // images per group
   int64_t h;  // of the input
   int64_t w;
   int64_t in;

@@ -14,19 +14,19 @@ struct GramArgs {
   DType dtype;
   Matrix g;
   Segments segments;
-  double* partial;  // (chunks, T, T), of which only j <= i is used, and tickets
+  double* partial;  // (chunks, T, T), only j <= i used, and tickets
   void* out;        // (S, T, T) of Acc<dtype>
 };
 
-// A CUDA block sums a tile of the lower triangle, so many rows and columns of it.
+// Rows and columns of the tile of the lower triangle that a CUDA block sums.
 constexpr int kGramTile = 32;
 
 inline int64_t count_gram_tiles(int64_t tasks) {
   const int64_t side = (tasks + kGramTile - 1) / kGramTile;
   return side * (side + 1) / 2;
 }
-inline int64_t count_gram_partials(Segments segments, Matrix g, Cut cut) {
-  return count_partials(segments, g.cols, cut, g.rows * g.rows, count_gram_tiles(g.rows));
+inline int64_t count_gram_partials(Segments segments, Matrix g, Chunking chunking) {
+  return count_partials(segments, g.cols, chunking, g.rows * g.rows, count_gram_tiles(g.rows));
 }
 
 namespace cuda {

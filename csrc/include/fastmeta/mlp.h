@@ -11,10 +11,10 @@ namespace fastmeta {
 
 enum class MlpLoss : int { mse, cross_entropy };
 
-// Targets of cross-entropy with this value do not count, as in torch.
+// Cross-entropy ignores targets of this value (torch's default ignore_index).
 constexpr int64_t kIgnoredTarget = -100;
 
-// One linear layer, its weight (out, in) as torch stores it.
+// A linear layer; its weight is (out, in), as in torch.
 struct MlpLayer {
   int64_t in;
   int64_t out;
@@ -44,8 +44,8 @@ struct MlpArgs {
   bool exact;          // with the second derivatives
   void* rows;          // (tasks, P): the meta-gradients; weight, bias, weight, ...
   void* inner;         // (tasks, P): the mean inner gradients, or null
-  void* support_loss;  // (tasks): before the first inner step; the query loss if there is none
-  void* query_loss;    // (tasks): after the last
+  void* support_loss;  // (tasks): before the first inner step; without one, the query loss
+  void* query_loss;    // (tasks): after the last inner step
   void* query_output;  // (tasks, query.n, last out)
 };
 

@@ -1,4 +1,4 @@
-// What the CUDA kernel of mlp_step is told: the layers, and the memory of a block.
+// Launch plan of the CUDA kernel of mlp_step: the layers, and the memory of a block.
 #pragma once
 
 #include <algorithm>
@@ -7,16 +7,16 @@
 
 namespace fastmeta {
 
-// The layers travel as kernel parameters.
-constexpr int64_t kMostMlpLayers = 64;
+// The layers are passed as kernel parameters.
+constexpr int64_t kMaxMlpLayers = 64;
 
-// Multiplications of one forward pass over a task's examples. One block does them all, where the
-// loop's products fill a GPU: beyond this the loop should be faster (estimated, not measured). It
-// also keeps every index inside a buffer in 32 bits.
-constexpr int64_t kMostMlpProducts = int64_t{1} << 25;
+// Multiplications in one forward pass over a task's examples. A single block does them all, whereas
+// the loop engine's products fill a GPU: beyond this the loop should be faster (estimated, not
+// measured). The limit also keeps every index into a buffer in 32 bits.
+constexpr int64_t kMaxMlpProducts = int64_t{1} << 25;
 
-// Scratch of all blocks together, unless one alone needs more; further tasks wait for a block.
-constexpr int64_t kMostMlpScratchBytes = int64_t{1} << 30;
+// Scratch of all blocks together, unless a single block needs more; it limits the number of blocks.
+constexpr int64_t kMaxMlpScratchBytes = int64_t{1} << 30;
 
 struct MlpPlanLayer {
   const void* weight;
@@ -24,18 +24,18 @@ struct MlpPlanLayer {
   Activation activation;
   int in;
   int out;
-  int row;     // of weights in a set: odd, so that a warp reading a column meets all banks
-  int set;     // where the layer begins in a set of weights; its bias follows
-  int params;  // and in a row of gradients
-  int units;   // outputs of the layers before
+  int row;  // row stride in a weight set: odd, to avoid bank conflicts when a warp reads a column
+  int set;  // offset of the layer in a weight set; its bias follows
+  int params;  // and in a task gradient
+  int units;   // outputs of the preceding layers
 };
 
-// Equal buffers, the first of them in shared memory, the others in the block's scratch.
+// Buffers of equal size: the first ones in shared memory, the rest in the block's scratch.
 struct MlpBuffers {
   int64_t size;
-  int64_t in_shared;  // how many are in shared memory
-  int64_t shared;     // where they begin
-  int64_t scratch;    // where the others begin
+  int64_t in_shared;  // number of buffers in shared memory
+  int64_t shared;     // offset of these
+  int64_t scratch;    // offset of the others
 
   template <class T>
   FM_HD T* at(int64_t k, T* shared_memory, T* scratch_memory) const {
@@ -45,15 +45,15 @@ struct MlpBuffers {
 };
 
 struct MlpPlan {
-  MlpPlanLayer layers[kMostMlpLayers];
+  MlpPlanLayer layers[kMaxMlpLayers];
   int count;
-  int params;            // of a row of gradients
+  int params;            // size of a task gradient
   int units;             // outputs of all layers
-  MlpBuffers direction;  // in parameter space, if exact
-  MlpBuffers tape;       // of an evaluation that is not kept, and of the motion
+  MlpBuffers direction;  // in parameter space if exact
+  MlpBuffers tape;       // of an evaluation that is not kept, and of the tangents
   MlpBuffers weights;    // after every inner step if exact, else the latest
-  MlpBuffers tapes;      // of every inner step, if exact
-  int64_t shared;        // elements of a block
+  MlpBuffers tapes;      // of every inner step if exact
+  int64_t shared;        // elements per block
   int64_t scratch;
   int64_t blocks;
 };
@@ -64,9 +64,9 @@ inline int64_t mlp_products(const MlpArgs& args) {
   return products * std::max(args.support.n, args.query.n);
 }
 
-// `room` elements of shared memory go to the buffers used most; the rest is scratch. The arguments
-// keep to the limits above.
-inline MlpPlan plan_mlp(const MlpArgs& args, int64_t room) {
+// Places the most used buffers in `shared_capacity` elements of shared memory and the rest in
+// scratch. The arguments must respect the limits above.
+inline MlpPlan plan_mlp(const MlpArgs& args, int64_t shared_capacity) {
   MlpPlan plan{};
   int set = 0;
   for (int64_t l = 0; l < args.count; ++l) {
@@ -80,27 +80,27 @@ inline MlpPlan plan_mlp(const MlpArgs& args, int64_t room) {
     plan.units += out;
   }
   const auto place = [&](int64_t count, int64_t size) {
-    const int64_t in_shared = std::min(count, (room - plan.shared) / size);
+    const int64_t in_shared = std::min(count, (shared_capacity - plan.shared) / size);
     const MlpBuffers buffers{size, in_shared, plan.shared, plan.scratch};
     plan.shared += in_shared * size;
     plan.scratch += (count - in_shared) * size;
     return buffers;
   };
   const int64_t kept = args.exact ? args.steps : 0;
-  const int64_t most = std::max(args.support.n, args.query.n);
+  const int64_t max_examples = std::max(args.support.n, args.query.n);
   plan.direction = place(args.exact, set);
-  plan.tape = place(1, 3 * most * plan.units);
+  plan.tape = place(1, 3 * max_examples * plan.units);
   plan.weights = place(kept + 1, set);
   plan.tapes = place(kept, 4 * args.support.n * plan.units);
   const int64_t bytes = plan.scratch * (args.dtype == DType::f64 ? 8 : 4);
-  const int64_t fit = bytes ? std::max(int64_t{1}, kMostMlpScratchBytes / bytes) : args.tasks;
+  const int64_t fit = bytes ? std::max(int64_t{1}, kMaxMlpScratchBytes / bytes) : args.tasks;
   plan.blocks = std::min(args.tasks, fit);
   return plan;
 }
 
 namespace cuda {
-// Elements of dynamic shared memory that a block can have on the current device.
-int64_t mlp_room(DType dtype);
+// Elements of dynamic shared memory available to a block on the current device.
+int64_t mlp_shared_capacity(DType dtype);
 int mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, void* stream);
 }  // namespace cuda
 

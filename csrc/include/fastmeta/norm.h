@@ -3,13 +3,13 @@
 //   d = x - mean,  r = (var + eps)^-1/2,  y = weight r d + bias,  z = pool(max(y, 0))
 //
 //   forward    z and the biased batch statistics
-//   backward   the gradient of <dz, z> in x, weight and bias
-//   second     along a direction (u, p, q) of (x, weight, bias): the change of z, and the change of
-//              that gradient at constant dz, which is a Hessian (symmetric): hence it serves double
-//              backward and forward mode alike
+//   backward   the gradient of <dz, z> with respect to x, weight and bias
+//   second     along a direction (u, p, q) of (x, weight, bias): the tangent of z, and that of the
+//              gradient at constant dz. The latter is a product with a Hessian, which is symmetric:
+//              it serves double backward and forward mode alike
 //
-// With <.> the mean over a channel of a group, h = r d, and dy = dz where y > 0 (and largest in its
-// window):
+// With <.> the mean over a channel of a group, h = r d, and dy = dz where y > 0 (and y is the
+// maximum of its window):
 //
 //   backward   dx = weight r (dy - <dy> - h <dy h>)
 //   second     with A = <u dy> - <u><dy>, b = <u h>, c = <dy h>, s = weight r:
@@ -27,7 +27,7 @@
 namespace fastmeta {
 
 // Images are (groups * n, h, w, c) in memory, channels last, float32 or float64; pooled ones
-// (groups * n, h / 2, w / 2, c). A group is a task's images: statistics are its own.
+// (groups * n, h / 2, w / 2, c). A group is a task's images, with statistics of its own.
 struct NormInput {
   DType dtype;
   int64_t groups;
@@ -38,7 +38,7 @@ struct NormInput {
   double eps;
   int32_t pool;
   const void* x;
-  const void* weight;  // (groups, c), like all that follow without a comment
+  const void* weight;  // (groups, c), like all below without a comment
   const void* bias;
 };
 
@@ -72,7 +72,7 @@ struct NormSecondArgs {
   void* out_weight;
 };
 
-// What an elementwise pass over one channel multiplies; the same on every device.
+// The coefficients of the elementwise pass over a channel, for every device.
 struct NormBackwardCoef {
   double dy, d, one;
   double dweight;

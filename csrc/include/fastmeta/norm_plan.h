@@ -1,39 +1,39 @@
-// How the CUDA kernels of the norm ops share the work among blocks, and the memory between their
-// passes. By sizes alone: sums are added in one order, whatever the GPU.
+// How the CUDA kernels of the norm ops divide work among blocks, and the memory between their
+// passes. Both depend on sizes alone, so sums have the same order on every GPU.
 #pragma once
 
 #include "fastmeta/norm.h"
 
 namespace fastmeta {
 
-constexpr int kNormThreads = 256;  // of a block
-constexpr int kNormWidest = 16;    // threads along channels; the others take further pixels
-constexpr int kNormPixels = 4;     // that a thread visits at a time: of a pooling window, or any
+constexpr int kNormThreads = 256;  // per block
+constexpr int kNormMaxWide = 16;   // threads along channels; the others take more pixels
+constexpr int kNormPixels = 4;     // per thread and iteration: a pooling window, or any four
 
-// Indices of pixels are 32 bits, with room for a block's strides.
-constexpr int64_t kMostNormPixels = int64_t{1} << 30;
+// Pixel indices are 32 bits wide, including a block's last stride.
+constexpr int64_t kMaxNormPixels = int64_t{1} << 30;
 
-// A unit is a pixel, or a pooling window, which odd edges leave incomplete.
+// A unit is a pixel, or a pooling window, which may be incomplete at odd edges.
 struct NormPlan {
-  int lanes;   // neighbouring channels of a thread: 16 bytes of them where they divide c, or one
+  int lanes;   // adjacent channels per thread: 16 bytes if they divide c, else one
   int wide;    // threads along channels, a power of two
   int step;    // and along units
   int tiles;   // blocks along channels
-  int units;   // of a group
-  int chunk;   // units of a block
-  int chunks;  // of a group
+  int units;   // per group
+  int chunk;   // units per block
+  int chunks;  // per group
 };
 
 inline NormPlan norm_plan(const NormInput& in, bool pool) {
-  constexpr int64_t kBlocks = 1024;  // fill large GPUs; more make more partial sums
+  constexpr int64_t kBlocks = 1024;  // fills large GPUs; more blocks mean more partial sums
   const int64_t sixteen_bytes = in.dtype == DType::f64 ? 2 : 4;
   const int64_t lanes = in.c % sixteen_bytes ? 1 : sixteen_bytes;
   int64_t wide = 1;
-  while (wide < kNormWidest && wide * lanes < in.c) wide *= 2;
+  while (wide < kNormMaxWide && wide * lanes < in.c) wide *= 2;
   const int64_t step = kNormThreads / wide, tiles = (in.c + wide * lanes - 1) / (wide * lanes);
   const int64_t units = in.n * (pool ? (in.h + 1) / 2 * ((in.w + 1) / 2) : in.h * in.w);
-  const int64_t least = pool ? step : step * kNormPixels;
-  const int64_t chunk = (units * in.groups * tiles / (least * kBlocks) + 1) * least;
+  const int64_t min_chunk = pool ? step : step * kNormPixels;
+  const int64_t chunk = (units * in.groups * tiles / (min_chunk * kBlocks) + 1) * min_chunk;
   const auto narrow = [](int64_t k) { return static_cast<int>(k); };
   return {narrow(lanes),
           narrow(wide),
@@ -56,7 +56,7 @@ inline int64_t count_norm_partials(const NormInput& in, const NormPlan& plan, in
   return in.groups * plan.chunks * sums * in.c;
 }
 
-// Pointers to images are aligned to 16 bytes, and a group has at most kMostNormPixels.
+// Image pointers must be aligned to 16 bytes, and a group have at most kMaxNormPixels.
 namespace cuda {
 int norm_forward(const NormForwardArgs& args, double* partial, void* stream);
 int norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, void* stream);

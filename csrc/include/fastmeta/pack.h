@@ -1,5 +1,5 @@
 // pack: copy the gradients of T tasks x L tensors into the rows of one (T, P) buffer, and back.
-// Both directions are a list of plain copies, done in one launch.
+// Both directions are lists of plain copies, done in one launch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The caller's thread pool (torch's, or a plain loop), handed to the CPU kernels.
+// The thread pool of the caller (torch's, or a plain loop), passed to the CPU kernels.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,7 @@ class Parallel {
 
   explicit Parallel(Run run) : run_(run) {}
 
-  // body(begin, end) over [0, count), in pieces of at least `grain`.
+  // Calls body(begin, end) over [0, count), in pieces of at least `grain`.
   template <class Body>
   void operator()(int64_t count, int64_t grain, const Body& body) const {
     if (count <= 0) return;
@@ -23,10 +23,10 @@ class Parallel {
     run_(0, count, grain, range, const_cast<void*>(static_cast<const void*>(&body)));
   }
 
-  // For items of unequal work: every thread runs body(next), in which next() hands out items until
-  // it returns `count` or more.
+  // Dynamic scheduling, for items of unequal work: every thread runs body(next), where next()
+  // returns the next item, or `count` or more when none is left.
   template <class Body>
-  void by_turns(int64_t count, int64_t grain, const Body& body) const {
+  void dynamic(int64_t count, int64_t grain, const Body& body) const {
     std::atomic<int64_t> taken{0};
     (*this)(count, grain, [&](int64_t, int64_t) {
       body([&] { return taken.fetch_add(1, std::memory_order_relaxed); });

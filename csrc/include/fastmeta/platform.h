@@ -25,7 +25,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The type a storage type is computed and accumulated in.
+// The type in which values of a storage type are computed and accumulated.
 template <class T>
 struct AccOf {
   using type = float;

@@ -1,4 +1,4 @@
-// Similarities of task gradients that need no pairs, each in one pass over the packed buffers.
+// Similarities of task gradients without all pairs, each in one pass over the packed buffers.
 //
 //   row_similarity   (<a_i, b_i>, |a_i|^2, |b_i|^2)          per segment, out (T, S, 3)
 //   mean_similarity  (<g_i, sum_j g_j>, |g_i|^2)             out (T, 2)
@@ -28,18 +28,18 @@ struct MeanSimilarityArgs {
   void* out;        // (T, 2) of Acc<dtype>
 };
 
-inline int64_t count_row_partials(Segments segments, Matrix a, Cut cut) {
-  return count_partials(segments, a.cols, cut, a.rows * 3, a.rows);
+inline int64_t count_row_partials(Segments segments, Matrix a, Chunking chunking) {
+  return count_partials(segments, a.cols, chunking, a.rows * 3, a.rows);
 }
 
-constexpr int kMeanRows = 128;  // rows that a CUDA block sums; more rows take more blocks
+constexpr int kMeanRows = 128;  // rows per CUDA block; more rows take more blocks
 
-inline int64_t count_mean_lines(int64_t tasks) {
+inline int64_t count_mean_grid_rows(int64_t tasks) {
   return (tasks + kMeanRows - 1) / kMeanRows;
 }
-inline int64_t count_mean_partials(Matrix g, Cut cut) {
+inline int64_t count_mean_partials(Matrix g, Chunking chunking) {
   const int64_t bounds[2] = {0, g.cols};
-  return count_partials({bounds, 1}, g.cols, cut, g.rows * 2, count_mean_lines(g.rows));
+  return count_partials({bounds, 1}, g.cols, chunking, g.rows * 2, count_mean_grid_rows(g.rows));
 }
 
 namespace cuda {

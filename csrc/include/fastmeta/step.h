@@ -12,7 +12,7 @@
 
 namespace fastmeta {
 
-// One tensor (or one row of one): n elements, contiguous.
+// A tensor (or a row of one): n contiguous elements.
 struct StepItem {
   const void* theta;
   const void* grad;
@@ -58,7 +58,7 @@ FM_HD A step_core(A theta, A alpha, A grad) {
   return theta - alpha * grad;
 }
 
-// eps = 0 marks v = 0, whose Hessian-vector product is zero.
+// eps = 0 stands for v = 0, whose Hessian-vector product is zero.
 template <class A>
 FM_HD A difference_core(A v, A alpha, A g_plus, A g_minus, A eps) {
   return eps == A(0) ? v : v - alpha * ((g_plus - g_minus) / (A(2) * eps));

@@ -6,7 +6,7 @@
 
 namespace fastmeta {
 
-// Comparisons are such that NaN stays NaN: bad gradients must be seen, not weighted.
+// Comparisons are written so that NaN propagates: bad gradients must be seen, not weighted.
 
 enum class Magnitude : int { none, norm_match, ratio, clip };
 enum class TaskWeight : int { agreement, gsl_linear, gsl_softmax };
@@ -25,7 +25,8 @@ struct Pair {
   A v;
 };
 
-// The GSL loss lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2 has the gradient p u + q v in u.
+// The gradient of the GSL loss lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2 with respect to u is
+// p u + q v.
 // A zero vector has no direction: its cosine term is constant and contributes nothing.
 template <class A>
 FM_HD Pair<A> gsl_gradient(A dot, A uu, A vv, A lam_c, A lam_2) {
@@ -34,27 +35,27 @@ FM_HD Pair<A> gsl_gradient(A dot, A uu, A vv, A lam_c, A lam_2) {
   return {lam_c * (dot / norms) / uu + lam_2, -(lam_c / norms + lam_2)};
 }
 
-// |d|^2 of d = p u + q v, as a sum of squares along u and across it: p and q cancel when u and v
-// are nearly parallel. Below the resolution of the scalars the sine is a constant, so that scaling
-// by 1/|d| enlarges no rounding error.
+// |d|^2 of d = p u + q v, as a sum of squares parallel and orthogonal to u: p and q cancel when u
+// and v are nearly parallel. The sine is bounded below by the resolution of the scalars, so that
+// scaling by 1/|d| does not amplify rounding errors.
 template <class A>
-FM_HD A gsl_squared_length(A dot, A uu, A vv, A lam_c, A lam_2) {
+FM_HD A gsl_squared_norm(A dot, A uu, A vv, A lam_c, A lam_2) {
   const A u = sqrt(uu), v = sqrt(vv);
   const A norms = u * v;
   if (norms == A(0)) return lam_2 * lam_2 * (uu + vv);
-  const A least = A(8) * (sizeof(A) == 8 ? A(2.220446049250313e-16) : A(1.1920929e-07));
+  const A min_sine2 = A(8) * (sizeof(A) == 8 ? A(2.220446049250313e-16) : A(1.1920929e-07));
   const A cosine = dot / norms;
   A sine2 = A(1) - cosine * cosine;
-  sine2 = sine2 < least ? least : sine2;
+  sine2 = sine2 < min_sine2 ? min_sine2 : sine2;
   const A along = lam_2 * (u - cosine * v), across = lam_c / u + lam_2 * v;
   return along * along + sine2 * across * across;
 }
 
-// How far to scale d (papers: "adjustment of AHE gradient magnitude").
+// The factor of d ("adjustment of AHE gradient magnitude" in the papers).
 template <class A>
-FM_HD A gsl_scale(A uu, A squared_length, Magnitude rule, A ratio, A eps) {
+FM_HD A gsl_scale(A uu, A squared_norm, Magnitude rule, A ratio, A eps) {
   if (rule == Magnitude::none) return A(1);
-  const A full = sqrt(uu) / (sqrt(squared_length) + eps);
+  const A full = sqrt(uu) / (sqrt(squared_norm) + eps);
   if (rule == Magnitude::norm_match) return full;
   if (rule == Magnitude::ratio) return ratio * full;
   return ratio * full > A(1) ? A(1) : ratio * full;
@@ -62,7 +63,7 @@ FM_HD A gsl_scale(A uu, A squared_length, Magnitude rule, A ratio, A eps) {
 
 struct GslArgs {
   DType dtype;         // f32 or f64
-  const void* stats;   // (T, S, 3): row_similarity of query (u) and support (v) rows
+  const void* stats;   // (T, S, 3): row_similarity of query (u) and support (v) gradients
   const void* weight;  // (T): multiplies each task's coefficients
   const void* rate;    // (1): schedule factor times eta
   int64_t rows;
@@ -77,7 +78,7 @@ FM_HD void gsl_coefficients_core(const A* stats, A weight, A rate, const GslHype
   const A dot = stats[0], uu = stats[1], vv = stats[2];
   const A lam_c = static_cast<A>(hyper.lam_c), lam_2 = static_cast<A>(hyper.lam_2);
   const Pair<A> d = gsl_gradient(dot, uu, vv, lam_c, lam_2);
-  const A k = rate * gsl_scale(uu, gsl_squared_length(dot, uu, vv, lam_c, lam_2), hyper.magnitude,
+  const A k = rate * gsl_scale(uu, gsl_squared_norm(dot, uu, vv, lam_c, lam_2), hyper.magnitude,
                                static_cast<A>(hyper.ratio), static_cast<A>(hyper.eps));
   out[0] = weight * (A(1) - k * d.u);
   out[1] = weight * -(k * d.v);
@@ -94,7 +95,7 @@ struct TaskWeightArgs {
   void* out;  // (T)
 };
 
-// GSL of row i against the mean row, from <g_i, s>, |g_i|^2 and |s|^2, s the sum of T rows.
+// GSL of task gradient i against their mean, from <g_i, s>, |g_i|^2 and |s|^2, s the sum of all T.
 template <class A>
 FM_HD A gsl_to_mean(A dot, A own, A total, A tasks, A lam_c, A lam_2) {
   const A norms = sqrt(own) * sqrt(total < A(0) ? A(0) : total);
@@ -103,25 +104,25 @@ FM_HD A gsl_to_mean(A dot, A own, A total, A tasks, A lam_c, A lam_2) {
   return lam_c * (A(1) - cosine) + lam_2 / A(2) * (squared < A(0) ? A(0) : squared);
 }
 
-// All T weights; T is small, one thread does it in task order.
+// All T weights, in task order by one thread: T is small.
 template <class A>
 FM_HD void task_weights_core(const A* stats, int64_t rows, TaskWeight rule, A lam_c, A lam_2, A tau,
                              A* out) {
   A total = A(0);
   for (int64_t i = 0; i < rows; ++i) total += stats[2 * i];
-  A least = A(0);
+  A min_loss = A(0);
   for (int64_t i = 0; i < rows; ++i) {
     A w = stats[2 * i];
     if (rule != TaskWeight::agreement) {
       const A loss = gsl_to_mean(stats[2 * i], stats[2 * i + 1], total, A(rows), lam_c, lam_2);
       w = rule == TaskWeight::gsl_linear ? A(1) - loss : loss / tau;
-      if (i == 0 || w < least) least = w;
+      if (i == 0 || w < min_loss) min_loss = w;
     }
     out[i] = w;
   }
   A norm = A(0);
   for (int64_t i = 0; i < rows; ++i) {
-    if (rule == TaskWeight::gsl_softmax) out[i] = exp(least - out[i]);
+    if (rule == TaskWeight::gsl_softmax) out[i] = exp(min_loss - out[i]);
     norm += out[i] < A(0) ? -out[i] : out[i];
   }
   for (int64_t i = 0; i < rows; ++i) out[i] = norm == A(0) ? A(1) / A(rows) : out[i] / norm;

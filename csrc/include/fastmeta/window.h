@@ -1,5 +1,5 @@
-// ReLU and 2x2 max-pooling, for numbers and for vectors of them (V). A window holds its pixels in
-// row order; of equal values the first is the largest, as in torch.
+// ReLU and 2x2 max-pooling, for scalars and vectors (V). A window holds its pixels in row order; of
+// equal values the first is the maximum, as in torch.
 #pragma once
 
 #include "fastmeta/platform.h"
@@ -24,7 +24,7 @@ FM_HD V largest(const Window<V>& y) {
   return m;
 }
 
-// Of `values`, the one where y is largest.
+// The element of `values` where y is largest.
 template <class V>
 FM_HD V picked(const Window<V>& y, const Window<V>& values) {
   V m = y.pixel[0], value = values.pixel[0];

@@ -1,4 +1,4 @@
-// fastmeta._testing, second part: the CUDA kernels, emulated on the CPU, on NumPy arrays.
+// fastmeta._testing.cuda: the CUDA kernels, emulated on the CPU, on NumPy arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -28,12 +28,12 @@ DType dtype_named(const std::string& name) {
   throw py::value_error("dtype must be float64, float32, float16 or bfloat16; got " + name);
 }
 
-// A (T, P) array whose rows may lie apart; its columns are dense.
+// A (T, P) array with dense rows and any row stride.
 Matrix matrix(const py::array& a) {
   return {a.data(), a.shape(0), a.shape(1), a.strides(0) / a.itemsize()};
 }
 
-// Memory between the stages of a kernel: unset, with a strip past its end that must stay so.
+// Scratch of a kernel, filled with kUnset, as are guard bytes past its end, which must stay so.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : memory_(bytes + kStrip, kUnset) {}
@@ -45,14 +45,14 @@ class Scratch {
   }
 
  private:
-  static constexpr unsigned char kUnset = 0xff;  // makes NaN of floats and doubles
+  static constexpr unsigned char kUnset = 0xff;  // NaN as float and double
   static constexpr int64_t kStrip = 256;
   std::vector<unsigned char> memory_;
 };
 
 void gram(const std::string& dtype, const py::array& g, const Bounds& bounds, py::array out,
           uint64_t seed) {
-  Scratch partial(8 * count_gram_partials(segments(bounds), matrix(g), kCudaCut));
+  Scratch partial(8 * count_gram_partials(segments(bounds), matrix(g), kCudaChunking));
   emulation::gram(
       {dtype_named(dtype), matrix(g), segments(bounds), partial.doubles(), out.mutable_data()},
       seed);
@@ -61,7 +61,7 @@ void gram(const std::string& dtype, const py::array& g, const Bounds& bounds, py
 
 void row_similarity(const std::string& dtype, const py::array& a, const py::array& b,
                     const Bounds& bounds, py::array out, uint64_t seed) {
-  Scratch partial(8 * count_row_partials(segments(bounds), matrix(a), kCudaCut));
+  Scratch partial(8 * count_row_partials(segments(bounds), matrix(a), kCudaChunking));
   emulation::row_similarity({dtype_named(dtype), matrix(a), matrix(b), segments(bounds),
                              partial.doubles(), out.mutable_data()},
                             seed);
@@ -69,7 +69,7 @@ void row_similarity(const std::string& dtype, const py::array& a, const py::arra
 }
 
 void mean_similarity(const std::string& dtype, const py::array& g, py::array out, uint64_t seed) {
-  Scratch partial(8 * count_mean_partials(matrix(g), kCudaCut));
+  Scratch partial(8 * count_mean_partials(matrix(g), kCudaChunking));
   emulation::mean_similarity({dtype_named(dtype), matrix(g), partial.doubles(), out.mutable_data()},
                              seed);
   partial.check();
@@ -93,7 +93,7 @@ void combine(const std::string& dtype, const std::vector<py::array>& g, const py
                      seed);
 }
 
-// Flat arrays, one of each kind a tensor.
+// Flat arrays, one of each kind per tensor.
 void inner_step(const std::string& dtype, const std::vector<py::array>& theta,
                 const std::vector<py::array>& grad, const std::vector<py::array>& alpha,
                 const std::vector<bool>& frozen, std::vector<py::array> out, uint64_t seed) {
@@ -163,12 +163,13 @@ std::vector<MlpLayer> layers_of(const std::vector<py::array>& params,
 }
 
 // `data`: x and y of the support set and of the query set. `out`: rows, inner (or an empty array),
-// support and query loss, query output. At most `room` elements of shared memory a block, and at
-// most `blocks` of them. Returns the elements of shared memory and of scratch a block has.
+// support and query loss, query output. At most `shared_capacity` elements of shared memory
+// per block, and at most `blocks` blocks. Returns the elements of shared memory and scratch per
+// block.
 py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& params,
                    const std::vector<py::array>& data, const std::vector<int>& activations,
-                   int loss, double lr, int64_t steps, bool exact, int64_t room, int64_t blocks,
-                   std::vector<py::array> out, uint64_t seed) {
+                   int loss, double lr, int64_t steps, bool exact, int64_t shared_capacity,
+                   int64_t blocks, std::vector<py::array> out, uint64_t seed) {
   const std::vector<MlpLayer> layers = layers_of(params, activations);
   const MlpArgs args{dtype_named(dtype),
                      layers.data(),
@@ -185,7 +186,7 @@ py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& param
                      out[2].mutable_data(),
                      out[3].mutable_data(),
                      out[4].mutable_data()};
-  MlpPlan plan = plan_mlp(args, room);
+  MlpPlan plan = plan_mlp(args, shared_capacity);
   plan.blocks = std::min(plan.blocks, blocks);
   Scratch scratch(plan.blocks * plan.scratch * (args.dtype == DType::f64 ? 8 : 4));
   emulation::mlp_step(args, plan, scratch.data(), seed);
@@ -210,7 +211,7 @@ NormInput norm_input(const std::string& dtype, const py::array& x, const py::arr
           bias.data()};
 }
 
-// Memory between the passes of a norm kernel.
+// Scratch between the passes of a norm kernel.
 struct NormMemory {
   Scratch partial, coef;
   NormScratch pointers;
@@ -249,8 +250,8 @@ void norm_backward(const std::string& dtype, const py::array& dz, const py::arra
   memory.check();
 }
 
-// direction: u, p, q; out: the changes of z and of the gradients of x and weight, or that of z
-// alone, which takes no dz.
+// direction: u, p, q; out: the tangents of z and of the gradients of x and weight, or of z alone,
+// which needs no dz.
 void norm_second(const std::string& dtype, const py::array& dz,
                  const std::vector<py::array>& direction, const py::array& x,
                  const py::array& weight, const py::array& bias, const py::array& mean,

@@ -1,6 +1,6 @@
-// The CPU kernels on several threads, without torch and Python: what ThreadSanitizer watches, see
-// .ci/sanitize. Each runs on one thread and on several; the results must have the same bits. With
-// an argument, a planted race instead.
+// The CPU kernels on several threads, without torch and Python, for ThreadSanitizer: see
+// .ci/sanitize. Each runs on one thread and on several, with bitwise equal results. With an
+// argument, runs a planted race instead.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -16,7 +16,7 @@ namespace fastmeta {
 namespace {
 
 constexpr int64_t kThreads = 4;
-int64_t most_threads = 0;  // of one loop since it was set to 0
+int64_t max_threads = 0;  // of any loop since it was set to 0
 bool failed = false;
 
 void run_on_threads(int64_t begin, int64_t end, int64_t grain, Parallel::Range range,
@@ -26,7 +26,7 @@ void run_on_threads(int64_t begin, int64_t end, int64_t grain, Parallel::Range r
   for (int64_t from = begin; from < end; from += each)
     threads.emplace_back(range, from, std::min(from + each, end), context);
   for (std::thread& thread : threads) thread.join();
-  most_threads = std::max(most_threads, static_cast<int64_t>(threads.size()));
+  max_threads = std::max(max_threads, static_cast<int64_t>(threads.size()));
 }
 
 struct Memory {
@@ -51,14 +51,14 @@ void check(const char* name, const std::vector<Memory>& outputs,
     const auto* bytes = static_cast<const unsigned char*>(out.data);
     serial.emplace_back(bytes, bytes + out.bytes);
   }
-  most_threads = 0;
+  max_threads = 0;
   run(Parallel(run_on_threads));
   bool same = true;
   for (size_t k = 0; k < outputs.size(); ++k)
     same = same && !std::memcmp(outputs[k].data, serial[k].data(), outputs[k].bytes);
-  std::printf("%s: %d threads, %s bits\n", name, static_cast<int>(most_threads),
+  std::printf("%s: %d threads, %s bits\n", name, static_cast<int>(max_threads),
               same ? "the same" : "OTHER");
-  failed = failed || !same || most_threads < 2;  // on one thread there is nothing to see
+  failed = failed || !same || max_threads < 2;  // a single thread shows no races
 }
 
 template <class T>
@@ -85,7 +85,7 @@ void check_rows(const cpu::Kernels& kernels) {
   std::vector<T> coef = numbers<T>(kTasks * 3 * 2), x(kSize), y(kSize);
   const Matrix rows{a.data(), kTasks, kColumns, kColumns},
       others{b.data(), kTasks, kColumns, kColumns};
-  std::vector<double> partial(count_chunks(parts, kColumns, kCpuCut) * kTasks * kTasks);
+  std::vector<double> partial(count_chunks(parts, kColumns, kCpuChunking) * kTasks * kTasks);
 
   check("gram", {memory(x)}, [&](const Parallel& p) {
     kernels.gram({kDType<T>, rows, parts, partial.data(), x.data()}, p);
@@ -123,7 +123,7 @@ void check_rows(const cpu::Kernels& kernels) {
   });
 }
 
-// Few channels are convolved directly, many by Winograd's method at stride 1.
+// Few channels are convolved directly, many by Winograd's algorithm at stride 1.
 template <class T>
 void check_conv(const cpu::Kernels& kernels, int64_t channels, int64_t stride) {
   constexpr int64_t kGroups = 2, kEach = 6, kSide = 21, kOut = 17;
@@ -200,7 +200,7 @@ void check_all(const cpu::Kernels& kernels) {
   check_mlp<T>(kernels);
 }
 
-// A sum that the threads forget to keep apart.
+// Unsynchronised writes to one sum.
 void race() {
   double sum = 0;
   const std::vector<double> values = numbers<double>(1000);

@@ -1,5 +1,5 @@
-// fastmeta._testing: kernels and cores on NumPy arrays, without torch. Every instruction set the
-// processor has can be called by name, which the ops (bound to the best one) cannot offer.
+// fastmeta._testing: kernels and cores on NumPy arrays, without torch. Every instruction set of the
+// processor can be called by name, unlike in the ops, which use the best one.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -33,7 +33,7 @@ template <class T>
 Array<T> gram(const std::string& isa, const Array<T>& g, const std::vector<int64_t>& bounds) {
   const int64_t tasks = g.shape(0), cols = g.shape(1);
   const Segments parts{bounds.data(), static_cast<int64_t>(bounds.size()) - 1};
-  std::vector<double> partial(count_chunks(parts, cols, kCpuCut) * tasks * tasks);
+  std::vector<double> partial(count_chunks(parts, cols, kCpuChunking) * tasks * tasks);
   Array<T> out({parts.count, tasks, tasks});
   table(isa).gram(
       {kDType<T>, {g.data(), tasks, cols, cols}, parts, partial.data(), out.mutable_data()},
@@ -45,7 +45,7 @@ template <class T>
 Array<T> mean_similarity(const std::string& isa, const Array<T>& g) {
   const int64_t tasks = g.shape(0), cols = g.shape(1);
   const int64_t bounds[2] = {0, cols};
-  std::vector<double> partial(count_chunks({bounds, 1}, cols, kCpuCut) * tasks * 2);
+  std::vector<double> partial(count_chunks({bounds, 1}, cols, kCpuChunking) * tasks * 2);
   Array<T> out({tasks, int64_t{2}});
   table(isa).mean_similarity(
       {kDType<T>, {g.data(), tasks, cols, cols}, partial.data(), out.mutable_data()},
@@ -70,8 +70,8 @@ Array<T> like(const Array<T>& a) {
   return Array<T>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
 }
 
-// Of images (groups * n, h, w, in) and weights (groups, out, in, 3, 3): forward, and the gradients
-// at dy in the images, the weights and the biases.
+// For images (groups * n, h, w, in) and weights (groups, out, in, 3, 3): forward, and the gradients
+// of images, weights and biases at dy.
 template <class T>
 std::vector<Array<T>> conv(const std::string& isa, const Array<T>& x, const Array<T>& weight,
                            const Array<T>& bias, const Array<T>& dy, int64_t stride) {
@@ -87,8 +87,8 @@ std::vector<Array<T>> conv(const std::string& isa, const Array<T>& x, const Arra
   return {y, dx, dweight, dbias};
 }
 
-// Of images (groups * n, h, w, c) and weights (groups, c) or (c): forward, backward at dz, and
-// second along u (and the weights' own values), one after the other.
+// For images (groups * n, h, w, c) and weights (groups, c) or (c): forward, backward at dz, and
+// second along u (and the values of weight and bias).
 template <class T>
 std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Array<T>& weight,
                            const Array<T>& bias, const Array<T>& dz, const Array<T>& u, bool pool) {
@@ -111,7 +111,7 @@ std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Arra
   return {z, mean, var, dx, dweight, dbias, out_z, out_x, out_weight};
 }
 
-// Storage conversions of the portable core, on raw bits.
+// The portable conversions of storage types, on raw bits.
 template <class S>
 Array<float> widen_bits(const Array<uint16_t>& bits) {
   Array<float> out(bits.size());
@@ -129,7 +129,7 @@ Array<uint16_t> narrow_bits(const Array<float>& values) {
 
 }  // namespace
 
-void add_emulation(py::module_& m);  // csrc/testing_emulation.cpp
+void add_emulation(py::module_& m);  // emulation.cpp
 
 }  // namespace fastmeta
 

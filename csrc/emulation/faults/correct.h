@@ -1,4 +1,4 @@
-// Kernels without a fault, which the emulation must let pass.
+// Kernels without a fault, which the emulation must accept.
 #pragma once
 
 #include "emulation/faults/common.h"
@@ -23,7 +23,7 @@ __global__ void reverse_dynamically(const float* in, int n, float* out) {
   if (k < n) out[k] = tile[kSide - 1 - threadIdx.x];
 }
 
-// out = the sum of the half warp's values: a partial mask that names just the lanes that come.
+// out = the sum over a half warp, with partial masks of exactly the participating lanes.
 __global__ void half_warp_sums(const float* in, int n, float* out) {
   const int k = global_index(), lane = threadIdx.x % 32;
   float x = k < n ? in[k] : 0;
@@ -34,15 +34,15 @@ __global__ void half_warp_sums(const float* in, int n, float* out) {
   if (k < n) out[k] = x;
 }
 
-// out = in of the warp's first lane, where all agree that its ballot is right.
+// out = in of the first lane of the warp, if all lanes agree that the ballot is right.
 __global__ void votes(const float* in, int n, float* out) {
   const int k = global_index();
   const float x = k < n ? __ldg(in + k) : 0;
   const unsigned positive = __ballot_sync(kAllLanes, x > 0);
   const bool mine = (positive >> (threadIdx.x % 32) & 1) == (x > 0);
-  const bool sound = __all_sync(kAllLanes, mine) && !__any_sync(kAllLanes, !mine);
+  const bool correct = __all_sync(kAllLanes, mine) && !__any_sync(kAllLanes, !mine);
   const float first = __shfl_sync(kAllLanes, x, 0);
-  if (k < n) out[k] = sound ? first : -1;
+  if (k < n) out[k] = correct ? first : -1;
 }
 
 }  // namespace fastmeta::emulation::faults
