@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmeta.distributed import cost
+from fastmeta.distributed import _cost as cost
 from fastmeta.distributed._cost import Cost
 
 TASKS = 4  # per rank

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmeta.aggregation import Mean
 from fastmeta.functional import FunctionalModule
 from fastmeta.learners.learner import MetaLearner
+from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import Exact
 from fastmeta.tasks import TaskBatch
 
@@ -60,6 +61,7 @@ def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """The tasks' meta-gradients ``(T, P)``, and their combination ``(P,)``."""
+    learner.non_finite_guard = NonFiniteGuard()  # of this copy
     model = learner._model
     size = sum(p.numel() for p in model.params)
     with _untouched(model, model.params[0].device):

@@ -217,5 +217,5 @@ def test_only_elementwise_adaptations_are_batched() -> None:
         if allowed:
             model.step(tasks(2, torch.float32))
         else:
-            with pytest.raises(ValueError, match="LayerPattern does not declare elementwise"):
+            with pytest.raises(ValueError, match="LayerPattern does not declare task_batchable"):
                 model.step(tasks(2, torch.float32))

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from fastmeta import MAML, TaskBatch, ops
 from fastmeta.engines._recognition import read_mlp
-from fastmeta.engines.base import UnsuitableError
-from fastmeta.engines.mlp import _check_limits
+from fastmeta.engines.mlp import _beyond_limits
 from fastmeta.models import MLP
 from fastmeta.ops import MlpStep
 from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
@@ -161,13 +160,13 @@ def of_zeros(examples: int) -> TaskBatch:
 
 def test_beyond_the_cuda_limits_the_loop_runs() -> None:
     small = read_mlp(MLP(2, 2, (4,)))  # 16 weights
-    max_products = MAX_PRODUCTS // 16
-    _check_limits(of_zeros(max_products), small)
-    with pytest.raises(UnsuitableError, match=f"takes {MAX_PRODUCTS + 16} multiplications"):
-        _check_limits(of_zeros(max_products + 1), small)
-    _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MAX_LAYERS - 1))))
-    with pytest.raises(UnsuitableError, match=f"has {MAX_LAYERS + 1} layers; on CUDA at most"):
-        _check_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MAX_LAYERS)))
+    max_examples = MAX_PRODUCTS // 16
+    assert _beyond_limits(of_zeros(max_examples), small) is None
+    reason = _beyond_limits(of_zeros(max_examples + 1), small)
+    assert f"takes {MAX_PRODUCTS + 16} multiplications" in reason
+    assert _beyond_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * (MAX_LAYERS - 1)))) is None
+    reason = _beyond_limits(of_zeros(1), read_mlp(MLP(2, 2, [1] * MAX_LAYERS)))
+    assert f"has {MAX_LAYERS + 1} layers; on CUDA at most" in reason
 
 
 def on_gpu(args: list[Any]) -> list[Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_clock import launched
 from torch import Tensor
 
+from benchmarks.gpu.clock import launched
 from fastmeta import ops
 from fastmeta.backend import kernels
 from fastmeta.learners import METHODS, build

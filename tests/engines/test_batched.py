@@ -76,7 +76,9 @@ def compare(
             engine=engine,
         )
         flat, result = learner.meta_gradient(batch)
-        task_gradients = [buffer.filled.clone() for buffer in learner._rows[:2]]
+        task_gradients = [
+            buffer.filled.clone() for buffer in (learner._buffers.outer, learner._buffers.support)
+        ]
         seen.append((*task_gradients, *vars(result).values(), *own.buffers(), flat))
     (*_, expected), (*_, found) = seen
     assert expected.norm() > 0
@@ -169,7 +171,7 @@ class OwnSGD(SGD):
 
 
 class Declared(SGD):
-    elementwise = True
+    task_batchable = True
 
 
 class OwnExact(Exact):
@@ -187,10 +189,15 @@ class Sparse(nn.Module):
 
 
 REFUSED: dict[str, tuple[nn.Module, Adaptation, MetaGradient, str]] = {
-    "learned rates": (mlp(), MetaSGD(0.1), Exact(), "MetaSGD does not declare elementwise"),
-    "a subclass": (mlp(), OwnSGD(0.1), Exact(), "OwnSGD does not declare elementwise = True"),
-    "another meta-gradient": (mlp(), SGD(0.1), OwnExact(), "OwnExact does not declare separable"),
-    "Implicit": (mlp(), SGD(0.1), metagrad.Implicit(), "Implicit does not declare separable"),
+    "learned rates": (mlp(), MetaSGD(0.1), Exact(), "MetaSGD does not declare task_batchable"),
+    "a subclass": (mlp(), OwnSGD(0.1), Exact(), "OwnSGD does not declare task_batchable = True"),
+    "another meta-gradient": (
+        mlp(),
+        SGD(0.1),
+        OwnExact(),
+        "OwnExact does not declare task_batchable",
+    ),
+    "Implicit": (mlp(), SGD(0.1), metagrad.Implicit(), "Implicit does not declare task_batchable"),
     "a sparse buffer": (Sparse(), SGD(0.1), Exact(), "buffer graph is torch.sparse_coo"),
 }
 
@@ -212,7 +219,7 @@ def test_refused(name: str) -> None:
 
 def test_learned_rates_are_refused_despite_declarations() -> None:
     class Rates(MetaSGD):
-        elementwise = True
+        task_batchable = True
 
     learner = MetaLearner(
         mlp(), F.cross_entropy, adaptation=Rates(0.1), metagrad=Exact(), aggregation=Mean(),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastmeta import FOMAML, GSL, MAML, TaskBatch, fusion, ops
+from fastmeta import FOMAML, GSL, MAML, TaskBatch, ops
 from fastmeta.functional import FunctionalModule
+from fastmeta.functional import _fusion as fusion
 from fastmeta.functional._fusion import FusedModule, fused
 from tests.functional.fusion_cases import images, network
 from tests.helpers.problems import loss, tasks

@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fastmeta import FOMAML, GSL, MetaLearner, TaskBatch, metagrad
 from fastmeta.adaptation import SGD, MetaSGD
-from fastmeta.aggregation import AGGREGATIONS, Mean
-from fastmeta.engines import Rows, StepResult
-from fastmeta.learners import NonFiniteError, NonFiniteGuard, compare_with_exact, non_finite_guard
+from fastmeta.aggregation import AGGREGATIONS, GradientAgreement, GslWeights, Mean
+from fastmeta.engines import StepBuffers, StepResult
+from fastmeta.gradients import TaskGradients
+from fastmeta.learners import NonFiniteError, NonFiniteGuard, compare_with_exact, nonfinite
 from fastmeta.metagrad import METAGRADS, Exact, FirstOrder, Reptile
 from tests.helpers.problems import MODULES, mlp, tasks
 
@@ -103,6 +104,48 @@ def test_other_methods(components: dict[str, Any]) -> None:
     same(learner_of(module, **components), alone, corrupt(batch, 2), without(batch, 2))
 
 
+AGGREGATION_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "agreement": [{}, {"of": "meta"}],
+    "gsl": [{}, {"lam_2": 0.3}, {"rule": "linear", "lam_2": 0.3}],
+}
+CORRECTIONS = [
+    FirstOrder(),
+    metagrad.GSL(scope="layer"),
+    metagrad.LayerWeights(),
+    metagrad.ElementWeights(eta=50.0),
+    metagrad.CurvatureGSL(),
+    metagrad.CalibratedGSL(every=1),
+]
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_every_aggregation_leaves_non_finite_tasks_out(
+    name: str, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not on_host:
+        monkeypatch.setattr(nonfinite, "_on_host", lambda tensor: False)
+    batch = tasks(3)  # of two tasks, which PCGrad treats in one order
+    for options in AGGREGATION_OPTIONS.get(name, [{}]):
+        module, aggregation = mlp().double(), AGGREGATIONS[name](**options)
+        components = {"metagrad": metagrad.GSL(), "aggregation": aggregation}
+        found, _ = learner_of(module, **components).meta_gradient(corrupt(batch, 1))
+        expected, _ = learner_of(module, "keep", **components).meta_gradient(without(batch, 1))
+        assert expected.any()
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("way", CORRECTIONS, ids=lambda way: type(way).__name__)
+def test_every_correction_leaves_non_finite_tasks_out(way: metagrad.MetaGradient) -> None:
+    batch = tasks(3)
+    module = mlp().double()
+    learner, alone = (learner_of(module, policy, metagrad=way) for policy in ("skip", "keep"))
+    for _ in range(3):
+        found, _ = learner.meta_gradient(corrupt(batch, 2))
+        expected, _ = alone.meta_gradient(without(batch, 2))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_finite_tasks_train_bitwise_as_without_the_guard(engine: str) -> None:
     module = mlp() if engine == "mlp" else MODULES["running batch norm"]()
@@ -165,7 +208,9 @@ def test_a_step_without_finite_tasks_has_a_zero_gradient() -> None:
 def test_finite_task_gradients_whose_combination_overflows() -> None:
     # In float32, squares of norms above 1e19 are infinite.
     learner = learner_of(mlp(), aggregation=AGGREGATIONS["mgda"](), adaptation=SGD(0.1, 0))
-    learner.loss = lambda output, target: 1e25 * F.cross_entropy(output, target)
+    learner = learner.with_components(
+        loss=lambda output, target: 1e25 * F.cross_entropy(output, target)
+    )
     flat, _ = learner.meta_gradient(tasks(3, torch.float32))
     assert not flat.any()
     assert learner.non_finite_guard.skipped == 3
@@ -188,7 +233,7 @@ def test_raise_names_step_and_task_and_keeps_the_parameters(engine: str) -> None
 
 @pytest.fixture
 def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(non_finite_guard, "_on_host", lambda tensor: False)
+    monkeypatch.setattr(nonfinite, "_on_host", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("simulated_gpu")
@@ -215,46 +260,49 @@ def test_gpu_results_are_the_same() -> None:
 @pytest.mark.parametrize("policy", ["skip", "raise"])
 def test_no_gpu_synchronization(policy: Any) -> None:
     with FakeTensorMode():  # reading a value raises an error
-        buffers, losses = Rows.of([torch.randn(4, 3), torch.randn(2)]), torch.randn(5)
-        for buffer in buffers[:2]:
+        buffers, losses = StepBuffers([torch.randn(4, 3), torch.randn(2)]), torch.randn(5)
+        for buffer in (buffers.outer, buffers.support):
             buffer.adopt(torch.randn(5, 14))
+        buffers.extras = {"norm": [torch.randn(()) for _ in range(5)]}
         guard = NonFiniteGuard(policy)
         for _ in range(2):
-            guard.contain(buffers, StepResult(losses, losses, losses))
-            guard.settle(torch.randn(14))
+            finite = guard.mask_tasks(buffers, StepResult(losses, losses, losses))
+            found = TaskGradients(buffers.outer.filled, buffers.support.filled, finite=finite)
+            for aggregation in (Mean(), GradientAgreement(), GslWeights(lam_2=0.1)):
+                aggregation.weights(found)
+            guard.check_combined(torch.randn(14), 1)
         with pytest.raises(DataDependentOutputException):
             guard.skipped.item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("which", ["query", "inner"])
-def test_non_finite_task_gradients_become_the_mean_of_finite_ones(
-    which: str, dtype: torch.dtype
-) -> None:
-    buffers = Rows.of([torch.zeros(7, dtype=dtype)])
-    data = {name: torch.randn(4, 7).to(dtype) for name in ("query", "inner")}
+@pytest.mark.parametrize("which", ["outer", "support"])
+def test_non_finite_task_gradients_become_zero(which: str, dtype: torch.dtype) -> None:
+    buffers = StepBuffers([torch.zeros(7, dtype=dtype)])
+    data = {name: torch.randn(4, 7).to(dtype) for name in ("outer", "support")}
     data[which][1, 3] = -torch.inf
     data[which][2, 0] = torch.nan
     for name, values in data.items():
         getattr(buffers, name).adopt(values.clone())
     guard = NonFiniteGuard("skip")
     zeros = torch.zeros(4)
-    guard.contain(buffers, StepResult(zeros, zeros, zeros))
-    assert guard.sound.tolist() == [True, False, False, True]
+    buffers.extras = {"norm": [torch.tensor(v) for v in (1.0, torch.nan, 3.0, 4.0)]}
+    finite = guard.mask_tasks(buffers, StepResult(zeros, zeros, zeros))
+    assert finite.tolist() == guard.finite.tolist() == [True, False, False, True]
     for name, values in data.items():
-        found, mean = getattr(buffers, name).filled, (values[0].double() + values[3].double()) / 2
+        found = getattr(buffers, name).filled
         assert torch.equal(found[[0, 3]], values[[0, 3]])
-        for row in found[1:3]:
-            torch.testing.assert_close(row.double(), mean, rtol=0, atol=4 * torch.finfo(dtype).eps)
+        assert not found[1:3].any()
+    assert buffers.stacked_extras()["norm"].tolist() == [1, 0, 0, 4]
 
 
 def test_a_non_finite_loss_suffices() -> None:
-    buffers = Rows.of([torch.zeros(7)])
-    buffers.query.adopt(torch.ones(2, 7))
+    buffers = StepBuffers([torch.zeros(7)])
+    buffers.outer.adopt(torch.ones(2, 7))
     guard = NonFiniteGuard("skip")
     bad = torch.tensor([0.0, torch.inf])
-    guard.contain(buffers, StepResult(bad, torch.zeros(2), torch.zeros(2)))
-    assert guard.sound.tolist() == [True, False]
+    guard.mask_tasks(buffers, StepResult(bad, torch.zeros(2), torch.zeros(2)))
+    assert guard.finite.tolist() == [True, False]
 
 
 def test_counts_are_part_of_the_state() -> None:
@@ -265,9 +313,7 @@ def test_counts_are_part_of_the_state() -> None:
     other.load_state_dict(copy.deepcopy(saved))
     for each in (learner, other):
         each.step(corrupt(batch, 1))
-        assert (each.non_finite_guard.steps, each.non_finite_guard.skipped) == (2, 2)
-    del saved["non_finite_guard"]  # as saved by 0.1
-    learner.load_state_dict(saved)
+        assert (each.steps_taken, each.non_finite_guard.skipped) == (2, 2)
 
 
 def test_by_default_nothing_is_masked() -> None:
@@ -293,4 +339,4 @@ def test_an_unknown_policy_is_named() -> None:
 def test_comparing_with_the_exact_meta_gradient_does_not_count_tasks() -> None:
     learner = learner_of(mlp(), "raise")
     compare_with_exact(learner, corrupt(tasks(2, torch.float32), 0))
-    assert (learner.non_finite_guard.steps, learner.non_finite_guard.skipped) == (0, 0)
+    assert (learner.steps_taken, learner.non_finite_guard.skipped) == (0, 0)

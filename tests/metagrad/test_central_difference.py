@@ -184,5 +184,5 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match="radius must be positive"):
             CentralDifference(radius)
     model = learner(mlp(), CentralDifference(), SGD(0.1), engine="batched")
-    with pytest.raises(ValueError, match="CentralDifference does not declare separable"):
+    with pytest.raises(ValueError, match="CentralDifference does not declare task_batchable"):
         model.step(tasks(2, torch.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.scaling.page import COLLECTIVES, PLANS, Links, fit, page
-from fastmeta.distributed import cost
+from fastmeta.distributed import _cost as cost
 
 LINKS = Links(message=3e-4, number=5e-9, product=6e-11)
 ALONE = 0.02

@@ -225,7 +225,7 @@ def test_a_missing_package_is_named_before_training(
         ({"dataset": "digits", "ways": 100}, "100"),
         ({"dataset": "digits", "metagrad_options": {"etta": 1}}, "etta"),
         ({"dataset": "digits", "metagrad_options": {"variant": "R7"}}, "R0, R1, R2, R2p, R3"),
-        ({"method": "imaml", "engine": "batched"}, "Implicit does not declare separable"),
+        ({"method": "imaml", "engine": "batched"}, "Implicit does not declare task_batchable"),
         ({"device": "tpu"}, "device"),
         ({"device": "meta"}, "kernels for cpu and cuda"),
     ],

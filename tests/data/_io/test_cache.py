@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastmeta.data import DataError, load_omniglot, omniglot_files
+from fastmeta.data import DataError, load_omniglot
 from fastmeta.data._io.cache import cached
+from fastmeta.data.datasets import _omniglot_files as omniglot_files
 
 ARRAYS = {"images": np.arange(5000, dtype=np.uint8), "names": np.array(["ä", "bc"])}
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmeta.data import DataError, archives, images, mini_imagenet_files
+from fastmeta.data import DataError
+from fastmeta.data._io import archives, images
 from fastmeta.data._io.archives import open_zip, read_image, read_tar
 from fastmeta.data._io.errors import data_error
 from fastmeta.data._io.idx import read_idx
 from fastmeta.data._io.images import decode_rgb
 from fastmeta.data._io.pickles import load_pickle
+from fastmeta.data.datasets import _mini_imagenet_files as mini_imagenet_files
 from fastmeta.data.datasets._cifar_splits import read_classes
 from fastmeta.data.datasets._omniglot_splits import read_vinyals
 from fastmeta.data.datasets._planetoid_files import _rows

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmeta.data import ClassDataset, DataError, load_mini_imagenet, mini_imagenet_files
+from fastmeta.data import ClassDataset, DataError, load_mini_imagenet
+from fastmeta.data.datasets import _mini_imagenet_files as mini_imagenet_files
 from fastmeta.data.datasets._complete import check_complete
 from tests.data.datasets.mini_imagenet_files import (
     COLOURS,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fastmeta.metagrad.calibrated import least_squares
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from fastmeta import FOMAML, GSL, MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, MetaSGD
 from fastmeta.aggregation import GradientAgreement, Mean
-from fastmeta.metagrad import CalibratedAHE, Exact, FirstOrder, MetaGradient
+from fastmeta.metagrad import CalibratedGSL, Exact, FirstOrder, MetaGradient
+from fastmeta.metagrad.gsl.calibrated import least_squares
 from tests.helpers.problems import MODULES, Drifting, Noisy, loss, mlp, tasks
 from tests.helpers.reference_loops import LR, reference_meta_gradients, support_gradients
 
@@ -103,7 +103,7 @@ def test_it_is_exact_where_the_basis_spans_the_hessian_term(
 ) -> None:
     module, batch = Line(size), regression(size, same_query=same_query)
     found = {}
-    for metagrad in (Exact(), FirstOrder(), CalibratedAHE(tasks=3, secant=secant)):
+    for metagrad in (Exact(), FirstOrder(), CalibratedGSL(tasks=3, secant=secant)):
         learner = MetaLearner(
             module,
             nn.functional.mse_loss,
@@ -115,7 +115,7 @@ def test_it_is_exact_where_the_basis_spans_the_hessian_term(
         found[type(metagrad)] = learner.meta_gradient(batch)[0]
     exact = found[Exact]
     assert (found[FirstOrder] - exact).norm() > 1e-3 * exact.norm()
-    assert (found[CalibratedAHE] - exact).norm() <= 1e-6 * exact.norm()
+    assert (found[CalibratedGSL] - exact).norm() <= 1e-6 * exact.norm()
 
 
 @settings(max_examples=50)
@@ -162,7 +162,7 @@ def test_between_calibrations_it_costs_as_much_as_first_order(
 def test_calibrations_have_no_side_effects(make: Callable[[], nn.Module], secant: bool) -> None:
     module, batch = make().double(), tasks(2)
     seen: list[tuple] = []
-    for metagrad in (FirstOrder(), CalibratedAHE(every=1, secant=secant)):
+    for metagrad in (FirstOrder(), CalibratedGSL(every=1, secant=secant)):
         torch.manual_seed(7)
         own = copy.deepcopy(module)
         learner = MetaLearner(own, loss, adaptation=SGD(LR), metagrad=metagrad, aggregation=Mean())
@@ -180,7 +180,7 @@ def test_rates_keep_their_first_order_gradient() -> None:
         learner.meta_gradient(batch)
         return learner.meta_gradient(batch)[0]
 
-    plain, found = row(FirstOrder()), row(CalibratedAHE())
+    plain, found = row(FirstOrder()), row(CalibratedGSL())
     size = len(plain) // 2
     assert torch.equal(found[size:], plain[size:])
     assert not torch.allclose(found[:size], plain[:size])
@@ -189,7 +189,7 @@ def test_rates_keep_their_first_order_gradient() -> None:
 def test_an_aggregation_gets_the_inner_gradients() -> None:
     module, batch = mlp().double(), tasks(3)
     learner = MetaLearner(
-        module, loss, adaptation=SGD(LR), metagrad=CalibratedAHE(), aggregation=GradientAgreement()
+        module, loss, adaptation=SGD(LR), metagrad=CalibratedGSL(), aggregation=GradientAgreement()
     )
     u = reference_meta_gradients(module, batch, 1, second_order=False)
     v = support_gradients(module, batch, 1)
@@ -220,20 +220,20 @@ def test_an_overflow_or_failure_keeps_the_coefficients_finite() -> None:
 def test_errors() -> None:
     for options in ({"every": 0}, {"tasks": 0}):
         with pytest.raises(ValueError, match="every and tasks must be at least 1, got"):
-            CalibratedAHE(**options)
+            CalibratedGSL(**options)
     for decay in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="decay must be at least 0 and below 1"):
-            CalibratedAHE(decay=decay)
+            CalibratedGSL(decay=decay)
     batch = tasks(2, torch.float32)
     with pytest.raises(ValueError, match="took no step"):
         gradients(mlp(), batch, 0, 1)
-    with pytest.raises(ValueError, match="CalibratedAHE does not declare separable"):
+    with pytest.raises(ValueError, match="CalibratedGSL does not declare task_batchable"):
         gradients(mlp(), batch, 1, 1, engine="batched")
     with pytest.raises(ValueError, match="second derivatives keep what was computed again"):
         gradients(mlp(), batch, 1, 1, checkpoint=True)
-    fitted = CalibratedAHE(secant=False)
+    fitted = CalibratedGSL(secant=False)
     fitted.coefficients = torch.zeros(2)
-    other = CalibratedAHE()
+    other = CalibratedGSL()
     with pytest.raises(ValueError, match="expected 3 coefficients with secant=True, got 2"):
         other.load_state_dict({**fitted.state_dict(), "step": 5})
     assert other.step == 0

@@ -38,7 +38,7 @@ def test_every_weight_descends_the_loss(schedule: str) -> None:
         (slope,) = torch.autograd.grad(sum(losses) / len(losses), scale)
         rate = RATE if schedule == "constant" else RATE * (1 - step / 4)
         w = (w - rate * slope).clamp(0.5, 1.3)
-        gradients = model._task_rows(batch)[0]
+        gradients = model._task_gradients(batch)[0]
         torch.testing.assert_close(gradients.meta(), w * u)
         torch.testing.assert_close(gradients.inner, v)
     assert ((w == 0.5) | (w == 1.3)).any()
@@ -52,19 +52,19 @@ def test_a_layer_weight_moves_by_the_sum_of_its_element_weights() -> None:
     )
     for model in (fine, coarse):
         model.meta_gradient(batch)
-    moved = FlatLayout.of(list(module.parameters())).views(fine.metagrad.rule.weights - 1)
+    moved = FlatLayout.of(list(module.parameters())).views(fine._state["weights"] - 1)
     layers = torch.stack([part.sum() for part in moved])
-    torch.testing.assert_close(layers, coarse.metagrad.rule.weights - 1)
+    torch.testing.assert_close(layers, coarse._state["weights"] - 1)
 
 
 def test_an_overflow_keeps_the_weights_finite() -> None:
     module, batch = mlp(), tasks(3, torch.float32)
     model = learner(module)
     model.meta_gradient(batch)
-    before = model.metagrad.rule.weights
+    before = model._state["weights"]
     x = batch.query_x * float("inf")
     model.meta_gradient(TaskBatch(batch.support_x, batch.support_y, x, batch.query_y))
-    assert torch.equal(model.metagrad.rule.weights, before)
+    assert torch.equal(model._state["weights"], before)
 
 
 def test_half_precision() -> None:
@@ -72,7 +72,7 @@ def test_half_precision() -> None:
     model = learner(module)
     found = model.meta_gradient(batch)[0]
     assert found.dtype == torch.bfloat16
-    assert model.metagrad.rule.weights.dtype == torch.float32
+    assert model._state["weights"].dtype == torch.float32
     wide = copy.deepcopy(module).double()
     same = TaskBatch(
         batch.support_x.double(), batch.support_y, batch.query_x.double(), batch.query_y

@@ -142,7 +142,7 @@ def test_the_cosine_correction_is_orthogonal(magnitude: str) -> None:
     module, batch = mlp().double(), tasks(4)
     model = GSL(module, loss, inner_lr=LR, inner_steps=2, eta=0.7, magnitude=magnitude)
     u = reference_meta_gradients(module, batch, 2, second_order=False)
-    moved = model._task_rows(batch)[0].meta() - u
+    moved = model._task_gradients(batch)[0].meta() - u
     assert (moved.norm(dim=1) > 1e-3 * u.norm(dim=1)).all()
     assert ((moved * u).sum(1).abs() < 1e-9 * moved.norm(dim=1) * u.norm(dim=1)).all()
 
@@ -154,7 +154,7 @@ def test_inner_lr_rescales_the_correction_to_the_curvature_norm(steps: int) -> N
         module, loss, inner_lr=LR, inner_steps=steps, eta=0.4, lam_2=0.2, magnitude="inner-lr"
     )
     u = reference_meta_gradients(module, batch, steps, second_order=False)
-    moved = model._task_rows(batch)[0].meta() - u
+    moved = model._task_gradients(batch)[0].meta() - u
     for i, (x, y) in enumerate(zip(batch.support_x, batch.support_y, strict=True)):
         params = list(module.parameters())
         first = torch.autograd.grad(loss(module(x), y), params)
@@ -203,7 +203,7 @@ def second_gradients(
         module, loss, adaptation=inner, metagrad=way, aggregation=Mean(), engine="loop"
     )
     model.meta_gradient(batch)
-    return model._task_rows(batch)[0].meta()
+    return model._task_gradients(batch)[0].meta()
 
 
 @pytest.mark.parametrize("adaptation", [*INNER, "learned rates"])
@@ -246,7 +246,7 @@ def test_the_variant_is_a_configuration_option(adaptation: str) -> None:
         "R1": metagrad.GSL,
         "R2": metagrad.GSL,
         "R2p": metagrad.GSL,
-        "R4": metagrad.CalibratedAHE,
+        "R4": metagrad.CalibratedGSL,
         "R5": metagrad.CentralDifference,
         "R6": metagrad.Recursion,
     }
@@ -282,7 +282,7 @@ def test_errors() -> None:
         gsl_variant("R2", magnitude="inner-lr")
     with pytest.raises(TypeError, match="eta"):
         gsl_variant("R4", eta=1.0)
-    with pytest.raises(ValueError, match="CurvatureGSL does not declare separable"):
+    with pytest.raises(ValueError, match="CurvatureGSL does not declare task_batchable"):
         learner(mlp(), "R1 inner-lr", engine="batched").step(tasks(2, torch.float32))
     with pytest.raises(ValueError, match="CurvatureGSL"):
         learner(mlp(), "R1 inner-lr", engine="mlp").step(tasks(2, torch.float32))
