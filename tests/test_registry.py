@@ -151,8 +151,8 @@ def test_broken_plugins_are_named(
 def test_objects_of_another_kind_are_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--method", "tuple"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a MethodSpec; got "
-        "('sgd', 'exact', 'mean'). Fix or uninstall it.\n"
+        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a "
+        "MethodSpec; got ('sgd', 'exact', 'mean'). Fix or uninstall it.\n"
     )
 
 

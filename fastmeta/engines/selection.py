@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastmeta._checks import check_choice
 from fastmeta.engines.base import ENGINES, Engine, EngineName, StepSpec
 from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
@@ -25,8 +26,7 @@ class EngineSelector:
     """
 
     def __init__(self, name: EngineName, spec: StepSpec) -> None:
-        if name not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}.")
+        check_choice("engine", name, ENGINES)
         self.name = name
         self._loop = LoopEngine(spec)
         kinds = {"auto": MlpEngine, "mlp": MlpEngine, "batched": BatchedEngine}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmeta.aggregation import Mean
 from fastmeta.functional import FunctionalModule
+from fastmeta.learners._inference import adapt_to_task
 from fastmeta.learners.learner import MetaLearner
 from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import Exact
@@ -106,7 +107,7 @@ def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tenso
     found: dict[str, list[Tensor]] = {}
     for task in batch:
         buffers = model.clone_buffers()
-        fast = learner._adapt(task.support_x, task.support_y, buffers, None)
+        fast = adapt_to_task(learner._spec, task.support_x, task.support_y, buffers, None)
         fast = [p.requires_grad_() for p in fast]
         with torch.enable_grad():
             outputs = model.both(fast, buffers, task.query_x)

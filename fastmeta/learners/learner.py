@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.adaptation import Adaptation, run_inner_loop
+from fastmeta._checks import check_choice
+from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.distributed import ShardedTaskGradients, Sharding
-from fastmeta.engines import (
-    EngineName,
-    EngineSelector,
-    Loss,
-    StepBuffers,
-    StepResult,
-    StepSpec,
-)
-from fastmeta.functional import Buffers, CoLearner, FunctionalModule, Head
-from fastmeta.functional._fusion import FusedModule
+from fastmeta.engines import ENGINES, EngineName, Loss, StepBuffers, StepResult, StepSpec
+from fastmeta.engines.selection import EngineSelector
+from fastmeta.functional import CoLearner, FunctionalModule, FusedModule, Head
 from fastmeta.gradients import TaskGradients
 from fastmeta.learners._checks import check_components, check_head, check_not_empty
+from fastmeta.learners._inference import adapt_to_task, predict_tasks
 from fastmeta.learners._state import load_state, state_of
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient, StepContext
@@ -33,7 +29,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class MetaLearner:
-    """Trains the initialisation of an ordinary module; any combination of the three rooms runs.
+    """Meta-trains the initialisation of an ``nn.Module``, with any combination of components.
 
     The module is used as it is: tied weights, frozen parameters, dropout and any BatchNorm are
     fine. Each task works on its own copy of the buffers; after a meta-step the module's buffers are
@@ -42,36 +38,35 @@ class MetaLearner:
     Args:
         module: the network; its trainable parameters are the initialisation that is learned.
         loss: from outputs and targets to a scalar, such as ``torch.nn.functional.cross_entropy``.
-        adaptation: room 1, the inner loop.
-        metagrad: room 2, the meta-gradient of a task.
-        aggregation: room 3, the weights of the tasks.
+        adaptation: the inner loop.
+        metagrad: the meta-gradient of a task.
+        aggregation: the weights of the tasks.
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
-        engine: what runs the tasks in training: ``"loop"``, by autograd, takes anything;
-            ``"mlp"``, one compiled call, takes plain multi-layer perceptrons (see
-            :class:`fastmeta.engines.MlpEngine`) and says what is in its way; ``"batched"`` runs all
-            tasks in one call of the module under ``torch.vmap``, which pays where a network is so
-            small that calls cost more than products (see
-            :class:`fastmeta.engines.BatchedEngine`); ``"auto"`` takes the MLP step where it can
-            run, else the loop.
+        engine: what runs the tasks in training. ``"loop"``: autograd, one task after the other;
+            supports everything. ``"mlp"``: one compiled call for plain multi-layer perceptrons (see
+            :class:`fastmeta.engines.MlpEngine`). ``"batched"``: all tasks in one call of the module
+            under ``torch.vmap``, for networks so small that Python overhead dominates (see
+            :class:`fastmeta.engines.BatchedEngine`). ``"auto"``: the MLP engine where it is
+            suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
             an ``nn.Sequential`` as compiled ops (see :class:`fastmeta.functional.FusedModule`).
-        autocast: ``torch.bfloat16`` (or ``torch.float16``, whose small gradients vanish, because
-            losses are not scaled): forward passes and the loss run under ``torch.autocast`` with
-            this dtype. Parameters, inner steps, meta-gradients and the outer optimizer stay
+        autocast: ``torch.bfloat16`` (or ``torch.float16``, in which small gradients underflow,
+            because losses are not scaled): forward passes and the loss run under
+            ``torch.autocast``. Parameters, inner steps, meta-gradients and the outer optimizer stay
             float32. The compiled ops of ``fuse`` are not used then.
-        checkpoint: in backward passes, compute the activations within the parts of an
-            ``nn.Sequential`` or ``nn.ModuleList`` again instead of keeping them; for first-order
-            meta-gradients.
+        checkpoint: activation checkpointing of the parts of every ``nn.Sequential`` and
+            ``nn.ModuleList``; for first-order meta-gradients.
         co_learner: another head that trains with the module and augments its meta-gradients (CML),
             see :class:`fastmeta.CoLearner`; the module is not changed.
-        non_finite: what becomes of a task whose loss or gradient is NaN or infinite: ``"keep"``
-            lets it spoil the meta-gradient, ``"skip"`` learns from the others, ``"raise"`` raises
-            besides (see :class:`fastmeta.learners.NonFiniteGuard`).
-        sharding: how the tasks of a meta-batch are shared out over the ranks of a process group:
-            each rank's learner is given its own tasks, and takes the meta-step of all of them. All
-            ranks begin with the same parameters and optimizer.
+        non_finite: what to do with tasks whose loss or gradient is NaN or infinite. ``"keep"``:
+            nothing; ``"skip"``: leave them out; ``"raise"``: leave them out, and raise (see
+            :class:`fastmeta.learners.NonFiniteGuard`).
+        sharding: of the tasks of a meta-batch over the ranks of a process group: each rank's
+            learner is given its own tasks and takes the meta-step of all of them. All ranks must
+            start with the same parameters and optimizer.
 
     Attributes:
+        steps_taken: number of meta-gradients computed so far.
         non_finite_guard: counts the tasks that were skipped.
 
     Raises:
@@ -98,9 +93,11 @@ class MetaLearner:
         non_finite: NonFinite = "keep",
         sharding: Sharding | None = None,
     ) -> None:
+        check_choice("engine", engine, ENGINES)
+        check_components(metagrad, checkpoint, co_learner)
+        self.non_finite_guard = NonFiniteGuard(non_finite, sharding)
         self.sharding = sharding
         self.module = module
-        check_components(metagrad, checkpoint, co_learner)
         self.co_learner = co_learner
         kind = FusedModule if fuse else FunctionalModule
         model = kind(module, autocast, checkpoint, co_learner)
@@ -111,7 +108,6 @@ class MetaLearner:
             if optimizer is None
             else optimizer(self._learned)
         )
-        self.non_finite_guard = NonFiniteGuard(non_finite, sharding)
         self.steps_taken = 0
         self._state: dict[str, Tensor] = {}
         self._set_spec(StepSpec(model, loss, adaptation, metagrad, aggregation), engine)
@@ -154,9 +150,9 @@ class MetaLearner:
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
 
-        In the trainable parameters of the module, of the co-learner, if there is one, and in the
-        adaptation's learned rates, if there are any.
-        Running statistics in the module's buffers are updated, as by any forward pass in training.
+        In the trainable parameters of the module, of a co-learner, and in the adaptation's learned
+        rates. Running statistics in the module's buffers are updated, as by any forward pass in
+        training.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
@@ -236,7 +232,7 @@ class MetaLearner:
             y: support targets.
             steps: inner steps; as in training by default.
         """
-        fast = self._adapt(x, y, self._model.clone_buffers(), steps)
+        fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
         own = self._model.own
         return dict(zip(self._model.names[:own], fast[:own], strict=True))
 
@@ -260,16 +256,7 @@ class MetaLearner:
         """
         check_not_empty(batch)
         check_head(head, self.co_learner)
-        outputs = []
-        for task in batch:
-            buffers = self._model.clone_buffers()
-            fast = self._adapt(task.support_x, task.support_y, buffers, steps, head)
-            with torch.no_grad():
-                if head == "main":
-                    outputs.append(self._model(fast, buffers, task.query_x))
-                else:
-                    outputs.append(self._model.both(fast, buffers, task.query_x)[1])
-        return torch.stack(outputs)
+        return predict_tasks(self._spec, batch, steps, head)
 
     def with_components(
         self,
@@ -279,34 +266,31 @@ class MetaLearner:
         aggregation: Aggregation | None = None,
         loss: Loss | None = None,
     ) -> MetaLearner:
-        """This learner with other components; all else, the module to begin with, is shared.
+        """This learner with other components; the module and all else is shared.
 
-        For :meth:`adapt`, :meth:`predict` and :meth:`meta_gradient`: an optimizer made for learned
-        rates of this learner's adaptation does not know another's.
+        For :meth:`adapt`, :meth:`predict` and :meth:`meta_gradient`; the optimizer does not know
+        learned rates of a new adaptation.
 
         Raises:
             ValueError: if the adaptation does not suit the module.
         """
-        spec, model = self._spec, self._model
+        model = self._model
+        given: dict[str, Any] = {
+            "adaptation": adaptation,
+            "metagrad": metagrad,
+            "aggregation": aggregation,
+            "loss": loss,
+        }
+        spec = replace(self._spec, **{k: v for k, v in given.items() if v is not None})
         if adaptation is not None:
             adaptation.bind(model.params, model.names)
-        metagrad = metagrad or spec.metagrad
-        if model.checkpoint and metagrad.second_order:
+        if model.checkpoint and spec.metagrad.second_order:
             model = type(model)(self.module, model.autocast, co_learner=self.co_learner)
         other = copy.copy(self)
-        other._state = dict(self._state) if metagrad is spec.metagrad else {}
-        other._learned = [*model.params, *(adaptation or spec.adaptation).rates]
+        other._state = dict(self._state) if spec.metagrad is self.metagrad else {}
+        other._learned = [*model.params, *spec.adaptation.rates]
         other.non_finite_guard = NonFiniteGuard(self.non_finite_guard.policy, self.sharding)
-        other._set_spec(
-            StepSpec(
-                model,
-                loss or spec.loss,
-                adaptation or spec.adaptation,
-                metagrad,
-                aggregation or spec.aggregation,
-            ),
-            self.engine,
-        )
+        other._set_spec(replace(spec, model=model), self.engine)
         return other
 
     def state_dict(self) -> dict[str, Any]:
@@ -320,15 +304,3 @@ class MetaLearner:
             KeyError, RuntimeError, ValueError: if it is of another network, method or optimizer.
         """
         load_state(self, state)
-
-    def _adapt(
-        self, x: Tensor, y: Tensor, buffers: Buffers, steps: int | None, head: Head = "main"
-    ) -> list[Tensor]:
-        def support(params: Sequence[Tensor]) -> Tensor:
-            if head == "co-learner-alone":
-                return self._model.evaluate_co_learner(self.loss, params, buffers, x, y)
-            return self._model.evaluate(self.loss, params, buffers, x, y)[0]
-
-        with torch.enable_grad():
-            fast = run_inner_loop(self.adaptation, support, self._model.params, steps=steps).fast
-        return [t.detach() for t in fast]

@@ -34,7 +34,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, max_tasks: int, fail: Callable[[], An
     extend = GradientBuffer.extend
 
     def short(self: GradientBuffer, grads: Any, count: int) -> None:
-        if self.name == "query":
+        if self.name == "outer":
             tries.append(count)
             if count > max_tasks:
                 fail()
@@ -48,7 +48,7 @@ def learner_of(module: torch.nn.Module, engine: Any) -> MetaLearner:
     learner = GSL(
         copy.deepcopy(module), F.cross_entropy, inner_lr=0.3, inner_steps=2, engine=engine
     )
-    for name in ("query", "inner"):
+    for name in ("outer", "support"):
         getattr(learner._buffers, name).name = name
     return learner
 
