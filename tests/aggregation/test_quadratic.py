@@ -21,7 +21,7 @@ def check(matrix: Tensor, linear: Tensor) -> None:
     assert (y[z > 0].abs() <= 1e-9 * scale).all()
 
 
-@given(jacobians(most=8))
+@given(jacobians(max_tasks=8))
 def test_optimality(rows: Tensor) -> None:
     check(rows @ rows.mT, torch.randn(len(rows), dtype=torch.float64))
 
