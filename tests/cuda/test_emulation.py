@@ -14,7 +14,7 @@ from fastmeta import _testing
 SIDE = 64
 SANITIZED = bool(cuda.sanitizers)
 watched = pytest.mark.skipif(
-    SANITIZED, reason="AddressSanitizer replaces the emulation's checks of shared memory"
+    SANITIZED, reason="the emulation cannot guard shared memory under AddressSanitizer"
 )
 sanitized = pytest.mark.skipif(not SANITIZED, reason="only sanitizers see it: .ci/sanitize")
 
