@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmeta.aggregation import GradientAgreement, GslWeights, Mean, UPGrad
-from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
+from fastmeta.distributed import ShardedTaskGradients, Sharding
+from fastmeta.distributed import _cost as cost
 from fastmeta.gradients import TaskGradients
 from tests.distributed.ranks import run_ranks
 
