@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import SGD
+from fastmeta.adaptation import SGD, run_inner_loop
 from fastmeta.inner_step import at_step, current_step
 
 
@@ -44,13 +44,13 @@ def test_an_inner_loop_within_an_inner_loop(create_graph: bool) -> None:
         return params[0].square().sum()
 
     def loss(params: list[Tensor]) -> Tensor:
-        SGD(0.1, 2).adapt(within, params)
+        run_inner_loop(SGD(0.1, 2), within, params)
         seen.append(("loss", current_step()))
         return params[0].square().sum()
 
     start = [torch.randn(3, requires_grad=True)]
     with at_step(7):
-        SGD(0.1, 2).adapt(loss, start, create_graph=create_graph)
+        run_inner_loop(SGD(0.1, 2), loss, start, create_graph=create_graph)
         assert current_step() == 7
     each = [("within", 0), ("within", 1)]
     assert seen == [*each, ("loss", 0), *each, ("loss", 1)]

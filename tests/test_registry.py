@@ -23,7 +23,7 @@ import torch
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
 from fastmeta.data import ClassDataset
-from fastmeta.learners import Words
+from fastmeta.learners import MethodSpec
 from fastmeta.metagrad import FirstOrder
 
 class Double(SGD):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD, ProximalSGD
+from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD, ProximalSGD, run_inner_loop
 
 PAIRS: dict[
     str, tuple[Callable[[], Adaptation], Callable[[list[Tensor]], torch.optim.Optimizer]]
@@ -48,7 +48,7 @@ def test_inner_optimizers_are_those_of_torch(name: str, create_graph: bool) -> N
         quartic(params).backward()
         optimizer.step()
     leaves = [p.clone().requires_grad_() for p in begin]
-    adapted = ours().adapt(quartic, leaves, create_graph=create_graph)
+    adapted = run_inner_loop(ours(), quartic, leaves, create_graph=create_graph)
     for found, expected in zip(adapted.fast, params, strict=True):
         torch.testing.assert_close(found, expected)
     assert all(torch.equal(p, b) for p, b in zip(leaves, begin, strict=True))
@@ -97,14 +97,16 @@ def test_proximal_sgd_descends_the_regularized_loss(create_graph: bool) -> None:
         (quartic(params) + 0.7 / 2 * (pull - (params[1] - begin[1]).square().sum())).backward()
         optimizer.step()
     leaves = [p.clone().requires_grad_() for p in begin]
-    adapted = ProximalSGD(0.1, 6, lam=0.7).adapt(quartic, leaves, create_graph=create_graph)
+    adapted = run_inner_loop(
+        ProximalSGD(0.1, 6, lam=0.7), quartic, leaves, create_graph=create_graph
+    )
     torch.testing.assert_close(adapted.fast, params)
     assert torch.equal(adapted.fast[1], begin[1])  # it never had a gradient
 
 
 def test_adam_is_differentiable_at_a_zero_gradient() -> None:
     params = [torch.zeros(3, dtype=torch.float64, requires_grad=True)]
-    fast = Adam(0.1, 3).adapt(lambda p: p[0].pow(2).sum(), params, create_graph=True).fast
+    fast = run_inner_loop(Adam(0.1, 3), lambda p: p[0].pow(2).sum(), params, create_graph=True).fast
     (grad,) = torch.autograd.grad(fast[0].sum(), params)
     assert grad.isfinite().all()
 

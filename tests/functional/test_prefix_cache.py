@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta import TaskBatch, functional
+from fastmeta import TaskBatch
 from fastmeta.adaptation import SGD, Adam, MetaSGD
+from fastmeta.functional import module as functional
 from fastmeta.metagrad import Exact, FirstOrder, Recursion, Reptile
 from tests.functional.prefix_cache_cases import NETWORKS, STEPS, learner
 from tests.helpers.problems import WAYS, tasks

@@ -40,7 +40,7 @@ def test_tables_and_their_page() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_reported() -> None:
-    command = [sys.executable, "benchmarks/gpu.py"]
+    command = [sys.executable, "-m", "benchmarks.gpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "torch sees no CUDA device" in done.stderr
