@@ -38,11 +38,20 @@ def _load(learner: MetaLearner, state: dict[str, Any]) -> None:
     carried = dict(state["metagrad"])
     steps = int(carried.pop("step"))
     learner.metagrad.check_state(carried)
+    rates, saved_rates = learner.adaptation.rates, state["rates"]
+    if [r.shape for r in rates] != [s.shape for s in saved_rates]:
+        raise ValueError(
+            f"the state has {len(saved_rates)} learned rates of the shapes "
+            f"{[tuple(s.shape) for s in saved_rates]}; adaptation."
+            f"{type(learner.adaptation).__name__} has {len(rates)} of "
+            f"{[tuple(r.shape) for r in rates]}. Load it into a learner with the adaptation that "
+            "it was saved with."
+        )
     if learner.co_learner is not None:
         learner.co_learner.head.load_state_dict(state["co_learner"])
     learner.module.load_state_dict(state["module"])
     with torch.no_grad():
-        for rate, saved in zip(learner.adaptation.rates, state["rates"], strict=True):
+        for rate, saved in zip(rates, saved_rates, strict=True):
             rate.copy_(saved)
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.non_finite_guard.load_state_dict(state["non_finite_guard"])
