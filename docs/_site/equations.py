@@ -1,4 +1,4 @@
-"""Equations become MathML when the site is built: browsers show it without a script."""
+"""Converts equations to MathML when the site is built, so that browsers need no script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Replaces what the extension ``arithmatex`` has found in the page."""
+    """Replaces the equations that the extension ``arithmatex`` has marked."""
     return _MATH.sub(_mathml, html)
 
 

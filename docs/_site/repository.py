@@ -1,9 +1,9 @@
-"""Pages and pictures that lie elsewhere in the repository, at the place in the site they belong to.
+"""Adds pages and images from elsewhere in the repository to the site.
 
-Measurements write their pages beside their numbers, and the README has sections of its own. This
-hook collects those pages, puts a section in place of a link with ``<!-- include -->``
-behind it (which elsewhere is a plain link), the help of a command in place of
-``<!-- fastmeta COMMAND --help -->``, and copies what pages link to outside of ``docs/``.
+Benchmarks write their pages beside their results, and the README has sections that the site
+repeats. This hook collects those pages, replaces a link followed by ``<!-- include -->`` by the
+section that it links to, replaces ``<!-- fastmeta COMMAND --help -->`` by the help of the command,
+and copies files outside of ``docs/`` that pages link to.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where pages from elsewhere come.
+# Pages of the site and their sources.
 COLLECTED = {
     "project/architecture.md": "ARCHITECTURE.md",
     "project/changelog.md": "CHANGELOG.md",
     "project/contributing.md": "CONTRIBUTING.md",
+    "results/benchmarks.md": "benchmarks/README.md",
     "results/notes.md": "benchmarks/NOTES.md",
     "results/rivals.md": "benchmarks/rivals/README.md",
 }
@@ -34,7 +35,7 @@ TABLES = "benchmarks/tables"
 
 _INCLUDE = re.compile(r"^\[[^\]]*\]\((?P<file>[^)#]+)#(?P<slug>[\w-]+)\) <!-- include -->$", re.M)
 _LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<target>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)")
-_NOT_RUN = re.compile(r'^(```python.*) not-run="[^"]+"$', re.M)  # for the tests alone
+_NOT_RUN = re.compile(r'^(```python.*) not-run="[^"]+"$', re.M)  # only for the tests
 _HELP = re.compile(r"^<!-- fastmeta (?P<command>[\w-]+) --help -->$", re.M)
 
 
@@ -55,10 +56,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Includes sections, and leads links out of ``docs/`` to where the site has their targets."""
+    """Includes sections, and redirects links out of ``docs/`` to their targets in the site."""
     source = Path(page.file.abs_src_path or "")
     place = _Place(page.file, config, files)
-    # Sections last: their links have another origin, and are done.
+    # Sections last: their links are relative to another file.
     parts = _INCLUDE.split(_NOT_RUN.sub(r"\1", markdown))
     texts = [place.relinked(text, source.parent) for text in parts[::3]]
     for i, (file, slug) in enumerate(zip(parts[1::3], parts[2::3], strict=True)):
@@ -68,7 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _help(match: re.Match[str]) -> str:
-    """What the command prints."""
+    """The output of the command, as a code block."""
     from fastmeta.cli import main
 
     printed = io.StringIO()
@@ -79,7 +80,7 @@ def _help(match: re.Match[str]) -> str:
 
 
 def section(text: str, slug: str) -> str:
-    """What is under the second-level heading whose GitHub anchor is ``slug``.
+    """The text below the second-level heading whose GitHub anchor is ``slug``.
 
     Raises:
         ValueError: if there is none.
@@ -92,7 +93,7 @@ def section(text: str, slug: str) -> str:
 
 
 class _Place:
-    """A page, and what its links lead to."""
+    """A page, to rewrite its links."""
 
     def __init__(self, file: File, config: MkDocsConfig, files: Files) -> None:
         self.file, self.config, self.files = file, config, files
@@ -100,14 +101,14 @@ class _Place:
         self.included = _included(files)
 
     def relinked(self, text: str, folder: Path) -> str:
-        """``text`` from ``folder``, with links that hold on this page."""
+        """``text`` from ``folder``, with its links rewritten for this page."""
 
         def link(match: re.Match[str]) -> str:
             target = Path(os.path.normpath(folder / match["target"]))
             if target.is_dir() and target.is_relative_to(ROOT):
                 return match["text"][1:-1]
             if not target.is_file():
-                return match[0]  # for mkdocs to complain about
+                return match[0]  # reported by mkdocs
             anchor = match["anchor"] or ""
             found = (
                 self.included.get(f"{target}{anchor}")
@@ -121,7 +122,7 @@ class _Place:
 
     def _copied(self, target: Path) -> File:
         name = f"repository/{target.relative_to(ROOT).as_posix()}"
-        # A page that is none of the site's is shown as it is.
+        # Markdown that is not a page of the site is shown as text.
         name = f"{name}.txt" if target.suffix == ".md" else name
         found = File.generated(
             self.config, name, abs_src_path=str(target), inclusion=InclusionLevel.NOT_IN_NAV
@@ -132,7 +133,7 @@ class _Place:
 
 
 def _included(files: Files) -> dict[str, File]:
-    """Where sections are included, under a heading of their own name."""
+    """The pages that include a section, by file and anchor of the section."""
     found: dict[str, File] = {}
     for page in files.documentation_pages():
         source = Path(page.abs_src_path or "")

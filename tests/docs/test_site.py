@@ -33,6 +33,7 @@ nav:
       - project/contributing.md
       - results/notes.md
       - results/rivals.md
+      - results/benchmarks.md
 """
 INDEX = """# Start
 
@@ -63,7 +64,7 @@ def repository(tmp_path: Path) -> Path:
         "benchmarks/tables/sine.png": "png",
         "docs/gsl-study.md": "# Variants\n\n[numbers](../benchmarks/results/log.txt)\n",
         **dict.fromkeys(("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"), "# A"),
-        "benchmarks/rivals/README.md": "# A",
+        **dict.fromkeys(("benchmarks/README.md", "benchmarks/rivals/README.md"), "# A"),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
