@@ -1,4 +1,4 @@
-"""Words that installed distributions bring as entry points."""
+"""Registries, and the names that installed distributions add by entry points."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import fastmeta
 from fastmeta.cli import main
 from fastmeta.data import load
-from fastmeta.learners import METHODS, build, method_spec
-from fastmeta.registry import PluginError
+from fastmeta.learners import METHODS, MethodSpec, build
+from fastmeta.registry import PluginError, Registry
 from fastmeta.train import ConfigError, configure
 
 CODE = """
@@ -23,7 +23,7 @@ import torch
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
 from fastmeta.data import ClassDataset
-from fastmeta.learners import Words
+from fastmeta.learners import MethodSpec
 from fastmeta.metagrad import FirstOrder
 
 class Double(SGD):
@@ -31,7 +31,7 @@ class Double(SGD):
         super().__init__(2 * lr, steps)
 
 TWICE = MethodSpec("double", "mine", "ours")
-NOT_WORDS = ("sgd", "exact", "mean")
+NOT_A_SPEC = ("sgd", "exact", "mean")
 
 def load_squares(root, split, *, size=6):
     assert root is None or root == "there", root
@@ -40,18 +40,18 @@ def load_squares(root, split, *, size=6):
 """
 ENTRIES = """
 [fastmeta.methods]
-twice = toy_words:TWICE
-tuple = toy_words:NOT_WORDS
+twice = toy_plugins:TWICE
+tuple = toy_plugins:NOT_A_SPEC
 [fastmeta.adaptations]
-double = toy_words:Double
+double = toy_plugins:Double
 [fastmeta.metagrads]
-mine = toy_words:FirstOrder
+mine = toy_plugins:FirstOrder
 [fastmeta.aggregations]
-ours = toy_words:Mean
-gone = toy_words:gone
+ours = toy_plugins:Mean
+gone = toy_plugins:gone
 absent = toy_absent
 [fastmeta.datasets]
-squares = toy_words:load_squares
+squares = toy_plugins:load_squares
 """
 
 
@@ -67,13 +67,13 @@ def distribution(folder: Path, name: str, entries: str, code: str = "") -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on ``sys.path`` with a distribution that brings one word of each kind."""
+    """A folder on ``sys.path`` with a distribution that adds a name of each kind."""
     folder = tmp_path / "site"
-    distribution(folder, "toy-words", ENTRIES, CODE)
+    distribution(folder, "toy-plugins", ENTRIES, CODE)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTMETA_DATA", raising=False)
-    monkeypatch.delitem(sys.modules, "toy_words", raising=False)
+    monkeypatch.delitem(sys.modules, "toy_plugins", raising=False)
     return folder
 
 
@@ -102,12 +102,12 @@ def test_trains_from_the_command_line(site: Path) -> None:
 def test_they_are_listed(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert "plug-in:      dataset squares, of toy-words 1.5" in printed
-    assert "plug-in:      metagrad mine, of toy-words 1.5" in printed
+    assert "plug-in:      dataset squares, of toy-plugins 1.5" in printed
+    assert "plug-in:      metagrad mine, of toy-plugins 1.5" in printed
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "squares" in capsys.readouterr().out
-    assert "toy_words" not in sys.modules  # not imported before it is used
+    assert "toy_plugins" not in sys.modules  # not imported before it is used
 
 
 def test_in_python(site: Path) -> None:
@@ -120,53 +120,68 @@ def test_in_python(site: Path) -> None:
     weight = torch.ones(2, requires_grad=True)
     assert fastmeta.aggregate([weight.sum()] * 2, [weight], "ours").tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match=r"unknown method 'thrice'; expected one of anil, .*twice"):
-        method_spec("thrice")
+        METHODS["thrice"]
     with pytest.raises(ConfigError, match=r"one of .*twice.*; got 'twic'\. Did you mean 'twice'"):
         configure({"method": "twic"})
-    with pytest.raises(ValueError, match=r"name must be one of digits, .*squares; got 'x'"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'x'; expected one of digits, .*squares"):
         load("x", "train")
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("name", "message"),
     [
         (
             "gone",
-            r"the aggregation 'gone' of toy-words 1\.5 \(toy_words:gone\) cannot be imported: "
+            r"the aggregation 'gone' of toy-plugins 1\.5 \(toy_plugins:gone\) cannot be imported: "
             "AttributeError: .*gone.*Fix or uninstall it",
         ),
-        ("absent", "toy-words 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
+        ("absent", "toy-plugins 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
     ],
 )
 def test_broken_ones_are_named(
-    site: Path, word: str, message: str, capsys: pytest.CaptureFixture
+    site: Path, name: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    options = ["train", "--dataset", "sine", "--aggregation", word, "--no-plots"]
+    options = ["train", "--dataset", "sine", "--aggregation", name, "--no-plots"]
     assert main(options) == 2
-    assert "of toy-words 1.5" in capsys.readouterr().err
+    assert "of toy-plugins 1.5" in capsys.readouterr().err
     with pytest.raises(PluginError, match=message):
-        build("maml", torch.nn.Linear(2, 2), F.mse_loss, inner_lr=0.1, aggregation=word)
+        build("maml", torch.nn.Linear(2, 2), F.mse_loss, inner_lr=0.1, aggregation=name)
 
 
 def test_something_else_is_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--method", "tuple"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a "
+        "fastmeta: the method 'tuple' of toy-plugins 1.5 (toy_plugins:NOT_A_SPEC) must be a "
         "MethodSpec; got ('sgd', 'exact', 'mean'). Fix or uninstall it.\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("word", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-words|other-toy) 1\.5")]
+    ("name", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-plugins|other-toy) 1\.5")]
 )
-def test_a_word_twice_is_refused(
-    site: Path, word: str, owner: str, capsys: pytest.CaptureFixture
+def test_a_name_twice_is_refused(
+    site: Path, name: str, owner: str, capsys: pytest.CaptureFixture
 ) -> None:
-    distribution(site, "other-toy", f"[fastmeta.methods]\n{word} = os:sep\n")
-    message = rf"(other-toy|toy-words) 1\.5 registers the method '{word}', which {owner} has"
+    distribution(site, "other-toy", f"[fastmeta.methods]\n{name} = os:sep\n")
+    message = rf"(other-toy|toy-plugins) 1\.5 registers the method '{name}', which {owner} already"
     with pytest.raises(PluginError, match=message):
-        method_spec("another")
-    assert method_spec("gsl") == METHODS["gsl"]  # nobody is asked
+        METHODS["another"]
+    assert METHODS["gsl"] == MethodSpec(metagrad="gsl")  # plug-ins are not looked at
     assert configure({"dataset": "sine", "method": "gsl"}).method == "gsl"
     assert main(["info"]) == 2
-    assert f"registers the method {word!r}" in capsys.readouterr().err
+    assert f"registers the method {name!r}" in capsys.readouterr().err
+
+
+def test_a_registry_is_a_mapping() -> None:
+    registry: Registry[int] = Registry("number", {"one": 1, "two": 2})
+    assert dict(registry) == {"one": 1, "two": 2}
+    assert registry["one"] == 1
+    assert registry.get("three") is None
+    with pytest.raises(KeyError):
+        registry["three"]
+    message = r"^unknown number 'tow'; expected one of one, two\. Did you mean 'two'\?$"
+    with pytest.raises(ValueError, match=message):
+        registry["tow"]
+    registry["three"] = 3
+    assert list(registry) == ["one", "two", "three"]
+    assert len(registry) == 3

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.train._atomic_files import write_atomic, written
+from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import CheckpointError, DamagedError
 
 FORMAT = "fastmeta-checkpoint"
@@ -168,7 +168,7 @@ def load_latest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def _put_aside(damaged: Path, instead: Path) -> None:
     aside = damaged.with_name(f"{damaged.name}.damaged")
-    with written(aside):
+    with reporting_os_errors(aside):
         damaged.replace(aside)
     warnings.warn(
         f"{damaged} is damaged and was put aside as {aside.name}; the run goes on from "

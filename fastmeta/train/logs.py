@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastmeta.train._atomic_files import write_atomic, written
+from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import require
 
 CSV_NAME = "log.csv"
@@ -78,19 +78,19 @@ class CsvLog(Log):
         text = io.StringIO(newline="")
         csv.writer(text).writerows([names, *(record.to_list() for record in history)])
         write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-        with written(path):
+        with reporting_os_errors(path):
             self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
 
     def write(self, record: Record) -> None:
         """See :meth:`Log.write`."""
-        with written(self._path):
+        with reporting_os_errors(self._path):
             self._rows.writerow(record.to_list())
             self._file.flush()
 
     def close(self) -> None:
         """See :meth:`Log.close`."""
-        with written(self._path):
+        with reporting_os_errors(self._path):
             self._file.close()
 
 
@@ -112,7 +112,7 @@ class TensorBoardLog(Log):
 
         self._metric = metric
         self._folder = folder / TENSORBOARD_FOLDER
-        with written(self._folder):
+        with reporting_os_errors(self._folder):
             self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
     def write(self, record: Record) -> None:
@@ -124,14 +124,14 @@ class TensorBoardLog(Log):
             "tasks_per_second": record.tasks_per_second,
             "skipped": record.skipped,
         }
-        with written(self._folder):
+        with reporting_os_errors(self._folder):
             for name, value in scalars.items():
                 if value is not None:
                     self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
 
     def close(self) -> None:
         """See :meth:`Log.close`."""
-        with written(self._folder):
+        with reporting_os_errors(self._folder):
             self._writer.close()
 
 

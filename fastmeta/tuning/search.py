@@ -11,8 +11,8 @@ from fastmeta.adaptation import LayerPattern
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import Task
-from fastmeta.train.evaluation import evaluate, evaluation_mode
-from fastmeta.train.metrics import ACCURACY, Estimate, Metric
+from fastmeta.train.evaluation import evaluation_mode, task_scores
+from fastmeta.train.metrics import ACCURACY, Estimate, Metric, estimate
 from fastmeta.tuning.cost import measure_cost
 from fastmeta.tuning.timing import medians
 
@@ -101,7 +101,7 @@ def tune_pattern(
 
     @cache
     def score(bits: str) -> Estimate:
-        return evaluate(patterned(bits), source, tasks, metric, steps)
+        return estimate(task_scores(patterned(bits), source, tasks, metric, steps))
 
     def good(bits: str) -> bool:
         return metric.loss(score(bits).mean, score(everything).mean) <= allowed_loss + _ROUNDING

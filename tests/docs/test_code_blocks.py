@@ -35,12 +35,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(autouse=True)
-def _words_of_a_page_are_its_own() -> Iterator[None]:
-    before = [(words, dict(words)) for words in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
+def _restore_registries() -> Iterator[None]:
+    registries = (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)
+    before = [(registry, dict(registry.own)) for registry in registries]
     yield
-    for words, known in before:
-        words.clear()
-        words.update(known)
+    for registry, own in before:
+        registry.own = own
 
 
 @pytest.mark.parametrize("page", PAGES)
