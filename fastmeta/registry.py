@@ -74,7 +74,7 @@ class Registry(Mapping[str, Value]):
         self.own[name] = value
 
     def __contains__(self, name: object) -> bool:
-        return name in self.own or name in self.plugins()
+        return isinstance(name, str) and (name in self.own or name in self.plugins())
 
     def __iter__(self) -> Iterator[str]:
         yield from (*self.own, *self.plugins())

@@ -25,6 +25,7 @@ from fastmeta.aggregation import Mean
 from fastmeta.data import ClassDataset
 from fastmeta.learners import MethodSpec
 from fastmeta.metagrad import FirstOrder
+from fastmeta.models import MLP, BackboneSpec
 
 class Double(SGD):
     def __init__(self, lr, steps=1):
@@ -32,6 +33,13 @@ class Double(SGD):
 
 TWICE = MethodSpec("double", "mine", "ours")
 NOT_A_SPEC = ("sgd", "exact", "mean")
+
+def wide(options):
+    width = options.hidden[0] if options.hidden else 3
+    sizes = {"in_features": options.input_shape.numel(), "out_features": options.ways}
+    return {**sizes, "hidden": [width]}
+
+WIDE = BackboneSpec(network=MLP, arguments=wide, kinds={"images"}, hidden_counts=(0, 1))
 
 def load_squares(root, split, *, size=6):
     assert root is None or root == "there", root
@@ -52,6 +60,8 @@ gone = toy_plugins:gone
 absent = toy_absent
 [fastmeta.datasets]
 squares = toy_plugins:load_squares
+[fastmeta.backbones]
+wide = toy_plugins:WIDE
 """
 
 
@@ -92,7 +102,7 @@ def test_trains_from_the_command_line(site: Path) -> None:
     sizes = "--steps 2 --meta-batch 2 --hidden 4 --val-tasks 2 --test-tasks 2 --queries 2"
     out = run(
         f"train --dataset squares --data-option size=5 --data-root there --method twice {sizes} "
-        "--eval-queries 2 --no-untrained --no-plots --out run"
+        "--eval-queries 2 --no-untrained --no-plots --out run --backbone wide"
     )
     assert "squares: accuracy" in out
     assert "twice, 3 inner steps" in out

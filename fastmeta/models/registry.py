@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class BackboneSpec:
 
     network: Callable[..., nn.Module]
     arguments: Callable[[NetworkOptions], dict[str, Any]]
-    kinds: frozenset[str]
+    kinds: Collection[str]
     hidden_counts: tuple[int, ...] | None = None
     hidden_label: str = ""
     co_learner: Callable[[Any, int, bool], tuple[str, nn.Module]] | None = None
@@ -148,7 +148,7 @@ BACKBONES: Registry[BackboneSpec] = Registry(
         "conv4": BackboneSpec(
             network=Conv4,
             arguments=_conv4,
-            kinds=frozenset({"images"}),
+            kinds=("images",),
             hidden_counts=(1,),
             hidden_label="one number of filters",
             co_learner=_beside_images,
@@ -156,13 +156,13 @@ BACKBONES: Registry[BackboneSpec] = Registry(
         "mlp": BackboneSpec(
             network=MLP,
             arguments=_mlp,
-            kinds=frozenset({"images", "regression"}),
+            kinds=("images", "regression"),
             co_learner=_beside_mlp,
         ),
         "resnet12": BackboneSpec(
             network=ResNet12,
             arguments=_resnet12,
-            kinds=frozenset({"images"}),
+            kinds=("images",),
             hidden_counts=(1, 4),
             hidden_label="one or four numbers",
             co_learner=_beside_images,
@@ -170,14 +170,12 @@ BACKBONES: Registry[BackboneSpec] = Registry(
         "text": BackboneSpec(
             network=TextEncoder,
             arguments=_text,
-            kinds=frozenset({"texts"}),
+            kinds=("texts",),
             hidden_counts=(1,),
             hidden_label="one width",
             co_learner=_beside_text,
         ),
-        "gcn": BackboneSpec(
-            network=GCN, arguments=_gcn, kinds=frozenset({"nodes"}), co_learner=_beside_gcn
-        ),
+        "gcn": BackboneSpec(network=GCN, arguments=_gcn, kinds=("nodes",), co_learner=_beside_gcn),
     },
     expected=BackboneSpec,
 )

@@ -15,7 +15,7 @@ from fastmeta.train.config.schema import TrainConfig, configure
 from fastmeta.train.errors import ConfigError, require
 from fastmeta.train.logs import open_logs, require_tensorboard
 from fastmeta.train.results import RESULTS_NAME, finish
-from fastmeta.train.torchrun import joined
+from fastmeta.train.torchrun import process_group
 from fastmeta.train.trainer import Trainer
 
 CONFIG_NAME = "config.json"
@@ -42,7 +42,7 @@ def train(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, An
         stop: called after each meta-step; true saves the run and ends it.
 
     Returns:
-        The results, as in ``results.json``, or ``None`` if it was stopped (as Ctrl-C does).
+        The results, as in ``results.json``, or ``None`` if it was stopped by ``stop`` or Ctrl-C.
 
     Raises:
         ConfigError: if the folder already holds a run, or the data or device is not available.
@@ -117,7 +117,7 @@ def _run(
 ) -> dict[str, Any] | None:
     _check_packages(config)
     device = prepare(config)
-    with joined(config, device) as sharding:
+    with process_group(config, device) as sharding:
         run = build_run(config, folder, device, sharding)
         check_learner(config, run.learner, run.sources["train"])
         trainer = Trainer(run)

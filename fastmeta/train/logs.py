@@ -10,6 +10,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import require
 
@@ -27,10 +29,10 @@ class Record:
         score: accuracy or squared error on query sets, after adaptation.
         ci95: half the width of its 95 % interval.
         loss: on query sets, after adaptation.
-        lr: of the outer optimizer.
+        lr: learning rate of the outer optimizer.
         tasks_per_second: training speed since the last record.
-        seconds: of the run so far.
-        skipped: training tasks since the last record that neither mean counts.
+        seconds: duration of the run so far.
+        skipped: training tasks since the last record that are left out of score and loss.
     """
 
     step: int
@@ -49,22 +51,22 @@ class Record:
 
 
 class Log(ABC):
-    """Where records go."""
+    """A destination of records."""
 
     @abstractmethod
     def write(self, record: Record) -> None:
-        """Adds a record."""
+        """Writes a record."""
 
     @abstractmethod
     def close(self) -> None:
-        """No more records."""
+        """Closes the log."""
 
 
 class CsvLog(Log):
-    """``log.csv``, one row a record, on the disk at once.
+    """``log.csv``, one row per record, flushed after each.
 
-    The file begins with the records of ``history``: a resumed run drops what was logged after its
-    checkpoint, and half a line left by a crash.
+    The file starts with the records of ``history``: a resumed run drops what was logged after its
+    checkpoint, and an incomplete line left by a crash.
 
     Args:
         folder: of the run.
@@ -82,14 +84,14 @@ class CsvLog(Log):
             self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
 
+    @override
     def write(self, record: Record) -> None:
-        """See :meth:`Log.write`."""
         with reporting_os_errors(self._path):
             self._rows.writerow(record.to_list())
             self._file.flush()
 
+    @override
     def close(self) -> None:
-        """See :meth:`Log.close`."""
         with reporting_os_errors(self._path):
             self._file.close()
 
@@ -100,7 +102,7 @@ class TensorBoardLog(Log):
     Args:
         folder: of the run.
         metric: name of the score.
-        start: meta-steps taken; what was logged of later ones is hidden.
+        start: meta-steps taken; records of later ones are hidden.
 
     Raises:
         MissingPackageError: if tensorboard is missing.
@@ -115,8 +117,8 @@ class TensorBoardLog(Log):
         with reporting_os_errors(self._folder):
             self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
+    @override
     def write(self, record: Record) -> None:
-        """See :meth:`Log.write`."""
         scalars = {
             self._metric: record.score,
             "loss": record.loss,
@@ -129,14 +131,14 @@ class TensorBoardLog(Log):
                 if value is not None:
                     self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
 
+    @override
     def close(self) -> None:
-        """See :meth:`Log.close`."""
         with reporting_os_errors(self._folder):
             self._writer.close()
 
 
 def require_tensorboard() -> None:
-    """Makes sure that tensorboard is installed.
+    """Checks that tensorboard is installed.
 
     Raises:
         MissingPackageError: if it is not.
@@ -154,7 +156,7 @@ def open_logs(kind: str, folder: Path, metric: str, history: Sequence[Record]) -
         history: records of the run so far.
 
     Raises:
-        MissingPackageError: if tensorboard is asked for and missing.
+        MissingPackageError: if tensorboard is needed and missing.
     """
     logs: list[Log] = []
     if kind in ("csv", "both"):

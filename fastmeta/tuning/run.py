@@ -1,4 +1,4 @@
-"""The search for a Lambda pattern of a trained run, and what it writes."""
+"""Search for a Lambda pattern of a trained run, and its files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PICTURE_NAME = "pareto.png"
 def tune_run(
     path: str | Path, changes: Mapping[str, Any], *, allowed_loss: float = 1.0, tasks: int = 200
 ) -> str:
-    """Finds a pattern for the best learner of a run, and tests it on test tasks.
+    """Finds a pattern for the best learner of a run, and evaluates it on test tasks.
 
-    Twice: for the inner steps of its evaluation, and for a single one. Writes ``patterns.csv``,
+    This is done for the inner steps of evaluation and for a single one. Writes ``patterns.csv``,
     ``patterns.json`` and ``pareto.png`` into the run's folder.
 
     Args:

@@ -170,7 +170,7 @@ def option_names() -> list[str]:
 
 
 def check_names(options: Mapping[str, Any], where: str) -> None:
-    """Makes sure that all keys are options.
+    """Checks that all keys are options.
 
     Raises:
         ConfigError: naming the first that is not, and the nearest option.
@@ -195,8 +195,8 @@ def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     for source in sources:
         check_names(source, "configuration")
     given = _merged(sources)
-    whole = {item.name: item.default for item in fields(TrainConfig)}
-    dataset, method = (given.get(name, whole[name]) for name in ("dataset", "method"))
+    fallback = {item.name: item.default for item in fields(TrainConfig)}
+    dataset, method = (given.get(name, fallback[name]) for name in ("dataset", "method"))
     defaults = defaults_for(dataset, method)
     own = {}
     for name in TABLES:

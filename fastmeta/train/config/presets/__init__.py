@@ -25,11 +25,12 @@ def defaults_for(dataset: str, method: str) -> dict[str, Any]:
         PluginError: if a name is a plug-in's that cannot be used.
     """
     data = DATASETS[dataset] if dataset in DATASETS else DatasetSpec()
-    components = METHODS[method] if method in METHODS else MethodSpec()
     preset, changes = _preset(data.preset), _table("methods")
+    if method not in METHODS:
+        return {**preset, **MethodSpec()._asdict()}
     return {
         **preset,
-        **components._asdict(),
+        **METHODS[method]._asdict(),
         **changes.get(method, {}),
         **changes.get(f"{method} on {preset['backbone']}", {}),
     }
