@@ -12,7 +12,7 @@ from typing import Any
 
 from fastmeta.data import DATASETS, DatasetSpec
 from fastmeta.learners import METHODS, MethodSpec
-from fastmeta.train.config._toml import parse_toml
+from fastmeta.train.config.schema._toml import parse_toml
 
 
 def defaults_for(dataset: str, method: str) -> dict[str, Any]:
