@@ -1,10 +1,14 @@
-"""Words that other installed distributions bring, as entry points such as ``fastmeta.methods``."""
+"""Registries: one mapping per kind of component, from names to what they stand for.
+
+Other installed distributions add names as entry points of groups such as ``fastmeta.methods``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -13,26 +17,64 @@ class PluginError(ImportError):
     """An entry point of another distribution cannot be used; the message names both."""
 
 
-class Registry(Collection[str], Generic[Value]):
-    """The words of one kind: the library's own, then those of plug-ins.
+class UnknownNameError(ValueError, KeyError):
+    """A registry has no such name; the message lists the names it has."""
 
-    Plug-ins are looked for when a word is not the library's, or all are listed, and imported when
-    one is used.
+    __str__ = ValueError.__str__  # KeyError would show the message as a string literal
+
+
+class Registry(Mapping[str, Value]):
+    """The names of one kind, a mapping: the library's own, then those of plug-ins.
+
+    Plug-ins are looked for when a name is not the library's, or all names are listed; one is
+    imported when its name is looked up. ``registry[name] = value`` adds a name in this process.
 
     Args:
-        kind: ``"method"``, ``"adaptation"``, ``"metagrad"``, ``"aggregation"`` or ``"dataset"``;
-            its plug-ins are the entry points of the group ``fastmeta.<kind>s``.
-        own: the library's words and what they stand for.
-        expected: what plug-ins bring, a type.
+        kind: such as ``"method"``; plug-ins are the entry points of the group ``fastmeta.<kind>s``.
+        own: the library's names and what they stand for.
+        expected: the type of what plug-ins provide.
+        convert: from what a plug-in provides to a value of the registry; the identity by default.
+
+    Attributes:
+        own: the names that are not from plug-ins.
     """
 
-    def __init__(self, kind: str, own: Mapping[str, Value], expected: Any = Callable) -> None:
+    def __init__(
+        self,
+        kind: str,
+        own: Mapping[str, Value],
+        expected: Any = Callable,
+        convert: Callable[[Any], Value] | None = None,
+    ) -> None:
         self.kind = kind
-        self.own = own
-        self.expected = expected
+        self.own = dict(own)
+        self._expected = expected
+        self._convert = convert
 
-    def __contains__(self, word: object) -> bool:
-        return word in self.own or word in self.plugins()
+    def __getitem__(self, name: str) -> Value:
+        """What a name stands for.
+
+        Raises:
+            PluginError: if a plug-in cannot be imported, or provides something else than expected.
+            UnknownNameError: if the name is unknown.
+        """
+        if name in self.own:
+            return self.own[name]
+        plugins = self.plugins()
+        if name not in plugins:
+            known = (*self.own, *plugins)
+            nearest = get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}; expected one of {', '.join(known)}.{hint}"
+            )
+        return self._load(plugins[name])
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        self.own[name] = value
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.own or name in self.plugins())
 
     def __iter__(self) -> Iterator[str]:
         yield from (*self.own, *self.plugins())
@@ -41,10 +83,10 @@ class Registry(Collection[str], Generic[Value]):
         return len(self.own) + len(self.plugins())
 
     def plugins(self) -> dict[str, EntryPoint]:
-        """The entry points of plug-ins by word; nothing is imported.
+        """The entry points of plug-ins by name; nothing is imported.
 
         Raises:
-            PluginError: if one has a word of the library, or two have the same.
+            PluginError: if one has a name of the library, or two have the same.
         """
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=f"fastmeta.{self.kind}s"):
@@ -52,40 +94,26 @@ class Registry(Collection[str], Generic[Value]):
                 first = found.get(entry.name)
                 raise PluginError(
                     f"{origin(entry)} registers the {self.kind} {entry.name!r}, which "
-                    f"{'fastmeta' if first is None else origin(first)} has already. Uninstall it, "
-                    "or ask its authors for another word."
+                    f"{'fastmeta' if first is None else origin(first)} already provides. Uninstall "
+                    "it, or ask its authors to rename it."
                 )
             found[entry.name] = entry
         return found
 
-    def find(self, word: str) -> Value:
-        """What a word stands for.
-
-        Raises:
-            PluginError: if a plug-in cannot be imported, or brings something else than expected.
-            ValueError: if the word is unknown.
-        """
-        if word in self.own:
-            return self.own[word]
-        plugins = self.plugins()
-        if word not in plugins:
-            known = ", ".join((*self.own, *plugins))
-            raise ValueError(f"unknown {self.kind} {word!r}; expected one of {known}.")
-        return self._loaded(plugins[word])
-
-    def _loaded(self, entry: EntryPoint) -> Value:
+    def _load(self, entry: EntryPoint) -> Value:
         what = f"the {self.kind} {entry.name!r} of {origin(entry)} ({entry.value})"
         try:
-            value: Value = entry.load()
+            value: Any = entry.load()
         except Exception as error:  # another's code may raise anything
             raise PluginError(
                 f"{what} cannot be imported: {type(error).__name__}: {error}. Fix or uninstall it."
             ) from error
-        if not isinstance(value, self.expected):
+        if not isinstance(value, self._expected):
             raise PluginError(
-                f"{what} must be a {self.expected.__name__}; got {value!r}. Fix or uninstall it."
+                f"{what} must be a {self._expected.__name__}; got {value!r}. Fix or uninstall it."
             )
-        return value
+        converted: Value = value if self._convert is None else self._convert(value)
+        return converted
 
 
 def origin(entry: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""Components that installed distributions register as entry points."""
+"""Registries, and the names that installed distributions add by entry points."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import fastmeta
 from fastmeta.cli import main
 from fastmeta.data import load
-from fastmeta.learners import METHODS, build, method_spec
-from fastmeta.registry import PluginError
+from fastmeta.learners import METHODS, MethodSpec, build
+from fastmeta.registry import PluginError, Registry
 from fastmeta.train import ConfigError, configure
 
 CODE = """
@@ -25,13 +25,21 @@ from fastmeta.aggregation import Mean
 from fastmeta.data import ClassDataset
 from fastmeta.learners import MethodSpec
 from fastmeta.metagrad import FirstOrder
+from fastmeta.models import MLP, BackboneSpec
 
 class Double(SGD):
     def __init__(self, lr, steps=1):
         super().__init__(2 * lr, steps)
 
 TWICE = MethodSpec("double", "mine", "ours")
-NOT_WORDS = ("sgd", "exact", "mean")
+NOT_A_SPEC = ("sgd", "exact", "mean")
+
+def wide(options):
+    width = options.hidden[0] if options.hidden else 3
+    sizes = {"in_features": options.input_shape.numel(), "out_features": options.ways}
+    return {**sizes, "hidden": [width]}
+
+WIDE = BackboneSpec(network=MLP, arguments=wide, kinds={"images"}, hidden_counts=(0, 1))
 
 def load_squares(root, split, *, size=6):
     assert root is None or root == "there", root
@@ -40,18 +48,20 @@ def load_squares(root, split, *, size=6):
 """
 ENTRIES = """
 [fastmeta.methods]
-twice = toy_words:TWICE
-tuple = toy_words:NOT_WORDS
+twice = toy_plugins:TWICE
+tuple = toy_plugins:NOT_A_SPEC
 [fastmeta.adaptations]
-double = toy_words:Double
+double = toy_plugins:Double
 [fastmeta.metagrads]
-mine = toy_words:FirstOrder
+mine = toy_plugins:FirstOrder
 [fastmeta.aggregations]
-ours = toy_words:Mean
-gone = toy_words:gone
+ours = toy_plugins:Mean
+gone = toy_plugins:gone
 absent = toy_absent
 [fastmeta.datasets]
-squares = toy_words:load_squares
+squares = toy_plugins:load_squares
+[fastmeta.backbones]
+wide = toy_plugins:WIDE
 """
 
 
@@ -67,13 +77,13 @@ def distribution(folder: Path, name: str, entries: str, code: str = "") -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on ``sys.path`` with a distribution that registers one name of each kind."""
+    """A folder on ``sys.path`` with a distribution that adds a name of each kind."""
     folder = tmp_path / "site"
-    distribution(folder, "toy-words", ENTRIES, CODE)
+    distribution(folder, "toy-plugins", ENTRIES, CODE)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTMETA_DATA", raising=False)
-    monkeypatch.delitem(sys.modules, "toy_words", raising=False)
+    monkeypatch.delitem(sys.modules, "toy_plugins", raising=False)
     return folder
 
 
@@ -92,7 +102,7 @@ def test_trains_from_the_command_line(site: Path) -> None:
     sizes = "--steps 2 --meta-batch 2 --hidden 4 --val-tasks 2 --test-tasks 2 --queries 2"
     out = run(
         f"train --dataset squares --data-option size=5 --data-root there --method twice {sizes} "
-        "--eval-queries 2 --no-untrained --no-plots --out run"
+        "--eval-queries 2 --no-untrained --no-plots --out run --backbone wide"
     )
     assert "squares: accuracy" in out
     assert "twice, 3 inner steps" in out
@@ -102,12 +112,12 @@ def test_trains_from_the_command_line(site: Path) -> None:
 def test_plugins_are_listed(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert "plug-in:      dataset squares, of toy-words 1.5" in printed
-    assert "plug-in:      metagrad mine, of toy-words 1.5" in printed
+    assert "plug-in:      dataset squares, of toy-plugins 1.5" in printed
+    assert "plug-in:      metagrad mine, of toy-plugins 1.5" in printed
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "squares" in capsys.readouterr().out
-    assert "toy_words" not in sys.modules  # not imported before it is used
+    assert "toy_plugins" not in sys.modules  # not imported before it is used
 
 
 def test_in_python(site: Path) -> None:
@@ -120,10 +130,10 @@ def test_in_python(site: Path) -> None:
     weight = torch.ones(2, requires_grad=True)
     assert fastmeta.aggregate([weight.sum()] * 2, [weight], "ours").tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match=r"unknown method 'thrice'; expected one of anil, .*twice"):
-        method_spec("thrice")
+        METHODS["thrice"]
     with pytest.raises(ConfigError, match=r"one of .*twice.*; got 'twic'\. Did you mean 'twice'"):
         configure({"method": "twic"})
-    with pytest.raises(ValueError, match=r"name must be one of digits, .*squares; got 'x'"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'x'; expected one of digits, .*squares"):
         load("x", "train")
 
 
@@ -132,10 +142,10 @@ def test_in_python(site: Path) -> None:
     [
         (
             "gone",
-            r"the aggregation 'gone' of toy-words 1\.5 \(toy_words:gone\) cannot be imported: "
+            r"the aggregation 'gone' of toy-plugins 1\.5 \(toy_plugins:gone\) cannot be imported: "
             "AttributeError: .*gone.*Fix or uninstall it",
         ),
-        ("absent", "toy-words 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
+        ("absent", "toy-plugins 1.5 .toy_absent. cannot be imported: ModuleNotFoundError: .*toy_a"),
     ],
 )
 def test_broken_plugins_are_named(
@@ -143,7 +153,7 @@ def test_broken_plugins_are_named(
 ) -> None:
     options = ["train", "--dataset", "sine", "--aggregation", name, "--no-plots"]
     assert main(options) == 2
-    assert "of toy-words 1.5" in capsys.readouterr().err
+    assert "of toy-plugins 1.5" in capsys.readouterr().err
     with pytest.raises(PluginError, match=message):
         build("maml", torch.nn.Linear(2, 2), F.mse_loss, inner_lr=0.1, aggregation=name)
 
@@ -151,22 +161,37 @@ def test_broken_plugins_are_named(
 def test_objects_of_another_kind_are_refused(site: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--method", "tuple"]) == 2
     assert capsys.readouterr().err == (
-        "fastmeta: the method 'tuple' of toy-words 1.5 (toy_words:NOT_WORDS) must be a "
+        "fastmeta: the method 'tuple' of toy-plugins 1.5 (toy_plugins:NOT_A_SPEC) must be a "
         "MethodSpec; got ('sgd', 'exact', 'mean'). Fix or uninstall it.\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-words|other-toy) 1\.5")]
+    ("name", "owner"), [("maml", "fastmeta"), ("twice", r"(toy-plugins|other-toy) 1\.5")]
 )
 def test_a_name_registered_twice_is_refused(
     site: Path, name: str, owner: str, capsys: pytest.CaptureFixture
 ) -> None:
     distribution(site, "other-toy", f"[fastmeta.methods]\n{name} = os:sep\n")
-    message = rf"(other-toy|toy-words) 1\.5 registers the method '{name}', which {owner} has"
+    message = rf"(other-toy|toy-plugins) 1\.5 registers the method '{name}', which {owner} already"
     with pytest.raises(PluginError, match=message):
-        method_spec("another")
-    assert method_spec("gsl") == METHODS["gsl"]  # needs no plug-in
+        METHODS["another"]
+    assert METHODS["gsl"] == MethodSpec(metagrad="gsl")  # plug-ins are not looked at
     assert configure({"dataset": "sine", "method": "gsl"}).method == "gsl"
     assert main(["info"]) == 2
     assert f"registers the method {name!r}" in capsys.readouterr().err
+
+
+def test_a_registry_is_a_mapping() -> None:
+    registry: Registry[int] = Registry("number", {"one": 1, "two": 2})
+    assert dict(registry) == {"one": 1, "two": 2}
+    assert registry["one"] == 1
+    assert registry.get("three") is None
+    with pytest.raises(KeyError):
+        registry["three"]
+    message = r"^unknown number 'tow'; expected one of one, two\. Did you mean 'two'\?$"
+    with pytest.raises(ValueError, match=message):
+        registry["tow"]
+    registry["three"] = 3
+    assert list(registry) == ["one", "two", "three"]
+    assert len(registry) == 3

@@ -16,12 +16,12 @@ from fastmeta import adaptation, aggregation, metagrad, ops
 from fastmeta.data import ClassDataset, EpisodeSampler, SineTasks, load_digits
 from fastmeta.gradients import TaskGradients
 from fastmeta.learners import (
+    METHODS,
     Fidelity,
     MethodSpec,
     StepResult,
     build,
     compare_with_exact,
-    method_spec,
 )
 from fastmeta.lightning import LightningLearner, TaskDataModule
 
@@ -53,8 +53,8 @@ for batch in tasks:
 
 assert_type(build("gsl", module, F.mse_loss, inner_lr=0.1), fastmeta.MetaLearner)
 assert_type(fastmeta.GSL(module, F.mse_loss, inner_lr=0.1, eta=0.3).module, torch.nn.Module)
-assert_type(method_spec("maml"), MethodSpec)
-assert_type(method_spec("maml").metagrad, str)
+assert_type(METHODS["maml"], MethodSpec)
+assert_type(METHODS["maml"].metagrad, str)
 
 digits = load_digits("train")
 assert_type(digits, ClassDataset)

@@ -34,7 +34,8 @@ from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
 from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
-from fastmeta.train.evaluation import evaluate
+from fastmeta.train.evaluation import task_scores
+from fastmeta.train.metrics import estimate
 
 CPU = torch.device("cpu")
 KEYS = ("dataset", "candidate", "seed", "steps")
@@ -84,7 +85,8 @@ def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
         scheduler.step()
         if step % every == 0 or step == config.steps:
             rows.append({"step": step, **fidelity(learner, source)})
-    found = evaluate(learner, test, config.test_tasks, metric_of(config), config.eval_inner_steps)
+    metric, steps = metric_of(config), config.eval_inner_steps
+    found = estimate(task_scores(learner, test, config.test_tasks, metric, steps))
     rows[-1].update(score=found.mean, ci95=found.ci95, **cost(config, learner, source))
     rows[-1]["cpu_s"] = time.process_time() - began
     return rows

@@ -1,4 +1,4 @@
-"""Room 1: inner adaptation, from the initialisation to a task's fast weights."""
+"""Inner adaptation: from the initialisation to the fast weights of a task."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,16 +11,20 @@ from fastmeta.adaptation.meta_sgd import MetaSGD
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.sgd import SGD
 from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape
+from fastmeta.registry import Registry
 
-ADAPTATIONS: dict[str, Callable[..., Adaptation]] = {
+_ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
     "adam": Adam,
     "lslr": partial(MetaSGD, per="tensor", per_step=True),
     "meta-sgd": MetaSGD,
     "proximal": ProximalSGD,
     "sgd": SGD,
 }
-"""Room 1 by word; each takes ``lr`` and ``steps``."""
-ADAPTATIONS |= by_word(ADAPTATIONS)
+
+ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
+    "adaptation", {**_ALL_LAYERS, **by_word(_ALL_LAYERS)}
+)
+"""Adaptations by name; each takes ``lr``, ``steps`` and options of its own."""
 
 __all__ = [
     "ADAPTATIONS",

@@ -1,4 +1,4 @@
-"""Room 3: task aggregation, from the rows of a meta-batch to the weights of its tasks."""
+"""Task aggregation: from the task gradients of a meta-batch to the weights of its tasks."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,24 @@ from fastmeta.aggregation.mgda import MGDA
 from fastmeta.aggregation.nash_mtl import NashMTL
 from fastmeta.aggregation.pcgrad import PCGrad
 from fastmeta.aggregation.upgrad import UPGrad
+from fastmeta.registry import Registry
 
-AGGREGATIONS: dict[str, Callable[..., Aggregation]] = {
-    "agreement": GradientAgreement,
-    "aligned-mtl": AlignedMTL,
-    "cagrad": CAGrad,
-    "gsl": GslWeights,
-    "imtl-g": IMTLG,
-    "mean": Mean,
-    "mgda": MGDA,
-    "nash-mtl": NashMTL,
-    "pcgrad": PCGrad,
-    "upgrad": UPGrad,
-}
-"""Room 3 by word."""
+AGGREGATIONS: Registry[Callable[..., Aggregation]] = Registry(
+    "aggregation",
+    {
+        "agreement": GradientAgreement,
+        "aligned-mtl": AlignedMTL,
+        "cagrad": CAGrad,
+        "gsl": GslWeights,
+        "imtl-g": IMTLG,
+        "mean": Mean,
+        "mgda": MGDA,
+        "nash-mtl": NashMTL,
+        "pcgrad": PCGrad,
+        "upgrad": UPGrad,
+    },
+)
+"""Aggregations by name."""
 
 __all__ = [
     "AGGREGATIONS",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS, Aggregation
 from fastmeta.gradients import GradientBuffer, TaskGradients
-from fastmeta.registry import Registry
 
 
 def aggregate(
@@ -63,10 +62,9 @@ def aggregate(
 
 
 def _aggregation(method: str, options: dict[str, Any]) -> Aggregation:
-    make = Registry("aggregation", AGGREGATIONS).find(method)
     if method == "agreement":
         options = {"of": "meta", **options}
-    found = make(**options)
+    found = AGGREGATIONS[method](**options)
     if found.needs_support_gradients:
         raise ValueError(f"{method} with {options} compares inner gradients; there are none here.")
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastmeta.train import ConfigError, TrainConfig
+from fastmeta.train.config.fields import choices_of
 
 _EVALUATE = ("data_root", "eval_inner_steps", "co_test", "test_tasks", "device", "threads")
 _ADAPTATION = ("adaptation", "adaptation_options")
@@ -82,9 +83,10 @@ def _add_options(parser: argparse.ArgumentParser, options: Iterable[Field[Any]])
         elif get_origin(hint) is tuple:
             settings.update(type=int, nargs="+", metavar="N")
         else:
-            kind = next(iter(get_args(hint)), hint)
-            settings.update(type=kind, choices=item.metadata["choices"])
-            settings["metavar"] = kind.__name__.upper() if settings["choices"] is None else None
+            choices = choices_of(hint, item.metadata)
+            kind = next(iter(get_args(hint)), hint) if choices is None else str
+            settings.update(type=kind, choices=choices)
+            settings["metavar"] = kind.__name__.upper() if choices is None else None
         parser.add_argument(flag, **settings)
 
 

@@ -8,11 +8,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fastmeta.adaptation import ADAPTATIONS
+from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.backend import keep_freed_memory, show_config
 from fastmeta.cli.arguments import given_options, make_parser
-from fastmeta.data import datasets_in
+from fastmeta.data import DATASETS, datasets_in
 from fastmeta.learners import METHODS
-from fastmeta.registry import PluginError, origin
+from fastmeta.metagrad import METAGRADS
+from fastmeta.models import BACKBONES
+from fastmeta.registry import PluginError, Registry, origin
 from fastmeta.train import (
     UserError,
     configure,
@@ -24,10 +28,18 @@ from fastmeta.train import (
     train_or_resume,
 )
 from fastmeta.train._atomic_files import write_json
-from fastmeta.train.config.schema import WORDS
 from fastmeta.train.metrics import ACCURACY, MSE
 from fastmeta.train.torchrun import is_first
 from fastmeta.tuning import tune_run
+
+_REGISTRIES: tuple[Registry[Any], ...] = (
+    DATASETS,
+    METHODS,
+    ADAPTATIONS,
+    METAGRADS,
+    AGGREGATIONS,
+    BACKBONES,
+)
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -101,11 +113,11 @@ def _info(given: argparse.Namespace) -> int:
     show_config()
     root = given.data_root or os.environ.get("FASTMETA_DATA", "")
     found = datasets_in(root) if root else []
-    print(f"{'methods:':<14}{', '.join(METHODS)}")
+    print(f"{'methods:':<14}{', '.join(METHODS.own)}")
     print(f"{'data sets:':<14}{', '.join(['digits', 'sine', *found])}")
-    for registry in WORDS.values():
-        for word, entry in registry.plugins().items():
-            print(f"{'plug-in:':<14}{registry.kind} {word}, of {origin(entry)}")
+    for registry in _REGISTRIES:
+        for name, entry in registry.plugins().items():
+            print(f"{'plug-in:':<14}{registry.kind} {name}, of {origin(entry)}")
     return 0
 
 

@@ -12,7 +12,7 @@ from fastmeta.data.datasets.mini_imagenet import load_mini_imagenet
 from fastmeta.data.datasets.mnist import load_mnist
 from fastmeta.data.datasets.omniglot import load_omniglot
 from fastmeta.data.datasets.planetoid import load_planetoid
-from fastmeta.data.datasets.registry import DATASETS, NODES, TEXTS, datasets_in, load
+from fastmeta.data.datasets.registry import DATASETS, DatasetSpec, datasets_in, load
 from fastmeta.data.id_datasets import Graph, NodeDataset, TextDataset
 from fastmeta.data.image_dataset import ClassDataset, Normalization
 from fastmeta.data.sampler import EpisodeSampler
@@ -21,10 +21,9 @@ from fastmeta.data.task_source import TaskSource
 
 __all__ = [
     "DATASETS",
-    "NODES",
-    "TEXTS",
     "ClassDataset",
     "DataError",
+    "DatasetSpec",
     "EpisodeDataset",
     "EpisodeSampler",
     "Graph",

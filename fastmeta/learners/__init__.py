@@ -1,4 +1,4 @@
-"""Meta-learners built from the three rooms."""
+"""Meta-learners: an adaptation, a meta-gradient and an aggregation combined."""
 
 from fastmeta.engines import Loss, StepResult
 from fastmeta.learners.diagnostics import Fidelity, compare_with_exact, descent_condition
@@ -11,7 +11,6 @@ from fastmeta.learners.methods import (
     MethodSpec,
     Reptile,
     build,
-    method_spec,
 )
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteError, NonFiniteGuard
 
@@ -33,5 +32,4 @@ __all__ = [
     "build",
     "compare_with_exact",
     "descent_condition",
-    "method_spec",
 ]

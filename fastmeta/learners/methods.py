@@ -1,4 +1,4 @@
-"""The methods by name: each a combination of the three rooms."""
+"""The methods by name, each a combination of the three components."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MAML(MetaLearner):
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        aggregation: room 3; the mean over tasks by default.
+        aggregation: the task aggregation; the mean over tasks by default.
         **options: ``optimizer``, ``engine``, ``fuse``, ``autocast``, ``checkpoint``,
             ``co_learner``, ``non_finite`` and ``sharding`` of :class:`fastmeta.MetaLearner`.
     """
@@ -87,7 +87,7 @@ class Reptile(MetaLearner):
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        aggregation: room 3; the mean over tasks by default.
+        aggregation: the task aggregation; the mean over tasks by default.
         use_query: train on support and query examples together, as the paper does.
         **options: see :class:`MAML`.
     """
@@ -149,7 +149,7 @@ class GSL(MetaLearner):
 
 
 class MethodSpec(NamedTuple):
-    """A method: one word for each room, keys of its registry.
+    """A method: the name of each component, in its registry.
 
     Attributes:
         adaptation: of :data:`fastmeta.adaptation.ADAPTATIONS`.
@@ -162,42 +162,26 @@ class MethodSpec(NamedTuple):
     aggregation: str = "mean"
 
 
-METHODS: dict[str, MethodSpec] = {
-    "anil": MethodSpec(adaptation="anil"),
-    "boil": MethodSpec(adaptation="boil"),
-    "cml": MethodSpec(),
-    "fomaml": MethodSpec(metagrad="first-order"),
-    "gradient-agreement": MethodSpec(aggregation="agreement"),
-    "gradient-agreement-reptile": MethodSpec(metagrad="reptile", aggregation="agreement"),
-    "gsl": MethodSpec(metagrad="gsl"),
-    "imaml": MethodSpec(adaptation="proximal", metagrad="implicit"),
-    "lambda": MethodSpec(adaptation="lambda"),
-    "maml": MethodSpec(),
-    "maml++": MethodSpec(adaptation="lslr", metagrad="multi-step"),
-    "meta-sgd": MethodSpec(adaptation="meta-sgd"),
-    "reptile": MethodSpec(metagrad="reptile"),
-}
-"""The named methods, and the word of each room."""
-
-
-WORDS: dict[str, Registry[Any]] = {
-    "method": Registry("method", METHODS, MethodSpec),
-    "adaptation": Registry("adaptation", ADAPTATIONS),
-    "metagrad": Registry("metagrad", meta.METAGRADS),
-    "aggregation": Registry("aggregation", AGGREGATIONS),
-}
-"""The methods, and what each room has, with the words of plug-ins."""
-
-
-def method_spec(method: str) -> MethodSpec:
-    """The word of each room of a method, of the library or a plug-in.
-
-    Raises:
-        PluginError: if it is a plug-in's that cannot be used.
-        ValueError: if it is unknown.
-    """
-    found: MethodSpec = WORDS["method"].find(method)
-    return found
+METHODS: Registry[MethodSpec] = Registry(
+    "method",
+    {
+        "anil": MethodSpec(adaptation="anil"),
+        "boil": MethodSpec(adaptation="boil"),
+        "cml": MethodSpec(),
+        "fomaml": MethodSpec(metagrad="first-order"),
+        "gradient-agreement": MethodSpec(aggregation="agreement"),
+        "gradient-agreement-reptile": MethodSpec(metagrad="reptile", aggregation="agreement"),
+        "gsl": MethodSpec(metagrad="gsl"),
+        "imaml": MethodSpec(adaptation="proximal", metagrad="implicit"),
+        "lambda": MethodSpec(adaptation="lambda"),
+        "maml": MethodSpec(),
+        "maml++": MethodSpec(adaptation="lslr", metagrad="multi-step"),
+        "meta-sgd": MethodSpec(adaptation="meta-sgd"),
+        "reptile": MethodSpec(metagrad="reptile"),
+    },
+    expected=MethodSpec,
+)
+"""Methods by name."""
 
 
 def build(
@@ -215,43 +199,40 @@ def build(
     aggregation_options: Mapping[str, Any] | None = None,
     **options: Unpack[LearnerOptions],
 ) -> MetaLearner:
-    """The learner that words name.
+    """Builds a learner from the names of its method and components.
 
     Args:
-        method: a key of :data:`METHODS`, which has a word for each room; here and below, plug-ins'
-            words, too.
+        method: a name in :data:`METHODS`, which decides the three components. These and the names
+            below may be those of plug-ins.
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        adaptation: another word for room 1, a key of :data:`fastmeta.adaptation.ADAPTATIONS`.
-        metagrad: another word for room 2, a key of :data:`fastmeta.metagrad.METAGRADS`.
-        aggregation: another word for room 3, a key of :data:`fastmeta.aggregation.AGGREGATIONS`.
-        adaptation_options: further arguments of room 1.
-        metagrad_options: arguments of room 2.
-        aggregation_options: arguments of room 3.
+        adaptation: replaces the method's, a name in :data:`fastmeta.adaptation.ADAPTATIONS`.
+        metagrad: replaces the method's, a name in :data:`fastmeta.metagrad.METAGRADS`.
+        aggregation: replaces the method's, a name in :data:`fastmeta.aggregation.AGGREGATIONS`.
+        adaptation_options: further arguments of the adaptation.
+        metagrad_options: arguments of the meta-gradient.
+        aggregation_options: arguments of the aggregation.
         **options: see :class:`MAML`.
 
     Raises:
-        PluginError: if a word is a plug-in's that cannot be used.
-        ValueError: if a word is unknown, an argument's value does not suit its room, or the method
-            is ``"cml"`` and there is no ``co_learner``.
-        TypeError: if a room has no such argument.
+        PluginError: if a name is a plug-in's that cannot be used.
+        ValueError: if a name is unknown, a component does not accept the value of an argument, or
+            the method is ``"cml"`` and there is no ``co_learner``.
+        TypeError: if a component has no such argument.
     """
-    words = method_spec(method)
+    spec = METHODS[method]
     if method == "cml" and options.get("co_learner") is None:
         raise ValueError("method 'cml' is MAML with a co-learner; expected one in co_learner.")
-    chosen = MethodSpec(
-        adaptation or words.adaptation,
-        metagrad or words.metagrad,
-        aggregation or words.aggregation,
-    )
-    room1, room2, room3 = (WORDS[room].find(word) for room, word in chosen._asdict().items())
+    make_adaptation = ADAPTATIONS[adaptation or spec.adaptation]
+    make_metagrad = meta.METAGRADS[metagrad or spec.metagrad]
+    make_aggregation = AGGREGATIONS[aggregation or spec.aggregation]
     return MetaLearner(
         module,
         loss,
-        adaptation=room1(lr=inner_lr, steps=inner_steps, **(adaptation_options or {})),
-        metagrad=room2(**(metagrad_options or {})),
-        aggregation=room3(**(aggregation_options or {})),
+        adaptation=make_adaptation(lr=inner_lr, steps=inner_steps, **(adaptation_options or {})),
+        metagrad=make_metagrad(**(metagrad_options or {})),
+        aggregation=make_aggregation(**(aggregation_options or {})),
         **options,
     )

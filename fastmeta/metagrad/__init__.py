@@ -20,17 +20,21 @@ from fastmeta.metagrad.implicit import Implicit
 from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
+from fastmeta.registry import Registry
 
-METAGRADS: dict[str, Callable[..., MetaGradient]] = {
-    "central-difference": CentralDifference,
-    "exact": Exact,
-    "first-order": FirstOrder,
-    "gsl": gsl_variant,
-    "implicit": Implicit,
-    "multi-step": MultiStep,
-    "recursion": Recursion,
-    "reptile": Reptile,
-}
+METAGRADS: Registry[Callable[..., MetaGradient]] = Registry(
+    "metagrad",
+    {
+        "central-difference": CentralDifference,
+        "exact": Exact,
+        "first-order": FirstOrder,
+        "gsl": gsl_variant,
+        "implicit": Implicit,
+        "multi-step": MultiStep,
+        "recursion": Recursion,
+        "reptile": Reptile,
+    },
+)
 """Meta-gradients by name."""
 
 __all__ = [

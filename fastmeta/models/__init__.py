@@ -5,14 +5,18 @@ from fastmeta.models.conv_co_learner import conv_co_learner
 from fastmeta.models.gcn import GCN
 from fastmeta.models.mlp import MLP
 from fastmeta.models.per_step_norm import PerStepBatchNorm2d
+from fastmeta.models.registry import BACKBONES, BackboneSpec, NetworkOptions
 from fastmeta.models.resnet12 import ResNet12
 from fastmeta.models.text import TextEncoder
 
 __all__ = [
+    "BACKBONES",
     "GCN",
     "MLP",
+    "BackboneSpec",
     "Conv4",
     "Downsample",
+    "NetworkOptions",
     "PerStepBatchNorm2d",
     "ResNet12",
     "TextEncoder",

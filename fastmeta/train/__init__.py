@@ -1,4 +1,4 @@
-"""Whole training runs: configuration, loop, logs, checkpoints, test and picture."""
+"""Training runs: configuration, training loop, logs, checkpoints, evaluation and plots."""
 
 from fastmeta.train.config.files import read_config
 from fastmeta.train.config.schema import TrainConfig, configure
@@ -12,7 +12,8 @@ from fastmeta.train.errors import (
     UserError,
 )
 from fastmeta.train.export import export_run
-from fastmeta.train.run import resume, train, train_or_resume
+from fastmeta.train.launch import resume, train, train_or_resume
+from fastmeta.train.run import Run
 from fastmeta.train.saved import evaluate_run
 from fastmeta.train.trainer import Trainer
 
@@ -22,6 +23,7 @@ __all__ = [
     "DamagedError",
     "DivergedError",
     "MissingPackageError",
+    "Run",
     "StorageError",
     "TrainConfig",
     "Trainer",

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastmeta.train.errors import StorageError
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file so that a crash at any moment leaves the old one or the new one.
+    """Writes a file so that a crash at any time leaves either the old file or the new one.
 
-    The content goes to a temporary file in the same folder, to the disk, and then in place.
+    The content is written to a temporary file in the same folder, synced to disk and renamed.
 
     Args:
-        path: of the file; its folder is made if there is none.
-        write: writes the content to a binary file; what it returns is ignored.
+        path: of the file; its folder is created if necessary.
+        write: writes the content to a binary file; its result is ignored.
 
     Raises:
-        StorageError: if it cannot be written; the old file is as it was.
+        StorageError: if it cannot be written; the old file is unchanged.
     """
-    with written(path):
+    with reporting_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -40,21 +40,21 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes what processes that were killed while writing have left in a folder."""
+    """Removes temporary files left in a folder by processes that were killed while writing."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Makes errors of the operating system in writing ``path`` the user's."""
+def reporting_os_errors(path: Path) -> Iterator[None]:
+    """Turns errors of the operating system while writing ``path`` into :class:`StorageError`."""
     try:
         yield
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}). Nothing written before is "
-            "lost. Free space or fix the permissions; a run goes on from its last checkpoint "
-            "with --resume."
+            "lost. Free space or fix the permissions; --resume continues a run from its last "
+            "checkpoint."
         ) from error
 
 
@@ -62,14 +62,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes ``content`` as JSON, atomically.
 
     Raises:
-        ValueError: if it holds a number that JSON has not, such as NaN.
+        ValueError: if it holds a number that JSON does not have, such as NaN.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name itself must reach the disk; only POSIX can open a folder.
+    # The rename itself must reach the disk; only POSIX can open a folder.
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

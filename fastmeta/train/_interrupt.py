@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the current step finish."""
+"""Handling of Ctrl-C: the current step is finished first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 class GracefulInterrupt:
     """While active, the first SIGINT sets :attr:`requested`; a second one aborts at once.
 
-    Only the main thread can receive signals: elsewhere this does nothing.
+    Only the main thread can receive signals: in other threads this does nothing.
 
     Attributes:
         requested: whether the user asked to stop.

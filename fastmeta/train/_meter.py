@@ -1,4 +1,4 @@
-"""Means over meta-steps, kept on the device until they are read."""
+"""Running means over meta-steps, kept on the device until they are read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Reading(NamedTuple):
     Attributes:
         loss: on query sets, after adaptation.
         score: on query sets, after adaptation.
-        tasks_per_second: without pauses.
-        skipped: tasks that neither mean counts, because they were not sound.
+        tasks_per_second: training speed, without pauses.
+        skipped: non-finite tasks, which are left out of both means.
     """
 
     loss: float
@@ -34,11 +34,11 @@ class Reading(NamedTuple):
 
 
 class Meter:
-    """Adds up loss, score and tasks of meta-steps; only :meth:`read` makes the host wait.
+    """Accumulates loss, score and tasks of meta-steps; only :meth:`read` synchronizes the host.
 
     Args:
         metric: the score.
-        sharding: of the tasks over ranks, which read and save together.
+        sharding: of the tasks over ranks, on which reading and saving are collective operations.
     """
 
     def __init__(self, metric: Metric, sharding: Sharding | None = None) -> None:
@@ -49,17 +49,17 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Speed is measured from now on."""
+        """Restarts the measurement of speed."""
         self._timed_tasks = 0
         self._since = time.perf_counter()
 
-    def add(self, batch: TaskBatch, result: StepResult, sound: Tensor | None) -> None:
-        """Counts one meta-step; ``sound``: :attr:`fastmeta.learners.NonFiniteGuard.sound`."""
+    def add(self, batch: TaskBatch, result: StepResult, finite: Tensor | None) -> None:
+        """Counts one meta-step; ``finite``: :attr:`fastmeta.learners.NonFiniteGuard.finite`."""
         scores = self._metric.per_task(result.query_output, batch.query_y)
         seen = torch.stack([result.query_loss.double(), scores.double()])
         skipped = seen.new_zeros(1, len(batch))
-        if sound is not None:
-            seen, skipped = torch.where(sound, seen, 0), (~sound).to(skipped)[None]
+        if finite is not None:
+            seen, skipped = torch.where(finite, seen, 0), (~finite).to(skipped)[None]
         sums = torch.cat([seen, skipped]).sum(1)
         self._sums = sums if self._sums is None else self._sums + sums
         tasks = len(batch) if self._sharding is None else self._sharding.tasks
@@ -68,15 +68,15 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here is no training time."""
+        """Excludes the time inside the context from the speed."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def read(self) -> Reading:
-        """The means since the last reading, and a new beginning; at least one step was added.
+        """The means since the last reading, which are then reset; at least one step was added.
 
-        They are NaN if no task was sound.
+        They are NaN if no task was finite.
         """
         sums = self._pooled()
         assert sums is not None, "nothing was added"
@@ -88,7 +88,7 @@ class Meter:
         return Reading(loss / counted, score / counted, speed, int(skipped))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums over all ranks, but no clock."""
+        """The sums over all ranks, without the clock."""
         sums = self._pooled()
         return {"sums": None if sums is None else sums.tolist(), "tasks": self._tasks}
 
@@ -100,10 +100,10 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str) -> None:
         """Restores :meth:`state_dict`, with the sums on ``device``."""
         sums = state["sums"]
-        if sums is not None:  # in checkpoints of version 1 without the third, tasks skipped
+        if sums is not None:  # checkpoints of version 1 lack the third one, of skipped tasks
             sums = torch.tensor([*sums, 0.0][:3], dtype=torch.double, device=device)
             if self._sharding is not None and self._sharding.rank > 0:
-                sums.zero_()  # the first rank has those of all
+                sums.zero_()  # the first rank keeps those of all ranks
         self._sums = sums
         self._tasks = state["tasks"]
         self.restart_clock()

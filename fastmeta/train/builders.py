@@ -1,10 +1,10 @@
-"""From a configuration to tasks, a network and a learner."""
+"""Builders: from a configuration to task sources, a network, a learner and a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,22 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmeta.backend import build_info
-from fastmeta.data import (
-    EpisodeSampler,
-    Jitter,
-    NodeDataset,
-    SineTasks,
-    TaskSource,
-    TextDataset,
-    load,
-)
-from fastmeta.distributed import Sharding
+from fastmeta.data import EpisodeSampler, Jitter, TaskSource, load
+from fastmeta.distributed import ShardedSource, Sharding
 from fastmeta.functional import CoLearner
 from fastmeta.learners import MetaLearner, MethodSpec, build
-from fastmeta.models import GCN, MLP, Conv4, ResNet12, TextEncoder, conv_co_learner
+from fastmeta.models import BACKBONES, NetworkOptions
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
 from fastmeta.train.metrics import ACCURACY, MSE, Metric
+from fastmeta.train.run import Run
 from fastmeta.train.torchrun import own_device
 
 # Validation and test tasks are the same for all seeds and methods, so that runs compare on equal
@@ -35,18 +28,44 @@ from fastmeta.train.torchrun import own_device
 _HELD_OUT_SEEDS = {"val": 2**63, "test": 2**63 + 1}
 EVALUATION_BATCH = 20
 
-_BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "conv4": Conv4,
-    "gcn": GCN,
-    "mlp": MLP,
-    "resnet12": ResNet12,
-    "text": TextEncoder,
-}
-
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
 }
+
+
+def build_run(
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    sharding: Sharding | None = None,
+    splits: Sequence[str] = ("train", "val", "test"),
+) -> Run:
+    """The run of a configuration, with a freshly initialised learner.
+
+    Args:
+        config: the options.
+        folder: of the run.
+        device: of the learner and the tasks.
+        sharding: of the training tasks and of evaluations over ranks.
+        splits: whose tasks are needed.
+
+    Raises:
+        ConfigError: if the data cannot be loaded, or options do not fit them or each other.
+    """
+    sources = {split: task_source(config, split, device) for split in splits}
+    module = build_module(config, sources[splits[0]], device)
+    if sharding is not None and "train" in sources:
+        sources["train"] = ShardedSource(sources["train"], sharding)
+    return Run(
+        config=config,
+        folder=folder,
+        device=device,
+        metric=metric_of(config),
+        learner=build_learner(config, module, sharding),
+        sources=sources,
+        sharding=sharding,
+    )
 
 
 def metric_of(config: TrainConfig) -> Metric:
@@ -55,7 +74,7 @@ def metric_of(config: TrainConfig) -> Metric:
 
 
 def find_device(name: str) -> torch.device:
-    """The device ``name``; ``auto`` is a GPU if torch sees one and the kernels are built for it.
+    """The device ``name``; ``auto`` is a GPU if torch finds one and the kernels are built for it.
 
     Raises:
         ConfigError: if there is no such device, or no kernels for it.
@@ -79,10 +98,10 @@ def find_device(name: str) -> torch.device:
 
 
 def prepare(config: TrainConfig) -> torch.device:
-    """Sets the threads of this process; its device.
+    """Sets the number of CPU threads of this process, and returns its device.
 
     Raises:
-        ConfigError: if the device cannot be had.
+        ConfigError: if the device is not available.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -93,16 +112,16 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
     """The tasks of a split; those of ``val`` and ``test`` do not depend on seed or method.
 
     Raises:
-        ConfigError: if the data cannot be had, or has too few classes or examples.
+        ConfigError: if the data cannot be loaded, or has too few classes or examples.
     """
     training = split == "train"
     seed = config.seed if training else _HELD_OUT_SEEDS[split]
     tasks = config.meta_batch if training else EVALUATION_BATCH
     queries = config.queries if training else config.eval_queries
     with _explained(f"data set {config.dataset!r}, split {split!r}"):
-        if config.regression:
-            sine = partial(SineTasks, tasks, config.shots, queries, seed, device=device)
-            return sine(**config.data_options)
+        if generator := config.dataset_spec.generator:
+            sizes = (tasks, config.shots, queries, seed)
+            return generator(*sizes, device=device, **config.data_options)
         dataset = load(config.dataset, split, config.data_root, **config.data_options)
         jitter = Jitter(
             config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip
@@ -129,11 +148,8 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return _network(config, source).to(device)
-
-
-def _network(config: TrainConfig, source: TaskSource) -> nn.Module:
-    return _BACKBONES[config.backbone](**backbone_arguments(config, source))
+        network = BACKBONES[config.backbone].network(**backbone_arguments(config, source))
+        return network.to(device)
 
 
 def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any]:
@@ -142,37 +158,18 @@ def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any
     Raises:
         ConfigError: if it does not fit the inputs.
     """
-    outputs = 1 if config.regression else config.ways
-    if config.backbone in ("text", "gcn"):
-        match getattr(source, "dataset", None):
-            case TextDataset(vocabulary=vocabulary) if config.backbone == "text":
-                return {"vocabulary": vocabulary, "ways": outputs, "hidden": config.hidden[0]}
-            case NodeDataset(graph=graph) if config.backbone == "gcn":
-                nodes = {"features": graph.features, "edges": graph.edges}
-                return {**nodes, "ways": outputs, "hidden": config.hidden}
-        needed = {"text": "a TextDataset", "gcn": "a NodeDataset"}[config.backbone]
-        raise ConfigError(f"backbone {config.backbone} needs tasks drawn from {needed}.")
-    shape = source[0].support_x.shape[2:]
-    if config.backbone == "mlp":
-        sizes = {"in_features": shape.numel(), "out_features": outputs}
-        return {**sizes, "hidden": config.hidden}
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ConfigError(f"{config.backbone} needs square images; got inputs {tuple(shape)}.")
-    options: dict[str, Any] = {
-        "in_channels": shape[0],
-        "image_size": shape[1],
-        "ways": outputs,
-        "batch_norm_stats": config.batch_norm_stats,
-        "pool_last": not config.co_learner,
-    }
-    if config.backbone == "resnet12":
-        first, *more = config.hidden
-        hidden = config.hidden if more else tuple(first << block for block in range(4))
-        return {**options, "hidden": hidden}
-    options |= {"hidden": config.hidden[0], "downsample": config.downsample}
-    if config.per_step_batch_norm:
-        options["batch_norm_steps"] = max(config.inner_steps, 1)
-    return options
+    options = NetworkOptions(
+        input_shape=source[0].support_x.shape[2:],
+        ways=config.ways,
+        hidden=config.hidden,
+        dataset=getattr(source, "dataset", None),
+        downsample=config.downsample,
+        batch_norm_stats=config.batch_norm_stats,
+        batch_norm_steps=max(config.inner_steps, 1) if config.per_step_batch_norm else None,
+        pool_last=not config.co_learner,
+    )
+    with _explained(f"backbone {config.backbone!r}"):
+        return BACKBONES[config.backbone].arguments(options)
 
 
 def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None:
@@ -181,34 +178,17 @@ def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None
     Its weights are a function of ``config.seed``; torch's generators are left as they were.
 
     Raises:
-        ConfigError: if none is known for the network.
+        ConfigError: if the backbone has none.
     """
     if not config.co_learner:
         return None
-    outputs = 1 if config.regression else config.ways
+    make = BACKBONES[config.backbone].co_learner
+    if make is None:
+        raise ConfigError(f"no co-learner is known for backbone {config.backbone!r}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(-1 - config.seed)  # no network's seed
-        head: nn.Module
-        if isinstance(module, MLP):
-            *_, last = module.layers
-            assert isinstance(last, nn.Linear)
-            at = f"layers.{len(module.layers) - 2}"  # the output of the last hidden layer
-            head = MLP(last.in_features, outputs, (last.in_features,))
-        elif isinstance(module, GCN):
-            at = f"convolutions.{len(module.convolutions) - 1}"
-            width = module.head.in_features
-            head = nn.Sequential(nn.ReLU(), MLP(width, outputs, (width,)))
-        elif isinstance(module, TextEncoder):
-            at, width = "norm", module.head.in_features
-            head = MLP(width, outputs, (width,))
-        elif isinstance(module, Conv4 | ResNet12):
-            at = "features"
-            head = conv_co_learner(
-                *module.map_size, outputs, batch_norm_stats=config.batch_norm_stats
-            )
-        else:
-            raise ConfigError(f"no co-learner is known for backbone {config.backbone!r}.")
-    return CoLearner(head.to(next(module.parameters()).device), at, config.gamma)
+        site, head = make(module, config.ways, config.batch_norm_stats)
+    return CoLearner(head.to(next(module.parameters()).device), site, config.gamma)
 
 
 def build_learner(
@@ -217,13 +197,14 @@ def build_learner(
     """The learner ``config.method`` for ``module``, on one rank or one of several.
 
     Raises:
-        ConfigError: if the method does not take its options, or several ranks.
+        ConfigError: if the method does not accept its options, or several ranks.
     """
 
     def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return _OPTIMIZERS[config.optimizer](params, lr=config.lr)
 
-    tables = (*MethodSpec._fields, *(f"{room}_options" for room in MethodSpec._fields))
+    components = MethodSpec._fields
+    names = (*components, *(f"{component}_options" for component in components))
     with _explained(f"method {config.method!r}"):
         return build(
             config.method,
@@ -232,16 +213,16 @@ def build_learner(
             inner_lr=config.inner_lr,
             inner_steps=config.inner_steps,
             optimizer=optimizer,
-            engine=config.checked_engine,
-            non_finite=config.checked_non_finite,
+            engine=config.engine,
+            non_finite=config.non_finite,
             co_learner=build_co_learner(config, module),
             sharding=sharding,
-            **{name: getattr(config, name) for name in tables},
+            **{name: getattr(config, name) for name in names},
         )
 
 
 def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource) -> None:
-    """Makes sure that the engine of the configuration can run the tasks of ``source``.
+    """Checks that the engine of the configuration can run the tasks of ``source``.
 
     Raises:
         ConfigError: if it cannot.
@@ -252,7 +233,7 @@ def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource)
 
 @contextmanager
 def _explained(subject: str) -> Iterator[None]:
-    """Makes errors about arguments, which come from the configuration, and files the user's."""
+    """Turns errors about files, and about arguments from the configuration, into user errors."""
     try:
         yield
     except UserError:

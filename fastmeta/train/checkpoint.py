@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read safely, the last few kept."""
+"""Checkpoints: atomic writes with a checksum, safe loading, pruning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.train._atomic_files import write_atomic, written
+from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import CheckpointError, DamagedError
 
 FORMAT = "fastmeta-checkpoint"
@@ -30,10 +30,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
     Args:
         path: of the file.
-        content: tensors, numbers, texts, ``None``, and lists, tuples and dicts of these.
+        content: tensors, numbers, strings, ``None``, and lists, tuples and dicts of these.
 
     Raises:
-        StorageError: if it cannot be written; what was there before is as it was.
+        StorageError: if it cannot be written; an existing file is unchanged.
     """
     file = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, file)
@@ -43,16 +43,16 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without running any code it may hold (``weights_only=True``).
+    """Loads a checkpoint without running any code it may contain (``weights_only=True``).
 
     Args:
         path: of the file.
         device: where to put tensors.
 
     Raises:
-        DamagedError: if a bit of the file is not what was written, or it is no file of torch.
-        CheckpointError: if it is missing, cannot be read, is not a checkpoint of fastmeta, or from
-            a newer version.
+        DamagedError: if the file differs from what was written, or is not a file of torch.
+        CheckpointError: if it is missing, cannot be read, is not a checkpoint of fastmeta, or is
+            from a newer version.
     """
     try:
         data = path.read_bytes()
@@ -65,14 +65,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise _damaged(path)
     try:
         content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file may make torch raise anything
+    except Exception as error:  # torch may raise anything for a damaged file
         if sealed:
             raise CheckpointError(f"{path}: torch cannot load it: {error}") from error
         raise _damaged(path) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of fastmeta; found another file of torch. Weights "
-            "alone cannot be resumed: use torch.load and module.load_state_dict."
+            f"{path}: expected a checkpoint of fastmeta; found another file of torch. A run cannot "
+            "be resumed from weights alone: load those with torch.load and module.load_state_dict."
         )
     if content["version"] > VERSION:
         raise CheckpointError(
@@ -87,12 +87,12 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 def _damaged(path: Path) -> DamagedError:
     return DamagedError(
         f"{path}: expected a checkpoint of fastmeta; found a truncated, corrupt or foreign file. "
-        "Use another one: resume the run with its folder, which finds the newest that is whole."
+        "Use another one: resume the run from its folder, which finds the newest intact one."
     )
 
 
 def step_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The path of the checkpoint of a step."""
     return folder / f"step-{step:08d}.pt"
 
 
@@ -112,8 +112,8 @@ def find_latest(path: Path) -> Path:
     """The checkpoint to resume: ``path`` itself, or the newest of the run folder ``path``.
 
     Raises:
-        CheckpointError: if there is none, or ``path`` is not the newest of its run. (Later steps
-            would be mixed with those of the resumed run.)
+        CheckpointError: if there is none, or ``path`` is not the newest of its run (later steps
+            would be mixed with those of the resumed run).
     """
     folder = path if path.is_dir() else path.parent
     found = checkpoints(folder)
@@ -126,23 +126,23 @@ def find_latest(path: Path) -> Path:
     if path not in found:
         raise CheckpointError(
             f"{path}: expected a numbered checkpoint such as {step_path(Path(), 500)}. "
-            f"Resume the run with its folder, {folder}."
+            f"Resume the run from its folder, {folder}."
         )
     if path != found[-1]:
         raise CheckpointError(
-            f"{path}: the run has a later checkpoint, {found[-1].name}. Resume with the folder, "
+            f"{path}: the run has a later checkpoint, {found[-1].name}. Resume from the folder, "
             "or remove the later ones to go back."
         )
     return path
 
 
 def load_latest(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to resume, and where it lies.
+    """The checkpoint to resume: its path and its content.
 
     Args:
-        path: the newest checkpoint of a run, or the run's folder. Of a folder damaged checkpoints
-            are passed over with a warning and put aside as ``step-*.pt.damaged``: nothing is lost,
-            since steps taken again are the same steps.
+        path: the newest checkpoint of a run, or the run's folder. In a folder, damaged checkpoints
+            are skipped with a warning and renamed to ``step-*.pt.damaged``. Nothing is lost: the
+            steps that are repeated are the same steps.
 
     Raises:
         CheckpointError: as :func:`find_latest` and :func:`load_checkpoint`.
@@ -158,20 +158,20 @@ def load_latest(path: Path) -> tuple[Path, dict[str, Any]]:
             damaged.append(candidate)
             continue
         for old in damaged:
-            _put_aside(old, candidate)
+            _set_aside(old, candidate)
         return candidate, content
     raise DamagedError(
         f"{path}: all checkpoints of the run are damaged ({', '.join(p.name for p in damaged)}). "
-        "Start it anew in another folder; if best.pt is whole, evaluate can still test that."
+        "Start it again in another folder; if best.pt is intact, evaluate still works."
     )
 
 
-def _put_aside(damaged: Path, instead: Path) -> None:
+def _set_aside(damaged: Path, instead: Path) -> None:
     aside = damaged.with_name(f"{damaged.name}.damaged")
-    with written(aside):
+    with reporting_os_errors(aside):
         damaged.replace(aside)
     warnings.warn(
-        f"{damaged} is damaged and was put aside as {aside.name}; the run goes on from "
+        f"{damaged} is damaged and was renamed to {aside.name}; the run continues from "
         f"{instead.name}.",
         RuntimeWarning,
         stacklevel=4,

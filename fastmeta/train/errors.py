@@ -1,4 +1,4 @@
-"""Errors that the user can fix; the command line shows their message without a traceback."""
+"""Errors that the user can fix; the command line prints their message without a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 
 
 class UserError(Exception):
-    """Something in the options, the files or the environment; the message says how to fix it."""
+    """An error in the options, the files or the environment; the message says how to fix it."""
 
 
 class ConfigError(UserError, ValueError):
@@ -14,15 +14,15 @@ class ConfigError(UserError, ValueError):
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint is missing, damaged or not ours."""
+    """A checkpoint is missing, damaged or not one of fastmeta."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint does not hold what was written."""
+    """A checkpoint differs from what was written."""
 
 
 class StorageError(UserError, OSError):
-    """A file cannot be written: the disk is full, or it may not be."""
+    """A file cannot be written, such as on a full disk or without permission."""
 
 
 class DivergedError(UserError, FloatingPointError):
@@ -34,13 +34,13 @@ class MissingPackageError(UserError, ImportError):
 
 
 def require(module: str, purpose: str, *, package: str | None = None, extra: str = "train") -> None:
-    """Makes sure an optional package is there before work begins that would need it later.
+    """Checks that an optional package is installed before work begins that will need it.
 
     Args:
         module: its import name.
         purpose: what needs it, the subject of the message.
         package: its name for pip, if that differs.
-        extra: the extra of fastmeta that brings it.
+        extra: the extra of fastmeta that installs it.
 
     Raises:
         MissingPackageError: if it is not installed.

@@ -1,4 +1,4 @@
-"""Adaptation to many tasks, measured on their query sets."""
+"""Evaluation of a learner on the query sets of many tasks."""
 
 from __future__ import annotations
 
@@ -12,31 +12,18 @@ from fastmeta.data import TaskSource
 from fastmeta.distributed import Sharding
 from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
-from fastmeta.train.metrics import Estimate, Metric, estimate
+from fastmeta.train.metrics import Metric
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """``module.eval()`` for a while."""
+    """``module.eval()`` inside the context."""
     training = module.training
     module.eval()
     try:
         yield
     finally:
         module.train(training)
-
-
-def evaluate(
-    learner: MetaLearner,
-    source: TaskSource,
-    tasks: int,
-    metric: Metric,
-    steps: int,
-    head: Head = "main",
-    sharding: Sharding | None = None,
-) -> Estimate:
-    """The mean of :func:`task_scores`; the host waits once, at the end."""
-    return estimate(task_scores(learner, source, tasks, metric, steps, head, sharding))
 
 
 def task_scores(
@@ -52,12 +39,12 @@ def task_scores(
 
     Args:
         learner: adapts its module to each support set; nothing of it changes.
-        source: of tasks; with the same source and number they are the same tasks.
+        source: of tasks; the same source and number give the same tasks.
         tasks: how many, at least 2.
         metric: the score of a task's query outputs.
         steps: inner steps.
         head: whose outputs are scored, see :meth:`fastmeta.MetaLearner.predict`.
-        sharding: of the work: each rank has some of the meta-batches, and all get all scores.
+        sharding: of the meta-batches over ranks; each rank returns the scores of all.
     """
     rank, size = (0, 1) if sharding is None else (sharding.rank, sharding.size)
     first, scores = source[rank], []

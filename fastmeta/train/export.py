@@ -1,4 +1,4 @@
-"""What a run has learned as one file that torch reads without fastmeta."""
+"""Export of a trained network to a file that torch reads without fastmeta."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastmeta.train.saved import SavedRun, load_run
 
 RATE = "inner_lr."  # before the name of the parameter whose learned rate it is
 
-# The options of a run that say how to adapt its network to tasks like its own.
+# The options of a run that its network is adapted with.
 _OPTIONS = (
     *("method", "adaptation", "adaptation_options", "inner_lr", "inner_steps", "eval_inner_steps"),
     *("backbone", "dataset", "data_options", "ways", "shots"),
@@ -31,10 +31,10 @@ _OPTIONS = (
 def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) -> Path:
     """Writes the best initialisation of a run as safetensors.
 
-    The file holds the network's ``state_dict()``, of a run with a co-learner that of the same
-    network without, and where inner rates are learned those, as ``inner_lr.<parameter>``. Its
-    metadata are texts, all but words as JSON: ``method``, ``adaptation`` and
-    ``adaptation_options`` (room 1), ``inner_lr``, ``inner_steps`` and ``eval_inner_steps``;
+    The file holds the network's ``state_dict()``, without a co-learner that the run may have, and
+    learned inner learning rates as ``inner_lr.<parameter>``. Its metadata are strings, and JSON
+    for everything else: ``method``, ``adaptation`` and ``adaptation_options``, ``inner_lr``,
+    ``inner_steps`` and ``eval_inner_steps``;
     ``backbone`` and the ``arguments`` of its class in ``fastmeta.models`` (but a graph);
     ``dataset``, ``data_options``, ``ways``, ``shots`` and ``normalization``: mean and standard
     deviation of pixels in [0, 1] that inputs were scaled with, or ``null``; ``step``, the
@@ -42,7 +42,7 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
 
     Args:
         path: the folder of a finished run, or a checkpoint.
-        out: the file; one that is there is replaced.
+        out: the file; an existing one is replaced.
         changes: options that differ from the run's, such as ``data_root``.
 
     Returns:
@@ -50,7 +50,7 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
 
     Raises:
         CheckpointError: if the run has not finished, or there is no usable checkpoint.
-        ConfigError: if the run's data cannot be had.
+        ConfigError: if the run's data cannot be loaded.
         MissingPackageError: if safetensors is missing.
         StorageError: if the file cannot be written.
     """
@@ -61,7 +61,7 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
     if path.is_dir() and not (path / RESULTS_NAME).exists():
         raise CheckpointError(
             f"{path}: expected a finished run; found no {RESULTS_NAME}. Finish it with --resume, "
-            "or name one of its checkpoints."
+            "or pass one of its checkpoints."
         )
     run = load_run(path, {**changes, "device": "cpu"})
     alone = replace(run.config, co_learner=False, co_test="main")
@@ -71,20 +71,21 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
 
 
 def _tensors(run: SavedRun, alone: TrainConfig) -> dict[str, Tensor]:
-    # Beside a co-learner the network is cut elsewhere: other names, the same tensors in order.
-    network = build_module(alone, run.test, run.device)
+    # With a co-learner the network is split elsewhere: other names, the same tensors in order.
+    network = build_module(alone, run.sources["test"], run.device)
     trained = run.learner.module.state_dict().values()
     network.load_state_dict(dict(zip(network.state_dict(), trained, strict=True)))
     params = (name for name, param in network.named_parameters() if param.requires_grad)
-    # The rates of a co-learner's parameters come last, and stay behind.
+    # The rates of a co-learner's parameters come last, and are left out.
     rates = {RATE + n: r for n, r in zip(params, run.learner.adaptation.rates, strict=False)}
     return {n: t.detach().contiguous() for n, t in {**network.state_dict(), **rates}.items()}
 
 
 def _metadata(run: SavedRun, alone: TrainConfig) -> dict[str, str]:
-    dataset = getattr(run.test, "dataset", None)
+    test = run.sources["test"]
+    dataset = getattr(test, "dataset", None)
     scaled = dataset.normalization if isinstance(dataset, ClassDataset) else None
-    arguments = backbone_arguments(alone, run.test)
+    arguments = backbone_arguments(alone, test)
     values = {
         "fastmeta": build_info().version,
         **{name: getattr(alone, name) for name in _OPTIONS},

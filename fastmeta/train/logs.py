@@ -10,7 +10,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastmeta.train._atomic_files import write_atomic, written
+from typing_extensions import override
+
+from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import require
 
 CSV_NAME = "log.csv"
@@ -27,10 +29,10 @@ class Record:
         score: accuracy or squared error on query sets, after adaptation.
         ci95: half the width of its 95 % interval.
         loss: on query sets, after adaptation.
-        lr: of the outer optimizer.
+        lr: learning rate of the outer optimizer.
         tasks_per_second: training speed since the last record.
-        seconds: of the run so far.
-        skipped: training tasks since the last record that neither mean counts.
+        seconds: duration of the run so far.
+        skipped: training tasks since the last record that are left out of score and loss.
     """
 
     step: int
@@ -49,22 +51,22 @@ class Record:
 
 
 class Log(ABC):
-    """Where records go."""
+    """A destination of records."""
 
     @abstractmethod
     def write(self, record: Record) -> None:
-        """Adds a record."""
+        """Writes a record."""
 
     @abstractmethod
     def close(self) -> None:
-        """No more records."""
+        """Closes the log."""
 
 
 class CsvLog(Log):
-    """``log.csv``, one row a record, on the disk at once.
+    """``log.csv``, one row per record, flushed after each.
 
-    The file begins with the records of ``history``: a resumed run drops what was logged after its
-    checkpoint, and half a line left by a crash.
+    The file starts with the records of ``history``: a resumed run drops what was logged after its
+    checkpoint, and an incomplete line left by a crash.
 
     Args:
         folder: of the run.
@@ -78,19 +80,19 @@ class CsvLog(Log):
         text = io.StringIO(newline="")
         csv.writer(text).writerows([names, *(record.to_list() for record in history)])
         write_atomic(path, lambda file: file.write(text.getvalue().encode()))
-        with written(path):
+        with reporting_os_errors(path):
             self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
 
+    @override
     def write(self, record: Record) -> None:
-        """See :meth:`Log.write`."""
-        with written(self._path):
+        with reporting_os_errors(self._path):
             self._rows.writerow(record.to_list())
             self._file.flush()
 
+    @override
     def close(self) -> None:
-        """See :meth:`Log.close`."""
-        with written(self._path):
+        with reporting_os_errors(self._path):
             self._file.close()
 
 
@@ -100,7 +102,7 @@ class TensorBoardLog(Log):
     Args:
         folder: of the run.
         metric: name of the score.
-        start: meta-steps taken; what was logged of later ones is hidden.
+        start: meta-steps taken; records of later ones are hidden.
 
     Raises:
         MissingPackageError: if tensorboard is missing.
@@ -112,11 +114,11 @@ class TensorBoardLog(Log):
 
         self._metric = metric
         self._folder = folder / TENSORBOARD_FOLDER
-        with written(self._folder):
+        with reporting_os_errors(self._folder):
             self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
+    @override
     def write(self, record: Record) -> None:
-        """See :meth:`Log.write`."""
         scalars = {
             self._metric: record.score,
             "loss": record.loss,
@@ -124,19 +126,19 @@ class TensorBoardLog(Log):
             "tasks_per_second": record.tasks_per_second,
             "skipped": record.skipped,
         }
-        with written(self._folder):
+        with reporting_os_errors(self._folder):
             for name, value in scalars.items():
                 if value is not None:
                     self._writer.add_scalar(f"{record.split}/{name}", value, record.step)
 
+    @override
     def close(self) -> None:
-        """See :meth:`Log.close`."""
-        with written(self._folder):
+        with reporting_os_errors(self._folder):
             self._writer.close()
 
 
 def require_tensorboard() -> None:
-    """Makes sure that tensorboard is installed.
+    """Checks that tensorboard is installed.
 
     Raises:
         MissingPackageError: if it is not.
@@ -154,7 +156,7 @@ def open_logs(kind: str, folder: Path, metric: str, history: Sequence[Record]) -
         history: records of the run so far.
 
     Raises:
-        MissingPackageError: if tensorboard is asked for and missing.
+        MissingPackageError: if tensorboard is needed and missing.
     """
     logs: list[Log] = []
     if kind in ("csv", "both"):

@@ -1,4 +1,4 @@
-"""What is measured on query sets, one number a task, and its mean with an interval."""
+"""Scores of query outputs, one per task, and their mean with a confidence interval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Estimate:
     Attributes:
         mean: over the tasks.
         ci95: half the width of the 95 % interval, ``1.96 * std / sqrt(tasks)``.
-        tasks: how many.
+        tasks: number of tasks.
     """
 
     mean: float
@@ -42,8 +42,8 @@ class Metric:
 
     Attributes:
         name: ``"accuracy"`` or ``"mse"``.
-        per_task: from outputs and targets, each beginning ``(T, n_query)``, to ``(T,)``.
-        higher_is_better: whether a greater mean is better.
+        per_task: from outputs and targets, whose shapes begin with ``(T, n_query)``, to ``(T,)``.
+        higher_is_better: whether a higher mean is better.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Metric:
         return 100 * (old - new) if self.higher_is_better else 100 * (new / old - 1)
 
     def show(self, mean: float, ci95: float | None = None) -> str:
-        """A mean in words, such as ``"97.31 ± 0.42 %"`` or ``"0.0312 ± 0.0021"``."""
+        """A mean as text, such as ``"97.31 ± 0.42 %"`` or ``"0.0312 ± 0.0021"``."""
         if self.name == "accuracy":
             interval = "" if ci95 is None else f" ± {100 * ci95:.2f}"
             return f"{100 * mean:.2f}{interval} %"

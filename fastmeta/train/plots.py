@@ -1,4 +1,4 @@
-"""One picture of a run: its curves, and a test episode with its predictions."""
+"""Plot of a run: its curves, and a test task with its predictions."""
 
 from __future__ import annotations
 
@@ -9,54 +9,43 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmeta.learners import MetaLearner
 from fastmeta.tasks import TaskBatch
 from fastmeta.train._atomic_files import write_atomic
-from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.logs import Record
-from fastmeta.train.metrics import Metric
+from fastmeta.train.run import Run
 
 _RIGHT, _WRONG, _INK, _PALE = "#2a7f62", "#c1292e", "#333333", "#9db4c0"
-_QUERIES = 4  # query images shown of each class
+_QUERIES = 4  # query images shown per class
 
 
-def draw(
-    path: Path,
-    history: Sequence[Record],
-    metric: Metric,
-    learner: MetaLearner,
-    batch: TaskBatch,
-    config: TrainConfig,
-) -> None:
-    """Writes the PNG.
+def draw(path: Path, run: Run, history: Sequence[Record]) -> None:
+    """Writes the plot as PNG.
 
     Args:
-        path: where to.
+        path: of the file.
+        run: trained; its learner adapts to the first test task.
         history: the records of the run.
-        metric: what their score is.
-        learner: trained; it adapts to the first task of ``batch``.
-        batch: a test meta-batch.
-        config: of the run.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = panels
-    _curves(left.subplots(), history, metric, config)
+    _curves(left.subplots(), run, history)
+    batch = run.sources["test"][0]
     parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
     task = TaskBatch(*(part[:1] for part in parts))
-    if config.regression:
-        _regression(right.subplots(), learner, task, config)
+    if run.config.regression:
+        _regression(right.subplots(), run, task)
     elif task.support_x.dim() == 5:
-        _episode(right, learner, task, config)
+        _episode(right, run, task)
     png = BytesIO()
     figure.savefig(png, format="png", dpi=130)
     write_atomic(path, lambda file: file.write(png.getvalue()))
 
 
-def _curves(axes: Any, history: Sequence[Record], metric: Metric, config: TrainConfig) -> None:
-    inner_steps = {"train": config.inner_steps, "val": config.eval_inner_steps}
+def _curves(axes: Any, run: Run, history: Sequence[Record]) -> None:
+    inner_steps = {"train": run.config.inner_steps, "val": run.config.eval_inner_steps}
     styles: dict[str, dict[str, Any]] = {
         "train": {"color": _PALE},
         "val": {"color": _INK, "marker": "o", "markersize": 4},
@@ -66,19 +55,19 @@ def _curves(axes: Any, history: Sequence[Record], metric: Metric, config: TrainC
         if rows:
             label = f"{split}, {inner_steps[split]} inner steps"
             axes.plot([r.step for r in rows], [r.score for r in rows], label=label, **style)
-    axes.set(xlabel="meta-step", ylabel=f"query {metric.name} after adaptation")
+    axes.set(xlabel="meta-step", ylabel=f"query {run.metric.name} after adaptation")
     axes.set_title("Meta-training")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
 
 
-def _regression(axes: Any, learner: MetaLearner, task: TaskBatch, config: TrainConfig) -> None:
-    steps = config.eval_inner_steps
+def _regression(axes: Any, run: Run, task: TaskBatch) -> None:
+    learner, head, steps = run.learner, run.config.co_test, run.config.eval_inner_steps
     order = task.query_x[0, :, 0].argsort()
     x, y = (part[0, order, 0].cpu() for part in (task.query_x, task.query_y))
     for count, label, style in ((0, "before", "--"), (steps, f"after {steps} steps of", "-")):
-        output = learner.predict(task, count, config.test_head)[0, order, 0].cpu()
+        output = learner.predict(task, count, head)[0, order, 0].cpu()
         axes.plot(x, output, style, color=_RIGHT, label=f"prediction {label} adaptation")
     axes.plot(x, y, color="#bbbbbb", linewidth=3, zorder=0, label="truth")
     axes.plot(task.support_x[0].cpu(), task.support_y[0].cpu(), "o", color=_WRONG, label="support")
@@ -87,8 +76,9 @@ def _regression(axes: Any, learner: MetaLearner, task: TaskBatch, config: TrainC
     axes.legend(frameon=False, fontsize=8)
 
 
-def _episode(figure: Any, learner: MetaLearner, task: TaskBatch, config: TrainConfig) -> None:
-    outputs = learner.predict(task, config.eval_inner_steps, config.test_head)
+def _episode(figure: Any, run: Run, task: TaskBatch) -> None:
+    config = run.config
+    outputs = run.learner.predict(task, config.eval_inner_steps, config.co_test)
     predicted = outputs[0].argmax(-1).cpu()
     support_y, query_y = task.support_y[0].cpu(), task.query_y[0].cpu()
     shown = min(_QUERIES, config.eval_queries)
@@ -101,7 +91,7 @@ def _episode(figure: Any, learner: MetaLearner, task: TaskBatch, config: TrainCo
         ):
             guess = int(predicted[query])
             _image(axes, task.query_x[0, query], _RIGHT if guess == way else _WRONG, f"as {guess}")
-    figure.suptitle("A test task: one support image a class, and queries as predicted")
+    figure.suptitle("A test task: one support image per class, and queries as predicted")
 
 
 def _image(axes: Any, image: Tensor, color: str, title: str) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar that costs no host sync of its own."""
+"""Progress bar without host synchronization."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastmeta.train.errors import require
 
 
 class Progress:
-    """A bar of meta-steps on stderr, if that is a terminal; lines of text in any case.
+    """A bar of meta-steps on stderr, if that is a terminal, and lines of text.
 
     Args:
         total: meta-steps of the run.
-        done: meta-steps taken before.
-        quiet: whether it says nothing.
+        done: meta-steps already taken.
+        quiet: whether nothing is printed.
 
     Raises:
         MissingPackageError: if tqdm is missing.
@@ -47,14 +47,14 @@ class Progress:
         self._bar.close()
 
     def advance(self) -> None:
-        """One meta-step more."""
+        """Advances the bar by one meta-step."""
         self._bar.update()
 
     def show(self, **values: str) -> None:
-        """The values beside the bar from now on."""
+        """Sets the values that are shown next to the bar."""
         self._bar.set_postfix(values, refresh=False)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         if not self._quiet:
             self._bar.write(text, file=sys.stderr)

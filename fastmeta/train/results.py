@@ -1,88 +1,70 @@
-"""What a finished run is worth: its best learner on the test tasks, beside the untrained one."""
+"""Final evaluation of a run, and ``results.json``."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from fastmeta.backend import build_info
-from fastmeta.data import TaskSource
-from fastmeta.distributed import Sharding
 from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train._atomic_files import write_json
 from fastmeta.train.builders import build_learner, build_module
-from fastmeta.train.config.schema import TrainConfig
-from fastmeta.train.evaluation import evaluate
-from fastmeta.train.metrics import Estimate, Metric
+from fastmeta.train.metrics import estimate
 from fastmeta.train.plots import draw
+from fastmeta.train.run import Run
 from fastmeta.train.trainer import Trainer
 
 RESULTS_NAME = "results.json"
 PICTURE_NAME = "curves.png"
 
 
-def finish(trainer: Trainer, test: TaskSource, device: torch.device) -> dict[str, Any]:
-    """Tests the best learner of a trained run, and writes results and picture."""
-    config, metric, learner = trainer.config, trainer.metric, trainer.learner
-    steps, sharding = config.eval_inner_steps, trainer.sharding
-    assert trainer.best is not None, "the last step validates"
-    learner.load_state_dict({**learner.state_dict(), **trainer.best.learner})
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """Evaluates the best learner of a trained run on test tasks, and writes results and plots."""
+    run, best = trainer.run, trainer.best
+    config, learner, steps = run.config, run.learner, run.config.eval_inner_steps
+    assert best is not None, "the last step validates"
+    learner.load_state_dict({**learner.state_dict(), **best.learner})
     info = build_info()
     results = {
         "fastmeta": info.version,
         "torch": torch.__version__,
-        "backend": f"{info.backend}, {device.type}",
+        "backend": f"{info.backend}, {run.device.type}",
         "dataset": config.dataset,
         "method": config.method,
-        "metric": metric.name,
+        "metric": run.metric.name,
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
         "tasks_per_second": round(trainer.step * config.meta_batch / trainer.seconds, 1),
         "skipped_tasks": int(learner.non_finite_guard.skipped),
-        "best_step": trainer.best.step,
-        "val": as_dict(trainer.best.val, steps),
-        "test": on_test_tasks(config, learner, test, metric, steps, config.test_head, sharding),
-        **(_untrained(config, test, metric, device, sharding) if config.untrained else {}),
+        "best_step": best.step,
+        "val": {**asdict(best.val), "inner_steps": steps},
+        "test": evaluate_on_test(run, learner, steps, config.co_test),
+        **(_untrained(run) if config.untrained else {}),
         "config": config.to_dict(),
     }
-    if trainer.writes:
-        write_json(trainer.folder / RESULTS_NAME, results)
-    if config.plots and trainer.writes:
-        draw(trainer.folder / PICTURE_NAME, trainer.history, metric, learner, test[0], config)
-    return {**results, "folder": str(trainer.folder)}
+    if run.writes:
+        write_json(run.folder / RESULTS_NAME, results)
+        if config.plots:
+            draw(run.folder / PICTURE_NAME, run, trainer.history)
+    return {**results, "folder": str(run.folder)}
 
 
-def _untrained(
-    config: TrainConfig,
-    test: TaskSource,
-    metric: Metric,
-    device: torch.device,
-    sharding: Sharding | None,
+def evaluate_on_test(
+    run: Run, learner: MetaLearner, steps: int, head: Head = "main"
 ) -> dict[str, Any]:
-    """The same network without meta-training, also with more inner steps: the fair comparison."""
-    learner = build_learner(config, build_module(config, test, device))
+    """The score of a learner on the test tasks of a run after ``steps`` inner steps."""
+    found = estimate(run.scores("test", learner=learner, steps=steps, head=head))
+    return {**asdict(found), "inner_steps": steps}
+
+
+def _untrained(run: Run) -> dict[str, Any]:
+    """The same network without meta-training, also with more inner steps: the fair baseline."""
+    config = run.config
+    learner = build_learner(config, build_module(config, run.sources["test"], run.device))
     steps = {"untrained": config.eval_inner_steps, "untrained_long": config.untrained_inner_steps}
-    counts = sorted({*steps.values()} - {0})  # in one order on all ranks
-    found = {n: on_test_tasks(config, learner, test, metric, n, sharding=sharding) for n in counts}
-    return {name: found[n] for name, n in steps.items() if n}
-
-
-def on_test_tasks(
-    config: TrainConfig,
-    learner: MetaLearner,
-    test: TaskSource,
-    metric: Metric,
-    steps: int,
-    head: Head = "main",
-    sharding: Sharding | None = None,
-) -> dict[str, Any]:
-    """The score on the test tasks of ``config`` after ``steps`` inner steps."""
-    found = evaluate(learner, test, config.test_tasks, metric, steps, head, sharding)
-    return as_dict(found, steps)
-
-
-def as_dict(found: Estimate, steps: int) -> dict[str, Any]:
-    """An estimate as plain values."""
-    return {"mean": found.mean, "ci95": found.ci95, "tasks": found.tasks, "inner_steps": steps}
+    counts = sorted({*steps.values()} - {0})  # in the same order on all ranks
+    found = {count: evaluate_on_test(run, learner, count) for count in counts}
+    return {name: found[count] for name, count in steps.items() if count}

@@ -1,46 +1,35 @@
-"""Runs read back: tested again, or looked into."""
+"""Runs loaded from their checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastmeta.data import TaskSource
-from fastmeta.learners import MetaLearner
-from fastmeta.train.builders import build_learner, build_module, metric_of, prepare, task_source
+from fastmeta.train.builders import build_run, prepare
 from fastmeta.train.checkpoint import find_best, load_checkpoint
-from fastmeta.train.config.schema import TrainConfig, configure
+from fastmeta.train.config.schema import configure
 from fastmeta.train.errors import CheckpointError
-from fastmeta.train.results import on_test_tasks
+from fastmeta.train.results import evaluate_on_test
+from fastmeta.train.run import Run
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """A run read back.
+@dataclass(frozen=True, kw_only=True)
+class SavedRun(Run):
+    """A run whose learner was loaded from a checkpoint.
 
     Attributes:
-        checkpoint: where it was read.
+        checkpoint: path of the file.
         step: meta-steps taken.
-        config: its options.
-        device: where the learner is.
-        test: the test tasks.
-        learner: trained.
     """
 
     checkpoint: Path
     step: int
-    config: TrainConfig
-    device: torch.device
-    test: TaskSource
-    learner: MetaLearner
 
 
 def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Tests the best learner of a run on held-out tasks.
+    """Evaluates the best learner of a run on test tasks.
 
     Args:
         path: the run's folder, or a checkpoint.
@@ -50,30 +39,39 @@ def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]
         CheckpointError: if there is no usable checkpoint.
     """
     run = load_run(path, changes)
-    config, metric = run.config, metric_of(run.config)
-    steps = config.eval_inner_steps
+    config = run.config
     return {
         "checkpoint": str(run.checkpoint),
         "step": run.step,
         "method": config.method,
         "dataset": config.dataset,
-        "metric": metric.name,
-        "test": on_test_tasks(config, run.learner, run.test, metric, steps, config.test_head),
+        "metric": run.metric.name,
+        "test": evaluate_on_test(run, run.learner, config.eval_inner_steps, config.co_test),
     }
 
 
-def load_run(path: str | Path, changes: Mapping[str, Any]) -> SavedRun:
-    """The best learner of a run; arguments and errors as :func:`evaluate_run`."""
+def load_run(
+    path: str | Path, changes: Mapping[str, Any], splits: Sequence[str] = ("test",)
+) -> SavedRun:
+    """A run with its best learner.
+
+    Args:
+        path: the run's folder, or a checkpoint.
+        changes: options that differ from the run's.
+        splits: whose tasks are needed.
+
+    Raises:
+        CheckpointError: if there is no usable checkpoint.
+        ConfigError: if a change does not fit the run, or its data cannot be loaded.
+    """
     checkpoint = find_best(Path(path))
     content = load_checkpoint(checkpoint)
     config = configure(content["config"], changes)
-    device = prepare(config)
-    test = task_source(config, "test", device)
-    learner = build_learner(config, build_module(config, test, device))
+    run = build_run(config, checkpoint.parent, prepare(config), splits=splits)
     try:
-        learner.load_state_dict(content["learner"])
+        run.learner.load_state_dict(content["learner"])
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint}: does not fit its own configuration: {error}"
         ) from error
-    return SavedRun(checkpoint, content["step"], config, device, test, learner)
+    return SavedRun(**vars(run), checkpoint=checkpoint, step=content["step"])

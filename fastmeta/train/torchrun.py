@@ -1,4 +1,4 @@
-"""Training by the processes that torchrun starts."""
+"""Training on several ranks, started by torchrun."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from fastmeta.train.errors import ConfigError
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Whether this process is one of several ranks started by torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and reports."""
+    """Whether this process is rank 0, which writes files and reports."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def own_device(name: str) -> str:
-    """The device option of this process: each process on a machine has a GPU of its own."""
+    """The device of this process: each process on a machine has its own GPU."""
     if under_torchrun() and name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return name
 
 
 @contextmanager
-def joined(config: TrainConfig, device: torch.device) -> Iterator[Sharding | None]:
-    """How the meta-batches of a run are shared out; ``None`` for a process by itself.
+def process_group(config: TrainConfig, device: torch.device) -> Iterator[Sharding | None]:
+    """The sharding of meta-batches in a new process group, or ``None`` for a single process.
 
     Raises:
-        ConfigError: if the processes do not know one folder, or are more than a meta-batch's tasks.
+        ConfigError: if the run's folder is not given, or there are more ranks than tasks per
+            meta-batch.
     """
     if not under_torchrun():
         yield None
         return
     if config.out is None:
-        raise ConfigError("processes of torchrun share a run's folder: name it with out.")
+        raise ConfigError("ranks started by torchrun share the folder of a run: set it with out.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _init("nccl" if device.type == "cuda" else "gloo")
@@ -54,7 +55,7 @@ def joined(config: TrainConfig, device: torch.device) -> Iterator[Sharding | Non
         except ValueError as error:
             raise ConfigError(f"meta_batch: {error}") from error
         yield sharding
-        dist.barrier()  # one that ends early would break what the others still send
+        dist.barrier()  # a rank that exits early would break pending communication
     finally:
         dist.destroy_process_group()
 
@@ -63,8 +64,8 @@ def _init(backend: str) -> None:
     store, rank, size = next(rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
         # torchrun keeps its store when it restarts processes, and with it the addresses of those
-        # that died. (On several machines, whose restarts are counted apart, it must not share it:
-        # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.)
+        # that died. (Several machines count their restarts separately, so there the store must not
+        # be shared: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.)
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"fastmeta, restart {restarts}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)

@@ -1,4 +1,4 @@
-"""Which layers to adapt: the fastest Lambda pattern that is good enough."""
+"""Tuning of Lambda patterns: the fastest choice of adapted layers that is good enough."""
 
 from fastmeta.tuning.cost import CostModel, measure_cost
 from fastmeta.tuning.run import tune_run

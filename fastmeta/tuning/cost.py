@@ -1,4 +1,4 @@
-"""What a Lambda pattern costs, predicted from a few measurements."""
+"""Cost model of Lambda patterns, fitted to a few measurements."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fastmeta.tuning.timing import medians
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of adapting to a task, by layer.
+    """Seconds of adapting to a task, per layer.
 
     Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): ``K`` steps of the pattern ``L`` with
     the lowest layer ``m`` take ``F_prefix + K (sum_{l >= m} F_l + sum_{l > m} Bx_l + sum_{l in L}
     Bw_l)``, where ``F_l`` is the forward pass of a layer and ``Bx_l`` and ``Bw_l`` the gradients in
-    its input and in its weights. Here these are grouped as they can be measured from outside.
+    its input and in its weights. Here these are grouped into what can be measured from outside.
 
     Attributes:
-        once: ``F_prefix`` if the layer is the lowest, and whatever else a task costs once.
-        step: a step that adapts the layer alone.
-        more: ``Bw`` of the layer, what a step takes longer if it is adapted, too; 0 for the first,
+        once: ``F_prefix`` if the layer is the lowest, and any other fixed cost of a task.
+        step: cost of a step that adapts the layer alone.
+        more: ``Bw`` of the layer, the extra cost of a step that also adapts it; 0 for the first,
             which is never above another.
     """
 
@@ -35,7 +35,7 @@ class CostModel:
         """Seconds of ``steps`` inner steps.
 
         Args:
-            pattern: bits, one a layer, such as ``"00011"``.
+            pattern: bits, one per layer, such as ``"00011"``.
             steps: inner steps.
         """
         lowest, *others = (k for k, bit in enumerate(pattern) if bit == "1")
@@ -45,13 +45,13 @@ class CostModel:
 def measure_cost(
     adapt: Callable[[str, int], object], layers: int, steps: int, device: torch.device
 ) -> CostModel:
-    """Measures each layer alone, in two numbers of steps, and together with the first one.
+    """Measures each layer alone, with two numbers of steps, and together with the first layer.
 
     Args:
         adapt: adapts to a task, given bits and a number of steps.
-        layers: how many.
-        steps: the greater number of steps; at least 2 are taken.
-        device: where ``adapt`` runs.
+        layers: number of layers.
+        steps: the larger number of steps; at least 2 are taken.
+        device: of ``adapt``.
     """
     long = max(steps, 2)
     alone = [_bits({k}, layers) for k in range(layers)]

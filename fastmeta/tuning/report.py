@@ -1,4 +1,4 @@
-"""A search for a pattern as a table, as CSV, as JSON and as a picture."""
+"""Reports of a search for a pattern: table, CSV, JSON and plot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Search:
     Attributes:
         tuned: the search.
         test: the score of each pattern in :data:`ROLES`, by its bits.
-        change: task by task, that score less the one of all layers.
+        change: the mean difference per task from the score of all layers.
     """
 
     tuned: TunedPattern
@@ -42,7 +42,7 @@ class Search:
         return self.tuned.full.seconds / trial.seconds
 
     def summary(self) -> dict[str, Any]:
-        """What is written as JSON."""
+        """The content of the JSON file."""
         roles = {
             name: {
                 "pattern": trial.pattern,
@@ -61,7 +61,7 @@ class Search:
 
 
 def table(searches: Sequence[Search], metric: Metric) -> str:
-    """The patterns that matter, in words, for people."""
+    """The patterns on the front and those with a role, as text."""
     return "\n".join(line for search in searches for line in _lines(search, metric))
 
 
@@ -88,7 +88,7 @@ def _lines(search: Search, metric: Metric) -> list[str]:
 
 
 def write_csv(path: Path, searches: Sequence[Search], metric: Metric) -> None:
-    """One row a pattern that was tried."""
+    """Writes one row per evaluated pattern."""
     text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(["inner_steps", "pattern", metric.name, "ci95", "seconds", "speedup", "front"])
@@ -103,7 +103,7 @@ def write_csv(path: Path, searches: Sequence[Search], metric: Metric) -> None:
 
 
 def draw(path: Path, searches: Sequence[Search], metric: Metric) -> None:
-    """Score over time, one panel a search, with the Pareto front."""
+    """Plots score over time, one panel per search, with the Pareto front."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(searches), 4.2), layout="constrained")

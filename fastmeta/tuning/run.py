@@ -1,4 +1,4 @@
-"""The search for a Lambda pattern of a trained run, and what it writes."""
+"""Search for a Lambda pattern of a trained run, and its files."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastmeta.data import TaskSource
-from fastmeta.learners import MetaLearner
 from fastmeta.train._atomic_files import write_json
-from fastmeta.train.builders import metric_of, task_source
 from fastmeta.train.errors import ConfigError, require
-from fastmeta.train.evaluation import task_scores
-from fastmeta.train.metrics import Metric, estimate
+from fastmeta.train.metrics import estimate
+from fastmeta.train.run import Run
 from fastmeta.train.saved import load_run
 from fastmeta.tuning.report import ROLES, Search, draw, table, write_csv
 from fastmeta.tuning.search import TunedPattern, tune_pattern, with_pattern
@@ -25,9 +22,9 @@ PICTURE_NAME = "pareto.png"
 def tune_run(
     path: str | Path, changes: Mapping[str, Any], *, allowed_loss: float = 1.0, tasks: int = 200
 ) -> str:
-    """Finds a pattern for the best learner of a run, and tests it on test tasks.
+    """Finds a pattern for the best learner of a run, and evaluates it on test tasks.
 
-    Twice: for the inner steps of its evaluation, and for a single one. Writes ``patterns.csv``,
+    This is done for the inner steps of evaluation and for a single one. Writes ``patterns.csv``,
     ``patterns.json`` and ``pareto.png`` into the run's folder.
 
     Args:
@@ -45,17 +42,17 @@ def tune_run(
         MissingPackageError: if matplotlib is missing.
     """
     require("matplotlib", "The picture of the patterns")
-    run = load_run(path, changes)
-    config, metric, learner = run.config, metric_of(run.config), run.learner
-    val = task_source(config, "val", run.device)
+    run = load_run(path, changes, splits=("test", "val"))
+    config, metric = run.config, run.metric
     searches = []
     for steps in dict.fromkeys((config.eval_inner_steps, 1)):
         try:
-            tuned = tune_pattern(learner, val, tasks, steps, allowed_loss, metric)
+            tuned = tune_pattern(
+                run.learner, run.sources["val"], tasks, steps, allowed_loss, metric
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        searches.append(_tested(tuned, learner, run.test, config.test_tasks, metric))
-    folder = run.checkpoint.parent
+        searches.append(_tested(tuned, run))
     content = {
         "checkpoint": str(run.checkpoint),
         "dataset": config.dataset,
@@ -64,18 +61,16 @@ def tune_run(
         "allowed_loss": allowed_loss,
         "searches": [search.summary() for search in searches],
     }
-    write_json(folder / JSON_NAME, content)
-    write_csv(folder / CSV_NAME, searches, metric)
-    draw(folder / PICTURE_NAME, searches, metric)
+    write_json(run.folder / JSON_NAME, content)
+    write_csv(run.folder / CSV_NAME, searches, metric)
+    draw(run.folder / PICTURE_NAME, searches, metric)
     return table(searches, metric)
 
 
-def _tested(
-    tuned: TunedPattern, learner: MetaLearner, test: TaskSource, tasks: int, metric: Metric
-) -> Search:
+def _tested(tuned: TunedPattern, run: Run) -> Search:
     patterns = dict.fromkeys(getattr(tuned, role).pattern for role in ROLES)
     scores = {
-        p: task_scores(with_pattern(learner, p), test, tasks, metric, tuned.steps).double()
+        p: run.scores("test", learner=with_pattern(run.learner, p), steps=tuned.steps).double()
         for p in patterns
     }
     full = scores[tuned.full.pattern]

@@ -1,4 +1,4 @@
-"""The search for a Lambda pattern."""
+"""Search for a Lambda pattern."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastmeta.adaptation import LayerPattern
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import Task
-from fastmeta.train.evaluation import evaluate, evaluation_mode
-from fastmeta.train.metrics import ACCURACY, Estimate, Metric
+from fastmeta.train.evaluation import evaluation_mode, task_scores
+from fastmeta.train.metrics import ACCURACY, Estimate, Metric, estimate
 from fastmeta.tuning.cost import measure_cost
 from fastmeta.tuning.timing import medians
 
@@ -22,12 +22,12 @@ _ROUNDING = 1e-9  # of means over tasks, in percent
 
 @dataclass(frozen=True)
 class Trial:
-    """A pattern that was tried.
+    """A pattern that was evaluated.
 
     Attributes:
-        pattern: bits, one a layer.
+        pattern: bits, one per layer.
         score: on the query sets of the tasks.
-        seconds: of adapting to one task, median.
+        seconds: to adapt to one task, median.
     """
 
     pattern: str
@@ -42,9 +42,9 @@ class TunedPattern:
     Attributes:
         steps: inner steps.
         layers: names of the layers.
-        trials: all that were tried, the fastest first.
+        trials: all that were evaluated, the fastest first.
         front: those with a better score than all faster ones (the Pareto front).
-        full: all layers.
+        full: the one that adapts all layers.
         chosen: the fastest that is good enough.
         best: the one with the best score.
     """
@@ -68,16 +68,17 @@ def tune_pattern(
 ) -> TunedPattern:
     """The fastest pattern that is good enough, for a trained learner at test time.
 
-    Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): the one of least time whose score on
+    Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): the fastest one whose score on
     validation tasks is at most ``allowed_loss`` worse than that of all layers. Up to six layers all
-    patterns are tried. Of more, layers are taken away one by one: always the one without which the
-    pattern is still good enough and, as predicted by :class:`fastmeta.tuning.CostModel`, fastest.
+    patterns are evaluated. With more, layers are removed one by one: in each round the one without
+    which the pattern is still good enough and, as predicted by
+    :class:`fastmeta.tuning.CostModel`, fastest.
 
-    Chosen among many, the pattern's score on these tasks flatters it: report it on others.
+    As the pattern is selected on these tasks, its score on them is optimistic: report it on others.
 
     Args:
-        learner: trained; a pattern that it may have is left aside. Nothing of it changes.
-        source: of validation tasks; its first ones decide the score, the next one is timed.
+        learner: trained; its own pattern, if any, is ignored. It is not modified.
+        source: of validation tasks; the first ones decide the score, the next one is timed.
         tasks: how many decide the score, at least 2.
         steps: inner steps, at least 1.
         allowed_loss: in percent of all queries for an accuracy, of the error for ``"mse"``.
@@ -101,7 +102,7 @@ def tune_pattern(
 
     @cache
     def score(bits: str) -> Estimate:
-        return evaluate(patterned(bits), source, tasks, metric, steps)
+        return estimate(task_scores(patterned(bits), source, tasks, metric, steps))
 
     def good(bits: str) -> bool:
         return metric.loss(score(bits).mean, score(everything).mean) <= allowed_loss + _ROUNDING
@@ -112,7 +113,7 @@ def tune_pattern(
             tried = ["".join(bits) for bits in product("01", repeat=len(layers))][1:]
         else:
             cost = measure_cost(adapt, len(layers), steps, device)
-            tried = _take_away(everything, good, partial(cost.predict, steps=steps))
+            tried = _remove_layers(everything, good, partial(cost.predict, steps=steps))
         seconds = medians({bits: partial(adapt, bits, steps) for bits in tried}, device)
     trials = [
         Trial(bits, score(bits), seconds[bits]) for bits in sorted(tried, key=seconds.__getitem__)
@@ -133,12 +134,12 @@ def tune_pattern(
 
 
 def with_pattern(learner: MetaLearner, pattern: str) -> MetaLearner:
-    """The learner with its inner loop on some layers only.
+    """The learner with an inner loop that adapts some layers only.
 
     See :class:`fastmeta.adaptation.LayerPattern`.
 
     Raises:
-        ValueError: if the pattern does not suit the network.
+        ValueError: if the pattern does not fit the network.
     """
     inner = learner.adaptation
     return learner.with_components(
@@ -154,7 +155,7 @@ def layer_names(learner: MetaLearner) -> tuple[str, ...]:
 
 
 def _task_after(source: TaskSource, tasks: int) -> Task:
-    """A task of the first meta-batch behind ``tasks`` tasks."""
+    """A task of the first meta-batch after ``tasks`` tasks."""
     count = i = 0
     while count < tasks:
         count += len(source[i])
@@ -162,10 +163,10 @@ def _task_after(source: TaskSource, tasks: int) -> Task:
     return source[i][0]
 
 
-def _take_away(
+def _remove_layers(
     pattern: str, good: Callable[[str], bool], cost: Callable[[str], float]
 ) -> list[str]:
-    """``pattern``, and all that were tried while taking away its layers one by one."""
+    """``pattern``, and all that were evaluated while removing its layers one by one."""
     tried = [pattern]
     while pattern.count("1") > 1:
         bits = [k for k, bit in enumerate(pattern) if bit == "1"]

@@ -1,4 +1,4 @@
-"""Timing in turns: a change of the machine's pace meets all alike."""
+"""Interleaved timing, so that a change of the machine's speed affects all candidates alike."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ROUNDS = 15
 def medians(
     runs: Mapping[Key, Callable[[], object]], device: torch.device, rounds: int = _ROUNDS
 ) -> dict[Key, float]:
-    """Median seconds of each run over ``rounds`` rounds, after one to warm up.
+    """Median seconds of each run over ``rounds`` rounds, after a warm-up round.
 
     Args:
         runs: what to time; all of them run in every round.
-        device: whose work is waited for.
-        rounds: how many.
+        device: to synchronize after each run.
+        rounds: number of rounds.
     """
     seen: dict[Key, list[float]] = {key: [] for key in runs}
     for _ in range(rounds + 1):

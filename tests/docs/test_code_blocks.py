@@ -36,12 +36,12 @@ def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture(autouse=True)
-def _registrations_of_a_page_are_its_own() -> Iterator[None]:
-    before = [(kind, dict(kind)) for kind in (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)]
+def _restore_registries() -> Iterator[None]:
+    registries = (ADAPTATIONS, METAGRADS, AGGREGATIONS, METHODS)
+    before = [(registry, dict(registry.own)) for registry in registries]
     yield
-    for kind, known in before:
-        kind.clear()
-        kind.update(known)
+    for registry, own in before:
+        registry.own = own
 
 
 @pytest.mark.parametrize("page", PAGES)

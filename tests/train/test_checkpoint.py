@@ -119,7 +119,7 @@ def test_corrupt_checkpoints_are_skipped_and_set_aside(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save_checkpoint(step_path(tmp_path, step), {"step": step})
     damage(step_path(tmp_path, 15))
-    with pytest.raises(DamagedError, match=r"step-00000015\.pt: .*resume the run with its folder"):
+    with pytest.raises(DamagedError, match=r"step-00000015\.pt: .*resume the run from its folder"):
         load_latest(step_path(tmp_path, 15))
     damage(step_path(tmp_path, 10))
     with pytest.warns(RuntimeWarning) as caught:
@@ -130,7 +130,7 @@ def test_corrupt_checkpoints_are_skipped_and_set_aside(tmp_path: Path) -> None:
         "step-00000010.pt",
         "step-00000015.pt",
     ]
-    assert all("goes on from step-00000005.pt" in text for text in told)
+    assert all("continues from step-00000005.pt" in text for text in told)
     assert sorted(p.name for p in tmp_path.glob("*.damaged")) == [
         "step-00000010.pt.damaged",
         "step-00000015.pt.damaged",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from fastmeta.cli import main
 from fastmeta.data import SineTasks
-from fastmeta.models import MLP, Conv4, ResNet12
+from fastmeta.models import BACKBONES, MLP, Conv4, ResNet12
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
 from fastmeta.train.builders import build_co_learner, build_learner, build_module, task_source
 from fastmeta.train.checkpoint import load_checkpoint
@@ -129,5 +130,10 @@ def test_unsupported_architectures_are_refused(
     source = SineTasks(2, 5, 5, 0)
     with pytest.raises(ConfigError, match=part):
         build_learner(config, build_module(config, source, CPU))
-    with pytest.raises(ConfigError, match="no co-learner is known for backbone"):
+
+
+def test_a_backbone_without_a_co_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(BACKBONES["conv4"], co_learner=None)
+    monkeypatch.setitem(BACKBONES.own, "conv4", spec)
+    with pytest.raises(ConfigError, match="no co-learner is known for backbone 'conv4'"):
         build_co_learner(configure({"method": "cml"}), torch.nn.Linear(1, 1))

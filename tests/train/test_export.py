@@ -72,7 +72,7 @@ def test_the_same_logits_without_fastmeta(options: dict[str, Any]) -> None:
     batch = TaskBatch(
         **{
             k: t.double() if t.is_floating_point() else t
-            for k, t in vars(run.test[0].part(0, 1)).items()
+            for k, t in vars(run.sources["test"][0].part(0, 1)).items()
         }
     )
     training = bool(torch.rand(()) < 0.5)

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from fastmeta import TaskBatch
-from fastmeta.train import DivergedError, configure, resume, train
-from fastmeta.train import run as run_module
+from fastmeta.train import DivergedError, builders, configure, resume, train
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
 BAD = {4: [1], 7: [0, 3]}  # tasks by meta-batch, of meta-steps 5 and 8
@@ -34,13 +33,13 @@ class NonFiniteTasks:
 
 @pytest.fixture(autouse=True)
 def non_finite_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    make: Callable[..., Any] = run_module.task_source
+    make: Callable[..., Any] = builders.task_source
 
     def source(config: Any, split: str, device: Any) -> Any:
         found = make(config, split, device)
         return NonFiniteTasks(found) if split == "train" else found
 
-    monkeypatch.setattr(run_module, "task_source", source)
+    monkeypatch.setattr(builders, "task_source", source)
 
 
 def skipped(folder: str) -> dict[int, int]:

@@ -13,11 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fastmeta import FOMAML, TaskBatch
 from fastmeta.train import (
     CheckpointError,
     ConfigError,
     DivergedError,
     MissingPackageError,
+    Run,
+    Trainer,
     configure,
     evaluate_run,
     resume,
@@ -25,7 +28,7 @@ from fastmeta.train import (
 )
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-from fastmeta.train.metrics import Metric
+from fastmeta.train.metrics import MSE, Metric
 
 METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile")
 
@@ -255,3 +258,30 @@ def test_the_plot(sine: dict[str, Any], dataset: str) -> None:
         picture.load()
         assert picture.width > 1000
         assert len(picture.convert("L").getcolors(1 << 16) or ()) > 10
+
+
+def test_a_trainer_takes_any_source_of_tasks(sine: dict[str, Any], tmp_path: Path) -> None:
+    class Lines:
+        ways = None
+
+        def __getitem__(self, index: int) -> TaskBatch:
+            draw = torch.Generator().manual_seed(index)
+            slope, x = (torch.randn(s, generator=draw) for s in ((4, 1, 1), (4, 15, 1)))
+            y = slope * x
+            return TaskBatch(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:])
+
+    config = configure({**sine, "steps": 4})
+    learner = FOMAML(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, inner_lr=0.1)
+    run = Run(
+        config=config,
+        folder=tmp_path / "lines",
+        device=torch.device("cpu"),
+        metric=MSE,
+        learner=learner,
+        sources={"train": Lines(), "val": Lines()},
+    )
+    trainer = Trainer(run)
+    assert trainer.fit()
+    assert trainer.best is not None
+    assert trainer.best.val.tasks == config.val_tasks
+    assert [path.name for path in checkpoints(run.folder)] == ["step-00000004.pt"]

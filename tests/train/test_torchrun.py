@@ -79,5 +79,5 @@ def test_a_killed_rank_is_restarted_and_changes_nothing(
 
 def test_ranks_need_a_common_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="share a run's folder: name it with out"):
+    with pytest.raises(ConfigError, match="share the folder of a run: set it with out"):
         train(configure(OPTIONS))

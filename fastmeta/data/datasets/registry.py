@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastmeta.data._io.folders import ROOT_VARIABLE, data_root
 from fastmeta.data.dataset import EpisodeDataset
@@ -18,60 +19,89 @@ from fastmeta.data.datasets.mini_imagenet import load_mini_imagenet
 from fastmeta.data.datasets.mnist import load_mnist
 from fastmeta.data.datasets.omniglot import load_omniglot
 from fastmeta.data.datasets.planetoid import load_planetoid
+from fastmeta.data.sine import SineTasks
+from fastmeta.data.task_source import TaskSource
 from fastmeta.registry import Registry
 
-_TEXTS: dict[str, Callable[..., EpisodeDataset]] = {
-    "banking77": load_banking77,
-    "clinc150": load_clinc150,
-}
-_NODES: dict[str, Callable[..., EpisodeDataset]] = {
-    "citeseer": partial(load_planetoid, name="citeseer"),
-    "cora": partial(load_planetoid, name="cora"),
-}
-_FROM_FILES: dict[str, Callable[..., EpisodeDataset]] = {
-    "cifar-fs": load_cifar_fs,
-    "fashion-mnist": lambda root, split, **options: load_mnist(
-        root, split, name="fashion-mnist", **options
-    ),
-    "fc100": load_fc100,
-    "mini-imagenet": load_mini_imagenet,
-    "mnist": load_mnist,
-    "omniglot": load_omniglot,
-    **_TEXTS,
-    **_NODES,
-}
+Kind = Literal["images", "texts", "nodes", "regression"]
 
-_LOADERS: dict[str, Callable[..., EpisodeDataset]] = {
-    "digits": lambda _root, split, **options: load_digits(split, **options),
-    **_FROM_FILES,
-}
 
-DATASETS = tuple(_LOADERS)
-TEXTS, NODES = tuple(_TEXTS), tuple(_NODES)
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is known about a data set: either it is loaded, or its tasks are generated.
 
-# Where the files are, if not in a folder of the data set's name.
-_PLACES = {
-    "cifar-fs": (FOLDER, ARCHIVE),
-    "fc100": (FOLDER, ARCHIVE),
-    **dict.fromkeys(NODES, ("planetoid",)),
-}
+    Attributes:
+        kind: of its inputs and targets, ``None`` if unknown; all but ``"regression"`` are classes.
+        loader: from a folder (or ``None``), a split and options to the data set.
+        generator: from ``(tasks, shots, queries, seed, device=..., **options)`` to tasks.
+        files: paths in the folder of the data sets, one of which holds the data; none are needed if
+            this is empty.
+        preset: name of the default options of a training run.
+    """
+
+    kind: Kind | None = None
+    loader: Callable[..., EpisodeDataset] | None = None
+    generator: Callable[..., TaskSource] | None = None
+    files: tuple[str, ...] = ()
+    preset: str = "unknown"
+
+
+_CIFAR = (FOLDER, ARCHIVE)
+_fashion_mnist = partial(load_mnist, name="fashion-mnist")
+_citeseer = partial(load_planetoid, name="citeseer")
+_cora = partial(load_planetoid, name="cora")
+
+
+def _digits(_root: str | Path | None, split: str, **options: Any) -> EpisodeDataset:
+    return load_digits(split, **options)
+
+
+def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
+    return DatasetSpec(loader=loader)
+
+
+DATASETS: Registry[DatasetSpec] = Registry(
+    "dataset",
+    {
+        "digits": DatasetSpec("images", _digits, preset="digits"),
+        "cifar-fs": DatasetSpec("images", load_cifar_fs, files=_CIFAR, preset="photos"),
+        "fashion-mnist": DatasetSpec(
+            "images", _fashion_mnist, files=("fashion-mnist",), preset="mnist"
+        ),
+        "fc100": DatasetSpec("images", load_fc100, files=_CIFAR, preset="photos"),
+        "mini-imagenet": DatasetSpec(
+            "images", load_mini_imagenet, files=("mini-imagenet",), preset="mini-imagenet"
+        ),
+        "mnist": DatasetSpec("images", load_mnist, files=("mnist",), preset="mnist"),
+        "omniglot": DatasetSpec("images", load_omniglot, files=("omniglot",), preset="omniglot"),
+        "banking77": DatasetSpec("texts", load_banking77, files=("banking77",), preset="texts"),
+        "clinc150": DatasetSpec("texts", load_clinc150, files=("clinc150",), preset="texts"),
+        "citeseer": DatasetSpec("nodes", _citeseer, files=("planetoid",), preset="nodes"),
+        "cora": DatasetSpec("nodes", _cora, files=("planetoid",), preset="nodes"),
+        "sine": DatasetSpec("regression", generator=SineTasks, preset="sine"),
+    },
+    convert=_from_plugin,
+)
+"""The data sets by name; a plug-in provides the loader of a :class:`DatasetSpec`."""
 
 
 def datasets_in(root: str | Path) -> list[str]:
     """The data sets with files in ``root``."""
-    places = {name: _PLACES.get(name, (name,)) for name in _FROM_FILES}
-    return [n for n, paths in places.items() if any((Path(root) / p).exists() for p in paths)]
+    return [
+        name
+        for name, spec in DATASETS.own.items()
+        if any((Path(root) / path).exists() for path in spec.files)
+    ]
 
 
 def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> EpisodeDataset:
     """Loads a data set by name.
 
     Args:
-        name: one of ``DATASETS``, of which ``TEXTS`` are of texts, ``NODES`` of nodes of a graph,
-            the others of images; or a plug-in's. ``"digits"`` needs no files.
+        name: one of :data:`DATASETS` that is not generated; ``"digits"`` needs no files.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        root: the folder of the data sets; by default the one the environment variable
-            ``FASTMETA_DATA`` names. "digits" does not read it; a plug-in may be without.
+        root: the folder of the data sets; by default the one that the environment variable
+            ``FASTMETA_DATA`` names. "digits" ignores it; a plug-in may do without.
         options: of the loader: :func:`load_digits`, :func:`load_mnist`, :func:`load_omniglot`,
             :func:`load_mini_imagenet`, :func:`load_cifar_fs`, :func:`load_fc100`,
             :func:`load_clinc150`, :func:`load_banking77` or :func:`load_planetoid`.
@@ -82,11 +112,11 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
         ImportError: if an optional package is missing.
         ValueError: if a name or an option is not valid.
     """
-    registry = Registry("dataset", _LOADERS)
-    if name not in registry:
+    spec = DATASETS[name]
+    if spec.loader is None:
         raise ValueError(
-            f"name must be one of {', '.join(registry)}; got {name!r}. "
-            "Regression tasks need no data set: see SineTasks."
+            f"{name!r} is no data set that is loaded: its tasks are generated, see "
+            f"fastmeta.data.DATASETS[{name!r}].generator."
         )
-    folder = data_root(root) if name in _FROM_FILES else root or os.environ.get(ROOT_VARIABLE)
-    return registry.find(name)(folder, split, **options)
+    folder = data_root(root) if spec.files else root or os.environ.get(ROOT_VARIABLE)
+    return spec.loader(folder, split, **options)

@@ -1,4 +1,4 @@
-"""The fields of a configuration: their help, and the check of their values."""
+"""Fields of a configuration: their help texts, and checks of their values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from fastmeta.train.errors import ConfigError
 
@@ -17,19 +17,19 @@ def option(
     *,
     default: Any = MISSING,
     choices: Collection[str] | None = None,
-    least: float | None = None,
+    minimum: float | None = None,
     above: float | None = None,
 ) -> Any:
-    """A dataclass field with what the command line and the checks need to know.
+    """A dataclass field with the metadata that the command line and the checks use.
 
     Args:
         text: one line of help.
         default: of the field; without one it depends on the data set or method.
-        choices: the allowed values; all by default.
-        least: the smallest allowed value.
-        above: what the value must be greater than.
+        choices: the allowed values; by default those of the type.
+        minimum: the smallest allowed value.
+        above: a lower bound that the value must exceed.
     """
-    metadata = {"help": text, "choices": choices, "least": least, "above": above}
+    metadata = {"help": text, "choices": choices, "minimum": minimum, "above": above}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -40,12 +40,12 @@ class Kind:
     """A type of option.
 
     Attributes:
-        words: its name in a message.
+        label: its name in a message.
         read: the value in its canonical form; raises ``TypeError`` or ``ValueError``.
         optional: whether ``None`` is a value.
     """
 
-    words: str
+    label: str
     read: Callable[[Any], Any]
     optional: bool = False
 
@@ -92,12 +92,22 @@ _KINDS: dict[Any, Kind] = {
 
 
 def kind_of(hint: Any) -> Kind:
-    """The kind of option that a type annotation stands for."""
+    """The kind of option that has a type annotation."""
+    if get_origin(hint) is Literal:
+        return _KINDS[str]
     if isinstance(hint, UnionType):
         (inner,) = (arg for arg in get_args(hint) if arg is not NoneType)
         kind = _KINDS[inner]
-        return Kind(f"{kind.words} or nothing", kind.read, optional=True)
+        return Kind(f"{kind.label} or nothing", kind.read, optional=True)
     return _KINDS[get_origin(hint) or hint]
+
+
+def choices_of(hint: Any, metadata: Mapping[str, Any]) -> Collection[str] | None:
+    """The allowed values of an option, or ``None`` if its type and range alone restrict them."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    choices: Collection[str] | None = metadata["choices"]
+    return choices
 
 
 def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> Any:
@@ -112,20 +122,20 @@ def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> An
     try:
         result = kind.read(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{name} must be {kind.words}; got {value!r}.") from None
-    choices, least, above = metadata["choices"], metadata["least"], metadata["above"]
+        raise ConfigError(f"{name} must be {kind.label}; got {value!r}.") from None
+    choices, minimum, above = choices_of(hint, metadata), metadata["minimum"], metadata["above"]
     if choices is not None and result not in choices:
         near = did_you_mean(result, choices)
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{near}")
     for number in result if isinstance(result, tuple) else (result,):
-        if least is not None and number < least:
-            raise ConfigError(f"{name} must be at least {least}; got {value!r}.")
+        if minimum is not None and number < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}; got {value!r}.")
         if above is not None and number <= above:
             raise ConfigError(f"{name} must be greater than {above}; got {value!r}.")
     return result
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest known word, or nothing."""
-    nearest = get_close_matches(word, known, n=1)
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """`` Did you mean 'x'?`` for the nearest known name, or nothing."""
+    nearest = get_close_matches(name, known, n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

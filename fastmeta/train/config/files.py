@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastmeta.train.config.schema import check_names
+from fastmeta.train.config._toml import parse_toml
 from fastmeta.train.errors import ConfigError, require
 
 
@@ -16,10 +16,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The options in a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file.
 
     Args:
-        path: of the file; ``[data_options]`` and those of the rooms are tables in it.
+        path: of the file; options such as ``data_options`` are tables in it.
 
     Raises:
-        ConfigError: if the file is missing or broken, of another kind, or has an unknown option.
+        ConfigError: if the file is missing, is not valid, has another format or an unknown option.
         MissingPackageError: if it is YAML and PyYAML is missing.
     """
     options = read_table(Path(path).expanduser())
@@ -28,7 +28,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The content of such a file, whatever its names; raises as :func:`read_config`."""
+    """The content of such a file, whatever its keys; raises as :func:`read_config`."""
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise ConfigError(f"{path}: expected a {', '.join(_PARSERS)} file.")
@@ -52,14 +52,9 @@ class _SyntaxError(Exception):
 
 
 def _toml(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        require("tomli", "A TOML configuration")
-        import tomli as tomllib
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(text)
+    except ValueError as error:
         raise _SyntaxError(f"not valid TOML: {error}.") from error
 
 
@@ -74,7 +69,7 @@ def _yaml(text: str) -> Any:
 
 
 def _loader() -> Any:
-    """YAML 1.1 takes ``1e-3`` for a text; this loader reads it as the number that is meant."""
+    """A loader that reads ``1e-3`` as a number, which is a string in YAML 1.1."""
     import re
 
     import yaml

@@ -4,118 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from fastmeta.data import DATASETS, NODES, TEXTS
-from fastmeta.engines import ENGINES, EngineName
+from fastmeta.adaptation import ADAPTATIONS
+from fastmeta.aggregation import AGGREGATIONS
+from fastmeta.data import DATASETS, DatasetSpec
+from fastmeta.engines import EngineName
 from fastmeta.functional import Head
-from fastmeta.learners import NonFinite
-from fastmeta.learners.methods import WORDS as LEARNER_WORDS
-from fastmeta.models import Downsample
-from fastmeta.registry import Registry
+from fastmeta.learners import METHODS, NonFinite
+from fastmeta.metagrad import METAGRADS
+from fastmeta.models import BACKBONES, Downsample
 from fastmeta.train.config.fields import checked, did_you_mean, option
 from fastmeta.train.config.presets import defaults_for
 from fastmeta.train.errors import ConfigError
 
-SINE = "sine"
-WORDS: dict[str, Registry[Any]] = {
-    "dataset": Registry("dataset", dict.fromkeys((*DATASETS, SINE))),
-    **LEARNER_WORDS,
-}
 TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation_options")
-
-_ONE_WIDTH = {"conv4": "number of filters", "text": "width"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All options of a training run, checked.
 
-    Make one with :func:`configure`, which knows the defaults of data sets and methods: fields
-    without a default here have one there. ``help`` of each field is in its metadata.
+    Make one with :func:`configure`, which adds the defaults that depend on data set and method, of
+    fields without a default here. The ``help`` of each field is in its metadata.
 
     Raises:
         ConfigError: if an option has the wrong type or value, or does not fit the others.
     """
 
-    dataset: str = option("data set", default="digits", choices=WORDS["dataset"])
+    dataset: str = option("data set", default="digits", choices=DATASETS)
     data_root: str | None = option(
         "folder of the data sets; by default the one FASTMETA_DATA names", default=None
     )
     data_options: Mapping[str, Any] = option("options of the data set's loader", default={})
 
-    method: str = option("meta-learning method", default="gsl", choices=WORDS["method"])
-    adaptation: str = option("room 1, the inner loop", choices=WORDS["adaptation"])
-    metagrad: str = option("room 2, the meta-gradient of a task", choices=WORDS["metagrad"])
-    aggregation: str = option("room 3, the weights of the tasks", choices=WORDS["aggregation"])
-    adaptation_options: Mapping[str, Any] = option("options of room 1", default={})
-    metagrad_options: Mapping[str, Any] = option("options of room 2", default={})
-    aggregation_options: Mapping[str, Any] = option("options of room 3", default={})
+    method: str = option("meta-learning method", default="gsl", choices=METHODS)
+    adaptation: str = option("inner-loop adaptation", choices=ADAPTATIONS)
+    metagrad: str = option("meta-gradient of a task", choices=METAGRADS)
+    aggregation: str = option("task aggregation", choices=AGGREGATIONS)
+    adaptation_options: Mapping[str, Any] = option("options of the adaptation", default={})
+    metagrad_options: Mapping[str, Any] = option("options of the meta-gradient", default={})
+    aggregation_options: Mapping[str, Any] = option("options of the aggregation", default={})
     co_learner: bool = option("train with a co-learner, as method cml does", default=False)
-    gamma: float = option("weight of the co-learner's loss", default=1.0, least=0)
-    co_test: str = option(
-        "whose outputs the test scores: of the main head, or the co-learner's",
-        default="main",
-        choices=get_args(Head),
+    gamma: float = option("weight of the co-learner's loss", default=1.0, minimum=0)
+    co_test: Head = option("head that is evaluated on test tasks", default="main")
+    ways: int = option("classes per task (1 for sine)", minimum=1)
+    shots: int = option("support examples per class", minimum=1)
+    queries: int = option("query examples per class in training", minimum=1)
+    eval_queries: int = option("query examples per class in validation and test", minimum=1)
+    meta_batch: int = option("tasks per meta-step", minimum=1)
+    jitter_shift: float = option("largest random shift of training images, in pixels", minimum=0)
+    jitter_degrees: float = option(
+        "largest random rotation of training images, in degrees", minimum=0
     )
-    ways: int = option("classes a task (1 for sine)", least=1)
-    shots: int = option("support examples a class", least=1)
-    queries: int = option("query examples a class in training", least=1)
-    eval_queries: int = option("query examples a class in validation and test", least=1)
-    meta_batch: int = option("tasks a meta-step", least=1)
-    jitter_shift: float = option("largest random shift of training images, in pixels", least=0)
-    jitter_degrees: float = option("largest random turn of training images", least=0)
-    jitter_zoom: float = option("largest random zoom of training images, as a logarithm", least=0)
-    jitter_flip: float = option("probability that a training image is mirrored", least=0)
+    jitter_zoom: float = option("largest random zoom of training images, as a logarithm", minimum=0)
+    jitter_flip: float = option("probability that a training image is flipped", minimum=0)
 
     inner_lr: float = option("learning rate of the inner loop", above=0)
-    inner_steps: int = option("inner steps in training", least=0)
-    eval_inner_steps: int = option("inner steps in validation and test", least=0)
-    untrained: bool = option("test the network without meta-training, too", default=True)
+    inner_steps: int = option("inner steps in training", minimum=0)
+    eval_inner_steps: int = option("inner steps in validation and test", minimum=0)
+    untrained: bool = option("also test the network without meta-training", default=True)
     untrained_inner_steps: int = option(
         "inner steps of a second test of the network without meta-training; 0 for none",
-        least=0,
+        minimum=0,
     )
 
-    steps: int = option("meta-steps", least=1)
+    steps: int = option("meta-steps", minimum=1)
     lr: float = option("learning rate of the outer optimizer", above=0)
-    optimizer: str = option("outer optimizer", default="adam", choices=("adam", "sgd"))
-    lr_schedule: str = option(
-        "of the outer learning rate, down to 0 over all meta-steps",
-        default="none",
-        choices=("none", "cosine", "linear"),
+    optimizer: Literal["adam", "sgd"] = option("outer optimizer", default="adam")
+    lr_schedule: Literal["none", "cosine", "linear"] = option(
+        "decay of the outer learning rate to 0 over all meta-steps", default="none"
     )
 
-    backbone: str = option("network", choices=("conv4", "mlp", "resnet12", "text", "gcn"))
+    backbone: str = option("network", choices=BACKBONES)
     hidden: tuple[int, ...] = option(
         "filters of conv4, of the four blocks of resnet12 (one number doubles from block to "
         "block), width of text, or widths of the layers of mlp or gcn",
-        least=1,
+        minimum=1,
     )
-    downsample: str = option("downsampling of conv4", default="pool", choices=get_args(Downsample))
+    downsample: Downsample = option("downsampling of conv4", default="pool")
     batch_norm_stats: bool = option(
         "evaluate images with running statistics, not those of the batch", default=False
     )
-    per_step_batch_norm: bool = option("a BatchNorm of conv4 for each inner step", default=False)
+    per_step_batch_norm: bool = option("a BatchNorm of conv4 per inner step", default=False)
 
-    engine: str = option("what runs the tasks in training", default="auto", choices=ENGINES)
-    non_finite: str = option(
+    engine: EngineName = option("engine that runs the training tasks", default="auto")
+    non_finite: NonFinite = option(
         "a training task whose loss or gradient is NaN or infinite: keep it, skip and count it, or "
         "raise an error",
         default="skip",
-        choices=get_args(NonFinite),
     )
-    seed: int = option("of initial weights and training tasks", default=0, least=0)
+    seed: int = option("seed of initial weights and training tasks", default=0, minimum=0)
     device: str = option("auto, cpu, cuda or cuda:N", default="auto")
-    threads: int | None = option("CPU threads; by default torch's choice", default=None, least=1)
+    threads: int | None = option("CPU threads; by default torch's choice", default=None, minimum=1)
     out: str | None = option("run folder; by default a new one in runs/", default=None)
-    val_every: int = option("meta-steps between validations", default=250, least=1)
-    val_tasks: int = option("validation tasks, always the same", default=100, least=2)
-    test_tasks: int = option("test tasks, always the same", default=600, least=2)
-    log: str = option("log of the curves", default="csv", choices=("csv", "tensorboard", "both"))
-    log_every: int = option("meta-steps between log rows", default=25, least=1)
-    checkpoint_every: int = option("meta-steps between checkpoints", default=250, least=1)
-    keep: int = option("checkpoints to keep, besides the best", default=2, least=1)
+    val_every: int = option("meta-steps between validations", default=250, minimum=1)
+    val_tasks: int = option("validation tasks, always the same", default=100, minimum=2)
+    test_tasks: int = option("test tasks, always the same", default=600, minimum=2)
+    log: Literal["csv", "tensorboard", "both"] = option("log of the curves", default="csv")
+    log_every: int = option("meta-steps between log rows", default=25, minimum=1)
+    checkpoint_every: int = option("meta-steps between checkpoints", default=250, minimum=1)
+    keep: int = option("checkpoints to keep, apart from the best", default=2, minimum=1)
     plots: bool = option("draw curves and a test episode at the end", default=True)
 
     def __post_init__(self) -> None:
@@ -131,71 +120,48 @@ class TrainConfig:
             object.__setattr__(self, "metagrad_options", table)
 
     def _check_fit(self) -> None:
-        backbones = _backbones(self.dataset)
-        if self.backbone not in backbones:
+        kind, backbone = self.dataset_spec.kind, BACKBONES[self.backbone]
+        if kind is not None and kind not in backbone.kinds:
+            fitting = [name for name, spec in BACKBONES.items() if kind in spec.kinds]
             raise ConfigError(
-                f"dataset {self.dataset} needs backbone {' or '.join(backbones)}; "
+                f"dataset {self.dataset} needs backbone {' or '.join(fitting)}; "
                 f"got {self.backbone}."
             )
-        if self.dataset == SINE and self.ways != 1:
+        if self.regression and self.ways != 1:
             raise ConfigError(
-                f"dataset sine is regression of one number: it needs ways 1; got {self.ways}."
+                f"dataset {self.dataset} is regression of one number: it needs ways 1; "
+                f"got {self.ways}."
             )
-        if self.dataset != SINE and self.ways < 2:
+        if not self.regression and self.ways < 2:
             raise ConfigError(f"classification needs at least 2 ways; got {self.ways}.")
-        if self.backbone in _ONE_WIDTH and len(self.hidden) != 1:
+        counts = backbone.hidden_counts
+        if counts is not None and len(self.hidden) not in counts:
             raise ConfigError(
-                f"backbone {self.backbone} takes one {_ONE_WIDTH[self.backbone]} as hidden; "
+                f"backbone {self.backbone} takes {backbone.hidden_label} as hidden; "
                 f"got {list(self.hidden)}."
             )
         jitters = (self.jitter_shift, self.jitter_degrees, self.jitter_zoom, self.jitter_flip)
-        if any(jitters) and (self.dataset == SINE or self.dataset in (*TEXTS, *NODES)):
+        if any(jitters) and kind not in (None, "images"):
             raise ConfigError(
-                "jitter_shift, jitter_degrees, jitter_zoom and jitter_flip move images, and "
+                "jitter_shift, jitter_degrees, jitter_zoom and jitter_flip transform images, and "
                 f"dataset {self.dataset} has none: they must be 0; got {jitters}."
-            )
-        if self.backbone == "resnet12" and len(self.hidden) not in (1, 4):
-            raise ConfigError(
-                f"backbone resnet12 takes one or four numbers as hidden; got {list(self.hidden)}."
             )
         if self.co_test != "main" and not self.co_learner:
             raise ConfigError(f"co_test {self.co_test!r} needs a co-learner, as method cml has.")
 
     @property
+    def dataset_spec(self) -> DatasetSpec:
+        """What is known about the data set."""
+        return DATASETS[self.dataset]
+
+    @property
     def regression(self) -> bool:
         """Whether tasks are regression, not classification."""
-        return self.dataset == SINE
-
-    @property
-    def checked_engine(self) -> EngineName:
-        """``engine``, which is checked."""
-        return cast(EngineName, self.engine)
-
-    @property
-    def checked_non_finite(self) -> NonFinite:
-        """``non_finite``, which is checked."""
-        return cast(NonFinite, self.non_finite)
-
-    @property
-    def test_head(self) -> Head:
-        """``co_test``, which is checked."""
-        return cast(Head, self.co_test)
+        return self.dataset_spec.kind == "regression"
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for JSON or a checkpoint."""
         return {**asdict(self), "hidden": list(self.hidden)}
-
-
-def _backbones(dataset: str) -> tuple[str, ...]:
-    """The networks that take the inputs of a data set."""
-    if dataset in TEXTS:
-        return ("text",)
-    if dataset in NODES:
-        return ("gcn",)
-    if dataset == SINE:
-        return ("mlp",)
-    images = ("conv4", "mlp", "resnet12")
-    return images if dataset in DATASETS else (*images, "text", "gcn")  # of a plug-in: anything
 
 
 def option_names() -> list[str]:
@@ -204,7 +170,7 @@ def option_names() -> list[str]:
 
 
 def check_names(options: Mapping[str, Any], where: str) -> None:
-    """Makes sure that all keys are options.
+    """Checks that all keys are options.
 
     Raises:
         ConfigError: naming the first that is not, and the nearest option.
@@ -219,8 +185,9 @@ def check_names(options: Mapping[str, Any], where: str) -> None:
 def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     """The configuration of several sources of options, such as a file and flags.
 
-    Later sources win; the tables of options are merged. What none names has the default for its
-    data set and method (`fastmeta.train.config.presets`), whose tables are for its own names alone.
+    Later sources win; tables of options are merged. Options in none of them have the defaults of
+    the data set and the method (`fastmeta.train.config.presets`). A default table of options is
+    dropped if the component that it belongs to is another.
 
     Raises:
         ConfigError: if an option is unknown, has the wrong type or value, or does not fit others.
@@ -228,13 +195,13 @@ def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     for source in sources:
         check_names(source, "configuration")
     given = _merged(sources)
-    whole = {item.name: item.default for item in fields(TrainConfig)}
-    dataset, method = (given.get(name, whole[name]) for name in ("dataset", "method"))
+    fallback = {item.name: item.default for item in fields(TrainConfig)}
+    dataset, method = (given.get(name, fallback[name]) for name in ("dataset", "method"))
     defaults = defaults_for(dataset, method)
     own = {}
     for name in TABLES:
-        table, room = defaults.pop(name, None), name.removesuffix("_options")
-        if table and given.get(room, defaults[room]) == defaults[room]:
+        table, component = defaults.pop(name, None), name.removesuffix("_options")
+        if table and given.get(component, defaults[component]) == defaults[component]:
             own[name] = table
     return TrainConfig(**{**defaults, **_merged([own, given])})
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fastmeta.data import DATASETS, NODES, TEXTS, DataError, datasets_in, load
+from fastmeta.data import DATASETS, DataError, datasets_in, load
 from tests.helpers.synthetic_files import write_banking77, write_clinc150, write_planetoid
 
 
@@ -22,13 +22,19 @@ def root(tmp_path: Path, write_idx: Callable[[Path, NDArray[np.uint8]], Path]) -
 
 
 def test_names() -> None:
-    images = {
-        *("digits", "mnist", "fashion-mnist", "omniglot"),
-        *("mini-imagenet", "cifar-fs", "fc100"),
+    by_kind: dict[str | None, set[str]] = {}
+    for name, spec in DATASETS.items():
+        by_kind.setdefault(spec.kind, set()).add(name)
+        assert (spec.loader is None) == (spec.generator is not None)
+    assert by_kind == {
+        "images": {
+            *("digits", "mnist", "fashion-mnist", "omniglot"),
+            *("mini-imagenet", "cifar-fs", "fc100"),
+        },
+        "texts": {"clinc150", "banking77"},
+        "nodes": {"cora", "citeseer"},
+        "regression": {"sine"},
     }
-    assert set(TEXTS) == {"clinc150", "banking77"}
-    assert set(NODES) == {"cora", "citeseer"}
-    assert set(DATASETS) == images | {*TEXTS, *NODES}
 
 
 def test_available_data_sets_are_listed(root: Path) -> None:
@@ -95,5 +101,15 @@ def test_digits_need_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"got 'sine'.*SineTasks"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'cara'.*Did you mean 'cora'"):
+        load("cara", "train")
+
+
+def test_generated_tasks_are_not_loaded() -> None:
+    with pytest.raises(
+        ValueError, match=r"'sine' .* generated, see fastmeta.data.DATASETS\['sine'"
+    ):
         load("sine", "train")
+    generator = DATASETS["sine"].generator
+    assert generator is not None
+    assert generator(4, 2, 3, 0)[0].query_x.shape == (4, 3, 1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from fastmeta.data import DATASETS, DatasetSpec, SineTasks
+from fastmeta.learners import METHODS
 from fastmeta.train import ConfigError, TrainConfig, configure, read_config
+from fastmeta.train.config.schema import presets
 
 OPTIONS = {
     "dataset": "omniglot",
@@ -77,6 +81,29 @@ def test_defaults_depend_on_data_set_and_method() -> None:
     assert many > one
 
 
+def test_every_data_set_and_method_has_defaults() -> None:
+    for dataset, spec in DATASETS.items():
+        for method in METHODS:
+            config = configure({"dataset": dataset, "method": method})
+            assert (config.jitter_shift > 0) <= (spec.kind == "images")
+            assert config.steps >= 100
+    names = {field.name for field in fields(TrainConfig)}
+    for name in ("datasets", "methods"):
+        for table in presets._table(name).values():
+            assert {*table} - {"extends"} <= names
+
+
+def test_a_data_set_registered_in_python_has_the_defaults_of_its_preset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = DatasetSpec("regression", generator=SineTasks, preset="sine")
+    monkeypatch.setitem(DATASETS.own, "waves", spec)
+    config = configure({"dataset": "waves"})
+    assert config.regression
+    assert config == replace(configure({"dataset": "sine"}), dataset="waves")
+    assert configure(config.to_dict()) == config
+
+
 def test_the_multi_step_loss_anneals_over_a_tenth_of_the_run() -> None:
     config = configure({"method": "maml++", "steps": 500})
     assert config.metagrad_options == {"anneal_steps": 50}
@@ -95,6 +122,8 @@ def test_round_trip_of_a_configuration() -> None:
     ("options", "part"),
     [
         ({"dataset": "omniglott"}, "Did you mean 'omniglot'"),
+        ({"dataset": ["digits"]}, r"dataset must be a text; got \['digits'\]"),
+        ({"method": ["gsl"]}, r"method must be a text; got \['gsl'\]"),
         ({"metod": "gsl"}, "unknown option 'metod'. Did you mean 'method'"),
         ({"ways": "five"}, "ways must be an integer; got 'five'"),
         ({"ways": 5.0}, "ways must be an integer"),
@@ -119,6 +148,11 @@ def test_round_trip_of_a_configuration() -> None:
         ({"dataset": "clinc150", "jitter_flip": 0.5}, "dataset clinc150 has none"),
         ({"dataset": "sine", "ways": 2}, "needs ways 1; got 2"),
         ({"optimizer": "lion"}, "optimizer must be one of adam, sgd"),
+        (
+            {"engine": "mpl"},
+            "engine must be one of auto, loop, batched, mlp; .* Did you mean 'mlp'",
+        ),
+        ({"backbone": "conv5"}, "backbone must be one of conv4, .*Did you mean 'conv4'"),
     ],
 )
 def test_errors_are_named(options: dict, part: str) -> None:
