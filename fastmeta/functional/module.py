@@ -1,15 +1,15 @@
-"""Calling an ordinary module with other parameters and buffers than its own."""
+"""Stateless calls of an ``nn.Module``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta.functional._checkpointing import check_parts, checkpointed
+from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.gradients.checks import check_module
@@ -27,8 +27,8 @@ class FunctionalModule:
         module: the module.
         autocast: the dtype of autocast in forward passes and the loss, ``torch.bfloat16`` or
             ``torch.float16``; ``None`` leaves autocast as it is around the call.
-        checkpoint: compute activations again instead of keeping them, see
-            :func:`fastmeta.functional._checkpointing.checkpointed`.
+        checkpoint: recompute activations in backward passes instead of keeping them, see
+            :class:`fastmeta.functional._checkpointing.CheckpointPlan`.
         co_learner: another head, whose parameters and buffers follow the module's.
 
     Attributes:
@@ -67,6 +67,7 @@ class FunctionalModule:
         self.names = [name for name, _ in trainable]
         self.params: list[nn.Parameter] = [param for _, param in trainable]
         self.own = len(trainable)
+        self._plan: ForwardPlan | None = None  # within :meth:`planned`
         self._head: FunctionalModule | None = None
         if co_learner is not None:
             co_learner.check_fit(module)
@@ -83,7 +84,7 @@ class FunctionalModule:
         if autocast is not None:
             _check_autocast(autocast, self.params[0].dtype)
         if checkpoint:
-            check_parts(module)
+            check_segments(module)
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
         """The module's output for ``x`` with ``params`` (in the order of ``names``) and buffers."""
@@ -98,10 +99,8 @@ class FunctionalModule:
         assert self.co_learner is not None
         assert self._head is not None
         seen: list[Tensor] = []
-        # The tap comes last, so that fusion does not take it for a hook of the user's.
-        output = self._run(
-            params, buffers, x, capture_output(self.module, self.co_learner.at, seen)
-        )
+        capture = capture_output(self.module, self.co_learner.at, seen)
+        output = self._run(params, buffers, x, capture)
         if len(seen) != 1:
             raise RuntimeError(
                 f"a forward pass ran the submodule {self.co_learner.at!r} {len(seen)} times; a "
@@ -116,18 +115,47 @@ class FunctionalModule:
         params: Sequence[Tensor],
         buffers: Buffers,
         x: Tensor,
-        tap: AbstractContextManager[None],
+        capture: AbstractContextManager[None],
     ) -> Tensor:
         if self._head is not None:
             params = params[: self.own]
             buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}
         values = {**dict(zip(self.names[: self.own], params, strict=True)), **buffers}
-        again = checkpointed(self.module, self.forward_context) if self.checkpoint else None
         own = self.params[: self.own]
-        kept = nullcontext() if again else use_prefix_cache(self.module, own, params)
-        with self._precision(), again or self.forward_context(self.module), kept, tap:
+        plan = self._plan or self._new_plan()
+        cached = nullcontext() if self.checkpoint else use_prefix_cache(self.module, own, params)
+        # The hook that captures comes last, so that fusion does not take it for a user's.
+        with self._precision(), plan(), cached, capture:
             output: Tensor = functional_call(self.module, values, (x,))
         return output
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """Inspects the module once for all forward passes in this context; contexts nest.
+
+        Which parts are checkpointed or run as compiled ops is otherwise found anew for each
+        forward pass. Of the module, only tensors, hooks and training modes may change in this
+        context. A hook that the module's own forward registers in it may see images in
+        channels-last order until the context is left.
+        """
+        if self._plan is not None:
+            yield
+            return
+        self._plan = self._new_plan()
+        try:
+            with nullcontext() if self._head is None else self._head.planned():
+                yield
+        finally:
+            self._plan = None
+
+    def plan(self, part: nn.Module) -> ForwardPlan:
+        """What opens the context of each forward pass of the module or a part of it."""
+        return nullcontext
+
+    def _new_plan(self) -> ForwardPlan:
+        if self.checkpoint:
+            return CheckpointPlan(self.module, self.plan).applied
+        return self.plan(self.module)
 
     def evaluate(
         self,
@@ -170,10 +198,6 @@ class FunctionalModule:
         with self._precision():
             return loss(self.both(fixed, buffers, x)[1], y)
 
-    def forward_context(self, part: nn.Module) -> AbstractContextManager[None]:
-        """What the module, or a part of it, runs in; nothing here."""
-        return nullcontext()
-
     def _precision(self) -> AbstractContextManager[None]:
         if self.autocast is None:
             return nullcontext()
@@ -191,7 +215,7 @@ class FunctionalModule:
         return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def merge_buffers(self, tasks: Sequence[Buffers], sound: Tensor | None = None) -> None:
+    def merge_buffers(self, tasks: Sequence[Buffers], finite: Tensor | None = None) -> None:
         """Writes the tasks' buffers back: the mean of floating-point ones, the largest of others.
 
         Every task begins with the module's running statistics; their mean over the meta-batch is
@@ -199,20 +223,20 @@ class FunctionalModule:
 
         Args:
             tasks: the buffers after each of ``T`` tasks.
-            sound: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
+            finite: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
                 changes.
         """
         for name, buffer in self.named_buffers():
             stacked = torch.stack([task[name] for task in tasks])
-            if sound is not None:
-                kept = sound.view(-1, *[1] * buffer.dim())
-                stacked = torch.where(kept, stacked, buffer)
+            if finite is not None:
+                counts = finite.view(-1, *[1] * buffer.dim())
+                stacked = torch.where(counts, stacked, buffer)
             if not buffer.is_floating_point():
                 merged = stacked.amax(0)
-            elif sound is None:
+            elif finite is None:
                 merged = stacked.mean(0)
             else:
-                merged = torch.where(kept, stacked, 0).sum(0) / sound.sum()
+                merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
             # The mean of equal numbers is not always that number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
 

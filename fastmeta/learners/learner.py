@@ -189,7 +189,9 @@ class MetaLearner:
             state=self._state,
             sharding=sharding,
         )
-        result = self._engines.select(batch).run(batch, context, buffers)
+        engine = self._engines.select(batch)
+        with self._model.planned():
+            result = engine.run(batch, context, buffers)
         with torch.no_grad():
             finite = self.non_finite_guard.mask_tasks(buffers, result)
             if self.module.training and any(buffers.module_buffers):
@@ -236,7 +238,8 @@ class MetaLearner:
             y: support targets.
             steps: inner steps; as in training by default.
         """
-        fast = self._adapt(x, y, self._model.clone_buffers(), steps)
+        with self._model.planned():
+            fast = self._adapt(x, y, self._model.clone_buffers(), steps)
         own = self._model.own
         return dict(zip(self._model.names[:own], fast[:own], strict=True))
 
@@ -261,14 +264,15 @@ class MetaLearner:
         check_not_empty(batch)
         check_head(head, self.co_learner)
         outputs = []
-        for task in batch:
-            buffers = self._model.clone_buffers()
-            fast = self._adapt(task.support_x, task.support_y, buffers, steps, head)
-            with torch.no_grad():
-                if head == "main":
-                    outputs.append(self._model(fast, buffers, task.query_x))
-                else:
-                    outputs.append(self._model.both(fast, buffers, task.query_x)[1])
+        with self._model.planned():
+            for task in batch:
+                buffers = self._model.clone_buffers()
+                fast = self._adapt(task.support_x, task.support_y, buffers, steps, head)
+                with torch.no_grad():
+                    if head == "main":
+                        outputs.append(self._model(fast, buffers, task.query_x))
+                    else:
+                        outputs.append(self._model.both(fast, buffers, task.query_x)[1])
         return torch.stack(outputs)
 
     def with_components(
