@@ -37,7 +37,7 @@ class FusedModule(FunctionalModule):
     """
 
     @override
-    def plan(self, part: nn.Module) -> ForwardPlan:
+    def _plan_for(self, part: nn.Module) -> ForwardPlan:
         return FusionPlan(part).applied
 
 

@@ -29,7 +29,7 @@ class FunctionalModule:
             ``torch.float16``; ``None`` leaves autocast as it is around the call.
         checkpoint: recompute activations in backward passes instead of keeping them, see
             :class:`fastmeta.functional._checkpointing.CheckpointPlan`.
-        co_learner: another head, whose parameters and buffers follow the module's.
+        co_learner: a second head, whose parameters and buffers follow the module's.
 
     Attributes:
         module: the module; its ``training`` flag decides how BatchNorm and dropout behave, in the
@@ -44,7 +44,7 @@ class FunctionalModule:
     Raises:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
             ``autocast`` is another dtype or the parameters are not float32 for it, no part of
-            the module can be computed again, or the co-learner does not fit.
+            the module can be recomputed, or the co-learner does not fit.
         TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
             DTensor or on the meta device.
     """
@@ -94,7 +94,8 @@ class FunctionalModule:
         """The module's and the co-learner's output for ``x``, from one forward pass.
 
         Raises:
-            RuntimeError: if the submodule below the co-learner does not run exactly once.
+            RuntimeError: if the submodule that the co-learner is attached to does not run exactly
+                once.
         """
         assert self.co_learner is not None
         assert self._head is not None
@@ -104,7 +105,7 @@ class FunctionalModule:
         if len(seen) != 1:
             raise RuntimeError(
                 f"a forward pass ran the submodule {self.co_learner.at!r} {len(seen)} times; a "
-                "co-learner stands on one that runs once."
+                "co-learner needs one that runs once."
             )
         self.co_learner.head.train(self.module.training)
         own = {n.removeprefix(PREFIX): b for n, b in buffers.items() if n.startswith(PREFIX)}
@@ -133,10 +134,11 @@ class FunctionalModule:
     def planned(self) -> Iterator[None]:
         """Inspects the module once for all forward passes in this context; contexts nest.
 
-        Which parts are checkpointed or run as compiled ops is otherwise found anew for each
-        forward pass. Of the module, only tensors, hooks and training modes may change in this
-        context. A hook that the module's own forward registers in it may see images in
-        channels-last order until the context is left.
+        Outside of it, each forward pass determines anew which parts are checkpointed or run as
+        compiled ops. In this context only tensors, hooks and training modes of the module may
+        change, not its submodules or their settings. After such a change, results equal those
+        outside up to rounding; a hook that is registered in this context may see images in
+        channels-last order until it is left.
         """
         if self._plan is not None:
             yield
@@ -148,14 +150,14 @@ class FunctionalModule:
         finally:
             self._plan = None
 
-    def plan(self, part: nn.Module) -> ForwardPlan:
-        """What opens the context of each forward pass of the module or a part of it."""
+    def _plan_for(self, part: nn.Module) -> ForwardPlan:
+        """The plan of the module, or of a part that is checkpointed; ordinary calls here."""
         return nullcontext
 
     def _new_plan(self) -> ForwardPlan:
         if self.checkpoint:
-            return CheckpointPlan(self.module, self.plan).applied
-        return self.plan(self.module)
+            return CheckpointPlan(self.module, self._plan_for).applied
+        return self._plan_for(self.module)
 
     def evaluate(
         self,
@@ -211,12 +213,12 @@ class FunctionalModule:
                 yield PREFIX + name, buffer
 
     def clone_buffers(self) -> Buffers:
-        """A copy of the buffers, for one task to work on."""
+        """A copy of the buffers for one task."""
         return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
     def merge_buffers(self, tasks: Sequence[Buffers], finite: Tensor | None = None) -> None:
-        """Writes the tasks' buffers back: the mean of floating-point ones, the largest of others.
+        """Writes the tasks' buffers back: the mean of floating-point ones, the maximum of others.
 
         Every task begins with the module's running statistics; their mean over the meta-batch is
         what the module has when it is used without adaptation statistics (``eval()``).
@@ -237,7 +239,7 @@ class FunctionalModule:
                 merged = stacked.mean(0)
             else:
                 merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
-            # The mean of equal numbers is not always that number: constants must not drift.
+            # The mean of equal numbers may be rounded to another number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
 
 
