@@ -111,7 +111,7 @@ class _Member(nn.Module):
 
 
 class _Segment:
-    """A module of which the backward pass computes the activations again.
+    """A module whose activations the backward pass recomputes.
 
     Args:
         module: the module.
