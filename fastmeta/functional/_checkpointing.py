@@ -1,4 +1,4 @@
-"""Activations that the backward pass computes again instead of keeping them."""
+"""Activation checkpointing."""
 
 from __future__ import annotations
 
@@ -15,47 +15,59 @@ from torch.utils.checkpoint import checkpoint
 from fastmeta.functional._inspection import is_compiled
 from fastmeta.inner_step import at_step, current_step
 
-# What a part of a module runs in, the first time and again.
-Around = Callable[[nn.Module], AbstractContextManager[None]]
+# Opens the context of one forward pass of a module, or of a part of it.
+ForwardPlan = Callable[[], AbstractContextManager[None]]
 
 
-@contextmanager
-def checkpointed(module: nn.Module, around: Around) -> Iterator[None]:
-    """Runs the parts of ``module`` under ``torch.utils.checkpoint`` in this context.
+class CheckpointPlan:
+    """Runs the segments of a module under ``torch.utils.checkpoint``.
 
-    A part is what keeps nothing but its inputs: in every ``nn.Sequential`` a composite module, or a
+    A segment is what keeps only its inputs: in every ``nn.Sequential`` a composite module, or a
     layer with a weight matrix and what follows it (so that normalisation, activation and pooling
-    stay with their layer); in every ``nn.ModuleList`` or ``nn.ModuleDict`` a composite member. They
-    are run again with the same parameters, random numbers and buffers, which change only once, and
-    for the same inner step.
+    stay with their layer); in every ``nn.ModuleList`` or ``nn.ModuleDict`` a composite member. The
+    backward pass recomputes them with the same parameters, random numbers and buffers, which change
+    only once, and for the same inner step.
+
+    Args:
+        module: the module.
+        plan: the plan of a segment, for its forward pass and its recomputation.
     """
-    units = [unit for unit in dict.fromkeys(_units(module)) if "forward" not in vars(unit)]
-    for unit in units:
-        own = _is_sequence(unit)
-        run = partial(_sequence, unit) if own else partial(_again, _Member(unit))
-        unit.forward = partial(run, around)
-    try:
-        yield
-    finally:
+
+    def __init__(self, module: nn.Module, plan: Callable[[nn.Module], ForwardPlan]) -> None:
+        self._units = list(dict.fromkeys(_units(module)))
+        self._plan = plan
+        self._segments: dict[nn.Module, list[_Segment]] = {}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Gives the outermost sequences and composite members other forwards in this context."""
+        units = [unit for unit in self._units if "forward" not in vars(unit)]
         for unit in units:
-            del unit.forward
+            if unit not in self._segments:
+                self._segments[unit] = [_Segment(s, self._plan(s)) for s in _split(unit)]
+            unit.forward = partial(_run, self._segments[unit])
+        try:
+            yield
+        finally:
+            for unit in units:
+                del unit.forward
 
 
-def check_parts(module: nn.Module) -> None:
-    """Refuses modules in which no activation would be computed again.
+def check_segments(module: nn.Module) -> None:
+    """Rejects modules in which no activation would be recomputed.
 
     Raises:
-        ValueError: if there is no part to be found, or ``torch.compile`` holds the module.
+        ValueError: if the module has no segment, or ``torch.compile`` holds it.
     """
     if any(map(is_compiled, module.modules())):
         raise ValueError(
             "checkpoint=True cannot change a compiled module; expected an ordinary one. "
-            "torch.compile decides by itself what is computed again."
+            "torch.compile decides by itself what is recomputed."
         )
     if not any(_units(module)):
         raise ValueError(
-            "checkpoint=True runs the parts of an nn.Sequential, or the composite members of an "
-            f"nn.ModuleList or nn.ModuleDict, again; {type(module).__name__} has none. "
+            "checkpoint=True recomputes the parts of an nn.Sequential, or the composite members of "
+            f"an nn.ModuleList or nn.ModuleDict; {type(module).__name__} has none. "
             "Put its layers into one."
         )
 
@@ -75,18 +87,18 @@ def _is_sequence(module: nn.Module) -> bool:
     return type(module).forward is nn.Sequential.forward
 
 
-def _sequence(chain: nn.Module, around: Around, x: Any) -> Any:
-    """``nn.Sequential.forward`` part by part."""
-    parts: list[OrderedDict[str, nn.Module]] = []
-    for name, child in chain._modules.items():
+def _split(unit: nn.Module) -> list[nn.Module]:
+    """The segments of a unit, which still has its own forward."""
+    if not _is_sequence(unit):
+        return [_Member(unit)]
+    segments: list[OrderedDict[str, nn.Module]] = []
+    for name, child in unit._modules.items():
         assert child is not None
         matrix = any(param.dim() > 1 for param in child.parameters(recurse=False))
-        if matrix or any(True for _ in child.children()) or not parts:
-            parts.append(OrderedDict())
-        parts[-1][name] = child
-    for part in parts:
-        x = _again(nn.Sequential(part), around, x)
-    return x
+        if matrix or any(True for _ in child.children()) or not segments:
+            segments.append(OrderedDict())
+        segments[-1][name] = child
+    return [nn.Sequential(segment) for segment in segments]
 
 
 class _Member(nn.Module):
@@ -98,19 +110,41 @@ class _Member(nn.Module):
         self.forward = module.forward
 
 
-def _again(part: nn.Module, around: Around, *args: Any, **kwargs: Any) -> Any:
-    """Runs a part so that the backward pass can repeat it, when ``part`` has other tensors."""
-    params = dict(part.named_parameters())
-    before = {name: buffer.clone() for name, buffer in part.named_buffers()}
-    step, first = current_step(), True
+class _Segment:
+    """A module whose activations the backward pass recomputes.
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal first
-        with at_step(step), around(part):
-            if first:
-                first = False
-                return part(*args, **kwargs)
-            copies = {name: buffer.clone() for name, buffer in before.items()}
-            return functional_call(part, {**params, **copies}, args, kwargs)
+    Args:
+        module: the module.
+        plan: opens the context of its forward pass.
+    """
 
-    return checkpoint(run, *args, use_reentrant=False, **kwargs)
+    def __init__(self, module: nn.Module, plan: ForwardPlan) -> None:
+        self._module = module
+        self._plan = plan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module so that it can be repeated after its tensors have been replaced."""
+        module = self._module
+        params = dict(module.named_parameters())
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        step, first = current_step(), True
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            with at_step(step), self._plan():
+                if first:
+                    first = False
+                    return module(*args, **kwargs)
+                copies = {name: buffer.clone() for name, buffer in before.items()}
+                return functional_call(module, {**params, **copies}, args, kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+
+def _run(segments: list[_Segment], /, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a unit: its segments one after the other."""
+    first, *others = segments
+    x = first(*args, **kwargs)
+    for segment in others:
+        x = segment(x)
+    return x

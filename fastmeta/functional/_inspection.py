@@ -1,23 +1,32 @@
-"""What may be attached to a module, so that its forward must not be skipped."""
+"""Inspection of modules for hooks, replaced forwards and compiled graphs."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 def globally_hooked() -> bool:
-    """Whether a hook is registered for every module there is."""
-    return any(getattr(torch_module, f"_global{name}") for name in _HOOKS)
+    """Whether a hook is registered for all modules."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` holds a graph of the module, which a new forward would undo."""
-    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+    """Whether ``torch.compile`` holds a graph of the module, which would ignore a new forward."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module has no hook and no forward of its own besides its class's."""
-    return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
+    """Whether the module has no hooks, and the forward of its class."""
+    return not (
+        "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -1,4 +1,4 @@
-"""What the frozen beginning of a module computes, kept from one inner step to the next."""
+"""Caches the output of a frozen prefix across inner steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastmeta.functional._inspection import globally_hooked, is_compiled, is_plain
 
-# Files of torch.nn whose modules compute a function of input and parameters, and those of them that
-# draw random numbers.
+# Files of torch.nn whose modules are functions of input and parameters, and those modules in them
+# that draw random numbers.
 _FUNCTIONS = {
     f"torch.nn.modules.{file}"
     for file in ("activation", "conv", "flatten", "linear", "normalization", "padding", "pooling")
@@ -26,22 +26,22 @@ _NORMS = {f"torch.nn.modules.{file}" for file in ("batchnorm", "instancenorm")}
 
 Forward = Callable[[Any], Any]
 
-_in_use: ContextVar[PrefixCache | None] = ContextVar("memo", default=None)
+_active: ContextVar[PrefixCache | None] = ContextVar("prefix cache", default=None)
 
 
 class PrefixCache:
     """The outputs of frozen prefixes in one inner loop.
 
-    A prefix is what an ``nn.Sequential`` begins with, up to the first part that has a parameter
-    which is adapted, or that may do anything but compute its output from input, parameters and
-    buffers: users' modules, hooks, dropout in training, BatchNorm that updates running statistics.
-    It may end within an ``nn.Sequential`` in this one. Its output is computed once for an input,
-    and taken again while input, parameters and buffers are the same tensors and neither they nor
-    the output were changed in place. It keeps its graph: derivatives are those of computing it
-    again, but for the order of sums.
+    A prefix is the beginning of an ``nn.Sequential``, up to the first module that has an adapted
+    parameter, or that may do more than compute its output from input, parameters and buffers:
+    users' modules, hooks, dropout in training, BatchNorm that updates running statistics. It may
+    end within a nested ``nn.Sequential``. Its output is computed once for an input, and reused
+    while input, parameters and buffers are the same tensors and neither they nor the output were
+    changed in place. It keeps its graph: derivatives equal those of recomputing it up to the order
+    of summation.
 
     Args:
-        constant: the parameters that no inner step adapts, the same objects in all of them.
+        constant: the parameters that no inner step adapts, the same objects in all steps.
     """
 
     def __init__(self, constant: Sequence[Tensor]) -> None:
@@ -50,35 +50,35 @@ class PrefixCache:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Calls in this context that are :func:`use_prefix_cache` use this memo."""
-        token = _in_use.set(self)
+        """Calls of :func:`use_prefix_cache` in this context use this cache."""
+        token = _active.set(self)
         try:
             yield
         finally:
-            _in_use.reset(token)
+            _active.reset(token)
 
     def prefixes(
         self, module: nn.Module, own: Sequence[Tensor], params: Sequence[Tensor]
     ) -> list[_Prefix]:
-        """The prefixes in ``module`` that have parameters, of outermost chains; looked for once.
+        """The prefixes of the outermost chains in ``module`` that have parameters; found once.
 
         Args:
-            module: none of its parts has its forward replaced for a call.
+            module: the module; none of its parts has a forward that was replaced for a call.
             own: its trainable parameters.
-            params: what has their place in a call.
+            params: the tensors that replace them in a call.
         """
         if module not in self._found:
             pairs = zip(own, params, strict=True)
-            moving = {id(o) for o, p in pairs if id(p) not in self._constant}
-            self._found[module] = self._find(module, moving)
+            adapted = {id(o) for o, p in pairs if id(p) not in self._constant}
+            self._found[module] = self._find(module, adapted)
         return self._found[module]
 
-    def _find(self, module: nn.Module, moving: set[int]) -> list[_Prefix]:
+    def _find(self, module: nn.Module, adapted: set[int]) -> list[_Prefix]:
         if not self._constant or globally_hooked() or any(map(is_compiled, module.modules())):
             return []
         found: dict[nn.Module, _Prefix] = {}
-        for prefix in _prefixes(module, moving):
-            if found.keys().isdisjoint(prefix.chains):  # two cannot divide one chain
+        for prefix in _prefixes(module, adapted):
+            if found.keys().isdisjoint(prefix.chains):  # one chain cannot be split twice
                 found.update(dict.fromkeys(prefix.chains, prefix))
         return list(dict.fromkeys(found.values()))
 
@@ -86,18 +86,15 @@ class PrefixCache:
 def use_prefix_cache(
     module: nn.Module, own: Sequence[Tensor], params: Sequence[Tensor]
 ) -> AbstractContextManager[None]:
-    """Calls of ``module`` in this context use the memo of the inner loop, if there is one.
+    """Calls of ``module`` in this context use the cache of the inner loop, if there is one.
 
-    Args:
-        module: see :meth:`PrefixCache.prefixes`. Once the context is entered, chains may have
-            forwards of their own, which run the prefix, if need be, and the rest.
-        own: see there.
-        params: see there.
+    The arguments are those of :meth:`PrefixCache.prefixes`. Forwards of chains that are replaced
+    before the context is entered, as fusion does, run the parts of the chain that are needed.
     """
-    memo = _in_use.get()
-    if memo is None or torch._C._are_functorch_transforms_active():
+    cache = _active.get()
+    if cache is None or torch._C._are_functorch_transforms_active():
         return nullcontext()
-    return _replaced(memo.prefixes(module, own, params))
+    return _replaced(cache.prefixes(module, own, params))
 
 
 @contextmanager
@@ -115,8 +112,8 @@ def _replaced(prefixes: Sequence[_Prefix]) -> Iterator[None]:
                 chain.forward = forward
 
 
-class _Cut(NamedTuple):
-    """How a prefix divides a chain; a part that is divided itself is on both sides."""
+class _Split(NamedTuple):
+    """How a prefix splits a chain; a module that is split itself is on both sides."""
 
     chain: Any
     constant: list[nn.Module]
@@ -124,94 +121,94 @@ class _Cut(NamedTuple):
     after: dict[str, nn.Module]
 
 
-class _Known(NamedTuple):
-    """An output with all that it was computed from besides the input, which is the key."""
+class _CachedOutput(NamedTuple):
+    """An output, and what it was computed from besides the input, which is the key."""
 
     output: Tensor
     version: int
     sources: list[Tensor]
-    stamp: list[int]
+    state: list[int]
 
 
 class _Prefix:
-    """The frozen beginning of a chain, and its outputs so far.
+    """The frozen prefix of a chain, and its cached outputs.
 
     Args:
-        cuts: of the chain, then of the chain in which that one is cut, and so on.
+        splits: of the chain, then of the nested chain in which it is split, and so on.
     """
 
-    def __init__(self, cuts: list[_Cut]) -> None:
-        self.chains = [cut.chain for cut in cuts]
-        self._cuts = cuts
+    def __init__(self, splits: list[_Split]) -> None:
+        self.chains = [split.chain for split in splits]
+        self._splits = splits
         # Where a call puts its parameters and buffers.
         self._places: list[tuple[dict[str, Any], str]] = [
             (tensors, name)
-            for cut in cuts
-            for part in cut.constant
+            for split in splits
+            for part in split.constant
             for module in part.modules()
             for tensors in (module._parameters, module._buffers)
             for name, tensor in tensors.items()
             if tensor is not None
         ]
-        # An input that does not come again takes its output with it.
-        self._known = WeakTensorKeyDictionary()
+        # Weak keys: an output is freed together with its input.
+        self._outputs = WeakTensorKeyDictionary()
 
     def run(self, forward: Forward, x: Any) -> Any:
-        """``forward(x)`` of the chain, without the prefix if its output is known."""
-        return self._only("after", forward, self._output(forward, x))
+        """``forward(x)`` of the chain, without the prefix if its output is cached."""
+        return self._run_side("after", forward, self._output(forward, x))
 
     def _output(self, forward: Forward, x: Any) -> Any:
         if type(x) is not Tensor or x.requires_grad or x.is_inference():
-            return self._only("before", forward, x)  # with a graph, it comes from this very step
+            return self._run_side("before", forward, x)  # an x with a graph is of this step only
         sources = [tensors[name] for tensors, name in self._places]
-        stamp = [torch.is_grad_enabled(), *(t._version for t in (x, *sources))]
-        known: _Known | None = self._known.get(x)
-        if known is not None and (
-            known.stamp == stamp
-            and known.output._version == known.version
-            and all(map(is_, known.sources, sources))
+        state = [torch.is_grad_enabled(), *(t._version for t in (x, *sources))]
+        cached: _CachedOutput | None = self._outputs.get(x)
+        if cached is not None and (
+            cached.state == state
+            and cached.output._version == cached.version
+            and all(map(is_, cached.sources, sources))
         ):
-            return known.output
-        output = self._only("before", forward, x)
+            return cached.output
+        output = self._run_side("before", forward, x)
         if type(output) is Tensor:
-            self._known[x] = _Known(output, output._version, sources, stamp)
+            self._outputs[x] = _CachedOutput(output, output._version, sources, state)
         return output
 
-    def _only(self, side: Literal["before", "after"], forward: Forward, x: Any) -> Any:
-        """``forward(x)`` as if the chain had the parts of one side alone."""
+    def _run_side(self, side: Literal["before", "after"], forward: Forward, x: Any) -> Any:
+        """``forward(x)`` with the modules on one side of the split only."""
         whole = [chain._modules for chain in self.chains]
         try:
-            for cut in self._cuts:
-                vars(cut.chain)["_modules"] = getattr(cut, side)
+            for split in self._splits:
+                vars(split.chain)["_modules"] = getattr(split, side)
             return forward(x)
         finally:
             for chain, parts in zip(self.chains, whole, strict=True):
                 vars(chain)["_modules"] = parts
 
 
-def _prefixes(module: nn.Module, moving: set[int]) -> Iterator[_Prefix]:
+def _prefixes(module: nn.Module, adapted: set[int]) -> Iterator[_Prefix]:
     if not _is_chain(module):
         for child in module.children():
-            yield from _prefixes(child, moving)
+            yield from _prefixes(child, adapted)
         return
-    cuts = list(_cut(module, moving))
-    if any(True for cut in cuts for part in cut.constant for _ in part.parameters()):
-        yield _Prefix(cuts)
-    elif not cuts:  # only the first part can have the same input in every step
+    splits = list(_split(module, adapted))
+    if any(True for split in splits for part in split.constant for _ in part.parameters()):
+        yield _Prefix(splits)
+    elif not splits:  # only the first part can have the same input in every step
         for first in list(module.children())[:1]:
-            yield from _prefixes(first, moving)
+            yield from _prefixes(first, adapted)
 
 
-def _cut(chain: nn.Module, moving: set[int]) -> Iterator[_Cut]:
-    """The cuts at the end of the longest prefix; none if it is empty."""
+def _split(chain: nn.Module, adapted: set[int]) -> Iterator[_Split]:
+    """The splits at the end of the longest prefix; none if it is empty."""
     parts: list[tuple[str, Any]] = list(chain._modules.items())
-    length = next((i for i, (_, m) in enumerate(parts) if not _constant(m, moving)), len(parts))
+    length = next((i for i, (_, m) in enumerate(parts) if not _constant(m, adapted)), len(parts))
     border, later = parts[length : length + 1], parts[length + 1 :]
     once = not any(m is part for _, part in border for _, n in later for m in n.modules())
-    inner = [cut for _, part in border if _is_chain(part) and once for cut in _cut(part, moving)]
+    inner = [s for _, part in border if _is_chain(part) and once for s in _split(part, adapted)]
     if length or inner:
         constant = [part for _, part in parts[:length]]
-        yield _Cut(chain, constant, dict(parts[: length + bool(inner)]), dict(parts[length:]))
+        yield _Split(chain, constant, dict(parts[: length + bool(inner)]), dict(parts[length:]))
         yield from inner
 
 
@@ -219,13 +216,13 @@ def _is_chain(module: nn.Module) -> bool:
     return type(module) is nn.Sequential and is_plain(module)
 
 
-def _constant(module: nn.Module, moving: set[int]) -> bool:
-    """Whether an input gives the same output in all inner steps, and nothing else happens."""
-    return moving.isdisjoint(map(id, module.parameters())) and all(map(_computes, module.modules()))
+def _constant(module: nn.Module, adapted: set[int]) -> bool:
+    """Whether an input gives the same output in all inner steps, without side effects."""
+    return adapted.isdisjoint(map(id, module.parameters())) and all(map(_is_pure, module.modules()))
 
 
-def _computes(module: Any) -> bool:
-    """Whether this is torch's own, and only computes, from input, parameters and buffers."""
+def _is_pure(module: Any) -> bool:
+    """Whether this is torch's own, and a pure function of input, parameters and buffers."""
     file = type(module).__module__
     if not is_plain(module) or isinstance(module, _RANDOM):
         return False

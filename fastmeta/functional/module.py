@@ -1,15 +1,15 @@
-"""Calling an ordinary module with other parameters and buffers than its own."""
+"""Stateless calls of an ``nn.Module``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta.functional._checkpointing import check_parts, checkpointed
+from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.gradients.checks import check_module
@@ -27,9 +27,9 @@ class FunctionalModule:
         module: the module.
         autocast: the dtype of autocast in forward passes and the loss, ``torch.bfloat16`` or
             ``torch.float16``; ``None`` leaves autocast as it is around the call.
-        checkpoint: compute activations again instead of keeping them, see
-            :func:`fastmeta.functional._checkpointing.checkpointed`.
-        co_learner: another head, whose parameters and buffers follow the module's.
+        checkpoint: recompute activations in backward passes instead of keeping them, see
+            :class:`fastmeta.functional._checkpointing.CheckpointPlan`.
+        co_learner: a second head, whose parameters and buffers follow the module's.
 
     Attributes:
         module: the module; its ``training`` flag decides how BatchNorm and dropout behave, in the
@@ -44,7 +44,7 @@ class FunctionalModule:
     Raises:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
             ``autocast`` is another dtype or the parameters are not float32 for it, no part of
-            the module can be computed again, or the co-learner does not fit.
+            the module can be recomputed, or the co-learner does not fit.
         TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
             DTensor or on the meta device.
     """
@@ -67,6 +67,7 @@ class FunctionalModule:
         self.names = [name for name, _ in trainable]
         self.params: list[nn.Parameter] = [param for _, param in trainable]
         self.own = len(trainable)
+        self._plan: ForwardPlan | None = None  # within :meth:`planned`
         self._head: FunctionalModule | None = None
         if co_learner is not None:
             co_learner.check_fit(module)
@@ -83,7 +84,7 @@ class FunctionalModule:
         if autocast is not None:
             _check_autocast(autocast, self.params[0].dtype)
         if checkpoint:
-            check_parts(module)
+            check_segments(module)
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
         """The module's output for ``x`` with ``params`` (in the order of ``names``) and buffers."""
@@ -93,19 +94,18 @@ class FunctionalModule:
         """The module's and the co-learner's output for ``x``, from one forward pass.
 
         Raises:
-            RuntimeError: if the submodule below the co-learner does not run exactly once.
+            RuntimeError: if the submodule that the co-learner is attached to does not run exactly
+                once.
         """
         assert self.co_learner is not None
         assert self._head is not None
         seen: list[Tensor] = []
-        # The tap comes last, so that fusion does not take it for a hook of the user's.
-        output = self._run(
-            params, buffers, x, capture_output(self.module, self.co_learner.at, seen)
-        )
+        capture = capture_output(self.module, self.co_learner.at, seen)
+        output = self._run(params, buffers, x, capture)
         if len(seen) != 1:
             raise RuntimeError(
                 f"a forward pass ran the submodule {self.co_learner.at!r} {len(seen)} times; a "
-                "co-learner stands on one that runs once."
+                "co-learner needs one that runs once."
             )
         self.co_learner.head.train(self.module.training)
         own = {n.removeprefix(PREFIX): b for n, b in buffers.items() if n.startswith(PREFIX)}
@@ -116,18 +116,48 @@ class FunctionalModule:
         params: Sequence[Tensor],
         buffers: Buffers,
         x: Tensor,
-        tap: AbstractContextManager[None],
+        capture: AbstractContextManager[None],
     ) -> Tensor:
         if self._head is not None:
             params = params[: self.own]
             buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}
         values = {**dict(zip(self.names[: self.own], params, strict=True)), **buffers}
-        again = checkpointed(self.module, self.forward_context) if self.checkpoint else None
         own = self.params[: self.own]
-        kept = nullcontext() if again else use_prefix_cache(self.module, own, params)
-        with self._precision(), again or self.forward_context(self.module), kept, tap:
+        plan = self._plan or self._new_plan()
+        cached = nullcontext() if self.checkpoint else use_prefix_cache(self.module, own, params)
+        # The hook that captures comes last, so that fusion does not take it for a user's.
+        with self._precision(), plan(), cached, capture:
             output: Tensor = functional_call(self.module, values, (x,))
         return output
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """Inspects the module once for all forward passes in this context; contexts nest.
+
+        Outside of it, each forward pass determines anew which parts are checkpointed or run as
+        compiled ops. In this context only tensors, hooks and training modes of the module may
+        change, not its submodules or their settings. After such a change, results equal those
+        outside up to rounding; a hook that is registered in this context may see images in
+        channels-last order until it is left.
+        """
+        if self._plan is not None:
+            yield
+            return
+        self._plan = self._new_plan()
+        try:
+            with nullcontext() if self._head is None else self._head.planned():
+                yield
+        finally:
+            self._plan = None
+
+    def _plan_for(self, part: nn.Module) -> ForwardPlan:
+        """The plan of the module, or of a part that is checkpointed; ordinary calls here."""
+        return nullcontext
+
+    def _new_plan(self) -> ForwardPlan:
+        if self.checkpoint:
+            return CheckpointPlan(self.module, self._plan_for).applied
+        return self._plan_for(self.module)
 
     def evaluate(
         self,
@@ -170,10 +200,6 @@ class FunctionalModule:
         with self._precision():
             return loss(self.both(fixed, buffers, x)[1], y)
 
-    def forward_context(self, part: nn.Module) -> AbstractContextManager[None]:
-        """What the module, or a part of it, runs in; nothing here."""
-        return nullcontext()
-
     def _precision(self) -> AbstractContextManager[None]:
         if self.autocast is None:
             return nullcontext()
@@ -187,33 +213,33 @@ class FunctionalModule:
                 yield PREFIX + name, buffer
 
     def clone_buffers(self) -> Buffers:
-        """A copy of the buffers, for one task to work on."""
+        """A copy of the buffers for one task."""
         return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def merge_buffers(self, tasks: Sequence[Buffers], sound: Tensor | None = None) -> None:
-        """Writes the tasks' buffers back: the mean of floating-point ones, the largest of others.
+    def merge_buffers(self, tasks: Sequence[Buffers], finite: Tensor | None = None) -> None:
+        """Writes the tasks' buffers back: the mean of floating-point ones, the maximum of others.
 
         Every task begins with the module's running statistics; their mean over the meta-batch is
         what the module has when it is used without adaptation statistics (``eval()``).
 
         Args:
             tasks: the buffers after each of ``T`` tasks.
-            sound: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
+            finite: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
                 changes.
         """
         for name, buffer in self.named_buffers():
             stacked = torch.stack([task[name] for task in tasks])
-            if sound is not None:
-                kept = sound.view(-1, *[1] * buffer.dim())
-                stacked = torch.where(kept, stacked, buffer)
+            if finite is not None:
+                counts = finite.view(-1, *[1] * buffer.dim())
+                stacked = torch.where(counts, stacked, buffer)
             if not buffer.is_floating_point():
                 merged = stacked.amax(0)
-            elif sound is None:
+            elif finite is None:
                 merged = stacked.mean(0)
             else:
-                merged = torch.where(kept, stacked, 0).sum(0) / sound.sum()
-            # The mean of equal numbers is not always that number: constants must not drift.
+                merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
+            # The mean of equal numbers may be rounded to another number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
 
 

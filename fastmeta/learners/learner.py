@@ -185,7 +185,9 @@ class MetaLearner:
             state=self._state,
             sharding=sharding,
         )
-        result = self._engines.select(batch).run(batch, context, buffers)
+        engine = self._engines.select(batch)
+        with self._model.planned():
+            result = engine.run(batch, context, buffers)
         with torch.no_grad():
             finite = self.non_finite_guard.mask_tasks(buffers, result)
             if self.module.training and any(buffers.module_buffers):
@@ -232,7 +234,8 @@ class MetaLearner:
             y: support targets.
             steps: inner steps; as in training by default.
         """
-        fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
+        with self._model.planned():
+            fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
         own = self._model.own
         return dict(zip(self._model.names[:own], fast[:own], strict=True))
 
@@ -256,7 +259,8 @@ class MetaLearner:
         """
         check_not_empty(batch)
         check_head(head, self.co_learner)
-        return predict_tasks(self._spec, batch, steps, head)
+        with self._model.planned():
+            return predict_tasks(self._spec, batch, steps, head)
 
     def with_components(
         self,

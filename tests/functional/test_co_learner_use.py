@@ -244,7 +244,7 @@ def test_unsupported_networks() -> None:
     cases = {
         "no submodule 'features'.*expected one of 0 or a part": (net, CoLearner(head, "features")),
         "shares parameters": (net, CoLearner(nn.Sequential(net[0]), "0")),
-        "called co_learner itself": (nn.ModuleDict({"co_learner": net}), CoLearner(head, "")),
+        "a child named co_learner": (nn.ModuleDict({"co_learner": net}), CoLearner(head, "")),
         "compiled": (torch.compile(net, backend="eager"), CoLearner(head, "0")),
         "must have one dtype": (net, CoLearner(copy.deepcopy(head).double(), "0")),
     }

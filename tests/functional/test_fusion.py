@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fastmeta import FOMAML, GSL, MAML, TaskBatch, ops
 from fastmeta.functional import FunctionalModule
-from fastmeta.functional import _fusion as fusion
 from fastmeta.functional._fusion import FusedModule, fused
 from tests.functional.fusion_cases import images, network
 from tests.helpers.problems import loss, tasks
@@ -279,4 +278,3 @@ def test_a_training_step_restores_the_module() -> None:
     with pytest.raises(RuntimeError):
         learner.step(bad)
     assert attributes(module) == before
-    assert fusion.ops is ops

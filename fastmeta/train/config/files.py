@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastmeta.train.config.schema import check_names
 from fastmeta.train.config._toml import parse_toml
+from fastmeta.train.config.schema import check_names
 from fastmeta.train.errors import ConfigError, require
 
 
