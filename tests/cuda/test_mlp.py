@@ -143,7 +143,7 @@ def test_a_class_that_is_none_makes_nan(place: int, number: int) -> None:
     args, how = problem(shape, loss), options(shape, loss) | {"exact": True}
     args[place][1, 3] = number
     found, _ = emulated(args, how)
-    assert found.rows.isnan().all(1).tolist() == [False, True, False]
+    assert found.meta_gradients.isnan().all(1).tolist() == [False, True, False]
     assert found.query_loss.isnan().tolist() == [False, True, False]
 
 
@@ -203,7 +203,7 @@ def test_gpu_no_wait_and_capture_in_a_graph() -> None:
     expected = ops.mlp_step(*args, **how)
     without_waiting(lambda: ops.mlp_step(*args, **how))
     found = replayed(lambda: ops.mlp_step(*args, **how))
-    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.meta_gradients, expected.meta_gradients)
 
 
 @needs_gpu
