@@ -154,7 +154,7 @@ def test_pickled_images_are_resized_too(folder: Path, pickled: Callable[..., Pat
         ({"class_dict": {"n01": [*range(12)], "n02": []}}, "in one class of class_dict"),
         ({"class_dict": {"n01": np.arange(12.0)}}, "in one class of class_dict"),
         ({"class_dict": {"n01": "abc"}}, "in one class of class_dict"),
-        ({"class_dict": {"n01": print}}, "asks for builtins.print. Nothing of it was run"),
+        ({"class_dict": {"n01": print}}, "refers to builtins.print. None of its code was run"),
     ],
 )
 def test_wrong_pickles_are_refused(
@@ -168,7 +168,7 @@ def test_wrong_pickles_are_refused(
 def test_a_truncated_pickle_is_refused(pickled: Callable[..., Path]) -> None:
     path = pickled() / "mini-imagenet-cache-train.pkl"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match="broken or truncated"):
+    with pytest.raises(DataError, match="corrupt or truncated"):
         load_mini_imagenet(path.parent, "train", **TINY)
 
 
@@ -208,7 +208,7 @@ def test_missing_files_are_named(tmp_path: Path, folder: Path, zipped: Path) -> 
     [
         (b"", "header filename,label; found ''"),
         (b"a.jpg,n01\n", "header filename,label; found 'a.jpg,n01'"),
-        (b"filename,label\n", "expected images; found a header alone"),
+        (b"filename,label\n", "expected images; found only a header"),
         (b"filename,label\nn03_0.jpg\n", r"found \['n03_0.jpg'\] in row 1"),
         (b"filename,label\nn03_0.jpg,\n", "a file name and a label in each row"),
         (b"filename,label\nn03_0.jpg,n03\nn03_0.jpg,n01\n", "each file once; found n03_0.jpg 2"),
@@ -252,7 +252,7 @@ def test_damage_inside_a_zip_is_refused(zipped: Path) -> None:
     content = bytearray(path.read_bytes())
     content[300] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a whole zip archive.*Bad CRC"):
+    with pytest.raises(DataError, match=r"a complete zip archive.*Bad CRC"):
         load_mini_imagenet(zipped, "train", **TINY)
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Datasets by name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _LOADERS: dict[str, Callable[..., EpisodeDataset]] = {
 DATASETS = tuple(_LOADERS)
 TEXTS, NODES = tuple(_TEXTS), tuple(_NODES)
 
-# Where the files are, if not in a folder of the data set's name.
+# Paths of the files, if not in a folder of the dataset's name.
 _PLACES = {
     "cifar-fs": (FOLDER, ARCHIVE),
     "fc100": (FOLDER, ARCHIVE),
@@ -58,35 +58,36 @@ _PLACES = {
 
 
 def datasets_in(root: str | Path) -> list[str]:
-    """The data sets with files in ``root``."""
+    """The names of the datasets with files in ``root``."""
     places = {name: _PLACES.get(name, (name,)) for name in _FROM_FILES}
     return [n for n, paths in places.items() if any((Path(root) / p).exists() for p in paths)]
 
 
 def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> EpisodeDataset:
-    """Loads a data set by name.
+    """Loads a dataset by name.
 
     Args:
-        name: one of ``DATASETS``, of which ``TEXTS`` are of texts, ``NODES`` of nodes of a graph,
-            the others of images; or a plug-in's. ``"digits"`` needs no files.
+        name: one of ``DATASETS``, of which ``TEXTS`` are texts, ``NODES`` nodes of a graph and the
+            others images; or the name of a plug-in. ``"digits"`` needs no files.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        root: the folder of the data sets; by default the one the environment variable
-            ``FASTMETA_DATA`` names. "digits" does not read it; a plug-in may be without.
-        options: of the loader: :func:`load_digits`, :func:`load_mnist`, :func:`load_omniglot`,
-            :func:`load_mini_imagenet`, :func:`load_cifar_fs`, :func:`load_fc100`,
-            :func:`load_clinc150`, :func:`load_banking77` or :func:`load_planetoid`.
+        root: the folder of the datasets; by default that of the environment variable
+            ``FASTMETA_DATA``. "digits" does not use it; a plug-in may not need it.
+        options: options of the loader: :func:`load_digits`, :func:`load_mnist`,
+            :func:`load_omniglot`, :func:`load_mini_imagenet`, :func:`load_cifar_fs`,
+            :func:`load_fc100`, :func:`load_clinc150`, :func:`load_banking77` or
+            :func:`load_planetoid`.
 
     Raises:
-        PluginError: if the name is a plug-in's that cannot be used.
-        DataError: if files are missing, truncated or corrupt, or no root is known.
+        PluginError: if the name is that of a plug-in that cannot be used.
+        DataError: if files are missing, truncated or corrupt, or no root is given.
         ImportError: if an optional package is missing.
-        ValueError: if a name or an option is not valid.
+        ValueError: if a name or an option is invalid.
     """
     registry = Registry("dataset", _LOADERS)
     if name not in registry:
         raise ValueError(
             f"name must be one of {', '.join(registry)}; got {name!r}. "
-            "Regression tasks need no data set: see SineTasks."
+            "Regression tasks need no dataset: see SineTasks."
         )
     folder = data_root(root) if name in _FROM_FILES else root or os.environ.get(ROOT_VARIABLE)
     return registry.find(name)(folder, split, **options)
