@@ -1,4 +1,4 @@
-"""The compiled backend: loading it, how it was built, and glibc malloc tuning."""
+"""The compiled backend: loading, build information and glibc malloc settings."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ kernels = torch.ops.fastmeta
 # From glibc's malloc.h; see mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
-_NEVER = -1
+_DISABLED = -1
 
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """How the compiled kernels were built, and what they run on.
+    """Build configuration of the compiled kernels, and the instruction set in use.
 
     Attributes:
-        version: of fastmeta.
-        backend: ``"compiled"``; without the compiled module fastmeta does not import.
-        cpu_isa: instruction set chosen for this processor: ``baseline``, ``avx2`` or ``avx512``.
+        version: version of fastmeta.
+        backend: ``"compiled"``; without the compiled module fastmeta cannot be imported.
+        cpu_isa: instruction set selected for this CPU: ``baseline``, ``avx2`` or ``avx512``.
         compiler: C++ compiler of the build.
-        built_with_torch: torch version whose headers were used.
+        built_with_torch: torch version of the build.
         cuda: version of nvcc, or ``None`` for a build without CUDA kernels.
         cuda_architectures: GPU architectures with machine code, such as ``("80", "90")``.
         cuda_reason: why the build has these CUDA kernels or none, and how to compile others.
@@ -54,7 +54,7 @@ class BuildInfo:
 
 
 def build_info() -> BuildInfo:
-    """The facts of the compiled backend."""
+    """Build information of the compiled backend."""
     isa, compiler, built_with, cuda, architectures, reason = kernels.build_info().split(";")
     return BuildInfo(
         version=metadata.version("fastmeta"),
@@ -70,7 +70,7 @@ def build_info() -> BuildInfo:
 
 @cache
 def kernel_devices() -> tuple[str, ...]:
-    """The types of device there are kernels for: ``cpu``, and ``cuda`` in a build with CUDA."""
+    """The device types with kernels: ``cpu``, and ``cuda`` in a build with CUDA."""
     _, _, _, cuda, *_ = kernels.build_info().split(";")
     return ("cpu", "cuda") if cuda else ("cpu",)
 
@@ -94,18 +94,18 @@ def show_config() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Keeps the memory of freed CPU tensors in this process, for its next ones.
+    """Keeps the memory of freed CPU tensors in the process, for reuse by later allocations.
 
-    glibc gives blocks above 32 MB back to the system at once, and the top of its heap soon; a
-    training step that allocates the like again pays for every page anew. On mini-ImageNet's images
-    that is over a quarter of a step (``benchmarks/NOTES.md``). The price is memory: the process
-    does not shrink below its peak until it ends, and may peak somewhat higher. ``fastmeta train``
-    does this; in your own program it is your choice. There is no way back.
+    glibc returns freed blocks above 32 MB to the system immediately, and the top of its heap soon
+    after; a training step that allocates as much again then takes a page fault for every page. On
+    mini-ImageNet's images that is over a quarter of a step (``benchmarks/NOTES.md``). The cost is
+    memory: the process does not shrink below its peak until it ends, and its peak may be somewhat
+    higher. ``fastmeta train`` calls this; your own program may. It cannot be undone.
 
     Returns:
-        Whether it could be done: on Linux with glibc.
+        Whether the setting took effect, which needs Linux with glibc.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, _DISABLED))

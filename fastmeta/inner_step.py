@@ -1,4 +1,4 @@
-"""Which inner step a module is evaluated for, for modules that differ from step to step."""
+"""The current inner step, for modules that depend on it, such as per-step BatchNorm."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _step: ContextVar[int | None] = ContextVar("inner step", default=None)
 
 
 def current_step() -> int | None:
-    """The inner step, from 0; ``None`` where there is none: before or after an inner loop."""
+    """The current inner step, from 0; ``None`` outside an inner loop."""
     return _step.get()
 
 
 @contextmanager
 def at_step(step: int | None) -> Iterator[None]:
-    """Evaluations in this context belong to the inner step ``step``; contexts nest.
+    """Context manager that sets the current inner step; contexts nest.
 
-    The backward pass of an evaluation may leave the context, and the thread: what computes again
-    there must enter it again.
+    The backward pass may run outside of the context, and in another thread: code that recomputes
+    activations there must enter it again.
     """
     token = _step.set(step)
     try:

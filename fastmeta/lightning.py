@@ -1,4 +1,4 @@
-"""Learners and tasks for the ``Trainer`` of Lightning, which ``fastmeta[lightning]`` brings."""
+"""PyTorch Lightning integration; needs the extra ``fastmeta[lightning]``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Sampler
+from typing_extensions import override
 
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner
@@ -23,17 +24,17 @@ from lightning.pytorch.core.optimizer import LightningOptimizer  # noqa: E402
 
 
 class LightningLearner(LightningModule):
-    """Any learner under Lightning's ``Trainer``, by manual optimization: a batch is a meta-batch.
+    """``LightningModule`` of any learner, with manual optimization: a batch is a meta-batch.
 
-    Logs ``train_loss``, ``val_loss`` and ``test_loss`` of the query sets after adaptation, and
-    ``train_accuracy`` and so on, or ``train_mse`` for targets that are floating point. Lightning's
-    checkpoints hold all of the learner's state.
+    Logs ``train_loss``, ``val_loss`` and ``test_loss``, the query losses after adaptation, and
+    ``train_accuracy`` and so on, or ``train_mse`` for floating-point targets. Lightning's
+    checkpoints contain the full state of the learner.
 
     Args:
-        learner: what is trained. Its optimizer is the one that Lightning steps; precision is its
-            ``autocast``, not the ``Trainer``'s.
+        learner: the learner to train. Lightning steps its optimizer; its ``autocast`` sets the
+            precision, not the ``Trainer``.
         steps: inner steps in validation and test; as in training by default.
-        scheduler: makes the schedule of the outer learning rate, which every meta-step advances.
+        scheduler: factory of the outer learning rate schedule, stepped once per meta-step.
 
     Raises:
         MissingPackageError: on import, if Lightning is not installed.
@@ -52,27 +53,27 @@ class LightningLearner(LightningModule):
         self.learner = learner
         self.steps = steps
         self.scheduler = scheduler
-        # What follows the module to a device and into checkpoints.
+        # Registered so that Lightning moves and checkpoints them.
         self.module = learner.module
         self.co_learner = None if learner.co_learner is None else learner.co_learner.head
         self.rates = nn.ParameterList(learner.adaptation.rates)
 
     def setup(self, stage: str) -> None:
-        """Refuses what would train something else, unnoticed."""
+        """Rejects ``Trainer`` settings that would silently change the training."""
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"expected a Trainer with one process, got {self.trainer.world_size}: their "
-                "meta-gradients would not be joined. See fastmeta.distributed.Sharding, or "
+                "meta-gradients would not be reduced. See fastmeta.distributed.Sharding, or "
                 "torchrun and fastmeta train."
             )
         if self.trainer.precision != "32-true":
             raise ValueError(
                 f'expected Trainer(precision="32-true"), got {self.trainer.precision!r}. Give the '
-                "learner autocast=torch.bfloat16, or convert its module before it is built."
+                "learner autocast=torch.bfloat16, or convert its module before building it."
             )
 
     def configure_optimizers(self) -> Any:
-        """The learner's optimizer, and its schedule."""
+        """The learner's optimizer and learning rate schedule."""
         optimizer = self.learner.optimizer
         return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
 
@@ -83,65 +84,65 @@ class LightningLearner(LightningModule):
         return batch.to(device)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """A meta-step."""
+        """Takes a meta-step."""
         result = self.learner.backward(batch)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
-        optimizer.step()  # which Lightning counts
+        optimizer.step()  # counted by Lightning as its global step
         if isinstance(scheduler, LRScheduler):
             scheduler.step()
-        self._note("train", batch, result.query_loss, result.query_output)
+        self._log_metrics("train", batch, result.query_loss, result.query_output)
 
     def on_train_epoch_end(self) -> None:
-        """Raises what a learner with ``non_finite="raise"`` has found on a GPU."""
+        """Raises the pending error of a learner with ``non_finite="raise"`` on a GPU."""
         self.learner.non_finite_guard.check()
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """Adapts to each task."""
+        """Adapts to each task and logs the validation metrics."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """Adapts to each task."""
+        """Adapts to each task and logs the test metrics."""
         self._evaluate("test", batch)
 
     def _evaluate(self, split: str, batch: TaskBatch) -> None:
-        # Autograd takes no tensor from the inference mode that Lightning evaluates in.
+        # Lightning evaluates in inference mode, whose tensors autograd does not accept.
         with torch.inference_mode(False), torch.no_grad():
-            batch = TaskBatch(**{name: part.clone() for name, part in vars(batch).items()})
+            batch = TaskBatch(**{name: tensor.clone() for name, tensor in vars(batch).items()})
             outputs = self.learner.predict(batch, self.steps)
             pairs = zip(outputs, batch.query_y, strict=True)
             losses = torch.stack([self.learner.loss(output, y) for output, y in pairs])
-        self._note(split, batch, losses, outputs)
+        self._log_metrics(split, batch, losses, outputs)
 
-    def _note(self, split: str, batch: TaskBatch, losses: Tensor, outputs: Tensor) -> None:
+    def _log_metrics(self, split: str, batch: TaskBatch, losses: Tensor, outputs: Tensor) -> None:
         metric = MSE if batch.query_y.is_floating_point() else ACCURACY
         scores = metric.per_task(outputs, batch.query_y)
         for name, values in (("loss", losses), (metric.name, scores)):
             self.log(f"{split}_{name}", values.nanmean(), prog_bar=True, batch_size=len(batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what Lightning does not know of."""
+        """Adds the learner state that Lightning does not save."""
         state = self.learner.state_dict()
         checkpoint["learner"] = {name: state[name] for name in ("metagrad", "non_finite_guard")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it; the rest is Lightning's."""
+        """Restores the learner state that Lightning does not load."""
         self.learner.load_state_dict({**self.learner.state_dict(), **checkpoint["learner"]})
 
 
 class TaskDataModule(LightningDataModule):
-    """Meta-batches for Lightning: meta-step ``i`` trains on ``train[i]``.
+    """``LightningDataModule`` of meta-batches: meta-step ``i`` trains on ``train[i]``.
 
-    So epochs differ, and a run that is resumed takes the steps of one that never stopped.
+    Epochs hence differ, and a resumed run continues exactly as an uninterrupted one.
 
     Args:
         train: training tasks.
         val: validation tasks.
         test: test tasks.
-        train_batches: meta-batches an epoch.
-        val_batches: meta-batches of a validation, the first ones, always the same.
-        test_batches: of the test.
-        num_workers: processes that draw tasks, see ``torch.utils.data.DataLoader``.
+        train_batches: meta-batches per epoch.
+        val_batches: meta-batches per validation: the first ones, always the same.
+        test_batches: meta-batches of the test.
+        num_workers: worker processes that draw tasks, see ``torch.utils.data.DataLoader``.
     """
 
     def __init__(
@@ -160,31 +161,31 @@ class TaskDataModule(LightningDataModule):
         self.sizes = {"train": train_batches, "val": val_batches, "test": test_batches}
         self.num_workers = num_workers
 
+    @override
     def train_dataloader(self) -> DataLoader[TaskBatch]:
-        """See the class."""
         return self._loader(
             "train", lambda: 0 if self.trainer is None else self.trainer.global_step
         )
 
+    @override
     def val_dataloader(self) -> DataLoader[TaskBatch]:
-        """See the class."""
         return self._loader("val", lambda: 0)
 
+    @override
     def test_dataloader(self) -> DataLoader[TaskBatch]:
-        """See the class."""
         return self._loader("test", lambda: 0)
 
     def _loader(self, split: str, first: Callable[[], int]) -> DataLoader[TaskBatch]:
         return DataLoader(
-            self.sources[split],  # type: ignore[arg-type]  # all that is asked of it is an item
+            self.sources[split],  # type: ignore[arg-type]  # only indexing is needed
             batch_size=None,
-            sampler=_Numbers(first, self.sizes[split]),
+            sampler=_IndexRange(first, self.sizes[split]),
             num_workers=self.num_workers,
         )
 
 
-class _Numbers(Sampler[int]):
-    """``size`` numbers, from what ``first`` returns when they are asked for."""
+class _IndexRange(Sampler[int]):
+    """``size`` consecutive indices; ``first`` returns the first one when iteration starts."""
 
     def __init__(self, first: Callable[[], int], size: int) -> None:
         self.first, self.size = first, size

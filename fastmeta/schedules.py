@@ -1,4 +1,4 @@
-"""Schedules of a rate over meta-steps, named in one word so that they fit a configuration file."""
+"""Schedules of a rate over meta-steps, specified by a string, as in a configuration file."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ _BUILDERS: dict[str, tuple[Callable[..., Schedule], tuple[float, ...]]] = {
 
 
 def schedule(spec: str) -> Schedule:
-    """The factor of a rate as a function of the meta-step (0, 1, 2, ...).
+    """Builds a schedule: the factor of a rate as a function of the meta-step (0, 1, 2, ...).
 
     Args:
-        spec: ``"constant"``; ``"warmup:N"`` rises to 1 in N steps; ``"linear:N"`` falls to 0 in N
-            steps; ``"cosine:N"`` is ``(1 + cos(pi t / N)) / 2``; ``"step:N:F"`` multiplies by F
-            every N steps; ``"late:N"`` is 0 before step N; ``"until:N"`` is 0 from step N on.
+        spec: ``"constant"``; ``"warmup:N"`` rises to 1 over N steps; ``"linear:N"`` decays to 0
+            over N steps; ``"cosine:N"`` is ``(1 + cos(pi t / N)) / 2``; ``"step:N:F"`` multiplies
+            by F every N steps; ``"late:N"`` is 0 before step N; ``"until:N"`` is 0 from step N on.
 
     Raises:
         ValueError: if ``spec`` is not one of these.

@@ -1,4 +1,4 @@
-"""The meta-batch: what a sampler yields and a learner consumes."""
+"""Tasks and meta-batches, which samplers yield and learners consume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Task(NamedTuple):
-    """One task (episode): tensors without a task dimension."""
+    """One task (episode): support and query sets, without a task dimension."""
 
     support_x: Tensor
     support_y: Tensor
@@ -21,18 +21,18 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A meta-batch of ``T`` tasks with equally many examples each.
+    """A meta-batch of ``T`` tasks of equal size.
 
     Attributes:
-        support_x: ``(T, n_support, *input)``, floating point or integer ids (of tokens, of nodes),
-            which nothing casts.
+        support_x: ``(T, n_support, *input)``, floating point or integer ids (of tokens or nodes),
+            never cast.
         support_y: ``(T, n_support)`` int64 class indices ``0..ways-1``, or
             ``(T, n_support, *output)`` floating point for regression.
         query_x: ``(T, n_query, *input)``, of the dtype of ``support_x``.
         query_y: ``(T, n_query)`` int64, or ``(T, n_query, *output)`` floating point.
 
     Raises:
-        ValueError: if the four tensors disagree on ``T``, or examples and targets on their number.
+        ValueError: if the four tensors differ in ``T``, or inputs and targets in their number.
     """
 
     support_x: Tensor
@@ -52,7 +52,7 @@ class TaskBatch:
                 )
         if self.support_x.shape[0] != self.query_x.shape[0]:
             raise ValueError(
-                f"support and query must hold the same tasks; got {self.support_x.shape[0]} "
+                f"support and query must have equally many tasks; got {self.support_x.shape[0]} "
                 f"support tasks and {self.query_x.shape[0]} query tasks."
             )
 
@@ -68,7 +68,7 @@ class TaskBatch:
         return (self[i] for i in range(len(self)))
 
     def part(self, start: int, stop: int) -> TaskBatch:
-        """The tasks from ``start`` up to, but without ``stop``; of views."""
+        """The tasks ``start`` to ``stop`` (exclusive), as views."""
         return TaskBatch(
             self.support_x[start:stop],
             self.support_y[start:stop],

@@ -1,4 +1,4 @@
-"""Data sets of classes, and the tasks drawn from them."""
+"""Datasets, samplers and loaders for few-shot tasks."""
 
 from fastmeta.data._io.errors import DataError
 from fastmeta.data._io.tokens import token_ids

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, index)."""
+"""Counter-based random numbers, a pure function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from numpy.typing import NDArray
 _LIMIT = 2**64
 
 
-class Draws:
-    """The random numbers of one meta-batch.
+class TaskRNG:
+    """The random number generator of one meta-batch.
 
     Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as
-    1, 2, 3", 2011): with ``(seed, index)`` as its key, every pair has a stream of its own and none
-    depends on what was drawn before. Only raw bits are used: numpy promises these, and not the
-    distributions made from them, to stay the same from version to version.
+    1, 2, 3", 2011): with ``(seed, index)`` as its key, every pair has its own stream, independent
+    of any earlier draws. Only raw bits are used: NumPy guarantees that these, unlike the
+    distributions derived from them, stay the same across versions.
 
-    A part of the tasks has the numbers that it has among all of them: those of the others are
-    passed over at no cost. So each request must be for equally many numbers a task, task by task.
+    A subset of the tasks gets the same numbers as within the full meta-batch: the numbers of the
+    other tasks are skipped at no cost. Each request must therefore be for the same number of values
+    per task, ordered by task.
 
     Args:
         seed: ``0 <= seed < 2**64``.
         index: ``0 <= index < 2**64``.
-        own: which tasks to draw for, ``0 <= own.start < own.stop <= tasks``.
-        tasks: of the whole meta-batch.
+        selected: the tasks to draw for, ``0 <= selected.start < selected.stop <= total``.
+        total: number of tasks of the full meta-batch.
 
     Attributes:
-        tasks: how many there are to draw for.
+        tasks: number of tasks to draw for.
     """
 
-    def __init__(self, seed: int, index: int, own: range = range(1), tasks: int = 1) -> None:
+    def __init__(self, seed: int, index: int, selected: range = range(1), total: int = 1) -> None:
         self._key = np.array([seed, index], dtype=np.uint64)
-        self._own, self._all = own, tasks
-        self._passed = 0  # numbers, of all tasks
-        self.tasks = len(own)
+        self._selected, self._total = selected, total
+        self._consumed = 0  # numbers, of all tasks
+        self.tasks = len(selected)
 
     def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Numbers of ``[low, high)`` in ``shape``, with 53 random bits each."""
+        """Uniform numbers in ``[low, high)`` of shape ``shape``, with 53 random bits each."""
         unit: NDArray[np.float64] = (self._raw(shape) >> np.uint64(11)).astype(np.float64)
         return low + (high - low) * (unit * 2.0**-53)
 
-    def distinct(self, populations: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """``count`` distinct numbers of ``range(populations[r])`` for each row ``r``.
+    def sample(self, populations: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """For each row ``r``, ``count`` numbers of ``range(populations[r])`` without replacement.
 
-        Every ordered selection is equally likely. The set is made by Floyd's algorithm (Bentley
+        Every ordered selection is equally likely. The set is drawn by Floyd's algorithm (Bentley
         and Floyd, "A sample of brilliance", 1987), whose cost does not grow with the population,
         for all rows at once; a random permutation then orders it.
 
         Args:
             populations: ``(rows,)``, each at least ``count``.
-            count: how many numbers to choose.
+            count: how many numbers to sample.
 
         Returns:
             ``(rows, count)``.
@@ -66,17 +67,17 @@ class Draws:
         return np.take_along_axis(chosen, order, axis=1)
 
     def _raw(self, shape: tuple[int, ...]) -> NDArray[np.uint64]:
-        each, rest = divmod(math.prod(shape), self.tasks)
-        assert rest == 0
-        begin = self._passed + each * self._own.start
-        self._passed += each * self._all
-        bits = np.random.Philox(key=self._key, counter=begin // 4)  # makes four numbers at a time
+        per_task, remainder = divmod(math.prod(shape), self.tasks)
+        assert remainder == 0
+        begin = self._consumed + per_task * self._selected.start
+        self._consumed += per_task * self._total
+        bits = np.random.Philox(key=self._key, counter=begin // 4)  # four numbers per count
         bits.random_raw(begin % 4)
         return bits.random_raw(shape)
 
 
 def check_seed(seed: int) -> int:
-    """``seed`` itself.
+    """Returns ``seed`` if it is valid.
 
     Raises:
         ValueError: if it does not fit the generator's key.

@@ -1,4 +1,4 @@
-"""Small random shifts, turns, zooms and mirror images of training images."""
+"""Augmentation of training images by small random shifts, rotations, zooms and flips."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.data._rng import Draws
+from fastmeta.data._rng import TaskRNG
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """Moves every image by a random affine map of its own, so that exact position means nothing.
+    """Random affine transformation and horizontal flip, drawn independently for each image.
 
-    Strided networks overfit the position of strokes: on Omniglot jitter is worth more than doubling
-    the training time. Pixels from outside repeat the border.
+    Strided networks overfit the exact position of strokes: on Omniglot jitter improves accuracy by
+    more than doubling the training time does. Pixels from outside repeat the border.
 
     Attributes:
-        shift: largest shift in pixels, in each direction.
-        degrees: largest turn.
-        zoom: largest change of size: by a factor between ``exp(-zoom)`` and ``exp(zoom)``.
-        flip: probability of a mirror image, left and right exchanged.
+        shift: maximum shift in pixels, in each direction.
+        degrees: maximum rotation.
+        zoom: maximum change of size: by a factor between ``exp(-zoom)`` and ``exp(zoom)``.
+        flip: probability of a horizontal flip.
 
     Raises:
         ValueError: if one of them is negative, or ``flip`` is greater than 1.
@@ -43,37 +43,37 @@ class Jitter:
             raise ValueError(f"the jitter's flip must be a probability; got {self.flip}.")
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
-        return self._moves or self.flip != 0
+        """Whether images change at all."""
+        return self._warps or self.flip != 0
 
     @property
-    def _moves(self) -> bool:
+    def _warps(self) -> bool:
         return (self.shift, self.degrees, self.zoom) != (0, 0, 0)
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """The images ``(*s, C, H, W)``, moved; a pure function of ``images`` and ``draws``.
+    def apply(self, images: Tensor, rng: TaskRNG) -> Tensor:
+        """The images ``(*s, C, H, W)``, transformed; a pure function of ``images`` and ``rng``.
 
         Raises:
             ValueError: if they are integers: ids of texts or nodes, not pixels.
         """
         if not images.is_floating_point():
             raise ValueError(
-                f"jitter moves the pixels of images; got {images.dtype} inputs. Leave it out."
+                f"jitter applies to images only; got {images.dtype} inputs. Set jitter=None."
             )
         flat = images.reshape(-1, *images.shape[-3:])
-        unit = [torch.from_numpy(draws.uniform(-1.0, 1.0, (len(flat),))) for _ in range(5)]
+        unit = [torch.from_numpy(rng.uniform(-1.0, 1.0, (len(flat),))) for _ in range(5)]
         if self.flip:
             flipped = (unit[4] < 2 * self.flip - 1).to(flat.device)
             flat = torch.where(flipped.view(-1, 1, 1, 1), flat.flip(-1), flat)
-        if self._moves:
-            flat = self._move(flat, unit)
+        if self._warps:
+            flat = self._warp(flat, unit)
         return flat.view(images.shape)
 
-    def _move(self, flat: Tensor, unit: list[Tensor]) -> Tensor:
+    def _warp(self, flat: Tensor, unit: list[Tensor]) -> Tensor:
         height, width = flat.shape[-2:]
         angle, size = unit[0] * math.radians(self.degrees), (unit[1] * self.zoom).exp()
         cos, sin = angle.cos() * size, angle.sin() * size
-        # In affine_grid's coordinates an image is 2 wide and 2 high, whatever its pixels.
+        # In affine_grid's coordinates every image is 2 wide and 2 high.
         ratio = height / width
         rows = (
             torch.stack([cos, -sin * ratio, unit[2] * self.shift * 2 / width], dim=1),

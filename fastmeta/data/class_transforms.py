@@ -1,8 +1,8 @@
-"""Transformations that make new classes of old ones.
+"""Transformations that create new classes from existing ones.
 
-Santoro et al., "Meta-learning with memory-augmented neural networks" (2016), turn each Omniglot
-character by 90, 180 and 270 degrees and take every turn for a class of its own. The images are
-materialised: memory grows with the number of classes.
+Santoro et al., "Meta-learning with memory-augmented neural networks" (2016), rotate each Omniglot
+character by 90, 180 and 270 degrees and treat every rotation as a separate class. The images are
+materialized: memory grows with the number of classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastmeta.data.image_dataset import ClassDataset
 
 
 def add_rotations(dataset: ClassDataset) -> ClassDataset:
-    """Four times the classes: each as it is, and turned counter-clockwise by 90, 180 and 270.
+    """Adds each class rotated counter-clockwise by 90, 180 and 270 degrees as a new class.
 
     Class ``c`` of ``n`` becomes ``c`` (its name kept), ``n + c`` (``"name/rot90"``), ``2n + c`` and
     ``3n + c``.
@@ -28,12 +28,12 @@ def add_rotations(dataset: ClassDataset) -> ClassDataset:
     height, width = dataset.images.shape[-2:]
     if height != width:
         raise ValueError(f"rotations need square images; got {height}x{width}. Resize them first.")
-    turned = [dataset.images.rot90(k, dims=(-2, -1)) for k in range(4)]
-    return _join(dataset, turned, ("", "/rot90", "/rot180", "/rot270"))
+    rotated = [dataset.images.rot90(k, dims=(-2, -1)) for k in range(4)]
+    return _join(dataset, rotated, ("", "/rot90", "/rot180", "/rot270"))
 
 
 def add_inversion(dataset: ClassDataset) -> ClassDataset:
-    """Twice the classes: each as it is, and as its negative (``255 - pixel``, ``"name/inv"``).
+    """Adds the negative of each class (``255 - pixel``, ``"name/inv"``) as a new class.
 
     Class ``c`` of ``n`` becomes ``c`` (its name kept) and ``n + c``.
     """
@@ -41,7 +41,7 @@ def add_inversion(dataset: ClassDataset) -> ClassDataset:
 
 
 def multiply_classes(dataset: ClassDataset, *, rotations: bool, inversion: bool) -> ClassDataset:
-    """The classes times rotations (4) times inversion (2), as asked; ``"7/rot90/inv"`` is one."""
+    """Adds rotations (4x the classes) and inversions (2x), as in ``"7/rot90/inv"``."""
     if rotations:
         dataset = add_rotations(dataset)
     return add_inversion(dataset) if inversion else dataset

@@ -1,4 +1,4 @@
-"""What episodes are drawn from: labelled examples of any kind, grouped by class."""
+"""Interface of datasets: labelled examples of any kind, grouped by class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class EpisodeDataset(Protocol):
-    """All that :class:`fastmeta.data.EpisodeSampler` asks of images, texts or nodes of a graph."""
+    """The dataset interface that :class:`fastmeta.data.EpisodeSampler` requires."""
 
     @property
     def num_classes(self) -> int:
@@ -19,37 +19,35 @@ class EpisodeDataset(Protocol):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """One distinct name a class."""
+        """One distinct name per class."""
 
     @property
     def class_indices(self) -> tuple[Tensor, ...]:
-        """For each class, the ascending int64 positions of its examples; on the CPU."""
+        """For each class, the ascending int64 indices of its examples; on the CPU."""
 
     @property
     def device(self) -> torch.device:
-        """Where :meth:`inputs` gathers examples."""
+        """The device on which :meth:`inputs` gathers examples."""
 
     def to(self, device: torch.device | str) -> EpisodeDataset:
-        """The same data set on ``device``."""
+        """The same dataset on ``device``."""
 
     def inputs(self, index: Tensor) -> Tensor:
-        """The examples at the int64 positions ``index`` ``(*s,)`` as model inputs ``(*s, *input)``.
+        """The examples at the int64 indices ``index`` ``(*s,)`` as model inputs ``(*s, *input)``.
 
         Floating point, or integer ids of tokens or nodes; on :attr:`device`.
         """
 
 
 def group_by_class(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
-    """The ascending positions of each class in ``labels`` ``(n,)``, which are on the CPU.
+    """The ascending indices of each class in ``labels`` ``(n,)``, which are on the CPU.
 
     Raises:
         ValueError: if a label is out of range, a class has no example or a name occurs twice.
     """
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(
-            f"class_names must be distinct; {_shorten(repeated)} occur more than once."
-        )
+        raise ValueError(f"class_names must be distinct; got {_shorten(repeated)} more than once.")
     if not len(labels) or labels.min() < 0 or labels.max() >= len(names):
         found = f"{labels.min()}..{labels.max()}" if len(labels) else "no labels"
         raise ValueError(
@@ -59,7 +57,7 @@ def group_by_class(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
     empty = [names[c] for c in torch.nonzero(counts == 0).flatten().tolist()]
     if empty:
         raise ValueError(
-            f"every class needs an example; {_shorten(empty)} have none. Leave these classes out."
+            f"every class needs an example; got none of {_shorten(empty)}. Leave these classes out."
         )
     return torch.split(labels.argsort(stable=True), counts.tolist())
 
@@ -67,13 +65,13 @@ def group_by_class(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
 def select_classes(
     dataset: EpisodeDataset, class_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Positions, new labels and names of the examples of ``class_ids``, sorted by class.
+    """Indices, new labels and names of the examples of ``class_ids``, sorted by class.
 
     The classes are relabelled ``0..`` in the order of ``class_ids``; both tensors are on the device
-    of the data set.
+    of the dataset.
 
     Raises:
-        ValueError: if ``class_ids`` is empty, repeats a class or names one out of range.
+        ValueError: if ``class_ids`` is empty, repeats a class or contains one out of range.
     """
     ids = list(class_ids)
     if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(range(dataset.num_classes)):
@@ -81,13 +79,13 @@ def select_classes(
             f"class_ids must be distinct, at least one, and lie in 0..{dataset.num_classes - 1}; "
             f"got {_shorten(ids)}."
         )
-    rows = [dataset.class_indices[c] for c in ids]
-    counts = torch.tensor([len(r) for r in rows])
+    indices = [dataset.class_indices[c] for c in ids]
+    counts = torch.tensor([len(i) for i in indices])
     labels = torch.arange(len(ids)).repeat_interleave(counts)
     names = [dataset.class_names[c] for c in ids]
-    return torch.cat(rows).to(dataset.device), labels.to(dataset.device), names
+    return torch.cat(indices).to(dataset.device), labels.to(dataset.device), names
 
 
 def _shorten(items: Sequence[object], limit: int = 10) -> str:
     shown = ", ".join(str(item) for item in items[:limit])
-    return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in all)"
+    return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in total)"

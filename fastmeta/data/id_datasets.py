@@ -1,4 +1,4 @@
-"""Examples that are integer ids: of the tokens of a text, or of a node of a graph."""
+"""Datasets of integer ids: the token ids of texts, or the nodes of a graph."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _Ids = TypeVar("_Ids", bound="IdDataset")
 
 @dataclass(frozen=True, eq=False)
 class IdDataset:
-    """Labelled ids; :class:`TextDataset` and :class:`NodeDataset` say what of.
+    """Labelled ids, the base of :class:`TextDataset` and :class:`NodeDataset`.
 
     Attributes:
-        ids: ``(n, *input)`` int64, not negative.
+        ids: ``(n, *input)`` int64, nonnegative.
         labels: ``(n,)`` int64 class indices into ``class_names``, on the device of ``ids``.
-        class_names: one distinct name a class.
-        class_indices: for each class, the ascending int64 positions of its examples; on the CPU.
+        class_names: one distinct name per class.
+        class_indices: for each class, the ascending int64 indices of its examples; on the CPU.
 
     Raises:
         TypeError: if ``ids`` or ``labels`` are not int64.
-        ValueError: if shapes or devices disagree, an id or a label is out of range, a class has no
-            example or a name occurs twice.
+        ValueError: if shapes or devices do not match, an id or a label is out of range, a class has
+            no example or a name occurs twice.
     """
 
     ids: Tensor
@@ -48,7 +48,7 @@ class IdDataset:
         if self.ids.device != self.labels.device:
             raise ValueError(
                 f"ids and labels must be on one device; got {self.ids.device} and "
-                f"{self.labels.device}. Move the data set as a whole with .to(device)."
+                f"{self.labels.device}. Move the dataset as a whole with .to(device)."
             )
         indices = group_by_class(self.labels.cpu(), self.class_names)
         object.__setattr__(self, "class_indices", indices)
@@ -58,7 +58,7 @@ class IdDataset:
         return len(self.ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not class_indices: they are views of one tensor, and pickle writes all of it for each.
+        # Not class_indices: these are views of one tensor, and pickle would save it once for each.
         return (type(self), tuple(getattr(self, item.name) for item in fields(self) if item.init))
 
     @property
@@ -68,31 +68,31 @@ class IdDataset:
 
     @property
     def device(self) -> torch.device:
-        """Where the ids are, and so where :meth:`inputs` gathers them."""
+        """The device of the ids, on which :meth:`inputs` gathers them."""
         return self.ids.device
 
     def inputs(self, index: Tensor) -> Tensor:
-        """The ids ``(*s, *input)`` at the int64 positions ``index`` ``(*s,)``, on any device."""
+        """The ids ``(*s, *input)`` at the int64 indices ``index`` ``(*s,)``, on any device."""
         return self.ids[index.to(self.device)]
 
     def subset(self: _Ids, class_ids: Sequence[int]) -> _Ids:
         """The examples of ``class_ids`` only, sorted by class and relabelled in that order.
 
         Raises:
-            ValueError: if ``class_ids`` is empty, repeats a class or names one out of range.
+            ValueError: if ``class_ids`` is empty, repeats a class or contains one out of range.
         """
-        rows, labels, names = select_classes(self, class_ids)
-        return replace(self, ids=self.ids[rows], labels=labels, class_names=names)
+        indices, labels, names = select_classes(self, class_ids)
+        return replace(self, ids=self.ids[indices], labels=labels, class_names=names)
 
     def to(self: _Ids, device: torch.device | str) -> _Ids:
-        """The same data set with ids and labels on ``device``."""
+        """The same dataset with ids and labels on ``device``."""
         return replace(self, ids=self.ids.to(device), labels=self.labels.to(device))
 
 
-def _check_range(ids: Tensor, end: int, what: str) -> None:
+def _check_range(ids: Tensor, end: int, kind: str) -> None:
     if ids.min() < 0 or ids.max() >= end:
         raise ValueError(
-            f"ids must lie in 0..{end - 1}, the {end} {what}; got {ids.min()}..{ids.max()}."
+            f"ids must lie in 0..{end - 1}, the {end} {kind}; got {ids.min()}..{ids.max()}."
         )
 
 
@@ -102,7 +102,7 @@ class TextDataset(IdDataset):
 
     Attributes:
         ids: ``(n, L)`` int64; 0 is padding.
-        vocabulary: how many ids there are, padding included.
+        vocabulary: number of token ids, padding included.
     """
 
     vocabulary: int
@@ -114,11 +114,11 @@ class TextDataset(IdDataset):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """An undirected graph whose nodes have features.
+    """An undirected graph with node features.
 
     Attributes:
         features: ``(nodes, F)`` float32.
-        edges: ``(2, E)`` int64, each edge once, without loops.
+        edges: ``(2, E)`` int64, each edge once, without self-loops.
     """
 
     features: Tensor
@@ -127,11 +127,11 @@ class Graph:
 
 @dataclass(frozen=True, eq=False)
 class NodeDataset(IdDataset):
-    """Labelled nodes of one graph, which networks see whole, whatever the split.
+    """Labelled nodes of a graph, all of which the network sees in every split (transductive).
 
     Attributes:
         ids: ``(n,)`` int64 nodes.
-        graph: that the nodes are of, for the network; :meth:`to` leaves it where it is.
+        graph: the graph of the nodes, for the network; :meth:`to` does not move it.
     """
 
     graph: Graph

@@ -13,7 +13,7 @@ from fastmeta.data.dataset import group_by_class, select_classes
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of pixels in ``[0, 1]``: one value a channel, or one for all."""
+    """Mean and standard deviation of pixels in ``[0, 1]``: one value, or one per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -21,19 +21,19 @@ class Normalization(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClassDataset:
-    """Labelled images held in memory, a quarter of their size as floats.
+    """Labelled images in memory as uint8, a quarter of the size of float32.
 
     Attributes:
         images: ``(n, C, H, W)`` uint8.
         labels: ``(n,)`` int64 class indices into ``class_names``, on the device of ``images``.
-        class_names: one distinct name a class.
-        normalization: how :meth:`inputs` scales pixels after dividing by 255, or ``None``.
-        class_indices: for each class, the ascending int64 positions of its images; on the CPU.
+        class_names: one distinct name per class.
+        normalization: normalization that :meth:`inputs` applies after dividing by 255, or ``None``.
+        class_indices: for each class, the ascending int64 indices of its images; on the CPU.
 
     Raises:
         TypeError: if ``images`` is not uint8 or ``labels`` is not int64.
-        ValueError: if shapes or devices disagree, a label is out of range, a class has no image,
-            a name occurs twice, or the normalisation does not fit the channels.
+        ValueError: if shapes or devices do not match, a label is out of range, a class has no
+            image, a name occurs twice, or the normalization does not match the channels.
     """
 
     images: Tensor
@@ -55,7 +55,7 @@ class ClassDataset:
         return len(self.images)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not class_indices: they are views of one tensor, and pickle writes all of it for each.
+        # Not class_indices: these are views of one tensor, and pickle would save it once for each.
         return (type(self), (self.images, self.labels, list(self.class_names), self.normalization))
 
     @property
@@ -65,18 +65,18 @@ class ClassDataset:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are, and so where :meth:`inputs` gathers them."""
+        """The device of the images, on which :meth:`inputs` gathers them."""
         return self.images.device
 
     def inputs(self, index: Tensor) -> Tensor:
         """The images at ``index`` as model inputs.
 
         Args:
-            index: int64 positions of any shape ``(*s,)``, on any device.
+            index: int64 indices of any shape ``(*s,)``, on any device.
 
         Returns:
             ``(*s, C, H, W)`` float32 on the device of the images: ``images / 255``, then
-            ``(x - mean) / std`` where there is a normalisation.
+            ``(x - mean) / std`` if there is a normalization.
         """
         flat = index.reshape(-1).to(self.device)
         x = self.images.index_select(0, flat).to(torch.float32).div_(255)
@@ -89,14 +89,14 @@ class ClassDataset:
         """The images of ``class_ids`` only, sorted by class and relabelled ``0..`` in that order.
 
         Raises:
-            ValueError: if ``class_ids`` is empty, repeats a class or names one out of range.
+            ValueError: if ``class_ids`` is empty, repeats a class or contains one out of range.
         """
-        rows, labels, names = select_classes(self, class_ids)
-        images = self.images.index_select(0, rows)
+        indices, labels, names = select_classes(self, class_ids)
+        images = self.images.index_select(0, indices)
         return replace(self, images=images, labels=labels, class_names=names)
 
     def to(self, device: torch.device | str) -> ClassDataset:
-        """The same data set with images and labels on ``device``."""
+        """The same dataset with images and labels on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
@@ -110,12 +110,12 @@ def _check_tensors(images: Tensor, labels: Tensor) -> None:
         raise ValueError(
             "images must be (n, C, H, W) and labels (n,); got "
             f"{tuple(images.shape)} and {tuple(labels.shape)}. "
-            "Add a channel with images[:, None] where there is none."
+            "Add a missing channel dimension with images[:, None]."
         )
     if images.device != labels.device:
         raise ValueError(
             f"images and labels must be on one device; got {images.device} and {labels.device}. "
-            "Move the data set as a whole with .to(device)."
+            "Move the dataset as a whole with .to(device)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Few-shot classification episodes, drawn from a class data set."""
+"""Sampler of few-shot classification tasks (episodes)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmeta.data._rng import Draws
+from fastmeta.data._rng import TaskRNG
 from fastmeta.data.augmentation import Jitter
 from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.task_source import SeededSource
@@ -17,29 +17,30 @@ from fastmeta.tasks import TaskBatch
 class EpisodeSampler(SeededSource):
     """Meta-batches of ``ways``-way ``shots``-shot tasks (Vinyals et al., 2016).
 
-    Each task has ``ways`` distinct classes in random order, labelled ``0..ways-1``, and of each
-    class ``shots`` support and ``queries`` query examples, all distinct. Both sets are interleaved:
-    example ``j`` has the label ``j % ways``, so that any first ``k * ways`` examples are a
-    balanced ``k``-shot set and ``x.unflatten(1, (-1, ways))`` splits by class.
+    Each task has ``ways`` distinct classes in random order, labelled ``0..ways-1``, and ``shots``
+    support and ``queries`` query examples per class, all distinct. Both sets are interleaved:
+    example ``j`` has label ``j % ways``, so that the first ``k * ways`` examples are a balanced
+    ``k``-shot set for any ``k``, and ``x.unflatten(1, (-1, ways))`` splits by class.
 
     ``sampler[i]`` is a pure function of ``(seed, i)``: see :class:`SeededSource`. Indices are
-    drawn on the CPU, so tasks do not depend on the device; examples are gathered where they are, so
-    a data set on a GPU gives meta-batches on it. Worker processes need it on the CPU.
+    drawn on the CPU, so tasks do not depend on the device; examples are gathered on the device of
+    the dataset, so a dataset on a GPU yields meta-batches there. Worker processes need it on the
+    CPU.
 
     Args:
-        dataset: the classes and their examples: images, texts or nodes of a graph.
-        ways: classes a task, ``N``.
-        shots: support examples a class, ``K``.
-        queries: query examples a class, ``Q``.
-        tasks: tasks a meta-batch, ``T``.
+        dataset: the dataset: images, texts or nodes of a graph.
+        ways: classes per task, ``N``.
+        shots: support examples per class, ``K``.
+        queries: query examples per class, ``Q``.
+        tasks: tasks per meta-batch, ``T``.
         seed: ``0 <= seed < 2**64``.
-        length: how many meta-batches there are, or ``None`` for no end.
-        device: where to put the data set, or ``None`` to leave it where it is.
-        jitter: how to move each image at random, for training; not at all by default.
+        length: number of meta-batches, or ``None`` for an infinite source.
+        device: device to move the dataset to, or ``None`` to leave it where it is.
+        jitter: augmentation of training images; none by default.
 
-    Each meta-batch holds ``support_x`` ``(T, N*K, *input)`` and ``query_x`` ``(T, N*Q, *input)``,
+    Each meta-batch has ``support_x`` ``(T, N*K, *input)`` and ``query_x`` ``(T, N*Q, *input)``,
     with ``support_y`` ``(T, N*K)`` and ``query_y`` ``(T, N*Q)``, int64. An input is an image
-    ``(C, H, W)``, float32, the ids of a text ``(L,)``, or that of a node ``()``, int64.
+    ``(C, H, W)``, float32, or int64 ids: of the tokens of a text ``(L,)``, or of a node ``()``.
 
     Raises:
         ValueError: if there are fewer than ``ways`` classes, if a class has fewer than
@@ -59,32 +60,32 @@ class EpisodeSampler(SeededSource):
         jitter: Jitter | None = None,
     ) -> None:
         super().__init__(tasks=tasks, shots=shots, queries=queries, seed=seed, length=length)
-        self._counts = np.array([len(rows) for rows in dataset.class_indices], dtype=np.int64)
+        self._counts = np.array([len(i) for i in dataset.class_indices], dtype=np.int64)
         _check_enough(dataset, self._counts, ways, shots, queries)
         self.dataset = dataset if device is None else dataset.to(device)
         self.ways = ways
         self.jitter = jitter
-        self._rows: NDArray[np.int64] = torch.cat(dataset.class_indices).numpy()
+        self._indices: NDArray[np.int64] = torch.cat(dataset.class_indices).numpy()
         self._starts = self._counts.cumsum() - self._counts
 
-    def _draw(self, draws: Draws) -> TaskBatch:
+    def _draw(self, rng: TaskRNG) -> TaskBatch:
         examples = self.shots + self.queries
-        populations = np.full(draws.tasks, self.dataset.num_classes, dtype=np.int64)
-        classes = draws.distinct(populations, self.ways).reshape(-1)
-        picks = draws.distinct(self._counts[classes], examples)
-        rows = self._rows[self._starts[classes, None] + picks]
-        rows = rows.reshape(draws.tasks, self.ways, examples).swapaxes(1, 2)
+        populations = np.full(rng.tasks, self.dataset.num_classes, dtype=np.int64)
+        classes = rng.sample(populations, self.ways).reshape(-1)
+        chosen = rng.sample(self._counts[classes], examples)
+        indices = self._indices[self._starts[classes, None] + chosen]
+        indices = indices.reshape(rng.tasks, self.ways, examples).swapaxes(1, 2)
         # One transfer for both sets.
-        index = torch.from_numpy(rows.reshape(draws.tasks, -1)).to(self.dataset.device)
+        index = torch.from_numpy(indices.reshape(rng.tasks, -1)).to(self.dataset.device)
         inputs = self.dataset.inputs(index)
         if self.jitter:
-            inputs = self.jitter.apply(inputs, draws)
-        border = self.ways * self.shots
+            inputs = self.jitter.apply(inputs, rng)
+        split = self.ways * self.shots
         return TaskBatch(
-            support_x=inputs[:, :border],
-            support_y=self._labels(draws.tasks, self.shots),
-            query_x=inputs[:, border:],
-            query_y=self._labels(draws.tasks, self.queries),
+            support_x=inputs[:, :split],
+            support_y=self._labels(rng.tasks, self.shots),
+            query_x=inputs[:, split:],
+            query_y=self._labels(rng.tasks, self.queries),
         )
 
     def _labels(self, tasks: int, examples: int) -> Tensor:
@@ -97,13 +98,14 @@ def _check_enough(
     if not 1 <= ways <= dataset.num_classes:
         raise ValueError(
             f"ways must be at least 1 and at most the number of classes, {dataset.num_classes}; "
-            f"got {ways}. Ask for fewer ways, or make more classes: with rotations or inversion, "
-            "or by another split."
+            f"got {ways}. Use fewer ways, or more classes: with rotations or inversion, "
+            "or another split."
         )
     smallest = int(counts.argmin())
     if shots + queries > counts[smallest]:
         raise ValueError(
-            f"shots + queries = {shots} + {queries} = {shots + queries} examples a class were "
-            f"asked for, but the smallest class, {dataset.class_names[smallest]!r}, has "
-            f"{counts[smallest]}. Ask for fewer queries, or leave this class out."
+            f"shots + queries must be at most the size of the smallest class; got {shots} + "
+            f"{queries} = {shots + queries} examples per class, but the smallest class, "
+            f"{dataset.class_names[smallest]!r}, has {counts[smallest]}. Use fewer queries, or "
+            "leave this class out."
         )

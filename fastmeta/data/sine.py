@@ -1,4 +1,4 @@
-"""Sine regression: tasks that need no data."""
+"""Sine regression tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmeta.data._rng import Draws
+from fastmeta.data._rng import TaskRNG
 from fastmeta.data.task_source import SeededSource
 from fastmeta.tasks import TaskBatch
 
@@ -17,27 +17,26 @@ from fastmeta.tasks import TaskBatch
 class SineTasks(SeededSource):
     """Meta-batches of regression tasks ``y = a * sin(x - p)`` (Finn et al., 2017, section 5.1).
 
-    Every task has an amplitude ``a`` and a phase ``p`` of its own; these and each ``x`` are drawn
-    uniformly from their ranges. ``sines[i]`` is a pure function of ``(seed, i)``: see
-    :class:`SeededSource`.
+    Every task has its own amplitude ``a`` and phase ``p``; these and each ``x`` are drawn uniformly
+    from their ranges. ``sines[i]`` is a pure function of ``(seed, i)``: see :class:`SeededSource`.
 
     Args:
-        tasks: tasks a meta-batch, ``T``.
-        shots: support points a task, ``K``.
-        queries: query points a task, ``Q``.
+        tasks: tasks per meta-batch, ``T``.
+        shots: support points per task, ``K``.
+        queries: query points per task, ``Q``.
         seed: ``0 <= seed < 2**64``.
         amplitude: lowest and highest amplitude.
         phase: lowest and highest phase, in radians.
         x: lowest and highest input.
-        length: how many meta-batches there are, or ``None`` for no end.
-        device: where to put the meta-batches.
+        length: number of meta-batches, or ``None`` for an infinite source.
+        device: device of the meta-batches.
 
-    Each meta-batch holds ``support_x`` and ``support_y`` ``(T, K, 1)``, ``query_x`` and ``query_y``
+    Each meta-batch has ``support_x`` and ``support_y`` ``(T, K, 1)``, ``query_x`` and ``query_y``
     ``(T, Q, 1)``, all float32.
 
     Raises:
-        ValueError: if a range is not finite or its end lies before its start, or if a number is
-            out of range.
+        ValueError: if a range is not finite or its end is below its start, or if a number is out
+            of range.
     """
 
     ways: int | None = None
@@ -63,10 +62,10 @@ class SineTasks(SeededSource):
         self.x = x
         self.device = torch.device(device)
 
-    def _draw(self, draws: Draws) -> TaskBatch:
-        amplitude = draws.uniform(*self.amplitude, (draws.tasks, 1, 1))
-        phase = draws.uniform(*self.phase, (draws.tasks, 1, 1))
-        x = draws.uniform(*self.x, (draws.tasks, self.shots + self.queries, 1))
+    def _draw(self, rng: TaskRNG) -> TaskBatch:
+        amplitude = rng.uniform(*self.amplitude, (rng.tasks, 1, 1))
+        phase = rng.uniform(*self.phase, (rng.tasks, 1, 1))
+        x = rng.uniform(*self.x, (rng.tasks, self.shots + self.queries, 1))
         y = amplitude * np.sin(x - phase)
         return TaskBatch(
             support_x=self._tensor(x[:, : self.shots]),

@@ -1,4 +1,4 @@
-"""What a trainer draws its meta-batches from."""
+"""Sources of meta-batches."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from fastmeta.data._rng import Draws, check_seed
+from fastmeta.data._rng import TaskRNG, check_seed
 from fastmeta.tasks import TaskBatch
 
 
 class TaskSource(Protocol):
-    """Numbered meta-batches: the same number gives the same tasks, in any order and process."""
+    """Indexed meta-batches: an index gives the same tasks in any order and any process."""
 
     @property
     def ways(self) -> int | None:
-        """Classes a task, or ``None`` for regression."""
+        """Classes per task, or ``None`` for regression."""
 
     def __getitem__(self, index: int) -> TaskBatch:
-        """Meta-batch number ``index``, from 0."""
+        """Meta-batch ``index``, from 0."""
 
 
 class SeededSource(Dataset[TaskBatch], ABC):
     """A :class:`TaskSource` whose meta-batch ``i`` is a pure function of ``(seed, i)``.
 
-    There is no state to save: a run resumes by asking for the next number, and worker processes
-    or ranks share the work by asking for different ones, or for :meth:`part` of one. With a
-    ``length`` it is also a map-style data set, for
+    There is no state to save: a resumed run continues at the next index, and worker processes or
+    ranks share the work by using different indices, or a :meth:`part` of a meta-batch each. With a
+    ``length`` it is also a map-style dataset, for
     ``torch.utils.data.DataLoader(source, batch_size=None, num_workers=...)``.
 
     Args:
-        tasks: tasks a meta-batch, ``T``.
-        shots: support examples a class (of a regression task: in all).
-        queries: query examples a class (of a regression task: in all).
+        tasks: tasks per meta-batch, ``T``.
+        shots: support examples per class (for regression: per task).
+        queries: query examples per class (for regression: per task).
         seed: ``0 <= seed < 2**64``.
-        length: how many meta-batches there are, or ``None`` for no end.
+        length: number of meta-batches, or ``None`` for an infinite source.
 
     Raises:
         ValueError: if a number is out of range.
@@ -59,11 +59,11 @@ class SeededSource(Dataset[TaskBatch], ABC):
         self.length = length
 
     @abstractmethod
-    def _draw(self, draws: Draws) -> TaskBatch:
-        """The ``draws.tasks`` tasks that ``draws`` decides."""
+    def _draw(self, rng: TaskRNG) -> TaskBatch:
+        """Draws ``rng.tasks`` tasks."""
 
     def __getitem__(self, index: int) -> TaskBatch:
-        """Meta-batch number ``index``, from 0.
+        """Meta-batch ``index``, from 0.
 
         Raises:
             IndexError: if ``index`` is negative or not below ``length``.
@@ -79,16 +79,16 @@ class SeededSource(Dataset[TaskBatch], ABC):
         """
         if index < 0 or (self.length is not None and index >= self.length):
             end = "" if self.length is None else f" and less than the length, {self.length}"
-            raise IndexError(f"the number of a meta-batch must be at least 0{end}; got {index}.")
+            raise IndexError(f"the index of a meta-batch must be at least 0{end}; got {index}.")
         if not 0 <= start < stop <= self.tasks:
             raise ValueError(
-                f"expected tasks start to stop with 0 <= start < stop <= {self.tasks}; got "
+                f"start and stop must satisfy 0 <= start < stop <= {self.tasks}; got "
                 f"{start} to {stop}."
             )
-        return self._draw(Draws(self.seed, index, range(start, stop), self.tasks))
+        return self._draw(TaskRNG(self.seed, index, range(start, stop), self.tasks))
 
     def __iter__(self) -> Iterator[TaskBatch]:
-        """Meta-batches 0, 1, ...; without a ``length`` for ever."""
+        """Meta-batches 0, 1, ...; without a ``length``, indefinitely."""
         return (self[i] for i in (count() if self.length is None else range(self.length)))
 
     def __len__(self) -> int:
@@ -99,6 +99,6 @@ class SeededSource(Dataset[TaskBatch], ABC):
         """
         if self.length is None:
             raise TypeError(
-                f"this {type(self).__name__} has no end, so no len(); construct it with length=."
+                f"an infinite {type(self).__name__} has no len(). Construct it with length=."
             )
         return self.length

@@ -78,9 +78,9 @@ class MlpEngine(Engine):
             exact=_per_task(self.spec) is Exact.task,
             record_inner=context.record_support,
         )
-        buffers.outer.adopt(step.rows)
-        if step.inner is not None:
-            buffers.support.adopt(step.inner)
+        buffers.outer.adopt(step.meta_gradients)
+        if step.inner_gradients is not None:
+            buffers.support.adopt(step.inner_gradients)
         return StepResult(step.support_loss, step.query_loss, step.query_output)
 
 

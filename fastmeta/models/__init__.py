@@ -1,4 +1,4 @@
-"""Backbones that few-shot papers share."""
+"""Standard backbones of few-shot learning."""
 
 from fastmeta.models.conv4 import Conv4, Downsample
 from fastmeta.models.conv_co_learner import conv_co_learner

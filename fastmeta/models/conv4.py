@@ -1,4 +1,4 @@
-"""The field's standard convolutional backbone."""
+"""Conv-4, the standard convolutional backbone of few-shot learning."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Conv4(nn.Module):
 
     Vinyals et al. 2016, "Matching Networks for One Shot Learning"; Finn et al. 2017 use 64 filters
     and strided convolutions on Omniglot, 32 filters and max-pooling on mini-ImageNet. Blocks stop
-    halving the map once it is one pixel wide.
+    downsampling once the feature map is one pixel wide.
 
     Args:
         in_channels: channels of the images.
         image_size: their height and width.
-        ways: outputs, one a class.
-        hidden: filters a block.
+        ways: outputs, one per class.
+        hidden: filters per block.
         downsample: ``"pool"`` (2x2 max-pooling after each block) or ``"stride"``.
-        batch_norm_stats: whether BatchNorm keeps running statistics for ``eval()``; without them
-            it uses the batch's own always, as MAML does.
-        pool_last: whether ``features`` end with the last block's pooling and a flattening. If not,
-            ``head`` begins with them and ``features`` end with a map, on which the co-learner of
-            Shin et al. 2024 stands. Initial weights and outputs are the same.
-        batch_norm_steps: BatchNorms a block; more than one are one an inner step, see
+        batch_norm_stats: whether BatchNorm tracks running statistics for ``eval()``; without them
+            it always uses batch statistics, as MAML does.
+        pool_last: whether ``features`` ends with the last block's pooling and a flattening. If not,
+            ``head`` begins with them and ``features`` returns a feature map, the input of the
+            co-learner of Shin et al. 2024. Initial weights and outputs are the same.
+        batch_norm_steps: BatchNorms per block; if more than one, one per inner step, see
             :class:`PerStepBatchNorm2d`.
 
     Input ``(n, in_channels, image_size, image_size)``, output ``(n, ways)``.
@@ -39,7 +39,7 @@ class Conv4(nn.Module):
     Attributes:
         features: the four blocks and a flattening.
         head: the linear classifier.
-        map_size: channels and width of the map that the blocks end with.
+        map_size: channels and width of the final feature map.
 
     Raises:
         ValueError: if ``downsample`` is unknown or a size is below 1.
@@ -70,9 +70,9 @@ class Conv4(nn.Module):
         blocks: list[nn.Sequential] = []
         size, channels = image_size, in_channels
         for _ in range(4):
-            halve = size >= 2
-            strided = halve and downsample == "stride"
-            pooled = halve and downsample == "pool"
+            reducible = size >= 2
+            strided = reducible and downsample == "stride"
+            pooled = reducible and downsample == "pool"
             block: list[nn.Module] = [
                 nn.Conv2d(channels, hidden, 3, stride=2 if strided else 1, padding=1),
                 norm(hidden, track_running_stats=batch_norm_stats),

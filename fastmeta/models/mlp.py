@@ -1,4 +1,4 @@
-"""The small network of the sine task."""
+"""Multi-layer perceptron."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them.
+    """Linear layers with activations in between.
 
-    Finn et al. 2017 regress sines with two hidden layers of 40 and ReLU, the defaults.
+    The defaults are those of Finn et al. 2017 for sine regression: two hidden layers of 40 units,
+    ReLU.
 
     Args:
         in_features: size of an input.
         out_features: size of an output.
         hidden: widths of the hidden layers.
-        activation: makes the activation of each hidden layer.
+        activation: factory of the activation of each hidden layer.
 
-    Input ``(n, *)`` with ``in_features`` numbers each, output ``(n, out_features)``.
+    Input ``(n, *)`` with ``in_features`` elements per example, output ``(n, out_features)``.
 
     Attributes:
         layers: the flattening, the linear layers and the activations.
@@ -38,10 +39,10 @@ class MLP(nn.Module):
         super().__init__()
         widths = [in_features, *hidden, out_features]
         if min(widths) < 1:
-            raise ValueError(f"every layer must be at least 1 wide; got the widths {widths}.")
+            raise ValueError(f"the width of every layer must be at least 1; got {widths}.")
         layers: list[nn.Module] = [nn.Flatten()]
-        for wide, narrow in pairwise(widths):
-            layers += [nn.Linear(wide, narrow), activation()]
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), activation()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""BatchNorm that differs from inner step to inner step."""
+"""Per-step BatchNorm."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fastmeta.inner_step import current_step
 
 
 class PerStepBatchNorm2d(nn.Module):
-    """A BatchNorm2d for each inner step, with statistics and an affine transform of its own.
+    """One BatchNorm2d per inner step, each with its own statistics and affine transform.
 
     Antoniou et al. 2019, "How to train your MAML", section 4: per-step running statistics (BNRS),
-    weights and biases (BNWB). The support set at inner step ``k`` (from 0) passes through the
-    ``k``-th; further steps, the adapted network and calls without an inner loop take the last.
+    weights and biases (BNWB). The support set at inner step ``k`` (from 0) uses the ``k``-th;
+    further steps, the adapted network and calls outside an inner loop use the last.
 
     Args:
         num_features: channels.
-        steps: how many; as many as there are inner steps in meta-training.
-        **options: of each ``nn.BatchNorm2d``.
+        steps: number of BatchNorms, usually the number of inner steps in meta-training.
+        **options: options of each ``nn.BatchNorm2d``.
 
     Input and output ``(n, num_features, height, width)``.
 
@@ -43,6 +43,6 @@ class PerStepBatchNorm2d(nn.Module):
         return self.steps[last if step is None else min(step, last)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images, normalised for the current inner step."""
-        normalised: Tensor = self.current(x)
-        return normalised
+        """The images, normalized by the BatchNorm of the current inner step."""
+        normalized: Tensor = self.current(x)
+        return normalized

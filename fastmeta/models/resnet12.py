@@ -1,4 +1,4 @@
-"""The field's residual backbone."""
+"""ResNet-12, the standard residual backbone of few-shot learning."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _SLOPE = 0.1
 class ResNet12(nn.Module):
     """Four residual blocks of three convolutions, each with max-pooling, and a linear classifier.
 
-    Oreshkin, Rodriguez, Lacoste 2018, "TADAM" have 64, 128, 256 and 512 filters; Lee et al. 2019,
+    Oreshkin, Rodriguez, Lacoste 2018, "TADAM" use 64, 128, 256 and 512 filters; Lee et al. 2019,
     "Meta-Learning with Differentiable Convex Optimization" 64, 160, 320 and 640, and leaky ReLU of
-    slope 0.1. Without DropBlock. Blocks stop halving the map once it is one pixel wide.
+    slope 0.1. Without DropBlock. Blocks stop pooling once the feature map is one pixel wide.
 
     Args:
         in_channels: channels of the images.
         image_size: their height and width.
-        ways: outputs, one a class.
+        ways: outputs, one per class.
         hidden: filters of the four blocks.
-        batch_norm_stats: as of :class:`Conv4`.
-        pool_last: whether ``features`` end with the last pooling, the mean over pixels and a
-            flattening. If not, ``head`` begins with them and ``features`` end with a map. Initial
-            weights and outputs are the same.
+        batch_norm_stats: as in :class:`Conv4`.
+        pool_last: whether ``features`` ends with the last pooling, the mean over pixels and a
+            flattening. If not, ``head`` begins with them and ``features`` returns a feature map.
+            Initial weights and outputs are the same.
 
     Input ``(n, in_channels, image_size, image_size)``, output ``(n, ways)``.
 
     Attributes:
         features: the blocks and pooling.
         head: the linear classifier.
-        map_size: channels and width of the map that the blocks end with.
+        map_size: channels and width of the final feature map.
 
     Raises:
-        ValueError: if a size is below 1 or ``hidden`` are not four.
+        ValueError: if a size is below 1 or ``hidden`` does not have four values.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ResNet12(nn.Module):
     ) -> None:
         super().__init__()
         if len(hidden) != 4:
-            raise ValueError(f"hidden must be the filters of four blocks; got {list(hidden)}.")
+            raise ValueError(f"hidden must give the filters of four blocks; got {list(hidden)}.")
         if min(in_channels, image_size, ways, *hidden) < 1:
             raise ValueError(
                 "in_channels, image_size, ways and hidden must be at least 1; got "
@@ -84,7 +84,7 @@ class ResNet12(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions with BatchNorm and leaky ReLU beside a 1x1 convolution.
+    """Three 3x3 convolutions with BatchNorm and leaky ReLU, and a 1x1 convolution as shortcut.
 
     Args:
         inputs: channels of the input.
@@ -109,5 +109,5 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map ``(n, outputs, height, width)``."""
+        """The feature map ``(n, outputs, height, width)``."""
         return leaky_relu(self.path(x) + self.shortcut(x), _SLOPE)

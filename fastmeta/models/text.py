@@ -1,4 +1,4 @@
-"""A small text encoder, trained from scratch."""
+"""Small text encoder for training from scratch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ _PADDING = 0
 
 
 class TextEncoder(nn.Module):
-    """The mean of the embeddings of a text's tokens, normalised, then a linear classifier.
+    """Mean of token embeddings, LayerNorm, then a linear classifier.
 
-    As fastText (Joulin et al. 2017), with LayerNorm, so that the length of a text does not matter
-    to the size of its mean.
+    As fastText (Joulin et al. 2017), with LayerNorm so that the norm of the mean embedding does not
+    depend on the length of the text.
 
     Args:
-        vocabulary: how many token ids there are, padding included.
-        ways: outputs, one a class.
+        vocabulary: number of token ids, padding included.
+        ways: outputs, one per class.
         hidden: width of the embedding.
 
-    Input ``(n, L)`` int64 token ids, where 0 is padding and counts for nothing; output
-    ``(n, ways)``. A text of padding alone has the mean 0.
+    Input ``(n, L)`` int64 token ids, where 0 is padding and ignored; output ``(n, ways)``. The mean
+    of a text of only padding is 0.
 
     Attributes:
-        embedding: of the tokens.
-        norm: of the mean.
+        embedding: the token embedding.
+        norm: the LayerNorm of the mean.
         head: the linear classifier.
 
     Raises:
@@ -42,9 +42,9 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Class scores ``(n, ways)`` of texts ``(n, L)``."""
         embedded = self.embedding(ids)
-        counted = (ids != _PADDING).to(embedded.dtype)
-        shares = counted / counted.sum(1, keepdim=True).clamp(min=1)
-        # Not nn.EmbeddingBag, which cannot be differentiated twice.
-        mean = (shares.unsqueeze(1) @ embedded).squeeze(1)
+        mask = (ids != _PADDING).to(embedded.dtype)
+        weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        # Not nn.EmbeddingBag, which is not twice differentiable.
+        mean = (weights.unsqueeze(1) @ embedded).squeeze(1)
         scores: Tensor = self.head(self.norm(mean))
         return scores

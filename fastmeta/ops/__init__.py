@@ -1,4 +1,4 @@
-"""The compiled ops on packed task gradients; their torch twins are in :mod:`fastmeta.reference`."""
+"""Compiled ops on packed task gradients; :mod:`fastmeta.reference` has the PyTorch references."""
 
 from fastmeta.ops.combine import combine, combine_
 from fastmeta.ops.conv import conv3x3

@@ -1,10 +1,10 @@
-"""What the differentiable ops share.
+"""Shared helpers of the differentiable ops.
 
-The compiled ops carry no autograd formula: registered ones break ``torch.func``. Each op is instead
-a pair of ``autograd.Function``: ``X`` with ``setup_context``, a backward of differentiable torch
-ops, a ``vmap`` rule and its torch ``twin``, and ``XEager(X)`` that adds ``jvp``, which
-``torch.compile`` cannot trace. Where nothing watches, the compiled op is called directly, at a
-tenth of the overhead.
+The compiled ops have no registered autograd formula, which would break ``torch.func``. Instead,
+each op is a pair of ``autograd.Function`` classes: ``X`` has ``setup_context``, a backward of
+differentiable torch ops, a ``vmap`` rule and its ``reference_impl`` in PyTorch; ``XEager(X)`` adds
+``jvp``, which ``torch.compile`` cannot trace. Where neither autograd nor a transform is active, the
+compiled op is called directly, at a tenth of the overhead.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 
-def transformed() -> bool:
+def transform_active() -> bool:
     """Whether a ``torch.func`` transform or forward-mode AD is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def needs_autograd(*tensors: Tensor) -> bool:
-    """Whether autograd, a ``torch.func`` transform or forward-mode AD may look at this call."""
-    return transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    """Whether this call must be visible to autograd, ``torch.func`` or forward-mode AD."""
+    return transform_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def apply(function: Any, eager: Any, *args: Any) -> Any:
-    """Calls the variant that the surroundings can handle.
+    """Dispatches to the variant that works under the active transforms and ``torch.compile``.
 
-    Under a transform, ``torch.compile`` traces through a Function and forgets its backward: the
-    gradient would be zero. The twin is differentiable as it stands.
+    Under a transform, ``torch.compile`` traces through a Function and drops its backward: the
+    gradient would be zero. The reference implementation is differentiable as it is.
     """
     if not torch.compiler.is_compiling():
-        return (eager if transformed() else _plain(function)).apply(*args)
-    return function.twin(*args) if transformed() else function.apply(*_distinct(args))
+        return (eager if transform_active() else _plain(function)).apply(*args)
+    if transform_active():
+        return function.reference_impl(*args)
+    return function.apply(*_without_duplicates(args))
 
 
 @cache
 def _plain(function: Any) -> Any:
-    """The Function for autograd alone: without ``setup_context``, a call costs 40 us less."""
+    """The Function for plain autograd: without ``setup_context``, a call costs 40 us less."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = function.forward(*args)
@@ -53,13 +55,13 @@ def _plain(function: Any) -> Any:
     return type(function.__name__, (torch.autograd.Function,), methods)
 
 
-def _distinct(args: Sequence[Any]) -> list[Any]:
-    """``torch.compile`` refuses a Function that is given one tensor twice: views instead."""
+def _without_duplicates(args: Sequence[Any]) -> list[Any]:
+    """The arguments with repeated tensors as views: ``torch.compile`` refuses one tensor twice."""
     seen: list[Any] = []
     result = []
     for arg in args:
-        again = isinstance(arg, Tensor) and any(arg is other for other in seen)
-        result.append(arg.view_as(arg) if again else arg)
+        repeated = isinstance(arg, Tensor) and any(arg is other for other in seen)
+        result.append(arg.view_as(arg) if repeated else arg)
         seen.append(arg)
     return result
 
@@ -67,10 +69,10 @@ def _distinct(args: Sequence[Any]) -> list[Any]:
 def loop_vmap(
     function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """A ``vmap`` rule: one call an element, results stacked along a new first dimension."""
+    """A ``vmap`` rule: one call per batch element, results stacked along a new first dimension."""
     if info.batch_size == 0:
         raise RuntimeError("fastmeta: vmap needs at least one element, got a batch of size 0.")
-    # The dims of an argument that is a list or tuple of numbers are one, too.
+    # A list or tuple of numbers as an argument has a list or tuple of dims.
     results = [
         function(
             *(
@@ -86,36 +88,36 @@ def loop_vmap(
     return stacked, (0,) * len(stacked)
 
 
-def stacked(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """A tensor under ``vmap`` with its ``size`` elements in front, repeated if they share it."""
+def batch_first(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
+    """A ``vmap`` argument with the batch dimension first, expanded if it has none."""
     return tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
 
 
-def fold(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """The same for a batch: all elements' batches one after the other."""
-    return stacked(tensor, in_dim, size).flatten(0, 1)
+def merge_batch(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
+    """A ``vmap`` argument with the batch dimension merged into the first one."""
+    return batch_first(tensor, in_dim, size).flatten(0, 1)
 
 
-def unfold(batch: Tensor, size: int) -> Tensor:
-    """The elements' own batches again."""
+def split_batch(batch: Tensor, size: int) -> Tensor:
+    """The inverse of :func:`merge_batch`: the batch dimension split off again."""
     elements: Tensor = batch.unflatten(0, (size, -1))
     return elements
 
 
-def cuts(rows: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
-    """The segment bounds asked for: one segment over all columns by default."""
+def segment_bounds(g: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
+    """``bounds`` as a tuple; one segment of all columns by default."""
     if bounds is None:
-        return (0, rows.shape[-1] if rows.dim() else 0)
+        return (0, g.shape[-1] if g.dim() else 0)
     return tuple(bounds)
 
 
-def written(tensors: Sequence[Tensor]) -> None:
-    """Counts a write of a compiled op, so that backward refuses values that it overwrote."""
+def bump_versions(tensors: Sequence[Tensor]) -> None:
+    """Records an in-place write, so that backward rejects saved tensors that were overwritten."""
     increment_version(tensors)
 
 
-def one_device(op: str, *tensors: Tensor) -> None:
-    """Refuses fakes of an op in place on several devices, of which it would write nothing."""
+def check_same_device(op: str, *tensors: Tensor) -> None:
+    """Raises if the fake tensors of an in-place op are on several devices."""
     names = dict.fromkeys(str(t.device) for t in tensors)
     if len(names) > 1:
         raise RuntimeError(

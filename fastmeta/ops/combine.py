@@ -11,7 +11,14 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, needs_autograd, one_device, written
+from fastmeta.ops._function import (
+    apply,
+    bump_versions,
+    check_same_device,
+    loop_vmap,
+    needs_autograd,
+    segment_bounds,
+)
 from fastmeta.reference import accumulation_dtype
 
 
@@ -20,14 +27,14 @@ def combine(
 ) -> Tensor:
     """``m[p] = sum_i sum_b coef[i, s(p), b] * buffers[b][i, p]`` in one pass.
 
-    Differentiable. Rows are added in task order, so that with unit weights float32 and float64
-    results have the bits of repeated in-place accumulation.
+    Differentiable. Tasks are summed in order, so that with unit weights float32 and float64 results
+    are bitwise equal to repeated in-place accumulation.
 
     Args:
         buffers: one ``(T, P)`` buffer or a list of one or two; float64, float32, float16, bfloat16.
         coef: ``(T, S, B)``, or ``(T,)`` for one buffer and one segment; in the accumulation dtype
             (float64 for float64 buffers, else float32).
-        bounds: ``S + 1`` rising column numbers from 0 to ``P``; one segment by default.
+        bounds: ``S + 1`` increasing column indices from 0 to ``P``; one segment by default.
 
     Returns:
         ``(P,)`` in the buffers' dtype.
@@ -35,11 +42,11 @@ def combine(
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
-    rows, coef, segments = _arguments(buffers, coef, bounds)
-    if needs_autograd(coef, *rows):
-        result: Tensor = apply(_Combine, _CombineEager, coef, segments, *rows)
+    buffers, coef, segments = _arguments(buffers, coef, bounds)
+    if needs_autograd(coef, *buffers):
+        result: Tensor = apply(_Combine, _CombineEager, coef, segments, *buffers)
     else:
-        result = kernels.combine.default(rows, coef, segments)
+        result = kernels.combine.default(buffers, coef, segments)
     return result
 
 
@@ -49,55 +56,57 @@ def combine_(
     coef: Tensor,
     bounds: Sequence[int] | None = None,
 ) -> None:
-    """:func:`combine` straight into the contiguous tensors ``out`` (``.grad`` of a parameter list).
+    """:func:`combine` into the contiguous tensors ``out``, such as the parameters' ``.grad``.
 
-    The tensors take the columns in list order and hold ``P`` elements in all. Not differentiable.
+    The tensors receive the columns in list order and have ``P`` elements in total. Not
+    differentiable.
 
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match, or an output shares memory
             with another, the buffers or the weights.
     """
     targets = list(out)
-    rows, coef, segments = _arguments(buffers, coef, bounds)
+    buffers, coef, segments = _arguments(buffers, coef, bounds)
     with torch.no_grad():
-        kernels.combine_.default(targets, rows, coef, segments)
-    written(targets)
+        kernels.combine_.default(targets, buffers, coef, segments)
+    bump_versions(targets)
 
 
 def _arguments(
     buffers: Sequence[Tensor] | Tensor, coef: Tensor, bounds: Sequence[int] | None
 ) -> tuple[list[Tensor], Tensor, tuple[int, ...]]:
-    rows = [buffers] if isinstance(buffers, Tensor) else list(buffers)
-    if not rows:
+    buffers = [buffers] if isinstance(buffers, Tensor) else list(buffers)
+    if not buffers:
         raise RuntimeError("fastmeta: combine: expected one or two buffers, got none.")
-    return rows, coef[:, None, None] if coef.dim() == 1 else coef, cuts(rows[0], bounds)
+    coef = coef[:, None, None] if coef.dim() == 1 else coef
+    return buffers, coef, segment_bounds(buffers[0], bounds)
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def twin(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
-        return reference.combine(rows, coef, bounds)
+    def reference_impl(coef: Tensor, bounds: tuple[int, ...], *buffers: Tensor) -> Tensor:
+        return reference.combine(buffers, coef, bounds)
 
     @staticmethod
-    def forward(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
-        result: Tensor = kernels.combine.default(list(rows), coef, bounds)
+    def forward(coef: Tensor, bounds: tuple[int, ...], *buffers: Tensor) -> Tensor:
+        result: Tensor = kernels.combine.default(list(buffers), coef, bounds)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        coef, ctx.bounds, *rows = inputs
-        ctx.save_for_backward(coef, *rows)
-        ctx.save_for_forward(coef, *rows)
+        coef, ctx.bounds, *buffers = inputs
+        ctx.save_for_backward(coef, *buffers)
+        ctx.save_for_forward(coef, *buffers)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        coef, *rows = ctx.saved_tensors
+        coef, *buffers = ctx.saved_tensors
         wide = grad.to(coef.dtype)
-        by_segment = [
-            torch.stack([g[:, begin:end].to(coef.dtype) @ wide[begin:end] for g in rows], dim=-1)
+        coef_grads = [
+            torch.stack([g[:, begin:end].to(coef.dtype) @ wide[begin:end] for g in buffers], dim=-1)
             for begin, end in pairwise(ctx.bounds)
         ]
-        row_grads = [
+        buffer_grads = [
             torch.cat(
                 [
                     coef[:, s, b, None] * wide[begin:end]
@@ -105,9 +114,9 @@ class _Combine(torch.autograd.Function):
                 ],
                 dim=1,
             ).to(g.dtype)
-            for b, g in enumerate(rows)
+            for b, g in enumerate(buffers)
         ]
-        return torch.stack(by_segment, dim=1), None, *row_grads
+        return torch.stack(coef_grads, dim=1), None, *buffer_grads
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -116,15 +125,15 @@ class _Combine(torch.autograd.Function):
 
 class _CombineEager(_Combine):
     @staticmethod
-    def jvp(ctx: Any, d_coef: Tensor, _: None, *d_rows: Tensor) -> Tensor:
-        coef, *rows = ctx.saved_tensors
-        return reference.combine(rows, d_coef, ctx.bounds) + reference.combine(
-            d_rows, coef, ctx.bounds
+    def jvp(ctx: Any, d_coef: Tensor, _: None, *d_buffers: Tensor) -> Tensor:
+        coef, *buffers = ctx.saved_tensors
+        return reference.combine(buffers, d_coef, ctx.bounds) + reference.combine(
+            d_buffers, coef, ctx.bounds
         )
 
 
-def _combine_flat(coef: Tensor, bounds: tuple[int, ...], *rows: Tensor) -> Tensor:
-    return combine(rows, coef, bounds)
+def _combine_flat(coef: Tensor, bounds: tuple[int, ...], *buffers: Tensor) -> Tensor:
+    return combine(buffers, coef, bounds)
 
 
 @torch.library.register_fake("fastmeta::combine")
@@ -137,4 +146,4 @@ def _(buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]) -> Tensor:
 def _(
     out: Sequence[Tensor], buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]
 ) -> None:
-    one_device("combine_", *out, *buffers, coef)
+    check_same_device("combine_", *out, *buffers, coef)

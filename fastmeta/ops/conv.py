@@ -1,4 +1,4 @@
-"""3x3 convolution, closed under differentiation: its gradients are these ops again."""
+"""3x3 convolution whose derivatives of every order are compiled ops, too."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, fold, needs_autograd, stacked, unfold
+from fastmeta.ops._function import apply, batch_first, merge_batch, needs_autograd, split_batch
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
-    """``conv2d(x, weight, bias, stride, padding=1)`` for 3x3 kernels, of one task or of several.
+    """``conv2d(x, weight, bias, stride, padding=1)`` with 3x3 kernels, for one or several tasks.
 
-    Stride 1 is done with Winograd's F(2x2, 3x3) (Lavin & Gray 2016) where that takes fewer
-    products: as exact as the sum itself, but NaN where that is infinite. Sums are in the dtype of
-    ``x``, over pixels in blocks: in float32 within 2e-6 of what absolute values would sum to. The
-    result is in channels-last order, in which the kernels work (an input in another is copied), and
-    the same for any number of threads; runs on CPU.
+    Stride 1 uses Winograd's F(2x2, 3x3) (Lavin & Gray 2016) where that takes fewer multiplications:
+    as accurate as direct summation, but NaN where the direct result is infinite. Sums are
+    accumulated in the dtype of ``x``, over blocks of pixels: in float32 the error is within 2e-6 of
+    the sum of absolute values. The output is in channels-last format, which the kernels use (other
+    inputs are copied), and does not depend on the number of threads. CPU only.
 
     Args:
-        x: ``(N, C, H, W)``, not empty; float32 or float64. With weights in ``G`` groups
-            ``(G * N, C, H, W)``: ``N`` images for each.
+        x: ``(N, C, H, W)``, not empty; float32 or float64. With weights for ``G`` groups (tasks),
+            ``(G * N, C, H, W)``: ``N`` images per group.
         weight: ``(O, C, 3, 3)``, dtype of ``x``; or ``(G, O, C, 3, 3)``.
         bias: ``(O,)`` or ``(G, O)``, dtype of ``x``.
         stride: 1 or 2.
 
     Returns:
-        ``(N, O, ceil(H / stride), ceil(W / stride))``, or ``G * N`` of them.
+        ``(N, O, ceil(H / stride), ceil(W / stride))``, or with ``G * N`` in place of ``N``.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
@@ -48,7 +48,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
 
 
 def _input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
-    """The gradient in the input of ``h`` x ``w`` pixels."""
+    """The gradient with respect to the input, of ``h`` x ``w`` pixels."""
     dx: Tensor
     if needs_autograd(dy, weight):
         dx = apply(_Input, _InputEager, dy, weight, h, w, stride)
@@ -58,7 +58,7 @@ def _input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
 
 
 def _weight(x: Tensor, dy: Tensor, stride: int, groups: int | None) -> tuple[Tensor, Tensor]:
-    """The gradients in weight and bias."""
+    """The gradients with respect to weight and bias."""
     if needs_autograd(x, dy):
         d_weight, d_bias = apply(_Weight, _WeightEager, x, dy, stride, groups)
     else:
@@ -71,7 +71,7 @@ def _groups(weight: Tensor) -> int | None:
 
 
 class _Forward(torch.autograd.Function):
-    twin = staticmethod(reference.conv3x3)
+    reference_impl = staticmethod(reference.conv3x3)
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -87,21 +87,22 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        dx = _input(dy, weight, x.shape[2], x.shape[3], ctx.stride) if of_x else None
-        if not of_weight and not of_bias:
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        dx = _input(dy, weight, x.shape[2], x.shape[3], ctx.stride) if needs_x else None
+        if not needs_weight and not needs_bias:
             return dx, None, None, None
         d_weight, d_bias = _weight(x, dy, ctx.stride, _groups(weight))
-        return dx, d_weight, d_bias if of_bias else None, None
+        return dx, d_weight, d_bias if needs_bias else None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Any, stride: int) -> Any:
-        size, (of_x, of_weight, of_bias, _) = info.batch_size, in_dims
-        if weight.dim() == 4 and of_weight is None and of_bias is None:
-            return unfold(_forward(fold(x, of_x, size), weight, bias, stride), size), 0
-        grouped = _group(weight, of_weight, size, 4)
-        biases = None if bias is None else _group(bias, of_bias, size, 1)
-        return unfold(_forward(fold(x, of_x, size), grouped, biases, stride), size), 0
+        size, (x_dim, weight_dim, bias_dim, _) = info.batch_size, in_dims
+        images = merge_batch(x, x_dim, size)
+        if weight.dim() == 4 and weight_dim is None and bias_dim is None:
+            return split_batch(_forward(images, weight, bias, stride), size), 0
+        weights = _group(weight, weight_dim, size, 4)
+        biases = None if bias is None else _group(bias, bias_dim, size, 1)
+        return split_batch(_forward(images, weights, biases, stride), size), 0
 
 
 class _ForwardEager(_Forward):
@@ -112,7 +113,7 @@ class _ForwardEager(_Forward):
 
 
 class _Input(torch.autograd.Function):
-    twin = staticmethod(reference.conv_input)
+    reference_impl = staticmethod(reference.conv_input)
 
     @staticmethod
     def forward(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
@@ -128,17 +129,17 @@ class _Input(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> Any:
         dy, weight = ctx.saved_tensors
-        of_dy, of_weight, *_ = ctx.needs_input_grad
-        d_dy = _forward(u, weight, None, ctx.stride) if of_dy else None
-        d_weight = _weight(u, dy, ctx.stride, _groups(weight))[0] if of_weight else None
+        needs_dy, needs_weight, *_ = ctx.needs_input_grad
+        d_dy = _forward(u, weight, None, ctx.stride) if needs_dy else None
+        d_weight = _weight(u, dy, ctx.stride, _groups(weight))[0] if needs_weight else None
         return d_dy, d_weight, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, dy: Tensor, weight: Tensor, *sizes: int) -> Any:
-        size, (of_dy, of_weight, *_) = info.batch_size, in_dims
-        if weight.dim() == 5 or of_weight is not None:
-            weight = _group(weight, of_weight, size, 4)
-        return unfold(_input(fold(dy, of_dy, size), weight, *sizes), size), 0
+        size, (dy_dim, weight_dim, *_) = info.batch_size, in_dims
+        if weight.dim() == 5 or weight_dim is not None:
+            weight = _group(weight, weight_dim, size, 4)
+        return split_batch(_input(merge_batch(dy, dy_dim, size), weight, *sizes), size), 0
 
 
 class _InputEager(_Input):
@@ -150,7 +151,7 @@ class _InputEager(_Input):
 
 
 class _Weight(torch.autograd.Function):
-    twin = staticmethod(reference.conv_weight)
+    reference_impl = staticmethod(reference.conv_weight)
 
     @staticmethod
     def forward(x: Tensor, dy: Tensor, stride: int, groups: int | None) -> Any:
@@ -165,15 +166,16 @@ class _Weight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, p: Tensor, q: Tensor) -> Any:
         x, dy = ctx.saved_tensors
-        of_x, of_dy, *_ = ctx.needs_input_grad
-        dx = _input(dy, p, x.shape[2], x.shape[3], ctx.stride) if of_x else None
-        return dx, _forward(x, p, q, ctx.stride) if of_dy else None, None, None
+        needs_x, needs_dy, *_ = ctx.needs_input_grad
+        dx = _input(dy, p, x.shape[2], x.shape[3], ctx.stride) if needs_x else None
+        return dx, _forward(x, p, q, ctx.stride) if needs_dy else None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, dy: Tensor, stride: int, groups: Any) -> Any:
-        size, (of_x, of_dy, *_) = info.batch_size, in_dims
-        parts = _weight(fold(x, of_x, size), fold(dy, of_dy, size), stride, size * (groups or 1))
-        return (parts if groups is None else tuple(unfold(p, size) for p in parts)), (0, 0)
+        size, (x_dim, dy_dim, *_) = info.batch_size, in_dims
+        images, gradients = merge_batch(x, x_dim, size), merge_batch(dy, dy_dim, size)
+        parts = _weight(images, gradients, stride, size * (groups or 1))
+        return (parts if groups is None else tuple(split_batch(p, size) for p in parts)), (0, 0)
 
 
 class _WeightEager(_Weight):
@@ -186,8 +188,8 @@ class _WeightEager(_Weight):
 
 
 def _group(parameter: Tensor, in_dim: int | None, size: int, dims: int) -> Tensor:
-    """Parameters of ``size`` tasks, perhaps each in groups already, as groups."""
-    groups = stacked(parameter, in_dim, size)
+    """Parameters of a batch of ``size``, which may have groups already, as groups."""
+    groups = batch_first(parameter, in_dim, size)
     return groups.flatten(0, 1) if groups.dim() > dims + 1 else groups
 
 

@@ -1,4 +1,4 @@
-"""The Gram matrix of task gradients, and what follows from it."""
+"""The Gram matrix of task gradients, and pairwise cosines and distances from it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, needs_autograd
+from fastmeta.ops._function import apply, loop_vmap, needs_autograd, segment_bounds
 from fastmeta.reference import accumulation_dtype
 
 
 def gram(g: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
-    """Inner products of all pairs of rows, in one pass over the buffer.
+    """Inner products of all pairs of task gradients, in one pass over the buffer.
 
-    Differentiable. Deterministic: the same bits run to run and for any number of threads.
+    Differentiable. Deterministic: bitwise equal from run to run and for any number of threads.
 
     Args:
         g: ``(T, P)`` packed gradients; float64, float32, float16 or bfloat16.
-        bounds: ``S + 1`` rising column numbers from 0 to ``P`` that cut the columns into segments,
-            such as ``FlatLayout.bounds``; one segment by default.
+        bounds: ``S + 1`` increasing column indices from 0 to ``P`` that split the columns into
+            segments, such as ``FlatLayout.bounds``; one segment by default.
 
     Returns:
-        ``(S, T, T)``, symmetric; float64 for float64, else float32 (summed in double).
+        ``(S, T, T)``, symmetric; float64 for float64, else float32 (accumulated in double).
 
     Raises:
         RuntimeError: if ``g`` is not a floating-point matrix or the bounds do not fit it.
     """
-    segments = cuts(g, bounds)
+    segments = segment_bounds(g, bounds)
     if needs_autograd(g):
         result: Tensor = apply(_Gram, _GramEager, g, segments)
     else:
@@ -42,7 +42,7 @@ def gram(g: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
 def pair_cosines(gram: Tensor) -> Tensor:
     """Cosines of all pairs, ``(..., T, T)``, from Gram matrices ``(..., T, T)``.
 
-    A zero gradient has the cosine 0 with everything.
+    The cosine with a zero gradient is 0.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0)
     zero = squares == 0
@@ -55,14 +55,14 @@ def pair_distances(gram: Tensor) -> Tensor:
     """Squared L2 distances of all pairs, ``(..., T, T)``, from Gram matrices ``(..., T, T)``.
 
     ``|a|^2 + |b|^2 - 2<a, b>`` cancels when two gradients are nearly equal: expect an absolute
-    error of about ``|a|^2`` times the rounding of the dtype.
+    error of about ``|a|^2`` times the machine epsilon of the dtype.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     return (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram).clamp_min(0)
 
 
 class _Gram(torch.autograd.Function):
-    twin = staticmethod(reference.gram)
+    reference_impl = staticmethod(reference.gram)
 
     @staticmethod
     def forward(g: Tensor, bounds: tuple[int, ...]) -> Tensor:

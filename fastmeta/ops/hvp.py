@@ -1,4 +1,4 @@
-"""The flat passes of a central-difference Hessian-vector product."""
+"""Ops on packed parameters for a central-difference Hessian-vector product."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fastmeta.reference import accumulation_dtype
 
 
 def hvp_radius(v: Tensor, radius: float | Tensor = 0.01) -> Tensor:
-    """The step size ``radius / |v|`` of each row, computed on the device; 0 where ``v`` is 0.
+    """The step size ``radius / |v|`` per task, computed on the device; 0 where ``v`` is 0.
 
     Args:
         v: ``(T, P)``.
-        radius: how far the perturbed point lies from ``theta``, in L2 norm.
+        radius: L2 distance of the perturbed points from ``theta``.
 
     Returns:
         ``(T,)`` in the accumulation dtype.
@@ -54,7 +54,7 @@ def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 def hvp_difference(
     v: Tensor, g_plus: Tensor, g_minus: Tensor, eps: Tensor, alpha: Tensor
 ) -> Tensor:
-    """``v - alpha (g_plus - g_minus) / (2 eps_t)``: one HVP recursion step by central difference.
+    """``v - alpha (g_plus - g_minus) / (2 eps_t)``: one HVP recursion step by central differences.
 
     Fallah et al. 2019 (HF-MAML), with ``g_plus`` and ``g_minus`` the gradients at the points of
     :func:`hvp_perturb`. Differentiable.
@@ -63,8 +63,8 @@ def hvp_difference(
         v: ``(T, P)``; float64, float32, float16 or bfloat16.
         g_plus: ``(T, P)``.
         g_minus: ``(T, P)``.
-        eps: ``(T,)`` step sizes; 0 marks a zero ``v``, whose row is returned as it is.
-        alpha: one rate, or ``(P,)`` of them, in the accumulation dtype.
+        eps: ``(T,)`` step sizes; where it is 0, ``v`` is returned unchanged.
+        alpha: the inner learning rate, one value or ``(P,)``, in the accumulation dtype.
 
     Returns:
         A new ``(T, P)`` tensor.
@@ -81,7 +81,7 @@ def hvp_difference(
 
 
 class _Perturb(torch.autograd.Function):
-    twin = staticmethod(reference.hvp_perturb)
+    reference_impl = staticmethod(reference.hvp_perturb)
 
     @staticmethod
     def forward(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,11 +97,11 @@ class _Perturb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, plus: Tensor, minus: Tensor) -> Any:
         v, eps = ctx.saved_tensors
-        apart = plus.to(eps.dtype) - minus.to(eps.dtype)
+        difference = plus.to(eps.dtype) - minus.to(eps.dtype)
         return (
             plus + minus,
-            (eps[:, None] * apart).to(v.dtype),
-            (v.to(eps.dtype) * apart).sum(1),
+            (eps[:, None] * difference).to(v.dtype),
+            (v.to(eps.dtype) * difference).sum(1),
         )
 
     @staticmethod
@@ -113,18 +113,18 @@ class _PerturbEager(_Perturb):
     @staticmethod
     def jvp(ctx: Any, d_theta: Tensor, d_v: Tensor, d_eps: Tensor) -> tuple[Tensor, Tensor]:
         v, eps = ctx.saved_tensors
-        move = d_eps[:, None] * v.to(eps.dtype) + eps[:, None] * d_v.to(eps.dtype)
-        return (d_theta + move).to(v.dtype), (d_theta - move).to(v.dtype)
+        shift = d_eps[:, None] * v.to(eps.dtype) + eps[:, None] * d_v.to(eps.dtype)
+        return (d_theta + shift).to(v.dtype), (d_theta - shift).to(v.dtype)
 
 
 def _inverse_width(eps: Tensor) -> Tensor:
     """``1 / (2 eps)`` as a column, 0 where ``eps`` is 0."""
-    still = eps == 0
-    return torch.where(still, 0, 0.5 / torch.where(still, 1, eps))[:, None]
+    zero = eps == 0
+    return torch.where(zero, 0, 0.5 / torch.where(zero, 1, eps))[:, None]
 
 
 class _Difference(torch.autograd.Function):
-    twin = staticmethod(reference.hvp_difference)
+    reference_impl = staticmethod(reference.hvp_difference)
 
     @staticmethod
     def forward(*args: Tensor) -> Tensor:

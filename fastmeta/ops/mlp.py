@@ -1,4 +1,4 @@
-"""The whole meta-step of a small multi-layer perceptron in one call."""
+"""The forward and backward passes of a meta-step of a small multi-layer perceptron in one call."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 
 from fastmeta.backend import kernel_devices, kernels
-from fastmeta.ops._function import transformed
+from fastmeta.ops._function import transform_active
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
-# On CUDA: layers, and multiplications of one forward pass over the larger set of a task, its
-# examples times the weights' elements (csrc/include/fastmeta/mlp_plan.h says why).
+# Limits on CUDA: the number of layers, and the multiplications of one forward pass over the larger
+# of a task's two sets, examples times weight elements (csrc/include/fastmeta/mlp_plan.h says why).
 MAX_LAYERS, MAX_PRODUCTS = kernels.mlp_limits.default()
 
-_ACTIVATION_NUMBERS = {name: k for k, name in enumerate(ACTIVATIONS)}
-_LOSS_NUMBERS = {name: k for k, name in enumerate(LOSSES)}
+_ACTIVATION_IDS = {name: k for k, name in enumerate(ACTIVATIONS)}
+_LOSS_IDS = {name: k for k, name in enumerate(LOSSES)}
 
 
 class MlpStep(NamedTuple):
-    """What :func:`mlp_step` finds, in the parameters' dtype.
+    """The results of :func:`mlp_step`, in the parameters' dtype.
 
     Attributes:
-        rows: ``(T, P)``, the meta-gradient of each task in the order of the parameters.
-        inner: ``(T, P)``, the mean gradient of the inner steps, if it was asked for.
+        meta_gradients: ``(T, P)``, the meta-gradient of each task, in the order of the parameters.
+        inner_gradients: ``(T, P)``, the mean gradient over the inner steps, with ``record_inner``.
         support_loss: ``(T,)``, before the first inner step; the query loss if there is none.
         query_loss: ``(T,)``, at the fast weights.
         query_output: ``(T, n_query, out)``, at the fast weights.
     """
 
-    rows: Tensor
-    inner: Tensor | None
+    meta_gradients: Tensor
+    inner_gradients: Tensor | None
     support_loss: Tensor
     query_loss: Tensor
     query_output: Tensor
@@ -52,41 +52,41 @@ def mlp_step(
     exact: bool = True,
     record_inner: bool = False,
 ) -> MlpStep:
-    """Inner SGD from shared parameters on every task, and the tasks' meta-gradients.
+    """Inner SGD from shared initial parameters on every task, and the tasks' meta-gradients.
 
     Forward, backward, ``steps`` inner steps, the query gradient ``v`` and, if ``exact``, the
     recursion ``v <- v - lr H_k v`` of the exact meta-gradient (Finn et al. 2017, eq. 1), with
     Hessian-vector products by the R-operator (Pearlmutter 1994). Not differentiable: it is itself
-    the gradient. Threads, or the blocks of one CUDA launch, share the tasks; the result does not
-    depend on their number. Each keeps the activations of all inner steps if ``exact``. CUDA has the
-    limits ``MAX_LAYERS`` and ``MAX_PRODUCTS`` of this module.
+    the gradient. Tasks run in parallel over threads, or over the blocks of one CUDA launch; the
+    result does not depend on their number. If ``exact``, each keeps the activations of all inner
+    steps. On CUDA the limits ``MAX_LAYERS`` and ``MAX_PRODUCTS`` of this module apply.
 
     Args:
         params: weight ``(out, in)`` of every linear layer, each followed by its bias ``(out,)`` if
             it has one; contiguous, float64 or float32.
         support_x: ``(T, n_support, in)``, of the parameters' dtype.
         support_y: ``(T, n_support, out)`` of the same dtype, or ``(T, n_support)`` int64 class
-            numbers for ``"cross_entropy"``; -100 marks an example that does not count. On CUDA,
-            where looking would take a sync, a class that is no output makes its task's results NaN.
+            indices for ``"cross_entropy"``, where -100 is ignored. On CUDA, where a check
+            would need a synchronization, an index out of range makes its task's results NaN.
         query_x: ``(T, n_query, in)``.
         query_y: as ``support_y``.
-        activations: one between each two layers: ``"relu"``, ``"tanh"``, ``"elu"``, ``"silu"``,
+        activations: one between consecutive layers: ``"relu"``, ``"tanh"``, ``"elu"``, ``"silu"``,
             ``"sigmoid"`` or ``"gelu"``, with torch's default options.
-        loss: ``"mse"`` or ``"cross_entropy"``, both as means.
+        loss: ``"mse"`` or ``"cross_entropy"``, both with mean reduction.
         lr: the inner learning rate.
         steps: inner steps, 0 or more.
-        exact: whether to include the second derivatives; without them the rows are the query
-            gradients at the fast weights.
+        exact: whether to include the second derivatives; without them the meta-gradients are the
+            query gradients at the fast weights (first order).
         record_inner: whether to return the mean inner gradients.
 
     Raises:
         ValueError: if an activation or the loss is unknown.
-        RuntimeError: if shapes, dtypes, devices or class numbers do not fit, the network is beyond
-            the limits of CUDA, or a ``torch.func`` transform is active.
+        RuntimeError: if shapes, dtypes, devices or class indices do not match, the network exceeds
+            the limits on CUDA, or a ``torch.func`` transform is active.
     """
-    numbers = [_number(_ACTIVATION_NUMBERS, name, "activation") for name in activations]
-    loss_number = _number(_LOSS_NUMBERS, loss, "loss")
-    if transformed():
+    activation_ids = [_id(_ACTIVATION_IDS, name, "activation") for name in activations]
+    loss_id = _id(_LOSS_IDS, loss, "loss")
+    if transform_active():
         raise RuntimeError(
             "fastmeta: mlp_step: this op has no derivative and cannot be batched; call it outside "
             "of torch.func transforms, or use fastmeta.reference.mlp_step."
@@ -99,18 +99,18 @@ def mlp_step(
                 f"tensor on {tensor.device}. Move parameters and tasks with .cpu()."
             )
     with torch.no_grad():
-        rows, inner, *rest = kernels.mlp_step.default(
+        meta_gradients, inner_gradients, *rest = kernels.mlp_step.default(
             tensors,
             *(support_x, support_y, query_x, query_y),
-            *(numbers, loss_number, lr, steps, exact, record_inner),
+            *(activation_ids, loss_id, lr, steps, exact, record_inner),
         )
-    return MlpStep(rows, inner if record_inner else None, *rest)
+    return MlpStep(meta_gradients, inner_gradients if record_inner else None, *rest)
 
 
-def _number(known: dict[str, int], name: str, what: str) -> int:
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(known)}.")
-    return known[name]
+def _id(ids: dict[str, int], name: str, kind: str) -> int:
+    if name not in ids:
+        raise ValueError(f"unknown {kind} {name!r}; expected one of {', '.join(ids)}.")
+    return ids[name]
 
 
 @torch.library.register_fake("fastmeta::mlp_step")

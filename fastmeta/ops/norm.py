@@ -1,4 +1,4 @@
-"""BatchNorm with batch statistics, ReLU and max-pooling as one op with fused second derivatives."""
+"""BatchNorm with batch statistics, ReLU and max-pooling in one op with fused second derivatives."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, needs_autograd
+from fastmeta.ops._function import apply, batch_first, needs_autograd, split_batch
 
 
 def batch_norm_relu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, pool: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``relu(batch_norm(x))`` with the statistics of the batch (Ioffe & Szegedy 2015, algorithm 1).
+    """``relu(batch_norm(x))`` with batch statistics (Ioffe & Szegedy 2015, algorithm 1).
 
-    Several tasks run in one call: with ``weight`` and ``bias`` of shape ``(G, C)``, ``x`` is the
-    images of ``G`` groups, equally many of each, one group after the other, and every group has
-    its own statistics. ``vmap`` makes one such call.
+    Several tasks run in one call: with ``weight`` and ``bias`` of shape ``(G, C)``, ``x`` holds the
+    images of ``G`` groups of equal size, one group after the other, and every group has its own
+    statistics. ``vmap`` makes one such call.
 
     Forward, backward, double backward and forward mode are kernels of two passes each; third
-    derivatives are torch's. Sums are in double. The result is in channels-last order, in which the
-    kernels work (an input in another is copied), and the same for any number of threads.
+    derivatives are PyTorch's. Sums are accumulated in double. The output is in channels-last
+    format, which the kernels use (other inputs are copied), and does not depend on the number of
+    threads.
 
     Args:
         x: ``(N, C, H, W)`` or ``(G * N, C, H, W)``, not empty; float32 or float64.
         weight: ``(C,)`` or ``(G, C)``, dtype of ``x``.
         bias: shape and dtype of ``weight``.
         eps: added to the variance.
-        pool: 2x2 max-pooling with stride 2 follows (odd edges are dropped).
+        pool: whether 2x2 max-pooling with stride 2 follows (odd edges are dropped).
 
     Returns:
-        ``z``, shape of ``x`` or pooled ``(..., H // 2, W // 2)``; and the batch's mean and biased
-        variance, shape of ``weight`` each, for running statistics: no gradient flows through them.
+        ``z``, shape of ``x`` or pooled ``(..., H // 2, W // 2)``; the batch mean and the biased
+        variance, each of the shape of ``weight``, for running statistics: no gradient flows through
+        them.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match, if the groups do not divide the
-            images, or if planes are too small to pool.
+            images, or if the images are too small to pool.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     if needs_autograd(x, weight, bias):
@@ -50,7 +52,7 @@ def batch_norm_relu(
 
 
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``dz, x, weight, bias, mean, var, eps, pool``: gradients of ``x``, ``weight``, ``bias``."""
+    """Gradients of ``x, weight, bias``, from ``dz, x, weight, bias, mean, var, eps, pool``."""
     if needs_autograd(*args[:6]):
         dx, d_weight, d_bias = apply(_Backward, _BackwardEager, *args)
     else:
@@ -59,9 +61,10 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``dz, u, p, q, x, weight, bias, mean, var, eps, pool``: changes along ``(u, p, q)``.
+    """JVPs along ``(u, p, q)`` of the output and of the gradients of ``x`` and ``weight``.
 
-    Of the output and of the gradients of ``x`` and ``weight``; ``csrc/include/fastmeta/norm.h``.
+    Takes ``dz, u, p, q, x, weight, bias, mean, var, eps, pool``; see
+    ``csrc/include/fastmeta/norm.h``.
     """
     if needs_autograd(*args[:9]):
         d_dz, dx, d_weight = apply(_Second, _SecondEager, *args)
@@ -71,7 +74,7 @@ def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tangent(*args: Any) -> Tensor:
-    """``u, p, q, x, weight, bias, mean, var, eps, pool``: the change of the output."""
+    """JVP of the output, from ``u, p, q, x, weight, bias, mean, var, eps, pool``."""
     if needs_autograd(*args[:8]):
         z: Tensor = apply(_Tangent, _TangentEager, *args)
     else:
@@ -82,34 +85,30 @@ def _tangent(*args: Any) -> Tensor:
 def _grouped_vmap(
     function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """A ``vmap`` rule: one call, with a group (or ``G`` of them) an element."""
+    """A ``vmap`` rule: one call, with one group (or ``G`` groups) per batch element."""
     *tensors, eps, pool = args
     size = info.batch_size
-    # Batched to the front; what all elements share is repeated.
-    batched = [
-        t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-        for t, dim in zip(tensors, in_dims, strict=False)
-    ]
+    batched = [batch_first(t, dim, size) for t, dim in zip(tensors, in_dims, strict=False)]
     one_group = batched[-1].dim() == 2  # the bias or the variance
-    outputs = function(*map(_joined, batched), eps, pool)
+    outputs = function(*map(_merge_groups, batched), eps, pool)
 
-    def parted(t: Tensor) -> Tensor:
-        return t if one_group and t.dim() == 2 else t.unflatten(0, (size, -1))
+    def split(t: Tensor) -> Tensor:
+        return t if one_group and t.dim() == 2 else split_batch(t, size)
 
     if isinstance(outputs, Tensor):
-        return parted(outputs), 0
-    return tuple(map(parted, outputs)), (0,) * len(outputs)
+        return split(outputs), 0
+    return tuple(map(split, outputs)), (0,) * len(outputs)
 
 
-def _joined(t: Tensor) -> Tensor:
+def _merge_groups(t: Tensor) -> Tensor:
     """``(B, N, C, H, W)`` as ``(B * N, C, H, W)``, and ``(B[, G], C)`` as ``(B [* G], C)``."""
     if t.dim() < 5:
         return t.flatten(0, -2)
-    return t.movedim(2, -1).flatten(0, 1).movedim(-1, 1)  # copied, if at all, to channels-last
+    return t.movedim(2, -1).flatten(0, 1).movedim(-1, 1)  # channels-last if it must copy
 
 
 class _Norm(torch.autograd.Function):
-    twin = staticmethod(reference.batch_norm_relu)
+    reference_impl = staticmethod(reference.batch_norm_relu)
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Any:
@@ -146,7 +145,7 @@ def _flat(
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def twin(*args: Any) -> Any:
+    def reference_impl(*args: Any) -> Any:
         return reference.norm_backward(*args[:4], *args[6:])
 
     @staticmethod
@@ -162,7 +161,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor, p: Tensor, q: Tensor) -> Any:
         dz, *others = ctx.saved_tensors
-        # The mean and the variance are functions of x, which the gradient in x accounts for.
+        # Mean and variance are functions of x: the gradient with respect to x includes theirs.
         return *_second(dz, u, p, q, *others, ctx.eps, ctx.pool), *(None,) * 5
 
     @staticmethod
@@ -179,8 +178,8 @@ class _BackwardEager(_Backward):
         return linear[0] + dx, linear[1] + d_weight, linear[2]
 
 
-class _ByTwin(torch.autograd.Function):
-    """An op whose own derivatives, the block's third, are torch's of its twin."""
+class _ReferenceDerivatives(torch.autograd.Function):
+    """An op whose derivatives (third ones of the block) are PyTorch's of the reference."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -189,20 +188,20 @@ class _ByTwin(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
 
 
-def _pull(twin: Any, ctx: Any, grads: Any) -> Any:
-    pull = torch.func.vjp(lambda *t: twin(*t, ctx.eps, ctx.pool), *ctx.saved_tensors)[1]
-    return *pull(grads), *(None,) * 4
+def _vjp(function: Any, ctx: Any, grads: Any) -> Any:
+    vjp = torch.func.vjp(lambda *t: function(*t, ctx.eps, ctx.pool), *ctx.saved_tensors)[1]
+    return *vjp(grads), *(None,) * 4
 
 
-def _push(twin: Any, ctx: Any, tangents: Any) -> Any:
-    tensors = ctx.saved_tensors
-    moves = tuple(tangents[: len(tensors)])
-    return torch.func.jvp(lambda *t: twin(*t, ctx.eps, ctx.pool), tensors, moves)[1]
+def _jvp(function: Any, ctx: Any, tangents: Any) -> Any:
+    primals = ctx.saved_tensors
+    tangents = tuple(tangents[: len(primals)])
+    return torch.func.jvp(lambda *t: function(*t, ctx.eps, ctx.pool), primals, tangents)[1]
 
 
-class _Second(_ByTwin):
+class _Second(_ReferenceDerivatives):
     @staticmethod
-    def twin(*args: Any) -> Any:
+    def reference_impl(*args: Any) -> Any:
         return reference.norm_second(*args[:7], *args[9:])
 
     @staticmethod
@@ -211,7 +210,7 @@ class _Second(_ByTwin):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _pull(reference.norm_second, ctx, grads)
+        return _vjp(reference.norm_second, ctx, grads)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -221,12 +220,12 @@ class _Second(_ByTwin):
 class _SecondEager(_Second):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _push(reference.norm_second, ctx, tangents)
+        return _jvp(reference.norm_second, ctx, tangents)
 
 
-class _Tangent(_ByTwin):
+class _Tangent(_ReferenceDerivatives):
     @staticmethod
-    def twin(*args: Any) -> Any:
+    def reference_impl(*args: Any) -> Any:
         return reference.norm_tangent(*args[:6], *args[8:])
 
     @staticmethod
@@ -235,7 +234,7 @@ class _Tangent(_ByTwin):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _pull(reference.norm_tangent, ctx, grad)
+        return _vjp(reference.norm_tangent, ctx, grad)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -245,7 +244,7 @@ class _Tangent(_ByTwin):
 class _TangentEager(_Tangent):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _push(reference.norm_tangent, ctx, tangents)
+        return _jvp(reference.norm_tangent, ctx, tangents)
 
 
 def _images(x: Tensor, pool: bool = False) -> Tensor:

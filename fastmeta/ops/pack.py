@@ -1,4 +1,4 @@
-"""Packing per-task gradients of a parameter list into one ``(T, P)`` buffer, and back."""
+"""Packing of per-task gradients into one ``(T, P)`` buffer, and unpacking."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, loop_vmap, needs_autograd, one_device, written
+from fastmeta.ops._function import (
+    apply,
+    bump_versions,
+    check_same_device,
+    loop_vmap,
+    needs_autograd,
+)
 
 
 def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
     """Copies the tensors of ``rows`` tasks into the rows of one buffer, in one launch.
 
-    Differentiable. For gradients that backward should write packed in the first place, see
+    Differentiable. To have backward write gradients into a packed buffer directly, see
     :meth:`fastmeta.FlatLayout.attach_grads`.
 
     Args:
-        tensors: ``rows * L`` tensors, task after task; tensor ``l`` of every task has one size.
-            One dtype (float64, float32, float16 or bfloat16) and one device; any strides.
+        tensors: ``rows * L`` tensors, task after task; the ``l``-th tensors of all tasks have the
+            same size. One dtype (float64, float32, float16 or bfloat16), one device, any strides.
         rows: number of tasks ``T``.
 
     Returns:
-        A new ``(T, P)`` tensor; ``P`` is the number of elements of one task.
+        A new ``(T, P)`` tensor; ``P`` is the number of elements per task.
 
     Raises:
-        RuntimeError: if the tensors do not make ``rows`` equal rows, or differ in dtype or device.
+        RuntimeError: if the tensors do not form ``rows`` rows of equal size, or differ in dtype or
+            device.
     """
     tensors = list(tensors)
     if not tensors:
@@ -43,7 +50,7 @@ def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
 def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """:func:`pack` into the rows of an existing ``(T, P)`` buffer; not differentiable.
 
-    A tensor may be the very part of the buffer that it is to be copied into.
+    A tensor may already be the view of the buffer that it is copied into.
 
     Raises:
         RuntimeError: if sizes, dtypes or devices do not match, or a tensor shares other memory with
@@ -51,27 +58,27 @@ def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """
     with torch.no_grad():
         kernels.pack_.default(flat, list(tensors))
-    written([flat])
+    bump_versions([flat])
 
 
 def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    """Copies the rows of ``flat`` ``(T, P)`` into ``T * L`` tensors in one launch; undoes pack.
+    """Copies the rows of ``flat`` ``(T, P)`` into ``T * L`` tensors in one launch; inverts pack.
 
-    Not differentiable: ``flat``'s views (:meth:`fastmeta.FlatLayout.views`) are.
+    Not differentiable; views of ``flat`` (:meth:`fastmeta.FlatLayout.views`) are.
 
     Raises:
         RuntimeError: if a target is not contiguous, sizes, dtypes or devices do not match, or a
-            target shares memory with another, or with other parts of ``flat`` than its own.
+            target shares memory with another target or with a part of ``flat`` other than its own.
     """
     targets = list(tensors)
     with torch.no_grad():
         kernels.unpack_.default(targets, flat)
-    written(targets)
+    bump_versions(targets)
 
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def twin(rows: int, *tensors: Tensor) -> Tensor:
+    def reference_impl(rows: int, *tensors: Tensor) -> Tensor:
         return reference.pack(tensors, rows)
 
     @staticmethod
@@ -86,14 +93,14 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        each = len(ctx.shapes) // ctx.rows
-        sizes = [shape.numel() for shape in ctx.shapes[:each]]
+        per_task = len(ctx.shapes) // ctx.rows
+        sizes = [shape.numel() for shape in ctx.shapes[:per_task]]
         parts = [part for row in grad.unbind(0) for part in row.split(sizes)]
         return None, *(p.view(s) for p, s in zip(parts, ctx.shapes, strict=True))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return loop_vmap(pack_flat, info, in_dims, args)
+        return loop_vmap(_pack_flat, info, in_dims, args)
 
 
 class _PackEager(_Pack):
@@ -102,22 +109,21 @@ class _PackEager(_Pack):
         return pack(tangents, ctx.rows)
 
 
-def pack_flat(rows: int, *tensors: Tensor) -> Tensor:
-    """:func:`pack` with the tensors as separate arguments."""
+def _pack_flat(rows: int, *tensors: Tensor) -> Tensor:
     return pack(tensors, rows)
 
 
 @torch.library.register_fake("fastmeta::pack")
 def _(tensors: Sequence[Tensor], rows: int) -> Tensor:
-    each = len(tensors) // rows
-    return tensors[0].new_empty(rows, sum(tensor.numel() for tensor in tensors[:each]))
+    per_task = len(tensors) // rows
+    return tensors[0].new_empty(rows, sum(tensor.numel() for tensor in tensors[:per_task]))
 
 
 @torch.library.register_fake("fastmeta::pack_")
 def _(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    one_device("pack_", flat, *tensors)
+    check_same_device("pack_", flat, *tensors)
 
 
 @torch.library.register_fake("fastmeta::unpack_")
 def _(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    one_device("unpack_", *tensors, flat)
+    check_same_device("unpack_", *tensors, flat)

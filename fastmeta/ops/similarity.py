@@ -1,4 +1,4 @@
-"""Similarities that need no pairs: row against row, and every row against the mean."""
+"""Similarities of corresponding task gradients, and of each task gradient with the mean."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, cuts, loop_vmap, needs_autograd
+from fastmeta.ops._function import apply, loop_vmap, needs_autograd, segment_bounds
 from fastmeta.reference import accumulation_dtype
 
 
 def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
-    """Compares row ``i`` of two buffers (support with query gradients) in one pass over both.
+    """Inner products and squared norms of the ``i``-th gradients of two buffers, in one pass.
+
+    Compares, for example, the support with the query gradient of each task.
 
     Differentiable and deterministic.
 
     Args:
         a: ``(T, P)`` packed gradients; float64, float32, float16 or bfloat16.
         b: the same shape, dtype and device.
-        bounds: ``S + 1`` rising column numbers from 0 to ``P``, one segment ("layer") between each
-            two; one segment by default.
+        bounds: ``S + 1`` increasing column indices from 0 to ``P``, the bounds of ``S`` segments
+            ("layers"); one segment by default.
 
     Returns:
         ``(T, S, 3)``: ``<a_i, b_i>``, ``|a_i|^2`` and ``|b_i|^2`` over each segment; float64 for
-        float64, else float32 (summed in double). Sum over ``S`` for the whole vectors.
+        float64, else float32 (accumulated in double). Sum over ``S`` for the full vectors.
 
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
     """
-    segments = cuts(a, bounds)
+    segments = segment_bounds(a, bounds)
     if needs_autograd(a, b):
         result: Tensor = apply(_RowSimilarity, _RowSimilarityEager, a, b, segments)
     else:
@@ -42,10 +44,10 @@ def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int] | None = None) ->
 
 
 def mean_similarity(g: Tensor) -> Tensor:
-    """Compares every row with the sum of all rows, in one pass over the buffer.
+    """Inner product of each task gradient with their sum, and its squared norm, in one pass.
 
-    This is all that Gradient Agreement and the GSL task weights need of the Gram matrix, at
-    ``O(TP)`` instead of ``O(T^2 P)``. Differentiable and deterministic.
+    Gradient Agreement and the GSL task weights need no more of the Gram matrix than this, which
+    costs ``O(TP)`` instead of ``O(T^2 P)``. Differentiable and deterministic.
 
     Args:
         g: ``(T, P)`` packed gradients; float64, float32, float16 or bfloat16.
@@ -64,7 +66,7 @@ def mean_similarity(g: Tensor) -> Tensor:
 
 
 def _columns(per_segment: Tensor, bounds: tuple[int, ...]) -> Tensor:
-    """``(T, S)`` values of segments as values of columns, ``(T, P)`` (or ``(T, 1)`` if S = 1)."""
+    """Per-segment values ``(T, S)`` expanded to columns, ``(T, P)`` (or ``(T, 1)`` if S = 1)."""
     if len(bounds) == 2:
         return per_segment
     sizes = [end - begin for begin, end in pairwise(bounds)]
@@ -73,7 +75,7 @@ def _columns(per_segment: Tensor, bounds: tuple[int, ...]) -> Tensor:
 
 
 class _RowSimilarity(torch.autograd.Function):
-    twin = staticmethod(reference.row_similarity)
+    reference_impl = staticmethod(reference.row_similarity)
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, bounds: tuple[int, ...]) -> Tensor:
@@ -109,7 +111,7 @@ class _RowSimilarityEager(_RowSimilarity):
 
 
 class _MeanSimilarity(torch.autograd.Function):
-    twin = staticmethod(reference.mean_similarity)
+    reference_impl = staticmethod(reference.mean_similarity)
 
     @staticmethod
     def forward(g: Tensor) -> Tensor:
@@ -125,9 +127,9 @@ class _MeanSimilarity(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (g,) = ctx.saved_tensors
         x = g.to(grad.dtype)
-        dot, own = grad.unbind(-1)
+        dot, square = grad.unbind(-1)
         common = (dot @ x).unsqueeze(0)
-        result = dot.unsqueeze(1) * x.sum(0) + common + 2 * own.unsqueeze(1) * x
+        result = dot.unsqueeze(1) * x.sum(0) + common + 2 * square.unsqueeze(1) * x
         return result.to(g.dtype)
 
     @staticmethod

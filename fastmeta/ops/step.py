@@ -1,4 +1,4 @@
-"""The inner step over all tensors of all tasks at once; also the exact HVP recursion step."""
+"""The inner SGD step over all tensors of all tasks at once; also a step of the HVP recursion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, loop_vmap, needs_autograd, one_device, written
+from fastmeta.ops._function import (
+    apply,
+    bump_versions,
+    check_same_device,
+    loop_vmap,
+    needs_autograd,
+)
 from fastmeta.reference import accumulation_dtype
 
 
@@ -20,7 +26,7 @@ def inner_step(
     alpha: float | Tensor | Sequence[Tensor],
     frozen: Sequence[bool] | None = None,
 ) -> tuple[Tensor, ...]:
-    """``theta - alpha * grad`` for a whole parameter list in one launch.
+    """``theta - alpha * grad`` for a list of parameters in one launch.
 
     Differentiable in ``theta``, ``grad`` and ``alpha``. With ``theta = v`` and ``grad = H v`` it is
     the recursion step ``v - alpha H v`` of the exact meta-gradient.
@@ -28,30 +34,30 @@ def inner_step(
     Args:
         theta: ``L`` tensors of one dtype (float64, float32, float16, bfloat16) and one device, with
             or without a leading task dimension.
-        grad: ``L`` tensors of the same shapes; ``None`` leaves the parameter as it is.
+        grad: ``L`` tensors of the same shapes; ``None`` leaves the parameter unchanged.
         alpha: the inner learning rate: a number, a tensor with one element, a tensor ``(L,)`` of
-            per-layer rates, or ``L`` tensors with one value each or of the parameters' shapes.
-        frozen: parameters to leave as they are (a copy is returned).
+            per-layer rates, or ``L`` tensors, each with one element or of its parameter's shape.
+        frozen: one flag per parameter: whether to return an unchanged copy.
 
     Returns:
-        ``L`` contiguous tensors, new ones but for parameters without a gradient.
+        ``L`` contiguous tensors, new except for parameters without a gradient.
 
     Raises:
         RuntimeError: if lengths, shapes, dtypes or devices do not match.
-        ValueError: if ``alpha`` has neither one value nor one for each tensor.
+        ValueError: if ``alpha`` has neither one value nor one per tensor.
     """
-    theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
-    known = [i for i, g in enumerate(grad) if g is not None]
-    if len(known) < len(theta):
+    theta, grads, rates, flags = _arguments(theta, grad, alpha, frozen)
+    with_grad = [i for i, g in enumerate(grad) if g is not None]
+    if len(with_grad) < len(theta):
         new = {i: t.contiguous() for i, t in enumerate(theta)}
-        if known:
-            some, g, r = ([part[i] for i in known] for part in (theta, grads, rates))
-            moved = inner_step(some, g, r, [bool(stop[i]) for i in known])
-            new.update(zip(known, moved, strict=True))
+        if with_grad:
+            t, g, r = ([part[i] for i in with_grad] for part in (theta, grads, rates))
+            updated = inner_step(t, g, r, [bool(flags[i]) for i in with_grad])
+            new.update(zip(with_grad, updated, strict=True))
         return tuple(new.values())
     if needs_autograd(*theta, *grads, *rates):
-        return tuple(apply(_InnerStep, _InnerStepEager, stop, *theta, *grads, *rates))
-    return tuple(kernels.inner_step.default(theta, grads, rates, stop))
+        return tuple(apply(_InnerStep, _InnerStepEager, flags, *theta, *grads, *rates))
+    return tuple(kernels.inner_step.default(theta, grads, rates, flags))
 
 
 def inner_step_(
@@ -63,13 +69,13 @@ def inner_step_(
     """:func:`inner_step` in place on contiguous tensors; not differentiable.
 
     Raises:
-        RuntimeError: if lengths, shapes, dtypes or devices do not match, a tensor has gaps, or one
-            shares memory with another's, or with other elements' gradients or rates.
+        RuntimeError: if lengths, shapes, dtypes or devices do not match, a tensor is not contiguous
+            or shares memory with another one, or with the gradients or rates of other elements.
     """
-    theta, grads, rates, stop = _arguments(theta, grad, alpha, frozen)
+    theta, grads, rates, flags = _arguments(theta, grad, alpha, frozen)
     with torch.no_grad():
-        kernels.inner_step_.default(theta, grads, rates, stop)
-    written(theta)
+        kernels.inner_step_.default(theta, grads, rates, flags)
+    bump_versions(theta)
 
 
 def _arguments(
@@ -88,8 +94,8 @@ def _arguments(
     if any(t.dtype != tensors[0].dtype for t in tensors):
         dtypes = ", ".join(str(t.dtype) for t in tensors)
         raise RuntimeError(
-            f"fastmeta: inner_step: expected parameters of one dtype, got {dtypes:.80}. Step them "
-            "dtype by dtype."
+            f"fastmeta: inner_step: expected parameters of one dtype, got {dtypes:.80}. Call it "
+            "once per dtype."
         )
     acc = accumulation_dtype(tensors[0].dtype)
     if isinstance(alpha, Tensor):
@@ -111,14 +117,14 @@ def _arguments(
                 f"parameters; got {alpha!r:.80}."
             )
         rates = [rate.reshape(()) if rate.numel() == 1 else rate for rate in alpha]
-    stop = [int(bool(f)) for f in frozen] if frozen is not None else [0] * count
-    stop = [int(s or g is None) for s, g in zip(stop, grad, strict=True)]
+    flags = [int(bool(f)) for f in frozen] if frozen is not None else [0] * count
+    flags = [int(s or g is None) for s, g in zip(flags, grad, strict=True)]
     grads = [t if g is None else g for t, g in zip(tensors, grad, strict=True)]
-    return tensors, grads, [r.to(acc) for r in rates], stop
+    return tensors, grads, [r.to(acc) for r in rates], flags
 
 
-def _thirds(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Parameters, gradients and rates from one line of them."""
+def _split(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Parameters, gradients and rates from their concatenation."""
     count = len(tensors) // 3
     theta, grad, alpha = (list(tensors[k * count : (k + 1) * count]) for k in range(3))
     return theta, grad, alpha
@@ -126,28 +132,28 @@ def _thirds(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list
 
 class _InnerStep(torch.autograd.Function):
     @staticmethod
-    def twin(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        return reference.inner_step(*_thirds(tensors), stop)
+    def reference_impl(flags: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return reference.inner_step(*_split(tensors), flags)
 
     @staticmethod
-    def forward(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(kernels.inner_step.default(*_thirds(tensors), stop))
+    def forward(flags: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(kernels.inner_step.default(*_split(tensors), flags))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.stop = inputs[0]
-        count = len(ctx.stop)
+        ctx.flags = inputs[0]
+        count = len(ctx.flags)
         ctx.save_for_backward(*inputs[1 + count :])
         ctx.save_for_forward(*inputs[1 + count :])
 
     @staticmethod
     def backward(ctx: Any, *outs: Tensor) -> Any:
-        count = len(ctx.stop)
+        count = len(ctx.flags)
         grads, alphas = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         d_grad: list[Tensor | None] = []
         d_alpha: list[Tensor | None] = []
         for k, (out, grad, alpha) in enumerate(zip(outs, grads, alphas, strict=True)):
-            if ctx.stop[k]:
+            if ctx.flags[k]:
                 d_grad.append(None)
                 d_alpha.append(None)
                 continue
@@ -158,39 +164,39 @@ class _InnerStep(torch.autograd.Function):
         return None, *outs, *d_grad, *d_alpha
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, stop: list[int], *tensors: Tensor) -> Any:
-        count, dims = len(stop), in_dims[1:]
+    def vmap(info: Any, in_dims: Any, flags: list[int], *tensors: Tensor) -> Any:
+        count, dims = len(flags), in_dims[1:]
         alphas = tensors[2 * count :]
         if any(d is not None for d in dims[2 * count :]) or any(a.numel() != 1 for a in alphas):
-            return loop_vmap(_inner_step_flat, info, in_dims, (stop, *tensors))
-        # One rate for all: the batch is just another dimension of an elementwise step.
+            return loop_vmap(_inner_step_flat, info, in_dims, (flags, *tensors))
+        # One shared rate: the batch is just another dimension of an elementwise step.
         batched = [
             t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
             for t, d in zip(tensors[: 2 * count], dims[: 2 * count], strict=True)
         ]
-        return _inner_step_flat(stop, *batched, *alphas), (0,) * count
+        return _inner_step_flat(flags, *batched, *alphas), (0,) * count
 
 
 class _InnerStepEager(_InnerStep):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor) -> tuple[Tensor, ...]:
-        count = len(ctx.stop)
+        count = len(ctx.flags)
         grads, alphas = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         results = []
         for k in range(count):
             d_theta, d_grad, d_alpha = (tangents[m * count + k] for m in range(3))
-            if ctx.stop[k]:
+            if ctx.flags[k]:
                 results.append(d_theta.clone())
                 continue
             acc = alphas[k].dtype
-            moved = d_alpha * grads[k].to(acc) + alphas[k] * d_grad.to(acc)
-            results.append((d_theta.to(acc) - moved).to(d_theta.dtype))
+            d_step = d_alpha * grads[k].to(acc) + alphas[k] * d_grad.to(acc)
+            results.append((d_theta.to(acc) - d_step).to(d_theta.dtype))
         return tuple(results)
 
 
-def _inner_step_flat(stop: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-    theta, grad, alpha = _thirds(tensors)
-    return inner_step(theta, grad, alpha, [bool(s) for s in stop])
+def _inner_step_flat(flags: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+    theta, grad, alpha = _split(tensors)
+    return inner_step(theta, grad, alpha, [bool(s) for s in flags])
 
 
 @torch.library.register_fake("fastmeta::inner_step")
@@ -204,4 +210,4 @@ def _(
 def _(
     theta: Sequence[Tensor], grad: Sequence[Tensor], alpha: Sequence[Tensor], frozen: Sequence[int]
 ) -> None:
-    one_device("inner_step_", *theta, *grad, *alpha)
+    check_same_device("inner_step_", *theta, *grad, *alpha)

@@ -1,4 +1,4 @@
-"""Task weights and GSL coefficients from similarity scalars, without waiting for the host."""
+"""Task weights and GSL coefficients from similarities, computed without a host synchronization."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ def gsl_coefficients(
     magnitude: Magnitude = "norm-match",
     ratio: float = 1.0,
 ) -> Tensor:
-    """The closed-form GSL update as coefficients of query and support gradient.
+    """The closed-form GSL update as coefficients of the query and support gradients.
 
-    With ``u`` the query and ``v`` the support gradient of a task,
-    ``GSL = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`` has the gradient ``d = p u + q v`` in ``u``;
-    the task's meta-gradient ``m = weight (u - rate * scale * d)`` is a sum of ``u`` and ``v`` too.
+    With ``u`` the query and ``v`` the support gradient of a task, the gradient of
+    ``GSL = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`` with respect to ``u`` is ``d = p u + q v``;
+    the task's meta-gradient ``m = weight (u - rate * scale * d)`` is a linear combination of ``u``
+    and ``v``, too.
     Our reconstruction of "MAML via AHE update" (Tak & Hong 2024); differentiable.
 
     Args:
         stats: ``(T, S, 3)`` from :func:`row_similarity` of ``u`` with ``v``; float32 or float64.
-        weight: ``(T,)``, each task's weight in the meta-gradient.
+        weight: ``(T,)``, the weight of each task in the meta-gradient.
         rate: one value, the AHE rate ``eta`` times the schedule's factor.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
-        magnitude: how long the correction is: ``"none"`` as it comes, ``"norm-match"`` as long as
-            ``u``, ``"ratio"`` ``ratio`` times as long, ``"clip"`` at most ``ratio`` times as long.
+        magnitude: scaling of the correction ``d``: ``"none"`` leaves it unscaled, ``"norm-match"``
+            rescales it to the norm of ``u``, ``"ratio"`` to ``ratio`` times that norm, ``"clip"``
+            clips it to at most ``ratio`` times that norm.
         ratio: see ``magnitude``.
 
     Returns:
-        ``(T, S, 2)``, to be passed to :func:`combine` with the buffers ``u`` and ``v``. A task
-        whose ``u`` or ``v`` is zero gets no cosine term.
+        ``(T, S, 2)``, to be passed to :func:`combine` with the buffers ``u`` and ``v``. There is no
+        cosine term for a task whose ``u`` or ``v`` is zero.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
@@ -63,15 +65,15 @@ def gsl_coefficients(
 
 
 def agreement_weights(stats: Tensor, finite: Tensor | None = None) -> Tensor:
-    """Gradient Agreement's task weights, ``w = G 1 / |G 1|_1`` (Eshratifar et al. 2018, section 2).
+    """Gradient Agreement task weights, ``w = G 1 / |G 1|_1`` (Eshratifar et al. 2018, section 2).
 
-    Weights may be negative; their absolute values sum to one. If every row is orthogonal to the sum
-    of all (so that the formula reads 0/0) the weights are ``1/T``. Differentiable.
+    Weights may be negative; their absolute values sum to one. If every task gradient is orthogonal
+    to their sum (so that the formula gives 0/0) the weights are ``1/T``. Differentiable.
 
     Args:
         stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
-        finite: ``(T,)``, bool: the tasks that count, all by default. The gradients of the others
-            are zero, and so are their weights.
+        finite: ``(T,)``, bool: which tasks have finite gradients, all by default. The gradients of
+            the others are expected to be zero; so are their weights.
 
     Returns:
         ``(T,)``, dtype of ``stats``.
@@ -88,13 +90,13 @@ def gsl_task_weights(
     lam_2: float = 0.0,
     tau: float = 1.0,
 ) -> Tensor:
-    """Task weights from the GSL between each task's gradient and the mean (reconstruction R3).
+    """Task weights from the GSL between each task gradient and the mean (reconstruction R3).
 
     Args:
         stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
         finite: see :func:`agreement_weights`.
-        rule: ``"softmax"``: ``softmax(-GSL / tau)``; ``"linear"``: ``1 - GSL``, divided by the sum
-            of absolute values.
+        rule: ``"softmax"``: ``softmax(-GSL / tau)``; ``"linear"``: ``1 - GSL`` divided by the sum
+            of the absolute values.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
         tau: temperature of the softmax.
@@ -115,7 +117,7 @@ def gsl_task_weights(
 def _task_weights(
     stats: Tensor, rule: int, lam_c: float, lam_2: float, tau: float, finite: Tensor | None
 ) -> Tensor:
-    if finite is not None or needs_autograd(stats):  # rare, and of T numbers
+    if finite is not None or needs_autograd(stats):  # rare, and only T numbers
         return reference.task_weights(stats, rule, lam_c, lam_2, tau, finite)
     result: Tensor = kernels.task_weights.default(stats, rule, lam_c, lam_2, tau)
     return result

@@ -1,4 +1,4 @@
-"""Plain torch twins of every op: the oracle of the tests, and a reader's definition of the ops."""
+"""Reference implementations of every op in plain PyTorch: its definition, and the test oracle."""
 
 from fastmeta.reference.combine import combine
 from fastmeta.reference.conv import conv3x3, conv_input, conv_weight

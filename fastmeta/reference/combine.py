@@ -1,4 +1,4 @@
-"""Torch twin of the combine op."""
+"""Reference implementation of the combine op."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastmeta.reference.dtypes import accumulation_dtype
 
 
 def combine(buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]) -> Tensor:
-    """See :func:`fastmeta.ops.combine`."""
+    """Reference implementation of :func:`fastmeta.ops.combine`."""
     acc = accumulation_dtype(buffers[0].dtype)
     parts = []
     for s, (begin, end) in enumerate(pairwise(bounds)):

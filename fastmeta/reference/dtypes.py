@@ -1,4 +1,4 @@
-"""The dtype a storage dtype is computed in."""
+"""Accumulation dtypes."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for float32, float16 and bfloat16."""
+    """The dtype of sums: float64 for float64; float32 for float32, float16 and bfloat16."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""Torch twin of the whole meta-step of a multi-layer perceptron."""
+"""Reference implementation of the meta-step of a multi-layer perceptron."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The compiled op knows activations and losses by their place here.
+# The compiled op identifies activations and losses by their positions here.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "tanh": torch.tanh,
@@ -36,31 +36,34 @@ def mlp_step(
     steps: int,
     exact: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """See :func:`fastmeta.ops.mlp_step`; the mean inner gradients are ``None`` without steps."""
-    value = partial(_loss, activations=activations, loss=LOSSES[loss])
-    rows = []
-    for x, y, new_x, new_y in zip(support_x, support_y, query_x, query_y, strict=True):
-        start = [p.detach().requires_grad_() for p in params]
-        fast, losses, inner = start, [], []
+    """Reference implementation of :func:`fastmeta.ops.mlp_step`.
+
+    Without inner steps, the mean inner gradients are ``None``.
+    """
+    evaluate = partial(_loss, activations=activations, loss=LOSSES[loss])
+    results = []
+    for sx, sy, qx, qy in zip(support_x, support_y, query_x, query_y, strict=True):
+        initial = [p.detach().requires_grad_() for p in params]
+        fast, losses, inner = initial, [], []
         for _ in range(steps):
-            now, _ = value(fast, x, y)
-            grads = torch.autograd.grad(now, fast, create_graph=exact)
-            losses.append(now.detach())
+            value, _ = evaluate(fast, sx, sy)
+            grads = torch.autograd.grad(value, fast, create_graph=exact)
+            losses.append(value.detach())
             inner.append(_flat(grads))
             fast = [p - lr * g for p, g in zip(fast, grads, strict=True)]
             if not exact:
                 fast = [p.detach().requires_grad_() for p in fast]
-        now, output = value(fast, new_x, new_y)
-        grads = torch.autograd.grad(now, start if exact else fast)
+        value, output = evaluate(fast, qx, qy)
+        grads = torch.autograd.grad(value, initial if exact else fast)
         mean = torch.stack(inner).mean(0) if steps else None
-        now = now.detach()
-        rows.append((_flat(grads), mean, losses[0] if steps else now, now, output.detach()))
-    query, inner_means, before, after, outputs = zip(*rows, strict=True)
+        value = value.detach()
+        results.append((_flat(grads), mean, losses[0] if steps else value, value, output.detach()))
+    meta, inner_means, support_losses, query_losses, outputs = zip(*results, strict=True)
     return (
-        torch.stack(query),
+        torch.stack(meta),
         torch.stack(inner_means) if steps else None,
-        torch.stack(before),
-        torch.stack(after),
+        torch.stack(support_losses),
+        torch.stack(query_losses),
         torch.stack(outputs),
     )
 
@@ -73,12 +76,12 @@ def _loss(
     activations: Sequence[str],
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    rest, pending = list(params), list(activations)
-    while rest:
-        weight = rest.pop(0)
-        bias = rest.pop(0) if rest and rest[0].dim() == 1 else None
+    remaining, names = list(params), list(activations)
+    while remaining:
+        weight = remaining.pop(0)
+        bias = remaining.pop(0) if remaining and remaining[0].dim() == 1 else None
         x = F.linear(x, weight, bias)
-        x = ACTIVATIONS[pending.pop(0)](x) if rest else x
+        x = ACTIVATIONS[names.pop(0)](x) if remaining else x
     return loss(x, y), x
 
 

@@ -1,4 +1,4 @@
-"""Torch twins of the norm ops: the block in plain torch, and its derivatives by torch itself."""
+"""Reference implementations of the norm ops: plain PyTorch, differentiated by autograd."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 def batch_norm_relu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`fastmeta.ops.batch_norm_relu`."""
-    images = x.unflatten(0, (*weight.shape[:-1], -1))  # (G, N, C, H, W), or as x is without groups
+    """Reference implementation of :func:`fastmeta.ops.batch_norm_relu`."""
+    images = x.unflatten(0, (*weight.shape[:-1], -1))  # (G, N, C, H, W), or x itself without groups
     channel = (..., None, slice(None), None, None)
     mean = images.mean((-4, -2, -1))
     centred = images - mean[channel]
@@ -24,16 +24,16 @@ def batch_norm_relu(
 
 
 def _output(eps: float, pool: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The block's ``z`` alone, as a function of what it is differentiated in."""
+    """The block's output ``z`` as a function of the differentiable inputs."""
     return lambda x, weight, bias: batch_norm_relu(x, weight, bias, eps, pool)[0]
 
 
 def norm_backward(
     dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``<dz, z>`` in ``x``, ``weight`` and ``bias``."""
-    pull = torch.func.vjp(_output(eps, pool), x, weight, bias)[1]
-    grads: tuple[Tensor, Tensor, Tensor] = pull(dz)
+    """The gradients of ``<dz, z>`` with respect to ``x``, ``weight`` and ``bias`` (VJP)."""
+    vjp = torch.func.vjp(_output(eps, pool), x, weight, bias)[1]
+    grads: tuple[Tensor, Tensor, Tensor] = vjp(dz)
     return grads
 
 
@@ -47,9 +47,9 @@ def norm_tangent(
     eps: float,
     pool: bool,
 ) -> Tensor:
-    """The change of ``z`` along ``(u, p, q)``."""
-    change: Tensor = torch.func.jvp(_output(eps, pool), (x, weight, bias), (u, p, q))[1]
-    return change
+    """The directional derivative of ``z`` along ``(u, p, q)`` (JVP)."""
+    tangent: Tensor = torch.func.jvp(_output(eps, pool), (x, weight, bias), (u, p, q))[1]
+    return tangent
 
 
 def norm_second(
@@ -63,11 +63,11 @@ def norm_second(
     eps: float,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The change of ``z`` and of its gradients in ``x`` and ``weight`` along ``(u, p, q)``."""
+    """JVPs along ``(u, p, q)`` of ``z`` and of the gradients of ``x`` and ``weight``."""
 
     def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = _output(eps, pool)(x, weight, bias)
         return z, *norm_backward(dz, x, weight, bias, eps, pool)[:2]
 
-    changes: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(both, (x, weight, bias), (u, p, q))[1]
-    return changes
+    tangents: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(both, (x, weight, bias), (u, p, q))[1]
+    return tangents

@@ -1,4 +1,4 @@
-"""Torch twins of the elementwise steps."""
+"""Reference implementations of the elementwise steps."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from fastmeta.reference.dtypes import accumulation_dtype
 def inner_step(
     theta: Sequence[Tensor], grad: Sequence[Tensor], alpha: Sequence[Tensor], frozen: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """See :func:`fastmeta.ops.inner_step`; ``alpha`` and ``frozen`` have one entry a tensor."""
+    """Reference implementation of :func:`fastmeta.ops.inner_step`.
+
+    ``alpha`` and ``frozen`` have one entry per tensor.
+    """
     acc = accumulation_dtype(theta[0].dtype)
     return tuple(
-        t.clone() if stop else (t.to(acc) - a * g.to(acc)).to(t.dtype)
-        for t, g, a, stop in zip(theta, grad, alpha, frozen, strict=True)
+        t.clone() if skip else (t.to(acc) - a * g.to(acc)).to(t.dtype)
+        for t, g, a, skip in zip(theta, grad, alpha, frozen, strict=True)
     )
 
 
 def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """See :func:`fastmeta.ops.hvp_perturb`."""
-    move = eps[:, None] * v.to(eps.dtype)
-    return (theta + move).to(theta.dtype), (theta - move).to(theta.dtype)
+    """Reference implementation of :func:`fastmeta.ops.hvp_perturb`."""
+    shift = eps[:, None] * v.to(eps.dtype)
+    return (theta + shift).to(theta.dtype), (theta - shift).to(theta.dtype)
 
 
 def hvp_difference(
     v: Tensor, g_plus: Tensor, g_minus: Tensor, eps: Tensor, alpha: Tensor
 ) -> Tensor:
-    """See :func:`fastmeta.ops.hvp_difference`."""
+    """Reference implementation of :func:`fastmeta.ops.hvp_difference`."""
     acc = eps.dtype
-    still = (eps == 0)[:, None]
-    width = torch.where(still, torch.ones_like(eps[:, None]), 2 * eps[:, None])
+    zero = (eps == 0)[:, None]
+    width = torch.where(zero, torch.ones_like(eps[:, None]), 2 * eps[:, None])
     hvp = (g_plus.to(acc) - g_minus.to(acc)) / width
-    return torch.where(still, v.to(acc), v.to(acc) - alpha * hvp).to(v.dtype)
+    return torch.where(zero, v.to(acc), v.to(acc) - alpha * hvp).to(v.dtype)

@@ -142,7 +142,7 @@ def test_an_invalid_class_gives_nan(place: int, number: int) -> None:
     args, how = problem(shape, loss), options(shape, loss) | {"exact": True}
     args[place][1, 3] = number
     found, _ = emulated(args, how)
-    assert found.rows.isnan().all(1).tolist() == [False, True, False]
+    assert found.meta_gradients.isnan().all(1).tolist() == [False, True, False]
     assert found.query_loss.isnan().tolist() == [False, True, False]
 
 
@@ -202,7 +202,7 @@ def test_gpu_without_synchronization_and_in_a_graph() -> None:
     expected = ops.mlp_step(*args, **how)
     without_synchronization(lambda: ops.mlp_step(*args, **how))
     found = replayed(lambda: ops.mlp_step(*args, **how))
-    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.meta_gradients, expected.meta_gradients)
 
 
 @needs_gpu

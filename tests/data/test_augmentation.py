@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmeta.data import EpisodeSampler, Jitter, load
-from fastmeta.data._rng import Draws
+from fastmeta.data._rng import TaskRNG
 
 
 def dots(count: int, height: int = 15, width: int = 21) -> torch.Tensor:
@@ -22,7 +22,7 @@ def centres(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_shifts_are_in_pixels_and_uniform() -> None:
-    moved = centres(Jitter(shift=3).apply(dots(2000), Draws(1, 2)))
+    moved = centres(Jitter(shift=3).apply(dots(2000), TaskRNG(1, 2)))
     assert moved.abs().max() <= 3.01
     assert (moved.abs().max(0).values > 2.9).all()
     torch.testing.assert_close(moved.std(0), torch.full((2,), 3 / 3**0.5), rtol=0.1, atol=0)
@@ -31,13 +31,13 @@ def test_shifts_are_in_pixels_and_uniform() -> None:
 def test_a_quarter_turn_preserves_lengths_on_oblong_images() -> None:
     images = torch.zeros(500, 1, 15, 21)
     images[:, :, 7, 6:15] = 1  # a line of 9 pixels in the middle
-    turned = Jitter(degrees=90).apply(images, Draws(3, 4))[:, 0]
+    turned = Jitter(degrees=90).apply(images, TaskRNG(3, 4))[:, 0]
     upright = turned.sum(1).max(1).values  # the longest column of each image
     assert 7.5 < upright.max() < 9.5
 
 
 def test_zoom_is_a_factor_in_both_directions() -> None:
-    areas = Jitter(zoom=0.4).apply(dots(2000), Draws(5, 6)).sum((1, 2, 3)) / 9
+    areas = Jitter(zoom=0.4).apply(dots(2000), TaskRNG(5, 6)).sum((1, 2, 3)) / 9
     assert areas.max() < 1.1 * torch.tensor(0.8).exp()
     assert areas.min() > 0.9 * torch.tensor(-0.8).exp()
     assert areas.max() > 1.8
@@ -46,27 +46,27 @@ def test_zoom_is_a_factor_in_both_directions() -> None:
 
 def test_the_border_is_repeated() -> None:
     images = torch.full((50, 2, 8, 8), 7.0)
-    torch.testing.assert_close(Jitter(3, 45, 0.5).apply(images, Draws(7, 8)), images)
+    torch.testing.assert_close(Jitter(3, 45, 0.5).apply(images, TaskRNG(7, 8)), images)
 
 
 def test_flips_are_mirror_images_as_often_as_asked() -> None:
     images = torch.rand(3, 1000, 3, 6, 5)
-    flipped = Jitter(flip=0.3).apply(images, Draws(9, 1))
+    flipped = Jitter(flip=0.3).apply(images, TaskRNG(9, 1))
     mirrored = (flipped == images.flip(-1)).flatten(2).all(2)
     assert torch.equal(mirrored, (flipped != images).flatten(2).any(2))
     assert abs(mirrored.float().mean() - 0.3) < 5 * (0.3 * 0.7 / 3000) ** 0.5
-    assert torch.equal(Jitter(flip=1).apply(images, Draws(9, 1)), images.flip(-1))
+    assert torch.equal(Jitter(flip=1).apply(images, TaskRNG(9, 1)), images.flip(-1))
 
 
 def test_a_flip_does_not_change_the_other_transforms() -> None:
     images = torch.rand(20, 3, 84, 84)
-    moved = Jitter(3, 10, 0.2).apply(images.flip(-1), Draws(1, 5))
-    assert torch.equal(Jitter(3, 10, 0.2, flip=1).apply(images, Draws(1, 5)), moved)
+    moved = Jitter(3, 10, 0.2).apply(images.flip(-1), TaskRNG(1, 5))
+    assert torch.equal(Jitter(3, 10, 0.2, flip=1).apply(images, TaskRNG(1, 5)), moved)
 
 
 def test_channels_are_transformed_together() -> None:
     images = torch.rand(20, 1, 84, 84).expand(-1, 3, -1, -1)
-    moved = Jitter(3, 10, 0.2, 0.5).apply(images, Draws(2, 5))
+    moved = Jitter(3, 10, 0.2, 0.5).apply(images, TaskRNG(2, 5))
     assert torch.equal(moved, moved[:, :1].expand_as(moved))
 
 
@@ -74,7 +74,7 @@ def test_zero_amounts_change_nothing() -> None:
     images = torch.rand(3, 4, 1, 9, 9)
     assert not Jitter()
     assert Jitter(flip=0.1)
-    torch.testing.assert_close(Jitter().apply(images, Draws(1, 1)), images)
+    torch.testing.assert_close(Jitter().apply(images, TaskRNG(1, 1)), images)
 
 
 def test_images_are_transformed_independently_and_reproducibly() -> None:

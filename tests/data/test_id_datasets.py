@@ -75,7 +75,7 @@ def test_pickle_size_is_independent_of_the_classes() -> None:
         (IDS, LABELS[:, None], ValueError, r"labels \(n,\); got"),
         (IDS, LABELS.to("meta"), ValueError, "on one device"),
         (IDS, LABELS + 1, ValueError, r"labels must lie in 0\.\.2"),
-        (IDS, LABELS.clamp(max=1), ValueError, "every class needs an example; c have none"),
+        (IDS, LABELS.clamp(max=1), ValueError, "every class needs an example; got none of c"),
         (IDS + 1, LABELS, ValueError, r"ids must lie in 0\.\.4.*got 1\.\.5"),
         (IDS - 1, LABELS, ValueError, r"got -1\.\.3"),
     ],
@@ -109,5 +109,5 @@ def test_episodes_of_ids_keep_their_type() -> None:
 
 def test_ids_are_not_augmented() -> None:
     sampler = EpisodeSampler(nodes().subset([0, 1]), 2, 1, 1, tasks=1, jitter=Jitter(shift=1.0))
-    with pytest.raises(ValueError, match=r"jitter moves the pixels of images; got torch\.int64"):
+    with pytest.raises(ValueError, match=r"jitter applies to images only; got torch\.int64"):
         sampler[0]

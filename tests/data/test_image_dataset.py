@@ -88,8 +88,8 @@ def test_wrong_dtypes_are_refused(images: torch.Tensor, labels: torch.Tensor, me
         (IMAGES, LABELS[:5], NAMES, r"\(6, 2, 3, 3\) and \(5,\)"),
         (IMAGES, LABELS, ["a", "b"], r"0\.\.1 for 2 class_names; got 0\.\.2"),
         (IMAGES, LABELS - 1, NAMES, r"got -1\.\.1"),
-        (IMAGES, LABELS, ["a", "b", "c", "d"], "d have none"),
-        (IMAGES, LABELS, ["a", "b", "a"], "a occur more than once"),
+        (IMAGES, LABELS, ["a", "b", "c", "d"], "got none of d"),
+        (IMAGES, LABELS, ["a", "b", "a"], "got a more than once"),
         (IMAGES[:0], LABELS[:0], NAMES, "no labels"),
     ],
 )

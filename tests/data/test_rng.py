@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmeta.data._rng import Draws, check_seed
+from fastmeta.data._rng import TaskRNG, check_seed
 
 
 @given(
@@ -20,7 +20,7 @@ def test_draws_are_distinct_numbers_of_their_population(
     seed: int, index: int, spare: list[int], count: int
 ) -> None:
     populations = np.array(spare) + count
-    numbers = Draws(seed, index).distinct(populations, count)
+    numbers = TaskRNG(seed, index).sample(populations, count)
     assert numbers.shape == (len(spare), count)
     for row, population in zip(numbers, populations, strict=True):
         assert len(set(row.tolist())) == count
@@ -30,7 +30,7 @@ def test_draws_are_distinct_numbers_of_their_population(
 
 def test_ordered_selections_are_equally_likely() -> None:
     rows = 24_000
-    pairs = Draws(1, 2).distinct(np.full(rows, 4), 2)
+    pairs = TaskRNG(1, 2).sample(np.full(rows, 4), 2)
     seen = Counter(map(tuple, pairs.tolist()))
     assert len(seen) == 12
     expected = rows / 12
@@ -47,7 +47,7 @@ def test_uniform_covers_its_range() -> None:
 
 
 def test_streams_differ_by_seed_and_by_index() -> None:
-    draws = {(s, i): tuple(Draws(s, i).uniform(0, 1, (4,))) for s in range(4) for i in range(4)}
+    draws = {(s, i): tuple(TaskRNG(s, i).uniform(0, 1, (4,))) for s in range(4) for i in range(4)}
     assert len(set(draws.values())) == len(draws)
 
 

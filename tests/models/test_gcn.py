@@ -132,9 +132,9 @@ def test_one_convolution_runs_batched() -> None:
 @pytest.mark.parametrize(
     ("edges", "hidden", "message"),
     [
-        ([[0, 1], [1, 0]], (4,), "each edge once, in one direction, and no loop; 2 are"),
+        ([[0, 1], [1, 0]], (4,), "each edge once, in one direction, and no self-loop; got 2"),
         ([[0, 0], [1, 1]], (4,), "each edge once"),
-        ([[0], [0]], (4,), "no loop; 2 are there again"),
+        ([[0], [0]], (4,), "no self-loop; got 2 repeated entries"),
         ([[0], [1]], (), "at least 1"),
         ([[0], [1]], (0,), r"got 2 and \[5, 0\]"),
     ],

@@ -33,5 +33,7 @@ def test_each_layer_has_its_own_activation() -> None:
 
 
 def test_widths_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"at least 1 wide; got the widths \[1, 0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"width of every layer must be at least 1; got \[1, 0, 1\]"
+    ):
         MLP(1, 1, hidden=(0,))

@@ -48,7 +48,7 @@ def test_matches_the_reference_in_float32(activation: str, loss: str, exact: boo
 def test_relu_in_float32(loss: str) -> None:
     args, how = problem("sine", loss, dtype=torch.float32), options("sine", loss, "relu")
     found, expected = (
-        ops.mlp_step(*args, **how).rows,
+        ops.mlp_step(*args, **how).meta_gradients,
         reference.mlp_step(*args, **how, exact=True)[0],
     )
     assert (found - expected).norm() <= 1e-3 * expected.norm()
@@ -105,7 +105,7 @@ def test_nan_propagates() -> None:
         args = problem("sine")
         args[1][1, 2] = float("nan")
         found = ops.mlp_step(*args, **options("sine", "mse", activation))
-        assert found.rows.isnan().any(1).tolist() == [False, True, False]
+        assert found.meta_gradients.isnan().any(1).tolist() == [False, True, False]
         assert found.support_loss.isnan().tolist() == [False, True, False]
 
 
@@ -156,14 +156,14 @@ def test_non_contiguous_examples() -> None:
     gaps = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in args[1:]]
     assert not gaps[0].is_contiguous()
     found, expected = (ops.mlp_step(args[0], *e, **options()) for e in (gaps, args[1:]))
-    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.meta_gradients, expected.meta_gradients)
 
 
 def test_results_carry_no_graph() -> None:
     args = problem("sine")
     before = [p.clone() for p in args[0]]
     found = ops.mlp_step([p.requires_grad_() for p in args[0]], *args[1:], **options())
-    assert found.inner is None
+    assert found.inner_gradients is None
     assert not any(t.requires_grad for t in found if t is not None)
     assert all(torch.equal(p, b) for p, b in zip(args[0], before, strict=True))
 
@@ -171,7 +171,7 @@ def test_results_carry_no_graph() -> None:
 def test_no_tasks() -> None:
     params, *rest = problem("sine")
     found = ops.mlp_step(params, *(t[:0] for t in rest), **options())
-    assert found.rows.shape == (0, sum(p.numel() for p in params))
+    assert found.meta_gradients.shape == (0, sum(p.numel() for p in params))
     assert found.query_output.shape == (0, 10, 1)
 
 
@@ -228,4 +228,6 @@ def test_invalid_options_are_refused() -> None:
     with pytest.raises(RuntimeError, match=r"runs on cpu.*, got a tensor on meta"):
         ops.mlp_step([p.to("meta") for p in args[0]], *args[1:], **how)
     with pytest.raises(RuntimeError, match=r"outside of torch\.func transforms"):
-        torch.func.vmap(lambda x: ops.mlp_step(args[0], x, *args[2:], **how).rows)(args[1][None])
+        torch.func.vmap(lambda x: ops.mlp_step(args[0], x, *args[2:], **how).meta_gradients)(
+            args[1][None]
+        )

@@ -1,1 +1,1 @@
-"""Reading of archives, pickles and images, caching, and errors that name the file."""
+"""Reading of archives, pickles and images; caching; errors that name the file."""

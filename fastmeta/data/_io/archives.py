@@ -1,4 +1,4 @@
-"""Archives that are read where they are: nothing is unpacked to disk."""
+"""Reading of compressed files and archives, without extracting to disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path, PurePosixPath
 
 from fastmeta.data._io.errors import DataError, data_error
 
-# More than any file here holds. A few kilobytes of an archive can unpack to any amount.
-MOST_BYTES = 2**28
-MOST_OF_AN_IMAGE = 2**25
+# Above the size of any file here. A few kilobytes of an archive can decompress to any size.
+MAX_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**25
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextmanager
 def open_zip(path: Path, fix: str) -> Iterator[zipfile.ZipFile]:
-    """The zip archive at ``path``, open; what turns out to be broken while it is read is explained.
+    """Opens the zip archive at ``path``; errors while reading it become a :class:`DataError`.
 
     Raises:
-        DataError: if it is missing, broken or truncated, or has a member that would be unpacked
-            outside its folder.
+        DataError: if it is missing, corrupt or truncated, or has a member that would be extracted
+            outside of the target folder.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -35,7 +35,7 @@ def open_zip(path: Path, fix: str) -> Iterator[zipfile.ZipFile]:
                     raise data_error(
                         path,
                         expected="members within the archive's own folder",
-                        found=f"{name!r}, as in an archive made to overwrite files",
+                        found=f"{name!r}, a path traversal",
                         fix=fix,
                     )
             yield archive
@@ -43,48 +43,48 @@ def open_zip(path: Path, fix: str) -> Iterator[zipfile.ZipFile]:
         raise
     except (
         *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
-        *(ValueError, RuntimeError),  # of names and dates; of encrypted and unknown forms
+        *(ValueError, RuntimeError),  # invalid names and dates; encryption and unknown methods
     ) as error:
         size = f" of {path.stat().st_size} bytes" if path.exists() else ""
         raise data_error(
             path,
-            expected="a whole zip archive",
-            found=f"a broken or truncated one{size} ({error})",
+            expected="a complete zip archive",
+            found=f"a corrupt or truncated one{size} ({error})",
             fix=fix,
         ) from error
 
 
 def read_image(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The file ``name`` of an archive from :func:`open_zip`, which explains what is wrong."""
-    # Other ways of compressing unpack all that they have at once.
+    """The content of the member ``name`` of an archive from :func:`open_zip`."""
+    # Other compression methods decompress all at once.
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile(f"{name} is not compressed by deflate")
+        raise zipfile.BadZipFile(f"{name} is not compressed with deflate")
     with archive.open(name) as file:
-        content = file.read(MOST_OF_AN_IMAGE + 1)
-    if len(content) > MOST_OF_AN_IMAGE:
-        raise zipfile.BadZipFile(f"{name} unpacks to more than {MOST_OF_AN_IMAGE} bytes")
+        content = file.read(MAX_IMAGE_BYTES + 1)
+    if len(content) > MAX_IMAGE_BYTES:
+        raise zipfile.BadZipFile(f"{name} decompresses to more than {MAX_IMAGE_BYTES} bytes")
     return content
 
 
-def read_unpacked(path: Path, fix: str) -> bytes:
-    """A file's content, unpacked if it is compressed with gzip (told by its content).
+def read_decompressed(path: Path, fix: str) -> bytes:
+    """A file's content, decompressed if it is a gzip file (detected by its content).
 
     Raises:
-        DataError: if it is missing, broken, or holds more than ``MOST_BYTES``.
+        DataError: if it is missing, corrupt, or larger than ``MAX_BYTES``.
     """
     try:
         with path.open("rb") as file:
-            zipped = file.read(2) == _GZIP_MAGIC
-        with gzip.open(path) if zipped else path.open("rb") as unpacked:
-            content: bytes = unpacked.read(MOST_BYTES + 1)
+            compressed = file.read(2) == _GZIP_MAGIC
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            content: bytes = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise data_error(path, expected="a file", found="no such file", fix=fix) from None
     except (OSError, EOFError, zlib.error) as error:
         raise data_error(
-            path, expected="a whole file", found=f"a broken one ({error})", fix=fix
+            path, expected="a complete file", found=f"a corrupt one ({error})", fix=fix
         ) from error
-    if len(content) > MOST_BYTES:
-        raise data_error(path, expected=f"at most {MOST_BYTES} bytes", found="more", fix=fix)
+    if len(content) > MAX_BYTES:
+        raise data_error(path, expected=f"at most {MAX_BYTES} bytes", found="more", fix=fix)
     return content
 
 
@@ -92,24 +92,24 @@ def read_tar(path: Path, names: Sequence[str], fix: str) -> dict[str, bytes]:
     """The contents of the files ``names`` in a tar archive, compressed with gzip or not.
 
     Raises:
-        DataError: if it is broken or truncated, lacks one of the files, or holds more than
-            ``MOST_BYTES``.
+        DataError: if it is corrupt or truncated, lacks one of the files, or is larger than
+            ``MAX_BYTES``.
     """
-    whole = io.BytesIO(read_unpacked(path, fix))
+    stream = io.BytesIO(read_decompressed(path, fix))
     contents = {}
     try:
-        with tarfile.open(fileobj=whole, mode="r:") as archive:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
-                # A sparse file's size is whatever it says.
+                # The size of a sparse file is whatever its header claims.
                 if member.name in names and member.isfile() and not member.issparse():
                     file = archive.extractfile(member)
-                    assert file is not None, "of a regular file"
+                    assert file is not None, "a regular file has content"
                     contents[member.name] = file.read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise data_error(
             path,
-            expected="a whole tar archive",
-            found=f"a broken or truncated one ({error})",
+            expected="a complete tar archive",
+            found=f"a corrupt or truncated one ({error})",
             fix=fix,
         ) from error
     missing = [name for name in names if name not in contents]

@@ -1,4 +1,4 @@
-"""Arrays that are slow to make, kept on disk."""
+"""On-disk cache of arrays that are slow to compute."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def cache_folder() -> Path:
 
 
 def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """What ``build`` returns, from the cache file ``name``.npz when that was made for ``key``.
+    """The arrays of ``build``, read from the cache file ``name``.npz if its key is ``key``.
 
-    A file with another key or a wrong checksum is built anew and replaced in one step, so that
-    processes may share the folder. A folder that cannot be written to is a warning, not an error.
+    A file with another key or a wrong checksum is rebuilt and replaced atomically, so that
+    processes may share the folder. A folder that is not writable is a warning, not an error.
 
     Args:
-        name: of the file, the same for all versions of one source.
-        key: changes whenever the source or the processing does.
-        build: makes the arrays; none may be called ``key`` or hold objects.
+        name: name of the file, the same for all versions of one source.
+        key: key that changes whenever the source or the processing does.
+        build: computes the arrays; none may be named ``key`` or contain objects.
     """
     path = cache_folder() / f"{name}.npz"
     arrays = _read(path, key)
@@ -46,13 +46,13 @@ def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def place(source: Path) -> str:
-    """A short word for where ``source`` lies, to tell the cache files of equal sources apart."""
+def path_hash(source: Path) -> str:
+    """A short hash of the path of ``source``: copies elsewhere have their own cache files."""
     return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """A word that changes with the name, the size or the time of any of ``files``."""
+    """A hash of the names, sizes and modification times of ``files``."""
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()
@@ -65,19 +65,19 @@ def _read(path: Path, key: str) -> Arrays | None:
         # np.load leaks the file if it is not a zip archive, so open it here.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
-                _log.info("%s was made from another source: making it anew", path)
+                _log.info("%s was built from another source: rebuilding it", path)
                 return None
-            # Reading an array to its end checks its CRC-32.
+            # Reading an array to the end checks its CRC-32.
             return {name: stored[name] for name in stored.files if name != "key"}
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        _log.warning("%s cannot be used (%s): making it anew", path, error)
+        _log.warning("%s cannot be used (%s): rebuilding it", path, error)
         return None
 
 
 def _write(path: Path, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    # Not tempfile, whose files nobody else may read: users may share the folder.
+    # Not tempfile, whose files only their owner can read: users may share the folder.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     contents: dict[str, Any] = {"key": np.array(key), **arrays}
     try:
@@ -90,8 +90,8 @@ def _write(path: Path, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(
-            f"could not keep {path} ({error}); the data set will be decoded again next time. "
-            f"Set {CACHE_VARIABLE} to a folder that can be written to.",
+            f"could not write {path} ({error}); the dataset will be decoded again next time. "
+            f"Set {CACHE_VARIABLE} to a writable folder.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,14 +1,14 @@
-"""What goes wrong with data, said in one way."""
+"""Errors of data files, with a uniform message."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_LONGEST = 500
+_MAX_LENGTH = 500
 
 
 class DataError(ValueError):
-    """A file or folder of a data set is missing, truncated, corrupt or not what it should be.
+    """A file or folder of a dataset is missing, truncated, corrupt or of an unexpected format.
 
     The message names the file, what was expected, what was found and how to fix it.
     """
@@ -17,15 +17,15 @@ class DataError(ValueError):
 def data_error(where: Path | str, *, expected: str, found: str, fix: str) -> DataError:
     """A :class:`DataError` with all four parts of its message.
 
-    What was found is cut short: it may be quoted from a file that is not what it should be.
+    ``found`` is truncated: it may be quoted from an invalid file.
     """
-    if len(found) > _LONGEST:
-        found = f"{found[:_LONGEST]}..."
+    if len(found) > _MAX_LENGTH:
+        found = f"{found[:_MAX_LENGTH]}..."
     return DataError(f"{where}: expected {expected}; found {found}. {fix}")
 
 
 def missing_package(package: str, purpose: str) -> ImportError:
-    """An ``ImportError`` that says what needs the optional ``package`` and how to get it."""
+    """An ``ImportError`` for a missing optional package, with its purpose and the pip command."""
     return ImportError(
         f'{purpose} needs {package}, which is not installed: pip install "fastmeta[train]"'
     )

@@ -1,4 +1,4 @@
-"""Where data sets lie."""
+"""Locations of datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT_VARIABLE = "FASTMETA_DATA"
 
 
 def data_root(root: str | Path | None) -> Path:
-    """``root``, or the folder the environment variable ``FASTMETA_DATA`` names.
+    """``root``, or else the folder of the environment variable ``FASTMETA_DATA``.
 
     Raises:
         DataError: if neither is given.
@@ -21,7 +21,7 @@ def data_root(root: str | Path | None) -> Path:
     if not chosen:
         raise data_error(
             "data root",
-            expected="a folder with the data sets",
+            expected="a folder with the datasets",
             found=f"neither root nor the environment variable {ROOT_VARIABLE}",
             fix=f"Pass root=..., or set {ROOT_VARIABLE}.",
         )
@@ -29,7 +29,7 @@ def data_root(root: str | Path | None) -> Path:
 
 
 def find_folder(root: str | Path, name: str, markers: Sequence[str], fix: str) -> Path:
-    """``root/name`` or else ``root``, whichever holds one of ``markers``.
+    """``root/name`` or else ``root``, whichever contains one of ``markers``.
 
     Raises:
         DataError: if neither does.

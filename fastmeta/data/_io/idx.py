@@ -1,4 +1,4 @@
-"""The idx format of MNIST: a header of big-endian integers, then bytes."""
+"""The IDX format of MNIST: a header of big-endian integers, then bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmeta.data._io.archives import read_unpacked
+from fastmeta.data._io.archives import read_decompressed
 from fastmeta.data._io.errors import data_error
 
 _UINT8 = 0x08
@@ -17,27 +17,27 @@ _DOWNLOAD = "Download the file again."
 
 
 def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
-    """Reads an idx file of unsigned bytes, plain or compressed with gzip (told by its content).
+    """Reads an IDX file of unsigned bytes, plain or gzip-compressed (detected by its content).
 
     Args:
-        path: the file.
-        ndim: the number of dimensions it must have: 3 for images, 1 for labels.
+        path: path of the file.
+        ndim: expected number of dimensions: 3 for images, 1 for labels.
 
     Returns:
-        An array of the shape its header gives.
+        An array of the shape given in the header.
 
     Raises:
-        DataError: if the file is missing or truncated, has bytes left over, or its header is not
+        DataError: if the file is missing or truncated, has trailing bytes, or its header is not
             that of ``ndim``-dimensional unsigned bytes.
     """
     path = Path(path)
-    content = read_unpacked(path, _DOWNLOAD)
+    content = read_decompressed(path, _DOWNLOAD)
     header_size = 4 + 4 * ndim
     magic = bytes([0, 0, _UINT8, ndim])
     if content[:4] != magic:
         raise data_error(
             path,
-            expected=f"the idx magic {magic.hex()} ({ndim}-dimensional unsigned bytes)",
+            expected=f"the IDX magic number {magic.hex()} ({ndim}-dimensional unsigned bytes)",
             found=content[:4].hex() or "an empty file",
             fix=_DOWNLOAD,
         )
@@ -51,7 +51,7 @@ def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{ndim}I", content[4:header_size])
     expected, found = math.prod(shape), len(content) - header_size
     if expected != found:
-        problem = "truncated" if found < expected else "bytes left over"
+        problem = "truncated" if found < expected else "trailing bytes"
         raise data_error(
             path,
             expected=f"{expected} bytes of data for the shape {shape} of its header",

@@ -1,4 +1,4 @@
-"""Photographs as arrays of one size, decoded by several threads."""
+"""Multithreaded decoding of images to arrays of one size."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 
 from fastmeta.data._io.errors import data_error, missing_package
 
-# Of a photograph. Ten megabytes of a PNG can be a thousand times as many.
-_MOST_PIXELS = 2**25
+# Above any photograph. A PNG can decode to a thousand times its own size.
+_MAX_PIXELS = 2**25
 
 
 def decode_rgb(
     names: Sequence[str], read: Callable[[str], bytes], side: int, where: Path
 ) -> NDArray[np.uint8]:
-    """JPEG or PNG images of any size and mode, made square and RGB.
+    """Decodes JPEG or PNG images of any size and mode to square RGB images.
 
     Args:
-        names: of the images.
-        read: the file of a name; called by several threads.
-        side: of the images, ``S``; resized with an antialiased bilinear filter.
-        where: what the names belong to, for messages.
+        names: names of the images.
+        read: returns the file content for a name; called from several threads.
+        side: size of the result, ``S``; images are resized with an antialiased bilinear filter.
+        where: file or folder of the images, for error messages.
 
     Returns:
         ``(n, 3, S, S)``.
 
     Raises:
-        DataError: naming an image that is broken or of another format.
+        DataError: if an image is corrupt or of another format.
         ImportError: if Pillow is missing.
     """
     module = pillow()
@@ -41,25 +41,25 @@ def decode_rgb(
     def decode(row: int) -> Any:
         try:
             with module.open(io.BytesIO(read(names[row])), formats=("JPEG", "PNG")) as image:
-                if image.width * image.height > _MOST_PIXELS:
+                if image.width * image.height > _MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels")
                 return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
             raise data_error(
                 f"{where}: {names[row]}",
                 expected="a JPEG or PNG image",
-                found=f"a broken one ({error})",
-                fix="Get it again.",
+                found=f"a corrupt one ({error})",
+                fix="Download it again.",
             ) from error
 
     return _stack(len(names), side, decode)
 
 
 def resize_rgb(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Images ``(n, H, W, 3)`` as ``(n, 3, S, S)``, resized as by :func:`decode_rgb`.
+    """Resizes images ``(n, H, W, 3)`` to ``(n, 3, S, S)``, as :func:`decode_rgb` does.
 
     Raises:
-        ImportError: if they have another size and Pillow is missing.
+        ImportError: if they need resizing and Pillow is missing.
     """
     if images.shape[1:3] == (side, side):
         return np.array(images.transpose(0, 3, 1, 2), order="C")
@@ -68,7 +68,7 @@ def resize_rgb(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _stack(count: int, side: int, image: Callable[[int], Any]) -> NDArray[np.uint8]:
-    """The images of all rows, which Pillow decodes and resizes outside Python's lock."""
+    """Stacks ``count`` images, resized by threads: Pillow releases the GIL."""
     stacked = np.empty((count, 3, side, side), dtype=np.uint8)
     bilinear = pillow().Resampling.BILINEAR
 

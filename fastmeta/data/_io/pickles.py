@@ -1,4 +1,4 @@
-"""Pickles of arrays and plain containers, read without running anything they ask for."""
+"""Safe unpickling of arrays and plain containers: no code in the pickle is run."""
 
 from __future__ import annotations
 
@@ -17,52 +17,53 @@ import numpy as np
 from fastmeta.data._io.errors import data_error
 
 
-def load_pickle(file: IO[bytes], where: Path | str, fix: str, also: Mapping[str, Any] = {}) -> Any:
-    """What a pickle of Python 2 or 3, of any protocol, holds.
+def load_pickle(file: IO[bytes], where: Path | str, fix: str, extra: Mapping[str, Any] = {}) -> Any:
+    """Loads a pickle of Python 2 or 3, of any protocol, without running its code.
 
-    A pickle is a program: it may call any function by name, and so ``pickle.load`` of a foreign
-    file can do anything. Here the few names that arrays of numbers need stand for functions of
-    this module, and any other name ends the reading.
+    A pickle is a program: it may call any function by name, so ``pickle.load`` of an untrusted file
+    can run arbitrary code. Here the few names that numeric arrays need are mapped to functions of
+    this module, and any other name is an error.
 
     Args:
         file: open at the start of the pickle.
-        where: its name, for messages.
-        fix: how to get a good one.
-        also: what stands for further names, by ``"module.name"`` as in the pickle: functions and
-            classes that are safe to call with anything, or ``None`` for a name that is only given
-            to others. Classes must have ``__setstate__``, or the pickle could change them.
+        where: its name, for error messages.
+        fix: how to get a valid file, for error messages.
+        extra: replacements for further names, by ``"module.name"`` as in the pickle: functions and
+            classes that are safe to call with any arguments, or ``None`` for a name that is only
+            passed as an argument. Classes must define ``__setstate__``, or the pickle could modify
+            them.
 
     Returns:
-        ``None``, a number, a text, an array of numbers, something of ``also``, or a list, tuple or
-        dictionary of these. Texts of Python 2 are bytes (see :func:`text`), arrays are of a
+        ``None``, a number, a string, a numeric array, an instance of ``extra``, or a list, tuple or
+        dictionary of these. Strings of Python 2 are bytes (see :func:`text`), arrays are of a
         subclass of ``numpy.ndarray``.
 
     Raises:
-        DataError: if the pickle asks for another name, or is truncated or corrupt.
+        DataError: if the pickle refers to another name, or is truncated or corrupt.
     """
     try:
-        return _Unpickler(file, also).load()
+        return _Unpickler(file, extra).load()
     except _RefusedError as error:
         raise data_error(
             where,
             expected="a pickle of arrays and plain containers",
-            found=f"one that asks for {error}",
-            fix=f"Nothing of it was run. {fix}",
+            found=f"one that refers to {error}",
+            fix=f"None of its code was run. {fix}",
         ) from error
-    except Exception as error:  # a broken pickle may raise anything, says its documentation
+    except Exception as error:  # a corrupt pickle may raise any exception
         raise data_error(
             where,
-            expected="a whole pickle",
-            found=f"a broken or truncated one ({type(error).__name__}: {error})",
+            expected="a complete pickle",
+            found=f"a corrupt or truncated one ({type(error).__name__}: {error})",
             fix=fix,
         ) from error
 
 
 def load_dict(file: IO[bytes], where: Path | str, fix: str) -> dict[str, Any]:
-    """As :func:`load_pickle`, of a dictionary; its keys become texts, its arrays plain ones.
+    """:func:`load_pickle` for a dictionary; its keys become strings, its arrays plain ones.
 
     Raises:
-        DataError: also if the pickle holds something else.
+        DataError: also if the pickle contains another object.
     """
     content = load_pickle(file, where, fix)
     if not isinstance(content, dict):
@@ -76,38 +77,38 @@ def load_dict(file: IO[bytes], where: Path | str, fix: str) -> dict[str, Any]:
 
 
 def text(value: object) -> str:
-    """A text of either Python."""
+    """A string pickled by Python 2 or 3."""
     if isinstance(value, bytes):
         return value.decode("latin1")
-    # A few bytes make a tuple of tuples that would fill the memory if it were written out.
+    # A few bytes can encode nested tuples whose full repr would exhaust the memory.
     return value if isinstance(value, str) else reprlib.repr(value)
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """The message is the name that was asked for."""
+    """A name that is not allowed, which is the message."""
 
 
-# Written in Python, for which a number in the pickle is no reason to take memory: the other one
-# makes room for as many values to remember, or bytes to read, as five bytes can ask for.
-_InPython: Any = pickle._Unpickler
+# The pure-Python unpickler: the C one allocates as much memory as a size in the pickle claims, for
+# its memo or for bytes to read, which a few bytes of the file can make arbitrarily large.
+_PythonUnpickler: Any = pickle._Unpickler
 
 
-class _Unpickler(_InPython):  # type: ignore[misc]
-    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
-    def __init__(self, file: IO[bytes], also: Mapping[str, Any]) -> None:
-        # The texts of Python 2, and with them the contents of its arrays, as bytes.
+    def __init__(self, file: IO[bytes], extra: Mapping[str, Any]) -> None:
+        # Strings of Python 2, and with them the contents of its arrays, are loaded as bytes.
         super().__init__(file, encoding="bytes")
         self._file_readline = partial(_line, file)
-        self._names = {**_NAMES, **also}
+        self._names = {**_NAMES, **extra}
 
     def find_class(self, module: str, name: str) -> Any:
-        wanted = f"{module}.{name}"
-        # numpy 2 moved what it had in numpy.core.
-        known = wanted.replace("numpy._core.", "numpy.core.")
-        if known not in self._names:
-            raise _RefusedError(wanted)
-        found = self._names[known]
+        full_name = f"{module}.{name}"
+        # numpy 2 renamed numpy.core to numpy._core.
+        key = full_name.replace("numpy._core.", "numpy.core.")
+        if key not in self._names:
+            raise _RefusedError(full_name)
+        found = self._names[key]
         return found if isinstance(found, type) else _Callable(found)
 
     def load_bytearray8(self) -> None:
@@ -120,28 +121,28 @@ class _Unpickler(_InPython):  # type: ignore[misc]
 def _line(file: IO[bytes]) -> bytes:
     line = file.readline()
     if not line.endswith(b"\n"):
-        raise EOFError("it ends within a line")
+        raise EOFError("the file ends within a line")
     return line
 
 
 class _Dtype:
-    """A data type of numbers, instead of ``numpy.dtype``."""
+    """A numeric data type, in place of ``numpy.dtype``."""
 
     __slots__ = ("_code", "_order")
 
     def __init__(self, code: object, align: object = None, copy: object = None) -> None:
         self._code, self._order = text(code), "|"
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", self._code):
-            raise pickle.UnpicklingError(f"dtype {self._code!r} is not of numbers")
+            raise pickle.UnpicklingError(f"dtype {self._code!r} is not numeric")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         order, *parts = state[1:5]
         if text(order) not in ("|", "<", ">", "=") or parts != [None] * 3:
-            raise pickle.UnpicklingError("dtype has parts")
+            raise pickle.UnpicklingError("dtype has fields")
         self._order = text(order)
 
-    def fitting(self, shape: object, raw: object) -> np.dtype[Any]:
-        """The data type for numpy, which takes it on trust that ``raw`` has an array's size."""
+    def checked(self, shape: object, raw: object) -> np.dtype[Any]:
+        """The ``numpy.dtype``, if ``raw`` has the size of an array, which NumPy does not check."""
         dtype = np.dtype(self._order + self._code)
         if (
             not isinstance(shape, tuple)
@@ -149,21 +150,21 @@ class _Dtype:
             or not isinstance(raw, bytes | bytearray)
             or len(raw) != math.prod(shape) * dtype.itemsize
         ):
-            raise pickle.UnpicklingError(f"contents do not fit shape {reprlib.repr(shape)}")
+            raise pickle.UnpicklingError(f"contents do not match shape {reprlib.repr(shape)}")
         return dtype
 
 
 class _Array(np.ndarray[Any, Any]):
-    """An empty array, which the next thing in the pickle fills."""
+    """An empty array, which the pickle fills by ``__setstate__``."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
-        trusted: Any = (1, shape, dtype.fitting(shape, raw), bool(fortran), raw)
-        super().__setstate__(trusted)
+        checked: Any = (1, shape, dtype.checked(shape, raw), bool(fortran), raw)
+        super().__setstate__(checked)
 
 
 class _Callable:
-    """What a function's name stands for: can be called, but not changed by the pickle."""
+    """A function that the pickle can call but not modify."""
 
     __slots__ = ("_function",)
 
@@ -182,16 +183,16 @@ def _reconstruct(*_: object) -> object:
 
 
 def _frombuffer(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> object:
-    flat = np.frombuffer(raw, dtype.fitting(shape, raw))
+    flat = np.frombuffer(raw, dtype.checked(shape, raw))
     return flat.reshape(shape, order=order).view(_Array)
 
 
 def _scalar(dtype: _Dtype, raw: Any) -> Any:
-    return np.frombuffer(raw, dtype.fitting((), raw)).item()
+    return np.frombuffer(raw, dtype.checked((), raw)).item()
 
 
 def _encode(value: str, encoding: str) -> bytes:
-    """Bytes, as Python 3 writes them for Python 2."""
+    """Bytes as pickled by Python 3 with a protocol of Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded by {encoding!r}")
     return value.encode("latin1")
@@ -201,8 +202,8 @@ _NAMES: Mapping[str, Any] = {
     "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _frombuffer,
-    "numpy.ndarray": None,  # only ever given to _reconstruct
+    "numpy.ndarray": None,  # only passed to _reconstruct
     "numpy.dtype": _Dtype,
     "_codecs.encode": _encode,
-    "__builtin__.bytes": lambda: b"",  # as Python 3 writes no bytes for Python 2
+    "__builtin__.bytes": lambda: b"",  # empty bytes, pickled by Python 3 for Python 2
 }

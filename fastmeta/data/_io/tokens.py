@@ -1,4 +1,4 @@
-"""From texts to token ids without a vocabulary file: words and their trigrams, hashed."""
+"""Hashing tokenizer: words and their character trigrams as token ids, without a vocabulary file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _GRAM = 3
 
 
 def token_ids(texts: Sequence[str], vocabulary: int, length: int) -> NDArray[np.int64]:
-    """The tokens of each text, as ids.
+    """Token ids of each text.
 
-    The tokens of a lower-case word are the word itself in angle brackets and, unless that is one,
-    all trigrams in it (after Bojanowski et al., "Enriching word vectors with subword information",
-    2017): ``"<cat>", "<ca", "cat", "at>"``. A punctuation mark is a word. Ids are CRC-32 hashes,
-    the same everywhere; different tokens may share one.
+    The tokens of a lower-case word are the word itself in angle brackets and, if that is longer
+    than three characters, all trigrams in it (after Bojanowski et al., "Enriching word vectors with
+    subword information", 2017): ``"<cat>", "<ca", "cat", "at>"``. A punctuation mark is a word. Ids
+    are CRC-32 hashes, the same on every platform; different tokens may collide.
 
     Args:
         texts: ``n`` texts; one without a word is all padding.
-        vocabulary: how many ids there are, padding included, at least 2.
-        length: ids a text, ``L``, at least 1: further ones are cut off, missing ones padded with 0.
+        vocabulary: number of ids, padding included, at least 2.
+        length: ids per text, ``L``, at least 1: longer texts are truncated, shorter ones padded
+            with 0.
 
     Returns:
         ``(n, L)``.
@@ -39,13 +40,13 @@ def token_ids(texts: Sequence[str], vocabulary: int, length: int) -> NDArray[np.
             f"vocabulary must be at least 2 and length at least 1; got {vocabulary} and {length}."
         )
     rows = np.full((len(texts), length), PADDING, dtype=np.int64)
-    known: dict[str, list[int]] = {}
+    word_ids: dict[str, list[int]] = {}
     for row, text in zip(rows, texts, strict=True):
         ids: list[int] = []
         for word in _WORD.findall(text.lower()):
-            if word not in known:
-                known[word] = [1 + _hash(token) % (vocabulary - 1) for token in _tokens(word)]
-            ids += known[word]
+            if word not in word_ids:
+                word_ids[word] = [1 + _hash(token) % (vocabulary - 1) for token in _tokens(word)]
+            ids += word_ids[word]
         row[: len(ids)] = ids[:length]
     return rows
 

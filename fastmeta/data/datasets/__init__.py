@@ -1,1 +1,1 @@
-"""Loaders of the data sets, one module each."""
+"""Dataset loaders."""

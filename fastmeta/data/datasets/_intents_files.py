@@ -1,4 +1,4 @@
-"""Reads the original files of CLINC150 and Banking77."""
+"""Reader of the original files of CLINC150 and Banking77."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _HEADER = ["text", "category"]
 
 
 def read_clinc150(folder: Path) -> Texts:
-    """All texts in scope, by ``"domain/intent"``.
+    """All in-scope texts, by ``"domain/intent"``.
 
     Raises:
-        DataError: if ``data_full.json`` or ``domains.json`` is missing, or is not whole.
+        DataError: if ``data_full.json`` or ``domains.json`` is missing or incomplete.
     """
     names = _read_domains(folder / "domains.json")
     path = folder / "data_full.json"
@@ -38,11 +38,11 @@ def read_clinc150(folder: Path) -> Texts:
     for part, count in _CLINC150_TEXTS.items():
         try:
             rows = [(text, names[intent]) for text, intent in content[part]]
-            whole = len(rows) == count and all(isinstance(text, str) for text, _ in rows)
+            complete = len(rows) == count and all(isinstance(text, str) for text, _ in rows)
         except (KeyError, TypeError, ValueError) as error:
-            raise _not_whole(path, part, count, f"{type(error).__name__}: {error}") from error
-        if not whole:
-            raise _not_whole(path, part, count, f"{len(rows)}")
+            raise _incomplete(path, part, count, f"{type(error).__name__}: {error}") from error
+        if not complete:
+            raise _incomplete(path, part, count, f"{len(rows)}")
         for text, name in rows:
             texts[name].append(text)
     return texts
@@ -52,15 +52,17 @@ def read_banking77(folder: Path) -> Texts:
     """All texts of both files, by intent.
 
     Raises:
-        DataError: if ``train.csv`` or ``test.csv`` is missing, or is not whole.
+        DataError: if ``train.csv`` or ``test.csv`` is missing or incomplete.
     """
     texts: Texts = defaultdict(list)
     for part, count in _BANKING77_TEXTS.items():
         path = folder / f"{part}.csv"
         rows = _read(path, lambda file: list(csv.reader(file, strict=True)), BANKING77_SOURCE)
-        wrong = [row for row in rows if len(row) != len(_HEADER)]
-        if rows[:1] != [_HEADER] or wrong or len(rows) != 1 + count:
-            found = f"the row {wrong[0]!s:.80}" if wrong else f"{len(rows)} rows below {rows[:1]}"
+        invalid = [row for row in rows if len(row) != len(_HEADER)]
+        if rows[:1] != [_HEADER] or invalid or len(rows) != 1 + count:
+            found = (
+                f"the row {invalid[0]!s:.80}" if invalid else f"{len(rows)} rows, {rows[:1]} first"
+            )
             raise data_error(
                 path,
                 expected=f"the header {','.join(_HEADER)} and {count} rows of two columns",
@@ -80,7 +82,7 @@ def read_banking77(folder: Path) -> Texts:
 
 
 def _read_domains(path: Path) -> dict[str, str]:
-    """From an intent to its ``"domain/intent"``."""
+    """The name ``"domain/intent"`` of each intent."""
     content = _read(path, json.load, CLINC150_SOURCE)
     try:
         sizes = [len(intents) for intents in content.values()]
@@ -100,18 +102,18 @@ def _read_domains(path: Path) -> dict[str, str]:
 
 def _read(path: Path, parse: Callable[[TextIO], Any], fix: str) -> Any:
     try:
-        # Quoted texts of a csv file have line breaks of their own.
+        # The quoted texts of a CSV file may contain line breaks.
         with path.open(encoding="utf-8", newline="") as file:
             return parse(file)
     except FileNotFoundError:
         raise data_error(path, expected="a file", found="no such file", fix=fix) from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise data_error(
-            path, expected="a whole file", found=f"a broken one ({error})", fix=fix
+            path, expected="a complete file", found=f"a corrupt one ({error})", fix=fix
         ) from error
 
 
-def _not_whole(path: Path, part: str, count: int, found: str) -> DataError:
+def _incomplete(path: Path, part: str, count: int, found: str) -> DataError:
     return data_error(
         path,
         expected=f"in {part!r} {count} pairs [text, intent], of the intents of domains.json",

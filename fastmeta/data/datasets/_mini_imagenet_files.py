@@ -1,4 +1,4 @@
-"""Reads mini-ImageNet from its lists and images."""
+"""Reader of mini-ImageNet as CSV lists and image files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmeta.data._io.archives import open_zip, read_image
-from fastmeta.data._io.cache import Arrays, cached, fingerprint, place
+from fastmeta.data._io.cache import Arrays, cached, fingerprint, path_hash
 from fastmeta.data._io.errors import DataError, data_error
 from fastmeta.data._io.images import decode_rgb
 from fastmeta.data.image_dataset import ClassDataset
@@ -25,19 +25,19 @@ SOURCE = (
 
 _FOLDER = "images"
 _HEADER = ["filename", "label"]
-_VERSION = "1"  # of the decoding: raise it when the arrays would change
+_VERSION = "1"  # of the decoded arrays: increase it when they change
 
 
 def read_listed(path: Path, image_size: int, *, use_cache: bool) -> ClassDataset:
     """The images of a list, in its order, with sorted classes.
 
     Args:
-        path: of the list; ``images/`` or, if there is none, ``images.zip`` is beside it.
-        image_size: side of the images.
-        use_cache: whether to keep decoded images, see :func:`fastmeta.data._io.cache.cached`.
+        path: path of the list; ``images/`` or, if there is none, ``images.zip`` is beside it.
+        image_size: height and width of the decoded images.
+        use_cache: whether to cache decoded images, see :func:`fastmeta.data._io.cache.cached`.
 
     Raises:
-        DataError: if the list is not one, or an image is missing or broken.
+        DataError: if the list is invalid, or an image is missing or corrupt.
         ImportError: if Pillow is missing.
     """
     files, classes = _read_list(path)
@@ -52,7 +52,7 @@ def read_listed(path: Path, image_size: int, *, use_cache: bool) -> ClassDataset
     if use_cache:
         sources = [source / name for name in files] if source.is_dir() else [source]
         arrays = cached(
-            f"mini-imagenet-{path.stem}-{image_size}-{place(path)}",
+            f"mini-imagenet-{path.stem}-{image_size}-{path_hash(path)}",
             f"{_VERSION}|{fingerprint([path, *sources])}",
             decode,
         )
@@ -65,30 +65,30 @@ def read_listed(path: Path, image_size: int, *, use_cache: bool) -> ClassDataset
 
 
 def _read_list(path: Path) -> tuple[list[str], list[str]]:
-    """The file names and the classes of all lines."""
+    """The file names and the classes of all rows."""
 
-    def wrong(expected: str, found: str) -> DataError:
+    def invalid(expected: str, found: str) -> DataError:
         return data_error(path, expected=expected, found=found, fix=SOURCE)
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             header, *rows = list(filter(None, csv.reader(lines))) or [[]]
     except (OSError, ValueError, csv.Error) as error:
-        raise wrong("a readable CSV file", f"another one ({error})") from error
+        raise invalid("a readable CSV file", f"another one ({error})") from error
     if header != _HEADER:
-        raise wrong(f"the header {','.join(_HEADER)}", repr(",".join(header)))
+        raise invalid(f"the header {','.join(_HEADER)}", repr(",".join(header)))
     if not rows:
-        raise wrong("images", "a header alone")
+        raise invalid("images", "only a header")
     for number, row in enumerate(rows, start=1):
         if len(row) != 2 or not all(row):
-            raise wrong("a file name and a label in each row", f"{row} in row {number}")
-        # Any other name could lead out of the folder of the images.
+            raise invalid("a file name and a label in each row", f"{row} in row {number}")
+        # Other names could refer to files outside of the image folder.
         if row[0] in (".", "..") or "/" in row[0] or "\\" in row[0]:
-            raise wrong("file names without a folder", f"{row[0]!r} in row {number}")
+            raise invalid("file names without a folder", f"{row[0]!r} in row {number}")
     files, classes = ([row[column] for row in rows] for column in (0, 1))
     ((file, count),) = Counter(files).most_common(1)
     if count > 1:
-        raise wrong("each file once", f"{file} {count} times")
+        raise invalid("each file once", f"{file} {count} times")
     return files, classes
 
 
@@ -103,7 +103,7 @@ def _check_present(source: Path, files: Sequence[str]) -> None:
         raise data_error(
             source.parent,
             expected=f"the images in {_FOLDER}/ or {source.name}",
-            found="neither of them",
+            found="neither",
             fix=SOURCE,
         )
     missing = [name for name in files if name not in present]

@@ -1,4 +1,4 @@
-"""Reads Omniglot's drawings from its archives or from a folder."""
+"""Reader of Omniglot's archives or folders."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmeta.data._io.archives import open_zip, read_image
-from fastmeta.data._io.cache import Arrays, cached, fingerprint, place
+from fastmeta.data._io.cache import Arrays, cached, fingerprint, path_hash
 from fastmeta.data._io.errors import DataError, data_error
 from fastmeta.data._io.images import pillow
 
 SIDE = 105  # pixels of an original drawing
 SOURCE = "Download it again from https://github.com/brendenlake/omniglot."
 
-_VERSION = "1"  # of the decoding below: raise it when the arrays would change
+_VERSION = "1"  # of the decoded arrays: increase it when they change
 
 
 def read_part(folder: Path, part: str, image_size: int, *, use_cache: bool) -> Arrays:
     """All drawings of ``images_background`` or ``images_evaluation``.
 
     Args:
-        folder: has the part as a folder or, if there is none, as a zip archive.
-        part: its name.
-        image_size: side of the resized images, ``S``.
-        use_cache: whether to keep the decoded arrays, see :func:`fastmeta.data._io.cache.cached`.
+        folder: the folder that contains the part as a folder or, if there is none, a zip archive.
+        part: name of the part.
+        image_size: height and width of the resized images, ``S``.
+        use_cache: whether to cache the decoded arrays, see :func:`fastmeta.data._io.cache.cached`.
 
     Returns:
         ``images`` ``(n, S, S)`` uint8 with ink 255 on 0, ``labels`` ``(n,)`` int64, ``characters``
@@ -40,14 +40,12 @@ def read_part(folder: Path, part: str, image_size: int, *, use_cache: bool) -> A
     """
     source = folder / part if (folder / part).is_dir() else folder / f"{part}.zip"
     if not source.exists():
-        raise data_error(
-            folder, expected=f"{part}/ or {part}.zip", found="neither of them", fix=SOURCE
-        )
+        raise data_error(folder, expected=f"{part}/ or {part}.zip", found="neither", fix=SOURCE)
     if not use_cache:
         return _decode_all(source, part, image_size)
     files = sorted(source.glob("*/*/*.png")) if source.is_dir() else [source]
     return cached(
-        f"omniglot-{part}-{image_size}-{place(source)}",
+        f"omniglot-{part}-{image_size}-{path_hash(source)}",
         f"{_VERSION}|{image_size}|{fingerprint(files)}",
         lambda: _decode_all(source, part, image_size),
     )
@@ -89,7 +87,7 @@ def _decode_files(
 def _decode(where: str, content: bytes, image_size: int) -> NDArray[np.uint8]:
     image_module = pillow()
     try:
-        # Decoding alone ignores checksums; verifying uses the image up.
+        # Decoding does not verify checksums, and an image cannot be used after verify().
         with image_module.open(io.BytesIO(content)) as drawing:
             drawing.verify()
         with image_module.open(io.BytesIO(content)) as drawing:
@@ -107,7 +105,7 @@ def _decode(where: str, content: bytes, image_size: int) -> NDArray[np.uint8]:
         raise
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
         raise data_error(
-            where, expected="a PNG image", found=f"a broken one ({error})", fix=SOURCE
+            where, expected="a PNG image", found=f"a corrupt one ({error})", fix=SOURCE
         ) from error
     # Ink is 0 on 255 in the files.
     return 255 - np.asarray(grey, dtype=np.uint8)

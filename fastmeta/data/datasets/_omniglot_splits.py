@@ -1,4 +1,4 @@
-"""Which characters belong to which split of Omniglot."""
+"""Character splits of Omniglot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from fastmeta.data._io.errors import data_error
-from fastmeta.data._rng import Draws, check_seed
+from fastmeta.data._rng import TaskRNG, check_seed
 
 BACKGROUND, EVALUATION = "images_background", "images_evaluation"
 
-_VINYALS_FORM = '{"background": {alphabet: [characters]}, "evaluation": {...}}'
+_VINYALS_FORMAT = '{"background": {alphabet: [characters]}, "evaluation": {...}}'
 _VINYALS_SOURCE = (
-    "Get it from torchmeta (https://github.com/tristandeleu/pytorch-meta, "
+    "Download it from torchmeta (https://github.com/tristandeleu/pytorch-meta, "
     "torchmeta/datasets/assets/omniglot), or point splits= at its folder."
 )
 
@@ -23,15 +23,15 @@ _VINYALS_SOURCE = (
 def lake_validation(
     characters: Sequence[str], validation: int | Sequence[str], seed: int
 ) -> list[int]:
-    """The ascending ids of the background characters to validate on.
+    """The ids of the background characters held out for validation, in ascending order.
 
     Args:
-        characters: all of them, as ``"alphabet/character"``.
-        validation: how many to draw, or the alphabets to take whole.
-        seed: of the draw.
+        characters: all background characters, as ``"alphabet/character"``.
+        validation: number of characters to draw, or the alphabets to hold out.
+        seed: random seed of the draw.
 
     Raises:
-        ValueError: if none would be left for validation or training, or an alphabet is unknown.
+        ValueError: if validation or training would have no characters, or an alphabet is unknown.
     """
     if isinstance(validation, int):
         if not 1 <= validation < len(characters):
@@ -40,7 +40,7 @@ def lake_validation(
                 f"characters; got {validation}."
             )
         population = np.array([len(characters)])
-        return sorted(Draws(check_seed(seed), 0).distinct(population, validation)[0].tolist())
+        return sorted(TaskRNG(check_seed(seed), 0).sample(population, validation)[0].tolist())
     alphabets = [name.partition("/")[0] for name in characters]
     unknown = sorted(set(validation) - set(alphabets))
     if unknown or not validation or set(validation) == set(alphabets):
@@ -53,14 +53,14 @@ def lake_validation(
 
 
 def read_vinyals(path: Path) -> dict[str, list[str]]:
-    """The characters of one split of Vinyals et al. (2016), from a json list.
+    """The characters of a split of Vinyals et al. (2016), from a JSON list.
 
     Returns:
         For each of ``images_background`` and ``images_evaluation`` its ``"alphabet/character"``
         names; parts without any are left out.
 
     Raises:
-        DataError: if the file is missing or has another form.
+        DataError: if the file is missing or has another format.
     """
     if not path.is_file():
         raise data_error(path, expected="a split list", found="no such file", fix=_VINYALS_SOURCE)
@@ -76,7 +76,7 @@ def read_vinyals(path: Path) -> dict[str, list[str]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise data_error(
             path,
-            expected=f"json of the form {_VINYALS_FORM}",
+            expected=f"JSON of the form {_VINYALS_FORMAT}",
             found=f"{type(error).__name__}: {error}",
             fix=_VINYALS_SOURCE,
         ) from error
@@ -89,7 +89,7 @@ def character_ids(characters: Sequence[str], wanted: Sequence[str], where: Path)
     """The ids of ``wanted`` among ``characters``.
 
     Raises:
-        DataError: if some are not there.
+        DataError: if some are missing.
     """
     ids = {name: c for c, name in enumerate(characters)}
     missing = [name for name in wanted if name not in ids]
@@ -98,6 +98,6 @@ def character_ids(characters: Sequence[str], wanted: Sequence[str], where: Path)
             where,
             expected=f"the {len(wanted)} characters of the split",
             found=f"{len(missing)} missing, the first {missing[0]}",
-            fix="Unpack or download the archives again.",
+            fix="Extract or download the archives again.",
         )
     return [ids[name] for name in wanted]

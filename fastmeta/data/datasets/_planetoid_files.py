@@ -1,4 +1,4 @@
-"""Reads the original files of the Planetoid citation graphs: pickles of Python 2."""
+"""Reader of the original files of the Planetoid citation graphs, pickles of Python 2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmeta.data._io.pickles import load_pickle
 
 SOURCE = "Download it again from https://github.com/kimiyoung/planetoid (data/)."
 
-_MOST_NUMBERS = 2**26  # of a matrix that is sparse in the file: five times those of CiteSeer
+_MAX_ELEMENTS = 2**26  # of a dense feature matrix: five times the size of CiteSeer's
 _PARTS = ("allx", "ally", "tx", "ty", "graph", "test.index")
 
 
@@ -25,8 +25,8 @@ class Citations(NamedTuple):
 
     Attributes:
         features: ``(nodes, F)`` float32.
-        edges: ``(2, E)`` int64, each edge once, without loops.
-        labels: ``(nodes,)`` int64 class indices; -1 for a node that has none.
+        edges: ``(2, E)`` int64, each edge once, without self-loops.
+        labels: ``(nodes,)`` int64 class indices; -1 for unlabelled nodes.
     """
 
     features: NDArray[np.float32]
@@ -35,15 +35,15 @@ class Citations(NamedTuple):
 
 
 def read_planetoid(folder: Path, name: str, classes: int) -> Citations:
-    """The graph ``ind.NAME.*`` with so many classes.
+    """Reads the graph ``ind.NAME.*`` with the given number of classes.
 
     ``allx`` and ``ally`` are features and one-hot labels of the first nodes, ``tx`` and ``ty``
-    those of the nodes that ``test.index`` lists. Isolated nodes between these are in neither: their
+    those of the nodes listed in ``test.index``. Isolated nodes among these are in neither: their
     features are 0, and they have no label. (``x`` and ``y``, the first rows of ``allx`` and
     ``ally``, are not read.)
 
     Raises:
-        DataError: if a file is missing or broken, or they do not fit each other.
+        DataError: if files are missing, corrupt or inconsistent.
     """
     paths = {part: folder / f"ind.{name}.{part}" for part in _PARTS}
     features, labels = _rows(paths["allx"]), _labels(paths["ally"], classes)
@@ -67,7 +67,7 @@ def read_planetoid(folder: Path, name: str, classes: int) -> Citations:
 
 
 class _SparseRows:
-    """Stands for ``scipy.sparse.csr_matrix``, whose own code trusts its indices."""
+    """Replacement for ``scipy.sparse.csr_matrix``, whose code does not check its indices."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -78,21 +78,21 @@ def _rows(path: Path) -> NDArray[np.float32]:
     try:
         rows, columns = sparse.state[b"_shape"]
         starts, indices, values = (sparse.state[k] for k in (b"indptr", b"indices", b"data"))
-        if len(starts) != rows + 1 or not 0 <= rows * columns <= _MOST_NUMBERS:
+        if len(starts) != rows + 1 or not 0 <= rows * columns <= _MAX_ELEMENTS:
             raise ValueError(f"its shape is ({rows}, {columns})")
         dense = np.zeros((rows, columns), dtype=np.float32)
         row = np.repeat(np.arange(rows), np.diff(starts))
-        # NumPy checks the upper end of the indices.
+        # NumPy checks the upper bound of the indices.
         if starts[0] != 0 or starts[-1] != len(values) or (indices < 0).any():
-            raise ValueError("its indices and values do not fit each other")
+            raise ValueError("its indices and values do not match")
         if not np.isfinite(values).all():
-            raise ValueError("it has values that are not finite")
+            raise ValueError("it has non-finite values")
         dense[row, indices] = values
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
         raise data_error(
             path,
             expected="a pickled scipy.sparse.csr_matrix",
-            found=f"another or a broken one ({type(error).__name__}: {error})",
+            found=f"another object or a corrupt one ({type(error).__name__}: {error})",
             fix=SOURCE,
         ) from error
     return dense
@@ -119,7 +119,7 @@ def _test_nodes(path: Path, rest: range) -> NDArray[np.int64]:
         nodes = np.array([int(line) for line in content.split()], np.int64)
     except (ValueError, OverflowError) as error:
         raise data_error(
-            path, expected="one node a line", found=f"a broken file ({error})", fix=SOURCE
+            path, expected="one node per line", found=f"a corrupt file ({error})", fix=SOURCE
         ) from error
     _check(
         path,
@@ -139,8 +139,8 @@ def _edges(path: Path) -> tuple[int, NDArray[np.int64]]:
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise data_error(
             path,
-            expected="a pickled table of lists of neighbours",
-            found=f"another or a broken one ({error})",
+            expected="a pickled dictionary of lists of neighbours",
+            found=f"another object or a corrupt one ({error})",
             fix=SOURCE,
         ) from error
     _check(
@@ -154,8 +154,8 @@ def _edges(path: Path) -> tuple[int, NDArray[np.int64]]:
     return nodes, edges
 
 
-def _load(path: Path, also: Mapping[str, Any] = {}) -> Any:
-    return load_pickle(io.BytesIO(_content(path)), path, SOURCE, also)
+def _load(path: Path, extra: Mapping[str, Any] = {}) -> Any:
+    return load_pickle(io.BytesIO(_content(path)), path, SOURCE, extra)
 
 
 def _content(path: Path) -> bytes:
@@ -166,6 +166,6 @@ def _content(path: Path) -> bytes:
         raise data_error(path, expected="a file", found=found, fix=SOURCE) from error
 
 
-def _check(where: Path, fits: Any, *, expected: str, found: str) -> None:
-    if not fits:
+def _check(where: Path, valid: Any, *, expected: str, found: str) -> None:
+    if not valid:
         raise data_error(where, expected=expected, found=found, fix=SOURCE)

@@ -18,20 +18,19 @@ def load_cifar_fs(
 ) -> ClassDataset:
     """Loads a split of CIFAR-FS (Bertinetto et al., 2019): 64 / 16 / 20 classes of CIFAR-100.
 
-    The classes are those of both files of CIFAR-100, of which nothing is run though they are
-    pickles. Pixels are divided by 255 and not normalised.
+    Uses the images of both files of CIFAR-100; these are pickles, but none of their code is run.
+    Pixels are divided by 255 and not normalized.
 
     Args:
-        root: the folder of ``cifar-100-python``, a folder with the files ``train``, ``test`` and
-            ``meta`` or, if there is none, a ``.tar.gz`` of it.
+        root: the folder that contains ``cifar-100-python``, a folder with the files ``train``,
+            ``test`` and ``meta`` or, if there is none, its ``.tar.gz``.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        splits: the folder of the lists of classes, ``train.json``, ``val.json`` and ``test.json``
-            or, where there is none, ``.txt``; by default ``splits/cifar-fs`` in ``root``.
-        complete: whether to insist on all classes with 600 images each.
+        splits: the folder of the class lists, ``train.json``, ``val.json`` and ``test.json`` or,
+            for each that is missing, ``.txt``; by default ``splits/cifar-fs`` in ``root``.
+        complete: whether to require all classes with 600 images each.
 
     Returns:
-        Images ``(n, 3, 32, 32)``; names of classes have the superclass before them, as in
-        ``"fish/flatfish"``.
+        Images ``(n, 3, 32, 32)``; class names include the superclass, as in ``"fish/flatfish"``.
 
     Raises:
         DataError: if files are missing, incomplete or corrupt.
@@ -46,7 +45,7 @@ def load_fc100(
 ) -> ClassDataset:
     """Loads a split of FC100 (Oreshkin et al., 2018): 60 / 20 / 20 classes of CIFAR-100.
 
-    No superclass is in two splits, of which there are 12 / 4 / 4. All else is as in
+    The splits are disjoint in superclasses, too: 12 / 4 / 4. Everything else is as in
     :func:`load_cifar_fs`, with the lists in ``splits/fc100``.
     """
     classes = {"train": 60, "val": 20, "test": 20}
@@ -63,8 +62,8 @@ def _load(
     check_split(split)
     folder = Path(root).expanduser()
     lists = folder / "splits" / name if splits is None else Path(splits).expanduser()
-    whole = read_cifar100(folder)
-    dataset = whole.subset(read_classes(lists, split, whole.class_names))
+    full = read_cifar100(folder)
+    dataset = full.subset(read_classes(lists, split, full.class_names))
     if complete:
         check_complete(dataset, folder, complete[split], _EXAMPLES, SOURCE)
     return dataset

@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: real data without a download."""
+"""The handwritten digits included in scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastmeta.data.image_dataset import ClassDataset
 from fastmeta.data.splits import DIGITS, limit_examples, split_classes
 
 _CLASSES = 10
-_INK = 16  # the darkest value of the source
+_MAX_VALUE = 16  # of the original pixels
 
 
 def load_digits(
@@ -24,34 +24,34 @@ def load_digits(
     test_classes: Sequence[int] = DIGITS.test,
     examples_per_class: int | None = None,
 ) -> ClassDataset:
-    """1,797 real digits of 8x8 pixels (Alpaydin and Kaynak, 1998), made into many classes.
+    """Loads 1,797 digits of 8x8 pixels (Alpaydin and Kaynak, 1998), with transformed classes.
 
     Splits and transformations are those of :func:`fastmeta.data.load_mnist`: 4 and 7 are held out
-    for test, 3 for validation, and each digit counts 4 * 2 times, turned and inverted. A digit has
-    174 to 183 images.
+    for test, 3 for validation, and each digit gives 4 * 2 classes by rotation and inversion. A
+    digit has 174 to 183 images.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
-        rotations: whether to add classes turned by 90, 180 and 270 degrees.
+        rotations: whether to add classes rotated by 90, 180 and 270 degrees.
         inversion: whether to add negatives as classes.
         val_classes: digits for validation.
         test_classes: digits for test.
-        examples_per_class: take the first so many images of each class, not all.
+        examples_per_class: use only the first images of each class, this many; all by default.
 
     Returns:
-        Images ``(n, 1, 8, 8)``, the 17 grey levels spread over 0..255.
+        Images ``(n, 1, 8, 8)``, the 17 grey levels scaled to 0..255.
 
     Raises:
         ImportError: if scikit-learn is missing.
-        ValueError: if ``split`` is unknown, or the classes do not make a split.
+        ValueError: if ``split`` is unknown, or the held-out classes are invalid.
     """
     classes = split_classes(split, _CLASSES, val_classes, test_classes)
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise missing_package("scikit-learn", "The data set 'digits'") from error
+        raise missing_package("scikit-learn", "The dataset 'digits'") from error
     source = datasets.load_digits()
-    pixels = torch.from_numpy(source.images) * (255 / _INK)
+    pixels = torch.from_numpy(source.images) * (255 / _MAX_VALUE)
     dataset = ClassDataset(
         pixels.round().to(torch.uint8)[:, None],
         torch.from_numpy(source.target).to(torch.int64),

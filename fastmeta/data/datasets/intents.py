@@ -1,4 +1,4 @@
-"""Short texts by intent: CLINC150 (Larson et al., 2019) and Banking77 (Casanueva et al., 2020)."""
+"""Intent classification: CLINC150 (Larson et al., 2019) and Banking77 (Casanueva et al., 2020)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastmeta.data.splits import draw_split
 VOCABULARY = 2**12
 LENGTH = 96
 
-# Of Dopierre et al., "ProtAugment" (2021), whose five draws of classes are not these.
+# Sizes of Dopierre et al., "ProtAugment" (2021), who draw five other splits.
 _CLINC150_INTENTS = (50, 50, 50)
 _BANKING77_INTENTS = (25, 25, 27)
 _CLINC150_DOMAINS = (4, 1, 5)  # ours
@@ -39,18 +39,18 @@ def load_clinc150(
 ) -> TextDataset:
     """Loads a split of CLINC150: 150 intents of 10 domains, 150 texts each.
 
-    Intents are split 50/50/50 for train, val and test, or domains 4/1/5 (60, 15 and 75 intents), so
-    that test tasks are about other things than training tasks. The official split of texts plays
-    no part: all of an intent's texts are taken together, without those that are out of scope.
+    Intents are split 50/50/50 into train, val and test, or domains 4/1/5 (60, 15 and 75 intents),
+    so that test tasks are from other domains than training tasks. The official split of texts is
+    not used: an intent has all of its in-scope texts.
 
     Args:
-        root: the folder of ``data_full.json`` and ``domains.json``, or the one that has it as
+        root: the folder of ``data_full.json`` and ``domains.json``, or a folder with the subfolder
             ``clinc150/``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         split_by: ``"intent"`` or ``"domain"``.
-        split_seed: which intents or domains are in which split, ``0 <= split_seed < 2**64``.
-        vocabulary: how many token ids there are, see :func:`fastmeta.data.token_ids`.
-        length: token ids a text, see :func:`fastmeta.data.token_ids`.
+        split_seed: seed of the split of intents or domains, ``0 <= split_seed < 2**64``.
+        vocabulary: number of token ids, see :func:`fastmeta.data.token_ids`.
+        length: token ids per text, see :func:`fastmeta.data.token_ids`.
 
     Returns:
         Texts ``(n, length)`` with class names such as ``"banking/transfer"``.
@@ -68,9 +68,9 @@ def load_clinc150(
         chosen = [names[c] for c in draw_split(split, _CLINC150_INTENTS, split_seed)]
     else:
         domains = sorted({_domain(name) for name in names})
-        held = [domains[d] for d in draw_split(split, _CLINC150_DOMAINS, split_seed)]
-        chosen = [name for name in names if _domain(name) in held]
-    return _tokenised(texts, chosen, vocabulary, length)
+        chosen_domains = [domains[d] for d in draw_split(split, _CLINC150_DOMAINS, split_seed)]
+        chosen = [name for name in names if _domain(name) in chosen_domains]
+    return _tokenize(texts, chosen, vocabulary, length)
 
 
 def load_banking77(
@@ -83,16 +83,16 @@ def load_banking77(
 ) -> TextDataset:
     """Loads a split of Banking77: 77 intents of one domain, 75 to 227 texts each.
 
-    Intents are split 25/25/27 for train, val and test; all of an intent's texts are taken, those of
+    Intents are split 25/25/27 into train, val and test; an intent has all of its texts, those of
     the official train and test files together.
 
     Args:
-        root: the folder of ``train.csv`` and ``test.csv``, or the one that has it as
+        root: the folder of ``train.csv`` and ``test.csv``, or a folder with the subfolder
             ``banking77/``.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        split_seed: which intents are in which split, ``0 <= split_seed < 2**64``.
-        vocabulary: how many token ids there are, see :func:`fastmeta.data.token_ids`.
-        length: token ids a text, see :func:`fastmeta.data.token_ids`.
+        split_seed: seed of the split of intents, ``0 <= split_seed < 2**64``.
+        vocabulary: number of token ids, see :func:`fastmeta.data.token_ids`.
+        length: token ids per text, see :func:`fastmeta.data.token_ids`.
 
     Returns:
         Texts ``(n, length)`` with class names such as ``"card_arrival"``.
@@ -105,14 +105,14 @@ def load_banking77(
     texts = read_banking77(folder)
     names = sorted(texts)
     chosen = [names[c] for c in draw_split(split, _BANKING77_INTENTS, split_seed)]
-    return _tokenised(texts, chosen, vocabulary, length)
+    return _tokenize(texts, chosen, vocabulary, length)
 
 
 def _domain(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _tokenised(texts: Texts, intents: Sequence[str], vocabulary: int, length: int) -> TextDataset:
+def _tokenize(texts: Texts, intents: Sequence[str], vocabulary: int, length: int) -> TextDataset:
     ids = token_ids([text for name in intents for text in texts[name]], vocabulary, length)
     counts = torch.tensor([len(texts[name]) for name in intents])
     labels = torch.arange(len(intents)).repeat_interleave(counts)

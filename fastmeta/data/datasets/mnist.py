@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, made into many classes."""
+"""MNIST and Fashion-MNIST, with rotations and negatives as further classes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _VARIANTS = {
             "T-shirt", "Trouser", "Pullover", "Dress", "Coat",
             "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
         ),
-        # A kind of clothing and a kind of shoe with a clear top and bottom. Bags without a handle
-        # look the same turned by 180 degrees, and the tops are hard to tell from each other.
+        # One kind of clothing and one of shoes, each with a clear top and bottom. Bags without a
+        # handle look the same when rotated by 180 degrees, and tops are hard to tell apart.
         HeldOut(val=(3,), test=(1, 9)),
         "https://github.com/zalandoresearch/fashion-mnist",
     ),
@@ -51,39 +51,39 @@ def load_mnist(
     test_classes: Sequence[int] | None = None,
     examples_per_class: int | None = None,
 ) -> ClassDataset:
-    """Loads "modified MNIST": a digit, each of its rotations and their negatives are classes.
+    """Loads "modified MNIST": digits, their rotations and the negatives of both are classes.
 
-    Classes are held out by digit, so that test tasks are made of digits never seen. By default 4
-    and 7 are for test, 3 for validation, the rest for training (7 * 4 * 2 = 56 classes). 0, 1 and
-    8 turned by 180 degrees look as they did, 2 and 5 nearly so, and a 6 becomes a 9: some training
-    classes are hence the same picture under two names, but no validation or test classes are. For
-    Fashion-MNIST they are trouser and ankle boot for test, dress for validation.
+    Classes are held out by digit, so that test tasks consist of digits never seen in training. By
+    default 4 and 7 are for test, 3 for validation, the rest for training (7 * 4 * 2 = 56 classes).
+    0, 1 and 8 look the same when rotated by 180 degrees, 2 and 5 nearly so, and a 6 becomes a 9:
+    some training classes are hence one picture with two labels, but no validation or test classes
+    are. For Fashion-MNIST the defaults are trouser and ankle boot for test, dress for validation.
 
-    That is 8 validation and 16 test classes. For 20 ways hold out three digits each,
-    ``val_classes=(2, 5, 9), test_classes=(3, 4, 7)``: 24, 24 and for training 32 classes. Of the
-    other digits these three look least like their own and each other's turns.
+    That gives 8 validation and 16 test classes. For 20 ways hold out three digits each,
+    ``val_classes=(2, 5, 9), test_classes=(3, 4, 7)``: 24 validation, 24 test and 32 training
+    classes. Of the other digits, 2, 5 and 9 look least like rotations of themselves and each other.
 
-    "train" and "val" read the files of 60,000 images and "test" that of 10,000, whose MNIST digits
-    are of other writers. The images of all classes are materialised: 263 MB for "train"; reduce
+    "train" and "val" use the files of 60,000 images and "test" those of 10,000, whose MNIST digits
+    are by other writers. The images of all classes are materialized: 263 MB for "train"; reduce
     this with ``examples_per_class``.
 
     Args:
-        root: the folder of the four idx files (plain or ``.gz``), or the one that has it under
+        root: the folder of the four IDX files (plain or ``.gz``), or a folder with the subfolder
             ``name``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         name: ``"mnist"`` or ``"fashion-mnist"``.
-        rotations: whether to add classes turned by 90, 180 and 270 degrees.
+        rotations: whether to add classes rotated by 90, 180 and 270 degrees.
         inversion: whether to add negatives as classes.
         val_classes: original classes (0-9) for validation instead of the default.
         test_classes: original classes (0-9) for test instead of the default.
-        examples_per_class: take the first so many images of each class, not all.
+        examples_per_class: use only the first images of each class, this many; all by default.
 
     Returns:
         Images ``(n, 1, 28, 28)`` with class names such as ``"4/rot90/inv"``.
 
     Raises:
         DataError: if a file is missing, truncated or corrupt, or images and labels do not match.
-        ValueError: if ``name`` or ``split`` is unknown, or the classes do not make a split.
+        ValueError: if ``name`` or ``split`` is unknown, or the held-out classes are invalid.
     """
     if name not in _VARIANTS:
         raise ValueError(f"name must be one of {', '.join(_VARIANTS)}; got {name!r}.")
@@ -108,8 +108,8 @@ def load_mnist(
 def _read_pair(
     folder: Path, prefix: str, class_names: Sequence[str]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    images_path = _either(folder / f"{prefix}-images-idx3-ubyte")
-    labels_path = _either(folder / f"{prefix}-labels-idx1-ubyte")
+    images_path = _plain_or_gz(folder / f"{prefix}-images-idx3-ubyte")
+    labels_path = _plain_or_gz(folder / f"{prefix}-labels-idx1-ubyte")
     images, labels = read_idx(images_path, ndim=3), read_idx(labels_path, ndim=1)
     fix = "Download both files again."
     if images.shape[1:] != (_SIZE, _SIZE):
@@ -133,5 +133,5 @@ def _read_pair(
     return images, labels
 
 
-def _either(path: Path) -> Path:
+def _plain_or_gz(path: Path) -> Path:
     return path if path.exists() else path.with_name(f"{path.name}.gz")

@@ -25,7 +25,7 @@ from fastmeta.data.splits import check_split
 PROTOCOLS = ("lake", "vinyals")
 
 _DRAWINGS = 20
-_WHOLE = {BACKGROUND: (30, 964), EVALUATION: (20, 659)}  # alphabets, characters
+_COMPLETE = {BACKGROUND: (30, 964), EVALUATION: (20, 659)}  # alphabets, characters
 
 
 def load_omniglot(
@@ -41,35 +41,37 @@ def load_omniglot(
     complete: bool = True,
     cache: bool = True,
 ) -> ClassDataset:
-    """Loads a split of Omniglot: 20 drawings a character, ink 255 on 0.
+    """Loads a split of Omniglot: 20 drawings per character, ink 255 on 0.
 
-    The protocol "lake" keeps alphabets apart: "test" is all 659 characters of the 20 evaluation
-    alphabets; "val" is 100 of the 964 background characters, drawn evenly with
+    The protocol "lake" separates alphabets: "test" is all 659 characters of the 20 evaluation
+    alphabets; "val" is 100 of the 964 background characters, drawn uniformly with
     ``validation_seed``, and "train" the other 864. The protocol "vinyals" splits characters
     1,028 / 172 / 423 by the lists that later papers share; of its alphabets only Gurmukhi is in
     two splits, train and test.
 
-    Decoding takes some seconds the first time; the arrays are then kept in ``FASTMETA_CACHE``
-    (default ``~/.cache/fastmeta``), and made anew when size or time of a source file changes.
+    Decoding takes some seconds the first time; the arrays are then cached in ``FASTMETA_CACHE``
+    (default ``~/.cache/fastmeta``), and rebuilt when the size or modification time of a source file
+    changes.
 
     Args:
         root: the folder of ``images_background`` and ``images_evaluation`` (each a folder
-            ``<alphabet>/<character>/*.png`` or, if there is none, a ``.zip`` of it), or the one
-            that has it as ``omniglot/``.
+            ``<alphabet>/<character>/*.png`` or, if there is none, its ``.zip``), or a folder with
+            the subfolder ``omniglot/``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         protocol: ``"lake"`` or ``"vinyals"``.
-        image_size: side of the images, resized with an antialiased bilinear filter.
-        rotations: whether characters turned by 90, 180 and 270 degrees are classes of their own.
-            The default ``None`` does so for "train" only; some papers test on them, too.
-        validation: with "lake", how many characters are for validation, or which alphabets.
-        validation_seed: of the draw of validation characters.
+        image_size: height and width of the images, resized with an antialiased bilinear filter.
+        rotations: whether to add characters rotated by 90, 180 and 270 degrees as classes. The
+            default ``None`` does so for "train" only; some papers test on them, too.
+        validation: with "lake", the number of validation characters, or their alphabets.
+        validation_seed: random seed of the draw of validation characters.
         splits: with "vinyals", the folder of ``train.json``, ``val.json`` and ``test.json``; by
             default ``splits/omniglot-vinyals`` beside the folder of the data.
-        complete: whether to insist on all characters with 20 drawings each.
-        cache: whether to keep decoded images.
+        complete: whether to require all characters with 20 drawings each.
+        cache: whether to cache decoded images.
 
     Returns:
-        Images ``(n, 1, image_size, image_size)`` with names such as ``"Greek/character01/rot90"``.
+        Images ``(n, 1, image_size, image_size)`` with class names such as
+        ``"Greek/character01/rot90"``.
 
     Raises:
         DataError: if files are missing, incomplete or corrupt.
@@ -96,12 +98,12 @@ def load_omniglot(
     elif split == "test":
         dataset = part(EVALUATION)
     else:
-        whole = part(BACKGROUND)
-        held_out = lake_validation(whole.class_names, validation, validation_seed)
-        train = sorted(set(range(whole.num_classes)) - set(held_out))
-        dataset = whole.subset(held_out if split == "val" else train)
-    turned = split == "train" if rotations is None else rotations
-    return multiply_classes(dataset, rotations=turned, inversion=False)
+        background = part(BACKGROUND)
+        held_out = lake_validation(background.class_names, validation, validation_seed)
+        train = sorted(set(range(background.num_classes)) - set(held_out))
+        dataset = background.subset(held_out if split == "val" else train)
+    rotate = split == "train" if rotations is None else rotations
+    return multiply_classes(dataset, rotations=rotate, inversion=False)
 
 
 def _load_part(
@@ -114,12 +116,12 @@ def _load_part(
         arrays["characters"].tolist(),
     )
     if complete:
-        _check_complete(dataset, folder / name, *_WHOLE[name])
+        _check_complete(dataset, folder / name, *_COMPLETE[name])
     return dataset
 
 
 def _check_complete(dataset: ClassDataset, where: Path, alphabets: int, characters: int) -> None:
-    fix = f"{SOURCE} To use a part of the data on purpose, pass complete=False."
+    fix = f"{SOURCE} To use a part of the dataset on purpose, pass complete=False."
     found = len({name.partition("/")[0] for name in dataset.class_names})
     if (found, dataset.num_classes) != (alphabets, characters):
         raise data_error(
@@ -128,10 +130,10 @@ def _check_complete(dataset: ClassDataset, where: Path, alphabets: int, characte
             found=f"{found} with {dataset.num_classes}",
             fix=fix,
         )
-    for name, rows in zip(dataset.class_names, dataset.class_indices, strict=True):
-        if len(rows) != _DRAWINGS:
+    for name, indices in zip(dataset.class_names, dataset.class_indices, strict=True):
+        if len(indices) != _DRAWINGS:
             raise data_error(
-                where / name, expected=f"{_DRAWINGS} drawings", found=f"{len(rows)}", fix=fix
+                where / name, expected=f"{_DRAWINGS} drawings", found=f"{len(indices)}", fix=fix
             )
 
 

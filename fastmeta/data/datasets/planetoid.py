@@ -1,4 +1,4 @@
-"""Cora and CiteSeer: papers that cite each other, as split by Yang et al., 2016 ("Planetoid")."""
+"""Cora and CiteSeer citation graphs, in the version of Yang et al., 2016 ("Planetoid")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastmeta.data.datasets._planetoid_files import SOURCE, read_planetoid
 from fastmeta.data.id_datasets import Graph, NodeDataset
 from fastmeta.data.splits import draw_split
 
-# For 2-way tasks, as in the code of Tan et al. 2022 ("TLP"), which draws classes, too.
+# For 2-way tasks, as in the code of Tan et al. 2022 ("TLP"), which also draws the classes.
 _CLASSES = {"cora": (3, 2, 2), "citeseer": (2, 2, 2)}
 
 
@@ -20,23 +20,24 @@ def load_planetoid(
 ) -> NodeDataset:
     """Loads a split of a citation graph.
 
-    Cora has 2,708 nodes, 5,278 edges, 1,433 features and 7 classes, split 3/2/2 for train, val and
-    test; CiteSeer 3,327, 4,552, 3,703 and 6, split 2/2/2. The split is of labels alone: networks
-    see all nodes and edges in training, too ("transductive"). CiteSeer's 15 isolated test nodes
-    without features have no label.
+    Cora has 2,708 nodes, 5,278 edges, 1,433 features and 7 classes, split 3/2/2 into train, val and
+    test; CiteSeer 3,327, 4,552, 3,703 and 6, split 2/2/2. Only the labels are split: networks see
+    all nodes and edges in training, too ("transductive"). CiteSeer's 15 isolated test nodes without
+    features have no label.
 
     Args:
-        root: the folder of the files ``ind.NAME.*``, or the one that has it as ``planetoid/``.
+        root: the folder of the files ``ind.NAME.*``, or a folder with the subfolder
+            ``planetoid/``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         name: ``"cora"`` or ``"citeseer"``.
-        split_seed: which classes are in which split, ``0 <= split_seed < 2**64``.
+        split_seed: seed of the split of classes, ``0 <= split_seed < 2**64``.
 
     Returns:
-        Nodes with class names ``"0"``, ``"1"``, ...: the files have no others. Features are 0 or 1,
-        for the words of a paper.
+        Nodes with class names ``"0"``, ``"1"``, ...: the files have no other names. Features are 0
+        or 1, the absence or presence of words in a paper.
 
     Raises:
-        DataError: if a file is missing or broken, or they do not fit each other.
+        DataError: if files are missing, corrupt or inconsistent.
         ValueError: if ``name`` or ``split`` is unknown, or ``split_seed`` is out of range.
     """
     if name not in _CLASSES:

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Datasets by name."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def datasets_in(root: str | Path) -> list[str]:
 
 
 def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> EpisodeDataset:
-    """Loads a data set by name.
+    """Loads a dataset by name.
 
     Args:
         name: one of :data:`DATASETS` that is not generated; ``"digits"`` needs no files.
@@ -107,10 +107,10 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
             :func:`load_clinc150`, :func:`load_banking77` or :func:`load_planetoid`.
 
     Raises:
-        PluginError: if the name is a plug-in's that cannot be used.
-        DataError: if files are missing, truncated or corrupt, or no root is known.
+        PluginError: if the name is that of a plug-in that cannot be used.
+        DataError: if files are missing, truncated or corrupt, or no root is given.
         ImportError: if an optional package is missing.
-        ValueError: if a name or an option is not valid.
+        ValueError: if a name or an option is invalid.
     """
     spec = DATASETS[name]
     if spec.loader is None:

@@ -131,7 +131,7 @@ def test_the_cache_does_not_hide_corruption(omniglot_zip: Path) -> None:
     load_omniglot(omniglot_zip, "test", complete=False)
     path = omniglot_zip / "images_evaluation.zip"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(DataError, match="a whole zip archive"):
+    with pytest.raises(DataError, match="a complete zip archive"):
         load_omniglot(omniglot_zip, "test", complete=False)
 
 

@@ -33,9 +33,9 @@ Image = pytest.importorskip("PIL.Image")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lowers the limits so that small files exceed them."""
-    monkeypatch.setattr(archives, "MOST_BYTES", 20_000)
-    monkeypatch.setattr(archives, "MOST_OF_AN_IMAGE", 1000)
-    monkeypatch.setattr(images, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(archives, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(images, "_MAX_PIXELS", 1000)
 
 
 def test_gzip_bombs_are_not_unpacked(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_sparse_files_of_a_tar_are_not_read(tmp_path: Path) -> None:
     ("method", "size", "message"),
     [
         (zipfile.ZIP_DEFLATED, 1000, None),
-        (zipfile.ZIP_DEFLATED, 1001, "a unpacks to more than 1000 bytes"),
+        (zipfile.ZIP_DEFLATED, 1001, "a decompresses to more than 1000 bytes"),
         (zipfile.ZIP_STORED, 1001, "more than 1000 bytes"),
-        (zipfile.ZIP_LZMA, 10, "a is not compressed by deflate"),
-        (zipfile.ZIP_BZIP2, 10, "not compressed by deflate"),
+        (zipfile.ZIP_LZMA, 10, "a is not compressed with deflate"),
+        (zipfile.ZIP_BZIP2, 10, "not compressed with deflate"),
     ],
 )
 def test_zip_bombs_are_not_unpacked(
@@ -139,7 +139,7 @@ def nested(depth: int) -> python2_pickles.Code:
     ids=["dtype", "shape", "bytearray", "bytes"],
 )
 def test_pickles_that_ask_for_memory_are_refused(content: bytes) -> None:
-    with pytest.raises(DataError, match="a: expected a whole pickle") as caught:
+    with pytest.raises(DataError, match="a: expected a complete pickle") as caught:
         load_pickle(io.BytesIO(content), "a", "")
     assert len(str(caught.value)) < 1000
 

@@ -142,9 +142,9 @@ def test_malformed_domains_are_refused(edit: Callable[[object], object], tmp_pat
         (lambda t: t + "one\n", r"rows of two columns; found the row \['one'\]"),
         (lambda t: t + "one,two,three\n", "found the row"),
         (lambda t: t + "one,intent00\n", "10003 rows"),
-        (lambda t: t[: len(t) // 2], "10003 rows|a broken one"),
+        (lambda t: t[: len(t) // 2], "10003 rows|a corrupt one"),
         (lambda t: t[:-1] + "s\n", "77 categories in both files; found 78"),
-        (lambda t: t + '"never closed', "a broken one"),
+        (lambda t: t + '"never closed', "a corrupt one"),
         (lambda t: "", "10003 rows"),
     ],
 )
@@ -163,7 +163,7 @@ def test_broken_and_missing_files_are_named(name: str, tmp_path: Path) -> None:
     folder = (write_clinc150 if json_file else write_banking77)(tmp_path)
     load = load_clinc150 if json_file else load_banking77
     (folder / name).write_bytes(b"\xff\xfe" if name != "domains.json" else b"[" * 100_000)
-    with pytest.raises(DataError, match=rf"{name}: expected a whole file; found a broken one"):
+    with pytest.raises(DataError, match=rf"{name}: expected a complete file; found a corrupt one"):
         load(tmp_path, "train")
     (folder / name).unlink()
     with pytest.raises(DataError, match=name):

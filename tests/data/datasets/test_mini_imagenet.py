@@ -119,7 +119,7 @@ def test_missing_files_are_named(tmp_path: Path, folder: Path, zipped: Path) -> 
     [
         (b"", "header filename,label; found ''"),
         (b"a.jpg,n01\n", "header filename,label; found 'a.jpg,n01'"),
-        (b"filename,label\n", "expected images; found a header alone"),
+        (b"filename,label\n", "expected images; found only a header"),
         (b"filename,label\nn03_0.jpg\n", r"found \['n03_0.jpg'\] in row 1"),
         (b"filename,label\nn03_0.jpg,\n", "a file name and a label in each row"),
         (b"filename,label\nn03_0.jpg,n03\nn03_0.jpg,n01\n", "each file once; found n03_0.jpg 2"),
@@ -163,7 +163,7 @@ def test_damage_inside_a_zip_is_refused(zipped: Path) -> None:
     content = bytearray(path.read_bytes())
     content[300] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a whole zip archive.*Bad CRC"):
+    with pytest.raises(DataError, match=r"a complete zip archive.*Bad CRC"):
         load_mini_imagenet(zipped, "train", **TINY)
 
 

@@ -84,7 +84,7 @@ def test_pickled_images_are_resized_too(folder: Path, pickled: Callable[..., Pat
         ({"class_dict": {"n01": [*range(12)], "n02": []}}, "in one class of class_dict"),
         ({"class_dict": {"n01": np.arange(12.0)}}, "in one class of class_dict"),
         ({"class_dict": {"n01": "abc"}}, "in one class of class_dict"),
-        ({"class_dict": {"n01": print}}, "asks for builtins.print. Nothing of it was run"),
+        ({"class_dict": {"n01": print}}, "refers to builtins.print. None of its code was run"),
     ],
 )
 def test_malformed_pickles_are_refused(
