@@ -39,7 +39,7 @@ def test_ordered_selections_are_equally_likely() -> None:
 
 
 def test_uniform_covers_its_range() -> None:
-    values = Draws(3, 4).uniform(-2.0, 6.0, (50_000,))
+    values = TaskRNG(3, 4).uniform(-2.0, 6.0, (50_000,))
     assert values.min() >= -2.0
     assert values.max() < 6.0
     counts, _ = np.histogram(values, bins=8, range=(-2.0, 6.0))
@@ -52,8 +52,8 @@ def test_streams_differ_by_seed_and_by_index() -> None:
 
 
 def test_streams_of_a_seed_never_change() -> None:
-    draws = Draws(7, 3)
-    assert draws.distinct(np.array([10, 1000]), 4).tolist() == [[7, 4, 5, 2], [530, 480, 313, 762]]
+    draws = TaskRNG(7, 3)
+    assert draws.sample(np.array([10, 1000]), 4).tolist() == [[7, 4, 5, 2], [530, 480, 313, 762]]
     assert draws.uniform(0, 1, (2,)).tolist() == [0.4505072250242077, 0.389206269159322]
 
 

@@ -31,15 +31,15 @@ HEADER = bytes([0, 0, 8, 1]) + struct.pack(">I", 4)
     ("content", "message"),
     [
         (b"", "found an empty file"),
-        (b"\x00\x00\x08\x03" + HEADER[4:] + b"abcd", "magic 00000801 .* found 00000803"),
+        (b"\x00\x00\x08\x03" + HEADER[4:] + b"abcd", "magic number 00000801 .* found 00000803"),
         (b"\x00\x00\x0d\x01" + HEADER[4:] + b"abcd", "found 00000d01"),
         (b"<html>not found</html>", "found 3c68746d"),
         (HEADER[:6], "a header of 8 bytes; found 6 bytes"),
         (HEADER + b"abc", r"4 bytes of data for the shape \(4,\) .* found 3 \(truncated\)"),
-        (HEADER + b"abcde", r"found 5 \(bytes left over\)"),
-        (gzip.compress(HEADER + b"abcd", mtime=0)[:-9], "found a broken one"),
+        (HEADER + b"abcde", r"found 5 \(trailing bytes\)"),
+        (gzip.compress(HEADER + b"abcd", mtime=0)[:-9], "found a corrupt one"),
         (gzip.compress(HEADER + b"abc", mtime=0), r"found 3 \(truncated\)"),
-        (gzip.compress(HEADER + b"abcd", mtime=0)[:-8] + bytes(8), "broken one .CRC"),
+        (gzip.compress(HEADER + b"abcd", mtime=0)[:-8] + bytes(8), "corrupt one .CRC"),
     ],
 )
 def test_broken_idx_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

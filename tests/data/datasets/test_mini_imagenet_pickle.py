@@ -98,5 +98,5 @@ def test_malformed_pickles_are_refused(
 def test_a_truncated_pickle_is_refused(pickled: Callable[..., Path]) -> None:
     path = pickled() / "mini-imagenet-cache-train.pkl"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match="broken or truncated"):
+    with pytest.raises(DataError, match="corrupt or truncated"):
         load_mini_imagenet(path.parent, "train", **TINY)
