@@ -229,7 +229,7 @@ def test_errors() -> None:
         gradients(mlp(), batch, 0, 1)
     with pytest.raises(ValueError, match="CalibratedGSL does not declare task_batchable"):
         gradients(mlp(), batch, 1, 1, engine="batched")
-    with pytest.raises(ValueError, match="second derivatives keep what was computed again"):
+    with pytest.raises(ValueError, match="second derivatives keep the recomputed activations"):
         gradients(mlp(), batch, 1, 1, checkpoint=True)
     fitted = CalibratedGSL(secant=False)
     fitted.coefficients = torch.zeros(2)
