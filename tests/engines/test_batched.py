@@ -248,8 +248,8 @@ class Calls(nn.Module):
 IMPOSSIBLE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "dropout": (nn.Dropout(0.5), "draws random numbers, such as dropout"),
     "noise": (lambda x: x + torch.randn(()), "draws random numbers"),
-    "Python's generator": (lambda x: x * random.random(), "Python's or NumPy's generator moved"),
-    "NumPy's generator": (lambda x: x * np.random.rand(), "Python's or NumPy's generator moved"),
+    "Python's generator": (lambda x: x * random.random(), "Python's or NumPy's generator was used"),
+    "NumPy's generator": (lambda x: x * np.random.rand(), "Python's or NumPy's generator was used"),
     "a branch on values": (lambda x: x if x.sum() > 0 else -x, "data-dependent control flow"),
     "a number read": (lambda x: x * x.sum().item(), "calling .item()"),
     "an LSTM": (lambda x: nn.LSTM(WAYS, WAYS)(x)[0], "(random numbers|Batching rule|vmap)"),

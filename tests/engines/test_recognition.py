@@ -117,20 +117,20 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another module": (Tied, "not a sequence of nn.Linear"),
     "a frozen parameter": (frozen, "does not train each parameter"),
     "a layer used twice": (twice, "does not train each parameter"),
-    "a forward hook": (hooked, "a hook or another forward is attached to Linear"),
-    "a backward hook": (backward_hooked, "a hook or another forward is attached to Sequential"),
+    "a forward hook": (hooked, "a hook or custom forward is attached to Linear"),
+    "a backward hook": (backward_hooked, "a hook or custom forward is attached to Sequential"),
     "a parametrization": (parametrized, "not a sequence of nn.Linear"),
-    "a pruned layer": (pruned, "a hook or another forward"),
-    "another forward": (patched, "a hook or another forward is attached to Tanh"),
+    "a pruned layer": (pruned, "a hook or custom forward"),
+    "another forward": (patched, "a hook or custom forward is attached to Tanh"),
     "a subclass": (
         lambda: nn.Sequential(nn.Flatten(), OwnLinear(16, WAYS)),
         "not a sequence of nn.Linear",
     ),
-    "another activation": (lambda: mlp(nn.Softplus), "is not an activation of the MLP kernel"),
-    "another ELU": (lambda: mlp(lambda: nn.ELU(0.5)), "is not an activation of the MLP kernel"),
+    "another activation": (lambda: mlp(nn.Softplus), "is not supported by the MLP kernel"),
+    "another ELU": (lambda: mlp(lambda: nn.ELU(0.5)), "is not supported by the MLP kernel"),
     "another GELU": (
         lambda: mlp(lambda: nn.GELU("tanh")),
-        "is not an activation of the MLP kernel",
+        "is not supported by the MLP kernel",
     ),
     "an activation at the end": (
         lambda: nn.Sequential(*mlp(), nn.Tanh()),
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "dropout": (
         lambda: nn.Sequential(*mlp(), nn.Dropout(0.0), nn.Linear(WAYS, WAYS)),
-        "is not an activation",
+        "is not supported by the MLP kernel",
     ),
     "another flattening": (
         lambda: nn.Sequential(nn.Flatten(2), *mlp()),
