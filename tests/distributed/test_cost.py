@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmeta.aggregation import GradientAgreement, GslWeights, Mean, UPGrad
-from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
+from fastmeta.distributed import ShardedTaskGradients, Sharding
+from fastmeta.distributed import _cost as cost
 from fastmeta.gradients import TaskGradients
 from tests.distributed.ranks import run_ranks
 
@@ -37,7 +38,7 @@ def plans(aggregation: type, *sizes: int) -> cost.Plans:
         return cost.mean(*sizes)
     if aggregation is UPGrad:
         return cost.gram(*sizes)
-    return cost.similarity(*sizes, inner=aggregation is GradientAgreement)
+    return cost.similarity(*sizes, support=aggregation is GradientAgreement)
 
 
 def counted(function: Callable[..., Any], of: Callable[..., cost.Cost], sent: list[cost.Cost]):

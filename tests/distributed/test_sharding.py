@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.distributed import Sharding, cost
+from fastmeta.distributed import Sharding
+from fastmeta.distributed import _cost as cost
 from fastmeta.learners import MetaLearner, build
 from tests.distributed.ranks import run_ranks
 from tests.helpers.problems import MODULES, tasks

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmeta.aggregation import AGGREGATIONS
-from fastmeta.distributed import ShardedTaskGradients, Sharding, cost
+from fastmeta.distributed import ShardedTaskGradients, Sharding
+from fastmeta.distributed import _cost as cost
 from fastmeta.gradients import TaskGradients
 from tests.distributed.ranks import run_ranks
 
