@@ -1,4 +1,4 @@
-"""Meta-learners built from the three rooms."""
+"""Meta-learners: an adaptation, a meta-gradient and an aggregation combined."""
 
 from fastmeta.engines import Loss, StepResult
 from fastmeta.learners.diagnostics import Fidelity, compare_with_exact, descent_condition
