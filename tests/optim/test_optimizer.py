@@ -188,7 +188,7 @@ def test_zero_grad_discards_recorded_tasks() -> None:
 def test_missing_support_gradients_are_named() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
     opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
-    with pytest.raises(RuntimeError, match=r"task 0 brought none. Call task\.support"), opt.task():
+    with pytest.raises(RuntimeError, match=r"task 0 has none. Call task\.support"), opt.task():
         loss(module(batch[0].query_x), batch[0].query_y).backward()
     opt.zero_grad()
     step(module, opt, batch)  # and the optimizer is usable afterwards
