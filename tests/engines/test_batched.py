@@ -36,7 +36,7 @@ METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "first order": FirstOrder,
     "gsl": metagrad.GSL,
     "gsl by layer": lambda: metagrad.GSL(scope="layer"),
-    "gsl R2p": lambda: metagrad.GSL(variant="R2p", eta=9.0),
+    "gsl R2p": lambda: metagrad.ElementWeights(eta=9.0),
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),
     "recursion, forward": lambda: Recursion("forward"),

@@ -26,9 +26,9 @@ def engine_of(learner: MetaLearner, batch: TaskBatch) -> str:
     runs = {kind: kind.run for kind in (LoopEngine, MlpEngine)}
 
     def seen(kind: type) -> Callable[..., Any]:
-        def run(self: Any, rows: Any) -> Any:
+        def run(self: Any, *args: Any) -> Any:
             ran.append(kind.name)
-            return runs[kind](self, rows)
+            return runs[kind](self, *args)
 
         return run
 
@@ -171,8 +171,7 @@ def test_other_components_and_losses_use_the_loop() -> None:
     class OwnSGD(SGD):
         pass
 
-    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2)
-    learner.adaptation = OwnSGD(0.2)
+    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2).with_components(adaptation=OwnSGD(0.2))
     check_refused(learner, batch, "is OwnSGD, not SGD")
 
 
@@ -219,7 +218,7 @@ def test_a_changed_module_is_examined_again() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="one of auto, loop, batched, mlp, got 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, loop, batched, mlp; got 'fast'"):
         MAML(mlp(), F.cross_entropy, inner_lr=0.2, engine="fast")
 
 

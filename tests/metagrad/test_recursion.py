@@ -206,6 +206,6 @@ def test_other_errors_propagate() -> None:
     for hvp in ("reverse", "forward"):
         calls.clear()
         model = learner(mlp(), Recursion(hvp, graphs=0), SGD(0.1))
-        model.loss = fails_in_the_reverse_sweep
+        model = model.with_components(loss=fails_in_the_reverse_sweep)
         with pytest.raises(RuntimeError, match="third"):
             model.step(tasks(1, torch.float32))
