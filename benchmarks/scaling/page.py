@@ -24,7 +24,7 @@ COLLECTIVES: dict[str, Callable[[float, int], Cost]] = {
 PLANS: dict[str, Callable[[int, int, int], cost.Plans]] = {
     "mean": cost.mean,
     "GSL": cost.mean,
-    "Gradient Agreement": lambda *sizes: cost.similarity(*sizes, inner=True),
+    "Gradient Agreement": lambda *sizes: cost.similarity(*sizes, support=True),
     "IMTL-G": cost.gram,
 }
 

@@ -30,13 +30,13 @@ def nonnegative(matrix: Tensor, linear: Tensor) -> Tensor:
             break
         free[y.argmin()] = True
         while True:
-            goal = np.zeros_like(z)
-            goal[free] = np.linalg.solve(a[np.ix_(free, free)], -q[free])
-            blocked = free & (goal < 0)
+            target = np.zeros_like(z)
+            target[free] = np.linalg.solve(a[np.ix_(free, free)], -q[free])
+            blocked = free & (target < 0)
             if not blocked.any():
                 break
-            reach = np.where(blocked, z / np.where(blocked, z - goal, 1), 1)
-            z = z + reach.min() * (goal - z)
-            free &= reach > reach.min()
-        z = goal
+            step = np.where(blocked, z / np.where(blocked, z - target, 1), 1)  # to the bound
+            z = z + step.min() * (target - z)
+            free &= step > step.min()
+        z = target
     return torch.from_numpy(z)

@@ -32,8 +32,8 @@ class GradientAgreement(Aggregation):
         self.of = of
 
     @property
+    @override
     def needs_support_gradients(self) -> bool:
-        """See :class:`Aggregation`."""
         return self.of == "inner"
 
     @override

@@ -19,8 +19,8 @@ class AlignedMTL(GramAggregation):
 
     @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        squares, vectors = torch.linalg.eigh(gram)
-        some = squares > noise * squares.amax()
-        squares, vectors = squares[some], vectors[:, some]
-        weights: Tensor = vectors @ ((squares[0] / squares).sqrt() * vectors.mean(0))
+        eigenvalues, vectors = torch.linalg.eigh(gram)  # ascending: the squared singular values
+        nonzero = eigenvalues > noise * eigenvalues.amax()
+        eigenvalues, vectors = eigenvalues[nonzero], vectors[:, nonzero]
+        weights: Tensor = vectors @ ((eigenvalues[0] / eigenvalues).sqrt() * vectors.mean(0))
         return weights

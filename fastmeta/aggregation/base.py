@@ -10,7 +10,7 @@ from fastmeta.gradients import TaskGradients
 
 
 class Aggregation(ABC):
-    """Task aggregation: the weight of each task's meta-gradient."""
+    """Task aggregation: the weights of the tasks' meta-gradients in their sum."""
 
     @property
     def needs_support_gradients(self) -> bool:
@@ -22,7 +22,7 @@ class Aggregation(ABC):
         """The task weights ``(T,)`` in the accumulation dtype, on the gradients' device.
 
         Args:
-            gradients: the tasks' meta-gradients. Where :attr:`TaskGradients.finite` is given, the
-                others are left out: their gradients are zero, and the weights must be those of the
-                meta-batch without them, without waiting for the device.
+            gradients: the tasks' meta-gradients. If :attr:`TaskGradients.finite` is given, the
+                other tasks are left out: their gradients are zero, and the weights must be those of
+                the meta-batch without them, without a host sync.
         """

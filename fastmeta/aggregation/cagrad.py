@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.aggregation._quadratic import nonnegative
-from fastmeta.aggregation.gram import GramAggregation, directions, per_length
+from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and_cosines
 
 
 class CAGrad(GramAggregation):
@@ -33,16 +33,18 @@ class CAGrad(GramAggregation):
 
     @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        lengths, cosines = directions(gram, noise)
+        norms, cosines = norms_and_cosines(gram, noise)
         mean = gram.mean(1)  # <g_i, g0>
         radius = self.c * mean.mean().clamp_min(0).sqrt()
-        # How far from g0 must d be for every <g_i, d> to reach `worst`? That is convex in `worst`,
-        # so that Newton's steps, from more than the ball allows, lead down to where it allows it.
-        worst = (mean + radius * lengths).amin()
+        # The d nearest to g0 with <g_i, d> >= worst for all i is g0 + sum_i z_i g_i / |g_i|, where
+        # z minimises z C z / 2 + sum_i z_i (<g_i, g0> - worst) / |g_i| over z >= 0, with C the
+        # cosines. Its distance to g0 is convex in `worst`: Newton's method, from an upper bound,
+        # decreases `worst` monotonically to where the distance is the radius.
+        worst = (mean + radius * norms).amin()
         for _ in range(100):
-            pull = nonnegative(cosines, per_length(mean - worst, lengths))
-            away = (pull @ cosines @ pull).sqrt()
-            if away <= (1 + 1e-9) * radius + 1e-8:
+            z = nonnegative(cosines, divide_by_norm(mean - worst, norms))
+            distance = (z @ cosines @ z).sqrt()
+            if distance <= (1 + 1e-9) * radius + 1e-8:
                 break
-            worst = worst - (away - radius) * away / per_length(pull, lengths).sum()
-        return 1 / len(gram) + per_length(pull, lengths)
+            worst = worst - (distance - radius) * distance / divide_by_norm(z, norms).sum()
+        return 1 / len(gram) + divide_by_norm(z, norms)

@@ -30,9 +30,9 @@ class GramAggregation(Aggregation):
     zero, as orthogonal and equally long. If one is not finite, all weights are NaN. If gradients
     depend on each other linearly, many weights have one sum; it is the sum that is defined.
 
-    Inner products are summed in float32 (in float64 for float64 gradients), which holds lengths
-    from 1e-19 to 1e19; all that follows is float64. Methods that take the matrix to the host say
-    so: one ``T x T`` copy per meta-step, which waits for the device.
+    Inner products are summed in float32 (in float64 for float64 gradients), which represents norms
+    from 1e-19 to 1e19; all further computations are in float64. Methods that copy the matrix to the
+    host say so: one ``T x T`` copy per meta-step, with a host sync.
 
     Attributes:
         on_host: whether :meth:`from_gram` is given the matrix on the CPU.
@@ -42,41 +42,42 @@ class GramAggregation(Aggregation):
 
     @override
     def weights(self, gradients: TaskGradients) -> Tensor:
-        found, finite = gradients.gram(), gradients.finite
-        gram = found.double()
+        raw, finite = gradients.gram(), gradients.finite
+        gram = raw.double()
         if self.on_host:
             gram = gram.cpu()
             if finite is not None:
                 kept = finite.cpu()
                 gram = gram[kept][:, kept]
         if len(gram) == 0:
-            return torch.zeros_like(found[0])
+            return torch.zeros_like(raw[0])
         largest = gram.diagonal().amax()
         valid = gram.isfinite().all()
-        alike = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        scaled = torch.where(valid & (largest > 0), gram / largest, alike)
-        weights = self.from_gram(scaled, len(gram) * _NOISE[found.dtype])
+        orthonormal = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        scaled = torch.where(valid & (largest > 0), gram / largest, orthonormal)
+        weights = self.from_gram(scaled, len(gram) * _NOISE[raw.dtype])
         weights = torch.where(valid, weights, torch.nan)
         if self.on_host:
             if finite is not None:
-                weights = torch.zeros(len(found), dtype=weights.dtype).masked_scatter(kept, weights)
-            weights = weights.to(found.device, non_blocking=True)
+                weights = torch.zeros(len(raw), dtype=weights.dtype).masked_scatter(kept, weights)
+            weights = weights.to(raw.device, non_blocking=True)
         elif finite is not None:
             weights = torch.where(finite, weights, 0)
-        return weights.to(found)
+        return weights.to(raw)
 
     @abstractmethod
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
         """The weights, float64, one per row of ``gram``.
 
         Args:
-            gram: ``(T, T)``, the inner products in float64, divided by the largest square. Tasks
-                that are left out are not in it; without :attr:`on_host` they are zero gradients.
-            noise: how far the matrix of cosines, in any direction, may be off.
+            gram: ``(T, T)``, the inner products in float64, divided by the largest squared norm.
+                Tasks that are left out are not included; without :attr:`on_host` they are zero
+                gradients.
+            noise: error bound of the matrix of cosines, in spectral norm.
         """
 
 
-def directions(gram: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+def norms_and_cosines(gram: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     """Lengths ``(T,)`` and cosines ``(T, T)`` of the gradients.
 
     The cosines' diagonal is ``1 + noise``, which makes them positive definite in spite of rounding;
@@ -86,6 +87,6 @@ def directions(gram: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     return gram.diagonal().sqrt(), cosines.fill_diagonal_(1 + noise)
 
 
-def per_length(values: Tensor, lengths: Tensor) -> Tensor:
-    """``values / lengths``, and 0 for gradients of no length."""
-    return torch.where(lengths > 0, values / lengths, 0)
+def divide_by_norm(values: Tensor, norms: Tensor) -> Tensor:
+    """``values / norms``, and 0 for zero gradients."""
+    return torch.where(norms > 0, values / norms, 0)

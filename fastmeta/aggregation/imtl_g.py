@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastmeta.aggregation.gram import GramAggregation, directions, per_length
+from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and_cosines
 
 
 class IMTLG(GramAggregation):
@@ -23,8 +23,8 @@ class IMTLG(GramAggregation):
 
     @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        lengths, cosines = directions(gram, noise)
-        # `solve` waits for the device to learn of singular matrices; this one is not.
-        equal, _ = torch.linalg.solve_ex(cosines, torch.ones_like(lengths))
-        weights = per_length(equal, lengths)
+        norms, cosines = norms_and_cosines(gram, noise)
+        # `solve` would sync to check for singular matrices; this one is positive definite.
+        solution, _ = torch.linalg.solve_ex(cosines, torch.ones_like(norms))
+        weights = divide_by_norm(solution, norms)
         return weights / weights.sum()

@@ -20,6 +20,7 @@ class MGDA(GramAggregation):
     @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
         definite = gram + noise * torch.eye(len(gram), dtype=gram.dtype)
-        # Of z = t w the best t leaves -1 / (2 w G w), so that the best z has the best w.
-        found = nonnegative(definite, -torch.ones_like(definite[0]))
-        return found / found.sum()
+        # min z G z / 2 - sum z over z >= 0: for z = t w with sum w = 1 the minimum over t is
+        # -1 / (2 w G w), so the optimal z is a multiple of the optimal w.
+        z = nonnegative(definite, -torch.ones_like(definite[0]))
+        return z / z.sum()

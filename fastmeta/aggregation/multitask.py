@@ -44,17 +44,17 @@ def aggregate(
     aggregation = _aggregation(method, options)
     tasks = _scalars(losses)
     shared = _trainable(params)
-    rows = GradientBuffer(shared)
+    buffer = GradientBuffer(shared)
     reached = [False] * len(shared)
     for i, loss in enumerate(tasks):
         last = i == len(tasks) - 1
         grads = torch.autograd.grad(loss, shared, retain_graph=not last, allow_unused=True)
-        rows.append(grads)
+        buffer.append(grads)
         reached = [r or g is not None for r, g in zip(reached, grads, strict=True)]
     with torch.no_grad():
-        found = TaskGradients(rows.filled)
+        found = TaskGradients(buffer.filled)
         weights = aggregation.weights(found)
-        views = rows.layout.views(found.combine(weights))
+        views = buffer.layout.views(found.combine(weights))
         for param, grad, known in zip(shared, views, reached, strict=True):
             if known:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)

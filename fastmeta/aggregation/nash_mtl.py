@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastmeta.aggregation.gram import GramAggregation, directions, per_length
+from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and_cosines
 
 
 class NashMTL(GramAggregation):
@@ -20,14 +20,15 @@ class NashMTL(GramAggregation):
 
     @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        lengths, cosines = directions(gram, noise)
-        share = (len(gram) / cosines.abs().sum()).sqrt().expand_as(lengths)
+        norms, cosines = norms_and_cosines(gram, noise)
+        # Damped Newton on z C z / 2 - sum log z, with z = a |g| and C the cosines.
+        z = (len(gram) / cosines.abs().sum()).sqrt().expand_as(norms)
         for _ in range(200):
-            slope = cosines @ share - 1 / share
-            step = torch.linalg.solve(cosines + torch.diag(share**-2), slope)
-            decrement = (slope @ step).clamp_min(0).sqrt()
-            share = share - step / (1 + decrement)
-            if decrement < 1e-5:  # is then squared
+            grad = cosines @ z - 1 / z
+            step = torch.linalg.solve(cosines + torch.diag(z**-2), grad)
+            decrement = (grad @ step).clamp_min(0).sqrt()
+            z = z - step / (1 + decrement)
+            if decrement < 1e-5:  # the next one is of the order of its square
                 break
-        weights = per_length(share, lengths)
+        weights = divide_by_norm(z, norms)
         return weights / weights.sum()

@@ -31,11 +31,11 @@ class PCGrad(GramAggregation):
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
         tasks = len(gram)
         orders = torch.rand(tasks, tasks).argsort(1).to(gram.device, non_blocking=True)
-        squares, own = gram.diagonal(), torch.arange(tasks, device=gram.device)
+        squared_norms, own = gram.diagonal(), torch.arange(tasks, device=gram.device)
         coef = torch.eye(tasks, dtype=gram.dtype, device=gram.device)  # row i: g_i after surgery
         for others in orders.unbind(1):
             dots = (coef * gram[others]).sum(1)
             conflict = (dots < 0) & (others != own)
-            shift = torch.where(conflict, dots / squares[others], 0)
-            coef.scatter_add_(1, others[:, None], -shift[:, None])
+            projection = torch.where(conflict, dots / squared_norms[others], 0)
+            coef.scatter_add_(1, others[:, None], -projection[:, None])
         return coef.mean(0)

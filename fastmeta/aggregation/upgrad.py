@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.aggregation._quadratic import nonnegative
-from fastmeta.aggregation.gram import GramAggregation, directions, per_length
+from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and_cosines
 
 
 class UPGrad(GramAggregation):
@@ -21,7 +21,8 @@ class UPGrad(GramAggregation):
 
     @override
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        lengths, cosines = directions(gram, noise)
-        # Row i: by how much T v exceeds e_i, in units of lengths, were g_i of length 1.
-        pull = torch.stack([nonnegative(cosines, row) for row in cosines])
-        return (1 + per_length(lengths @ pull, lengths)) / len(gram)
+        norms, cosines = norms_and_cosines(gram, noise)
+        # Row i is the z with T v = e_i + z |g_i| / |g|, which minimises z C z / 2 + z C e_i over
+        # z >= 0, with C the cosines.
+        z = torch.stack([nonnegative(cosines, row) for row in cosines])
+        return (1 + divide_by_norm(norms @ z, norms)) / len(gram)

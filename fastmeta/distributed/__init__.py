@@ -1,4 +1,4 @@
-"""Meta-batches whose tasks are shared out over the ranks of a process group."""
+"""Meta-batches sharded over the ranks of a process group."""
 
 from fastmeta.distributed.sharding import ShardedSource, Sharding
 from fastmeta.distributed.task_gradients import ShardedTaskGradients

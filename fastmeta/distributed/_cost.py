@@ -1,7 +1,7 @@
-"""What an exchange of task rows costs: the stated model by which ranks choose one.
+"""Cost model by which ranks choose how to exchange task gradients.
 
-Every rank knows the sizes that a cost depends on, so that all choose alike. Collectives are counted
-as rings, all-to-all as one message to each other rank, and a broadcast as a tree.
+All ranks know the sizes that costs depend on, so they make the same choice. Collectives are
+modelled as rings, all-to-all as one message to each other rank, and a broadcast as a tree.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Literal
 Plan = Literal["sums", "columns", "rows"]
 Plans = dict[Plan, "Cost"]
 
-# About what gloo measures on one machine (docs/results/scaling.md). Where others hold, a choice
-# between plans that cost about the same may be the other one.
-MESSAGE = 2.0**15  # a message takes as long as so many numbers
-PRODUCT = 2.0**-7  # and a product that is added up as so many
+# Approximate values for gloo on one machine (docs/results/scaling.md). With other values, another
+# of several plans with similar costs may be the best one.
+MESSAGE = 2.0**15  # time of a message, in units of sending a number
+PRODUCT = 2.0**-7  # time of a multiply-add, in the same units
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one rank does, one thing after the other.
+    """The sequential work of one rank.
 
     Attributes:
-        messages: that it waits for.
-        numbers: that it sends.
-        products: that it adds up.
+        messages: number of messages that it waits for.
+        numbers: number of numbers that it sends.
+        products: number of multiply-adds.
     """
 
     messages: float = 0.0
@@ -46,43 +46,47 @@ class Cost:
 
 
 def all_reduce(numbers: float, ranks: int) -> Cost:
-    """The sum of ``numbers`` numbers over ranks."""
+    """Sum of ``numbers`` numbers over ranks."""
     return Cost(2 * (ranks - 1), 2 * numbers * (ranks - 1) / ranks)
 
 
 def all_gather(own: float, ranks: int) -> Cost:
-    """Each rank's ``own`` numbers on all ranks."""
+    """Each rank's ``own`` numbers to all ranks."""
     return Cost(ranks - 1, own * (ranks - 1))
 
 
 def all_to_all(own: float, ranks: int) -> Cost:
-    """A share of each rank's ``own`` numbers to each rank."""
+    """An equal part of each rank's ``own`` numbers to each rank."""
     return Cost(ranks - 1, own * (ranks - 1) / ranks)
 
 
 def broadcast(numbers: float, ranks: int) -> Cost:
-    """One rank's numbers on all ranks."""
+    """One rank's numbers to all ranks."""
     depth = math.ceil(math.log2(ranks))
     return Cost(depth, depth * numbers)
 
 
 def mean(tasks: int, params: int, ranks: int) -> Plans:
-    """Of weights that are known beforehand."""
+    """Plans for weights that do not depend on the gradients."""
     return {"sums": _combined_sums(tasks, params, ranks)}
 
 
-def similarity(tasks: int, params: int, ranks: int, inner: bool) -> Plans:
-    """Of weights from the similarity to the mean: Gradient Agreement's, GSL's.
+def similarity(tasks: int, params: int, ranks: int, support: bool) -> Plans:
+    """Plans for weights from the similarity to the mean: Gradient Agreement, GSL.
 
-    ``inner`` if that is of other rows than those that are combined.
+    Args:
+        tasks: of all ranks.
+        params: size of a gradient.
+        ranks: number of ranks.
+        support: whether support gradients are compared, rather than the combined gradients.
     """
-    own = _own(tasks, ranks)
-    shared = _shared(tasks, params, ranks, 2 * tasks, 2 * tasks * params)
-    if inner:
-        again = _combined_sums(tasks, params, ranks)
-        other: Plans = {plan: cost + again for plan, cost in shared.items()}
+    own = _tasks_per_rank(tasks, ranks)
+    exchanged = _exchanged(tasks, params, ranks, 2 * tasks, 2 * tasks * params)
+    if support:
+        combined = _combined_sums(tasks, params, ranks)
+        other: Plans = {plan: cost + combined for plan, cost in exchanged.items()}
     else:
-        other = _combined_shared(tasks, params, ranks, shared)
+        other = _combined_exchanged(tasks, params, ranks, exchanged)
     sums = (
         all_reduce(params, ranks)
         + all_gather(2 * own, ranks)
@@ -93,38 +97,40 @@ def similarity(tasks: int, params: int, ranks: int, inner: bool) -> Plans:
 
 
 def gram(tasks: int, params: int, ranks: int) -> Plans:
-    """Of weights from the Gram matrix."""
-    shared = _shared(tasks, params, ranks, tasks**2, tasks * (tasks + 1) / 2 * params)
-    return _combined_shared(tasks, params, ranks, shared)
+    """Plans for weights from the Gram matrix."""
+    exchanged = _exchanged(tasks, params, ranks, tasks**2, tasks * (tasks + 1) / 2 * params)
+    return _combined_exchanged(tasks, params, ranks, exchanged)
 
 
 def cheapest(plans: Plans) -> Plan:
-    """The plan that takes least time by ``MESSAGE`` and ``PRODUCT``."""
+    """The plan of minimum time with ``MESSAGE`` and ``PRODUCT``."""
     return min(plans, key=lambda plan: plans[plan].time(MESSAGE, 1.0, PRODUCT))
 
 
-def _own(tasks: int, ranks: int) -> int:
+def _tasks_per_rank(tasks: int, ranks: int) -> int:
     return -(-tasks // ranks)
 
 
-def _shared(tasks: int, params: int, ranks: int, found: float, products: float) -> Plans:
-    """All tasks' rows on a rank, in part or whole, and ``found`` numbers computed from them."""
-    rows = _own(tasks, ranks) * params
-    columns = all_to_all(rows, ranks) + all_reduce(found, ranks)
+def _exchanged(tasks: int, params: int, ranks: int, computed: float, products: float) -> Plans:
+    """Exchange of all gradients, by columns or whole, and ``computed`` numbers from them."""
+    own = _tasks_per_rank(tasks, ranks) * params
+    columns = all_to_all(own, ranks) + all_reduce(computed, ranks)
     return {
         "columns": columns + Cost(products=products / ranks),
-        "rows": all_gather(rows, ranks) + Cost(products=products),
+        "rows": all_gather(own, ranks) + Cost(products=products),
     }
 
 
 def _combined_sums(tasks: int, params: int, ranks: int) -> Cost:
-    return all_reduce(params, ranks) + Cost(products=_own(tasks, ranks) * params)
+    """The weighted sum of all gradients, by an all-reduce."""
+    return all_reduce(params, ranks) + Cost(products=_tasks_per_rank(tasks, ranks) * params)
 
 
-def _combined_shared(tasks: int, params: int, ranks: int, shared: Plans) -> Plans:
+def _combined_exchanged(tasks: int, params: int, ranks: int, exchanged: Plans) -> Plans:
+    """The weighted sum of gradients that were exchanged."""
     weights, products = broadcast(tasks, ranks), tasks * params
     columns = weights + all_gather(-(-params // ranks), ranks) + Cost(products=products / ranks)
     return {
-        "columns": shared["columns"] + columns,
-        "rows": shared["rows"] + weights + Cost(products=products),
+        "columns": exchanged["columns"] + columns,
+        "rows": exchanged["rows"] + weights + Cost(products=products),
     }

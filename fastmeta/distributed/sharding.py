@@ -1,4 +1,4 @@
-"""Which rank has which tasks, and how ranks exchange what they found."""
+"""Assignment of tasks to ranks, and the communication between ranks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fastmeta.tasks import TaskBatch
 
 
 class Sharding:
-    """Shares the ``T`` tasks of each meta-batch out over the ranks, in order and evenly.
+    """Shards the ``T`` tasks of each meta-batch over ranks, in order and evenly.
 
-    Rank ``r`` has a block of consecutive tasks; blocks differ by one task at the most. Every rank
-    must call the same methods in the same order.
+    Each rank has a block of consecutive tasks; block sizes differ by at most one. Every rank must
+    call the same methods in the same order.
 
     Args:
-        tasks: of a whole meta-batch, at least one a rank.
-        group: of ``torch.distributed``; all ranks by default.
+        tasks: number of tasks of a whole meta-batch, at least one per rank.
+        group: a process group of ``torch.distributed``; all ranks by default.
 
     Attributes:
-        rank: this process's.
+        rank: of this process.
         size: number of ranks.
-        counts: tasks of each rank.
+        counts: number of tasks of each rank.
 
     Raises:
         RuntimeError: if ``torch.distributed`` is not initialised.
@@ -36,20 +36,20 @@ class Sharding:
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
                 "torch.distributed is not initialised; call torch.distributed."
-                "init_process_group() first, in processes that torchrun starts."
+                "init_process_group() first, in processes started by torchrun."
             )
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if tasks < self.size:
             raise ValueError(
                 f"{self.size} ranks cannot share {tasks} task{'s' if tasks > 1 else ''}; expected "
-                "a meta-batch of at least one task a rank."
+                "a meta-batch of at least one task per rank."
             )
         self.tasks = tasks
-        self.counts = _shares(tasks, self.size)
+        self.counts = _split_evenly(tasks, self.size)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sharding:
-        return self  # a process group has no copies
+        return self  # process groups cannot be copied
 
     @property
     def own(self) -> slice:
@@ -63,20 +63,20 @@ class Sharding:
         Raises:
             ValueError: if it has another number of tasks.
         """
-        self.check_materialized(len(batch))
+        self.check_whole_batch(len(batch))
         return batch.part(self.own.start, self.own.stop)
 
-    def check_materialized(self, tasks: int) -> None:
-        """Makes sure that meta-batches of so many tasks are the whole ones that are shared out.
+    def check_whole_batch(self, tasks: int) -> None:
+        """Checks that ``tasks`` is the number of tasks of a whole meta-batch.
 
         Raises:
-            ValueError: otherwise.
+            ValueError: if it is not.
         """
         if tasks != self.tasks:
             raise ValueError(f"expected a whole meta-batch of {self.tasks} tasks, got {tasks}.")
 
     def check_own(self, batch: TaskBatch) -> None:
-        """Makes sure that a batch can be this rank's tasks.
+        """Checks that a batch has the number of tasks of this rank.
 
         Raises:
             ValueError: if it has another number of tasks.
@@ -89,8 +89,8 @@ class Sharding:
             )
 
     def columns(self, total: int) -> list[int]:
-        """How many of ``total`` columns each rank has where they are shared out."""
-        return _shares(total, self.size)
+        """The number of columns of each rank if ``total`` columns are sharded."""
+        return _split_evenly(total, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
@@ -98,83 +98,85 @@ class Sharding:
         return tensor
 
     def gather(self, own: Tensor) -> Tensor:
-        """One row a task, ``(T, ...)``, of each rank's ``(counts[rank], ...)``."""
+        """Gathers ``(counts[rank], ...)`` of each rank to ``(T, ...)``."""
         return self._gather(own, self.counts)
 
     def gather_all(self, own: Tensor) -> Tensor:
-        """What each rank has, of one shape, stacked: ``(size, ...)``."""
+        """Gathers tensors of one shape from all ranks, stacked: ``(size, ...)``."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own.contiguous(), group=self.group)
         return torch.stack(parts)
 
     def gather_columns(self, own: Tensor, total: int) -> Tensor:
-        """``(total,)`` of each rank's columns."""
+        """Gathers the columns of each rank to ``(total,)``."""
         return self._gather(own, self.columns(total))
 
     def _gather(self, own: Tensor, counts: list[int]) -> Tensor:
-        # Equally long everywhere: that is what all backends can do.
+        # Padded to the same size on all ranks, which all backends support.
         padded = own.new_zeros(max(counts), *own.shape[1:])
         padded[: len(own)] = own
         parts = zip(self.gather_all(padded), counts, strict=True)
         return torch.cat([part[:count] for part, count in parts])
 
-    def exchange(self, rows: Tensor) -> Tensor:
-        """All tasks' rows, but this rank's columns of them alone.
+    def exchange(self, own: Tensor) -> Tensor:
+        """From all columns of this rank's tasks to this rank's columns of all tasks.
 
         Args:
-            rows: ``(counts[rank], P)``, of this rank's tasks.
+            own: ``(counts[rank], P)``.
 
         Returns:
             ``(T, columns(P)[rank])``.
         """
-        widths = self.columns(rows.shape[1])
-        own, width = len(rows), widths[self.rank]
-        sent = torch.cat([part.reshape(-1) for part in rows.split(widths, 1)])
-        got = sent.new_empty(self.tasks * width)
+        widths = self.columns(own.shape[1])
+        width = widths[self.rank]
+        sent = torch.cat([part.reshape(-1) for part in own.split(widths, 1)])
+        received = sent.new_empty(self.tasks * width)
         dist.all_to_all_single(
-            got,
+            received,
             sent,
             [count * width for count in self.counts],
-            [own * each for each in widths],
+            [len(own) * w for w in widths],
             group=self.group,
         )
-        return got.view(self.tasks, width)
+        return received.view(self.tasks, width)
 
-    def same(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor on all of them, in place."""
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Broadcasts the tensor of the first rank, in place."""
         dist.broadcast(tensor, dist.get_global_rank(self.group, 0) if self.group else 0, self.group)
         return tensor
 
     @torch.no_grad()
     def merge_buffers(self, buffers: Sequence[Tensor]) -> None:
-        """Makes buffers that each rank merged over its tasks those of all tasks, in place.
+        """Merges buffers over ranks, each of which has merged those of its tasks, in place.
 
-        The mean over tasks of floating-point buffers, the largest of others, as
+        The mean over tasks for floating-point buffers, the maximum for others, as
         :meth:`fastmeta.functional.FunctionalModule.merge_buffers` in one process.
         """
-        share = self.counts[self.rank] / self.tasks
+        fraction = self.counts[self.rank] / self.tasks
         for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
-            alike = [buffer for buffer in buffers if buffer.dtype == dtype]
-            flat = torch.cat([buffer.reshape(-1) for buffer in alike])
-            most, least = flat.clone(), flat.clone()
-            dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
+            same_dtype = [buffer for buffer in buffers if buffer.dtype == dtype]
+            sizes = [buffer.numel() for buffer in same_dtype]
+            flat = torch.cat([buffer.reshape(-1) for buffer in same_dtype])
+            merged = flat.clone()
+            dist.all_reduce(merged, dist.ReduceOp.MAX, group=self.group)
             if dtype.is_floating_point:
-                dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
-                # The mean of equal numbers is not always that number: constants must not drift.
-                most = torch.where(most == least, flat, self.sum(flat * share))
-            for buffer, part in zip(alike, most.split([b.numel() for b in alike]), strict=True):
+                minimum = flat.clone()
+                dist.all_reduce(minimum, dist.ReduceOp.MIN, group=self.group)
+                # Rounding changes the mean of equal numbers: constants must not drift.
+                merged = torch.where(merged == minimum, flat, self.sum(flat * fraction))
+            for buffer, part in zip(same_dtype, merged.split(sizes), strict=True):
                 buffer.copy_(part.view_as(buffer))
 
 
 class ShardedSource:
-    """This rank's tasks of each meta-batch of another source.
+    """A task source with this rank's tasks of each meta-batch of another source.
 
-    Of a source with a method ``part``, such as those of ``fastmeta.data``, the other ranks'
-    tasks are not even drawn (see :meth:`fastmeta.data.task_source.SeededSource.part`).
+    If the source has a method ``part``, as those of ``fastmeta.data``, only this rank's tasks are
+    sampled (see :meth:`fastmeta.data.task_source.SeededSource.part`).
 
     Args:
         source: of whole meta-batches, the same on all ranks.
-        sharding: of their tasks.
+        sharding: of the tasks of a meta-batch.
 
     Raises:
         ValueError: if the meta-batches have another number of tasks.
@@ -182,24 +184,24 @@ class ShardedSource:
 
     def __init__(self, source: Any, sharding: Sharding) -> None:
         self.source, self.sharding = source, sharding
-        self._draws_parts = hasattr(source, "part")
-        if self._draws_parts:
-            sharding.check_materialized(source.tasks)
+        self._has_parts = hasattr(source, "part")
+        if self._has_parts:
+            sharding.check_whole_batch(source.tasks)
 
     @property
     def ways(self) -> int | None:
-        """Classes a task, or ``None`` for regression."""
-        found: int | None = self.source.ways
-        return found
+        """Number of classes per task, or ``None`` for regression."""
+        ways: int | None = self.source.ways
+        return ways
 
     def __getitem__(self, index: int) -> TaskBatch:
         """This rank's part of meta-batch number ``index``."""
-        if self._draws_parts:
+        if self._has_parts:
             own = self.sharding.own
             part: TaskBatch = self.source.part(index, own.start, own.stop)
             return part
         return self.sharding.part(self.source[index])
 
 
-def _shares(total: int, parts: int) -> list[int]:
+def _split_evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (k < total % parts) for k in range(parts)]

@@ -1,9 +1,10 @@
-"""Task rows that lie on several ranks."""
+"""Task gradients that are sharded over ranks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.distributed import _cost as cost
@@ -13,20 +14,21 @@ from fastmeta.reference import accumulation_dtype
 
 
 class ShardedTaskGradients(TaskGradients):
-    """The meta-gradients of all tasks, of which each rank has its own tasks' rows.
+    """The meta-gradients of all tasks, of which each rank has those of its own tasks.
 
-    What is sent is what is cheapest by ``fastmeta.distributed._cost``:
+    Ranks communicate by the cheapest of three plans (see ``fastmeta.distributed._cost``):
 
-    * ``"sums"`` over ranks, of rows and of weighted rows;
-    * ``"columns"``: rank ``r`` gets its share of the columns of all tasks' rows. The Gram matrix is
-      the sum of the shares', and each rank combines its own columns of the result;
-    * ``"rows"``, all tasks' on all ranks, of networks so small that messages count alone.
+    * ``"sums"``: an all-reduce of gradients and of weighted gradients;
+    * ``"columns"``: each rank receives its part of the columns of all tasks' gradients. The Gram
+      matrix is the sum over these parts, and each rank combines its columns of the result;
+    * ``"rows"``: each rank receives the gradients of all tasks, for networks so small that only the
+      number of messages matters.
 
-    With the last two the weights are the first rank's on all of them, so that parameters stay equal
-    to the bit; a sum is equal anyway, each task in it with the weight that its own rank has found.
+    With the last two, all ranks use the weights of the first rank, so that parameters stay bitwise
+    equal; a sum is equal anyway, in which each task has the weight that its own rank computed.
 
     Args:
-        own: the rows of this rank's tasks.
+        own: the gradients of this rank's tasks.
         sharding: of the tasks.
     """
 
@@ -35,33 +37,36 @@ class ShardedTaskGradients(TaskGradients):
         super().__init__(own.outer, own.support, own.coef, own.bounds, finite)
         self._sharding = sharding
         self._sizes = sharding.tasks, own.outer.shape[1], sharding.size
-        self._shared: tuple[cost.Plan, Tensor] | None = None  # the meta-gradients, spread by a plan
+        # The meta-gradients as received by a plan, for `combine`.
+        self._exchanged: tuple[cost.Plan, Tensor] | None = None
 
     @property
+    @override
     def tasks(self) -> int:
-        """``T``, of all ranks."""
+        """The number of tasks of all ranks, ``T``."""
         return self._sharding.tasks
 
+    @override
     def gram(self) -> Tensor:
-        """See :meth:`TaskGradients.gram`."""
         plan = cost.cheapest(cost.gram(*self._sizes))
-        shared = self._spread(self.meta(), plan)
-        self._shared = plan, shared
-        return self._whole(ops.gram(shared)[0], plan)
+        received = self._exchange(self.meta(), plan)
+        self._exchanged = plan, received
+        return self._total(ops.gram(received)[0], plan)
 
+    @override
     def mean_similarity(self, support: bool = False) -> Tensor:
-        """See :meth:`TaskGradients.mean_similarity`."""
-        plan, rows = cost.cheapest(cost.similarity(*self._sizes, support)), self.compared(support)
+        plan, own = cost.cheapest(cost.similarity(*self._sizes, support)), self._select(support)
         if plan != "sums":
-            shared = self._spread(rows, plan)
-            self._shared = None if support else (plan, shared)
-            return self._whole(ops.mean_similarity(shared), plan)
-        total = self._sharding.sum(rows.sum(0, dtype=accumulation_dtype(rows.dtype)))
-        wide = rows.to(total.dtype)
+            received = self._exchange(own, plan)
+            self._exchanged = None if support else (plan, received)
+            return self._total(ops.mean_similarity(received), plan)
+        total = self._sharding.sum(own.sum(0, dtype=accumulation_dtype(own.dtype)))
+        wide = own.to(total.dtype)
         return self._sharding.gather(torch.stack([wide @ total, wide.square().sum(1)], 1))
 
+    @override
     def combine(self, weights: Tensor) -> Tensor:
-        """See :meth:`TaskGradients.combine`.
+        """The weighted sum of the meta-gradients of all tasks, ``(P,)``, on all ranks.
 
         Raises:
             ValueError: if there is not one weight for each task of all ranks.
@@ -70,19 +75,19 @@ class ShardedTaskGradients(TaskGradients):
         if weights.shape != (self.tasks,):
             raise ValueError(
                 f"expected one weight for each of the {self.tasks} tasks of all ranks, got shape "
-                f"{tuple(weights.shape)}. Under a sharding an aggregation sees all tasks through "
-                "tasks, gram() and mean_similarity() alone; meta() has this rank's."
+                f"{tuple(weights.shape)}. With sharding, an aggregation sees all tasks through "
+                "tasks, gram() and mean_similarity() only; meta() has this rank's."
             )
-        if self._shared is None:
+        if self._exchanged is None:
             return sharding.sum(super().combine(weights[sharding.own]))
-        plan, shared = self._shared
-        flat = ops.combine(shared, sharding.same(weights.clone()))
+        plan, received = self._exchanged
+        flat = ops.combine(received, sharding.broadcast(weights.clone()))
         return flat if plan == "rows" else sharding.gather_columns(flat, self.outer.shape[1])
 
-    def _spread(self, rows: Tensor, plan: cost.Plan) -> Tensor:
-        """All tasks' rows, or this rank's columns of them."""
-        return self._sharding.gather(rows) if plan == "rows" else self._sharding.exchange(rows)
+    def _exchange(self, own: Tensor, plan: cost.Plan) -> Tensor:
+        """The gradients of all tasks, or this rank's columns of them."""
+        return self._sharding.gather(own) if plan == "rows" else self._sharding.exchange(own)
 
-    def _whole(self, found: Tensor, plan: cost.Plan) -> Tensor:
-        """What was found from :meth:`_spread`; from columns it is a part of a sum."""
+    def _total(self, found: Tensor, plan: cost.Plan) -> Tensor:
+        """The result for all columns, from that for the gradients received."""
         return found if plan == "rows" else self._sharding.sum(found)

@@ -1,4 +1,4 @@
-"""Engines: what runs the tasks of a meta-batch. The result does not depend on the engine."""
+"""Engines, which run the tasks of a meta-batch. Results do not depend on the engine."""
 
 from fastmeta.engines.base import (
     ENGINES,

@@ -1,4 +1,4 @@
-"""Splitting of meta-batches where memory is short."""
+"""Splitting of meta-batches that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 
 class Chunks:
-    """How many tasks run at once: all of them, until an allocation fails.
+    """The number of tasks that run at once: all, until an allocation fails.
 
-    Then half as many, also for later meta-batches; a warning says so once.
+    Then half as many, also in later meta-batches; a warning is issued once.
 
     Attributes:
-        size: the maximum number of tasks at once; ``None`` while memory has sufficed.
+        size: the maximum number of tasks at once; ``None`` if no allocation has failed.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Chunks:
 
         Args:
             batch: the tasks.
-            run: runs some of them; must leave nothing behind if it runs out of memory.
+            run: runs some of them; must have no side effects if it runs out of memory.
 
         Raises:
-            RuntimeError: torch's own, if one task alone runs out of memory.
+            RuntimeError: torch's own, if a single task runs out of memory.
         """
         results: list[Result] = []
         start, before = 0, self.size
@@ -51,7 +51,7 @@ class Chunks:
         if self.size != before and not self._warned:
             self._warned = True
             warnings.warn(
-                f"memory did not suffice for {len(batch)} tasks at once: engine 'batched' runs "
+                f"out of memory with {len(batch)} tasks at once: engine 'batched' runs "
                 f"{self.size} at once from now on.",
                 RuntimeWarning,
                 stacklevel=6,
@@ -60,5 +60,5 @@ class Chunks:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed, on whatever device."""
+    """Whether an allocation failed, on any device."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -24,11 +24,11 @@ class MlpNetwork:
     """A recognised network.
 
     Attributes:
-        params: weight and bias of every layer, in the order of computation.
+        params: weight and bias of every layer, in order of execution.
         activations: names as in :func:`fastmeta.ops.mlp_step`.
-        inputs: size of an input.
-        outputs: size of an output.
-        flattens: whether it begins with a flattening.
+        inputs: number of input features.
+        outputs: number of output features.
+        flattens: whether it begins with ``nn.Flatten``.
     """
 
     params: list[Tensor]
@@ -42,27 +42,27 @@ def read_mlp(module: nn.Module) -> MlpNetwork | str:
     """The linear layers and activations of a (nested) ``nn.Sequential`` or ``models.MLP``.
 
     Returns:
-        The network, or why it is none: anything else in it, or attached to it.
+        The network, or the reason why the module is not a plain MLP.
     """
     if globally_hooked():
         return "a global module hook is registered"
     leaves: list[nn.Module] = []
     if (changed := _collect(module, leaves)) is not None:
-        return f"a hook or another forward is attached to {type(changed).__name__}"
+        return f"a hook or custom forward is attached to {type(changed).__name__}"
     flattens = bool(leaves) and _is_flatten(leaves[0])
     leaves = leaves[flattens:]
     linear = [m for m in leaves[::2] if type(m) is nn.Linear]
     between = leaves[1::2]
     if len(linear) != len(between) + 1 or len(linear) + len(between) != len(leaves):
         return (
-            "the network is not a sequence of nn.Linear with one activation between each two: "
+            "the network is not a sequence of nn.Linear with one activation in between: "
             + " ".join(type(m).__name__ for m in leaves)
         )
     activations: list[str] = []
     for layer in between:
         name = _activation(layer)
         if name is None:
-            return f"{layer} is not an activation of the MLP kernel"
+            return f"{layer} is not supported by the MLP kernel"
         activations.append(name)
     params: list[Tensor] = []
     for layer in linear:
@@ -72,7 +72,7 @@ def read_mlp(module: nn.Module) -> MlpNetwork | str:
 
 
 def loss_name(loss: Loss) -> str | None:
-    """``"mse"`` or ``"cross_entropy"`` for torch's own losses with their default options."""
+    """``"mse"`` or ``"cross_entropy"`` for torch's own losses with default options, or ``None``."""
     if loss is F.mse_loss:
         return "mse"
     if loss is F.cross_entropy:
@@ -81,7 +81,7 @@ def loss_name(loss: Loss) -> str | None:
 
 
 def _collect(module: nn.Module, leaves: list[nn.Module]) -> nn.Module | None:
-    """Adds the leaves of ``module`` to ``leaves``; returns the first part that is not plain."""
+    """Adds the leaves of ``module`` to ``leaves``; returns the first non-plain submodule."""
     if not is_plain(module):
         return module
     if type(module) is MLP:

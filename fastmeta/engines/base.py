@@ -1,4 +1,4 @@
-"""Base class of engines, what they are given and what they return."""
+"""Base class of engines, and the types of their arguments and results."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ EngineName = Literal["auto", "loop", "batched", "mlp"]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Losses and outputs of one meta-step; detached tensors on the device, read without a sync.
+    """Losses and outputs of one meta-step; detached tensors on the device, without a host sync.
 
     Attributes:
         support_loss: ``(T,)``, before the first inner step.
-        query_loss: ``(T,)``, after adaptation; with a co-learner's, times ``gamma``.
+        query_loss: ``(T,)``, after adaptation; includes the co-learner's, if any, times ``gamma``.
         query_output: ``(T, n_query, *output)``, after adaptation.
     """
 
@@ -40,11 +40,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """A module and what a meta-step computes for it.
+    """Module, loss and components of a meta-step.
 
     Attributes:
         model: the module as a function of its parameters.
-        loss: from outputs and targets to a scalar.
+        loss: a scalar function of outputs and targets.
         adaptation: the inner loop.
         metagrad: the meta-gradient.
         aggregation: the task weights.
@@ -63,7 +63,7 @@ class StepSpec:
 
 
 class StepBuffers:
-    """Where an engine writes what the tasks leave, task after task; its memory is reused.
+    """Results of the tasks, filled by an engine in task order; their memory is reused.
 
     Attributes:
         outer: the meta-gradients.
@@ -79,19 +79,19 @@ class StepBuffers:
         self.extras: dict[str, list[Tensor]] = {}
 
     def clear(self) -> None:
-        """Forgets all tasks, keeps the memory of the gradients."""
+        """Removes all tasks, keeps the memory of the gradients."""
         self.outer.clear()
         self.support.clear()
         self.module_buffers = []
         self.extras = {}
 
-    def append(self, found: TaskGradient, module_buffers: Buffers) -> None:
+    def append(self, result: TaskGradient, module_buffers: Buffers) -> None:
         """Adds one task."""
-        self.outer.append(found.outer)
-        if found.support is not None:
-            self.support.append(found.support)
+        self.outer.append(result.outer)
+        if result.support is not None:
+            self.support.append(result.support)
         self.module_buffers.append(module_buffers)
-        for name, extra in found.extras.items():
+        for name, extra in result.extras.items():
             self.extras.setdefault(name, []).append(extra)
 
     def stacked_extras(self) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class Engine(ABC):
     """Runs all tasks of a meta-batch; a learner builds it once.
 
     Args:
-        spec: the module and what is computed for it.
+        spec: the module and the components of a meta-step.
     """
 
     name: str
@@ -120,10 +120,10 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
-        """Fills the buffers, which are empty, task after task; the module stays as it is.
+        """Runs the tasks and fills the buffers in task order; does not change the module.
 
         Args:
             batch: tasks that this engine is suitable for.
-            context: of the meta-step.
-            buffers: what to fill.
+            context: the meta-step.
+            buffers: empty buffers to fill.
         """

@@ -20,23 +20,23 @@ from fastmeta.functional import Buffers
 from fastmeta.metagrad import StepContext, TaskLosses
 from fastmeta.tasks import TaskBatch
 
-# What torch's messages have in common where vmap fails.
+# Substrings of torch's messages for failures of vmap.
 _VMAP_FAILURES = ("vmap", "functorch", "Batching rule", "a batched tensor")
 
 
 class BatchedEngine(Engine):
-    """Runs the tasks as one: ``torch.vmap`` of the module and the loss over stacked parameters.
+    """Runs all tasks at once: ``torch.vmap`` of the module and the loss over stacked parameters.
 
-    Parameters and buffers are ``(T, ...)``. Tasks share nothing after the initialisation, so the
-    gradient of the *sum* of their losses in the stacked parameters is every task's own, and
-    adaptation and meta-gradient run unchanged where they declare that they may: see
-    :attr:`fastmeta.adaptation.Adaptation.task_batchable` and
+    Parameters and buffers are ``(T, ...)``. After the initialisation tasks are independent, so the
+    gradient of the *sum* of their losses with respect to the stacked parameters consists of their
+    own gradients, and adaptation and meta-gradient run unchanged if they declare support for it:
+    see :attr:`fastmeta.adaptation.Adaptation.task_batchable` and
     :attr:`fastmeta.metagrad.MetaGradient.task_batchable`. Memory grows with the number of tasks:
     if it runs out, half as many run at once from then on, and a warning says so. Side effects of a
-    module (counting its calls, say) happen once, not once per task.
+    module (such as counting its calls) happen once, not once per task.
 
-    :meth:`run` raises ``NotImplementedError`` where ``vmap`` cannot run the module or the loss, and
-    where random numbers are drawn: dropout's would not be the loop's.
+    :meth:`run` raises ``NotImplementedError`` if ``vmap`` does not support the module or the loss,
+    or if random numbers are drawn, which (as in dropout) would differ from those of the loop.
     """
 
     name = "batched"
@@ -52,7 +52,7 @@ class BatchedEngine(Engine):
             return "the learner has checkpoint=True"
         for name, buffer in model.named_buffers():
             if buffer.layout is not torch.strided:
-                return f"the buffer {name} is {buffer.layout}, which cannot stack"
+                return f"the buffer {name} is {buffer.layout}, which cannot be stacked"
         return _unsuitable_component(self.spec)
 
     @override
@@ -64,36 +64,37 @@ class BatchedEngine(Engine):
         self, batch: TaskBatch, context: StepContext, buffers: StepBuffers
     ) -> tuple[Tensor, Tensor, Tensor]:
         spec, model, count = self.spec, self.spec.model, len(batch)
-        stacked = {name: _copies(b, count) for name, b in model.named_buffers()}
+        stacked = {name: _stack_copies(b, count) for name, b in model.named_buffers()}
         on_support = partial(model.evaluate, spec.loss)
         on_query = partial(model.evaluate_query, spec.loss)
-        support = _Split(on_support, stacked, batch.support_x, batch.support_y)
-        query = _Split(on_query, stacked, batch.query_x, batch.query_y)
-        # Copies, too: forward mode rejects expanded tensors, and most kernels would copy them.
-        params = [_copies(p.detach(), count) for p in model.params]
-        # Of torch's attentions on the CPU, only the plain one has a vmap rule; the others loop.
-        with _nothing_drawn(), sdpa_kernel(SDPBackend.MATH):
+        support = _StackedTasks(on_support, stacked, batch.support_x, batch.support_y)
+        query = _StackedTasks(on_query, stacked, batch.query_x, batch.query_y)
+        # Copies as well: forward mode rejects expanded tensors, and most kernels would copy them.
+        params = [_stack_copies(p.detach(), count) for p in model.params]
+        # On the CPU only the math implementation of attention has a batching rule; others loop.
+        with _reject_host_rng(), sdpa_kernel(SDPBackend.MATH):
             result = spec.metagrad.task(
                 TaskLosses(support, query, stacked), params, spec.adaptation, context
             )
         done = buffers.outer.count
-        buffers.support.count = min(buffers.support.count, done)  # memory ran out between them
+        # Drop what a chunk left that ran out of memory between the two buffers.
+        buffers.support.count = min(buffers.support.count, done)
         if result.support is not None:
             buffers.support.extend(result.support, count)
         buffers.outer.extend(result.outer, count)
         buffers.module_buffers.extend(
             {name: b[i] for name, b in stacked.items()} for i in range(count)
         )
-        first = (support.losses or query.losses)[0]
-        return first, query.losses[-1], result.query_output
+        support_loss = (support.losses or query.losses)[0]
+        return support_loss, query.losses[-1], result.query_output
 
 
 # Loss and output of one task for parameters, buffers, inputs and targets.
 _Evaluate = Callable[[Sequence[Tensor], Buffers, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class _Split:
-    """An :data:`fastmeta.metagrad.base.Evaluate` of all tasks that notes their losses."""
+class _StackedTasks:
+    """An :data:`fastmeta.metagrad.base.Evaluate` of stacked tasks that records their losses."""
 
     def __init__(self, evaluate: _Evaluate, buffers: Buffers, x: Tensor, y: Tensor) -> None:
         self.evaluate = evaluate
@@ -104,7 +105,7 @@ class _Split:
 
     def __call__(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and the outputs ``(T, n, *output)``."""
-        with _explained():
+        with _explain_vmap_errors():
             losses, output = torch.vmap(self.evaluate)(list(params), self.buffers, self.x, self.y)
         if losses.dim() != 1:
             raise RuntimeError(
@@ -115,13 +116,13 @@ class _Split:
         return losses.sum(), output
 
 
-def _copies(tensor: Tensor, count: int) -> Tensor:
+def _stack_copies(tensor: Tensor, count: int) -> Tensor:
     """One copy per task, which may change its buffers in place."""
     return tensor.expand(count, *tensor.shape).clone(memory_format=torch.contiguous_format)
 
 
 def _unsuitable_component(spec: StepSpec) -> str | None:
-    # A subclass may override what its base promised: it has to declare it itself.
+    # A subclass may override what its base class relies on, so it must declare this itself.
     for component in (spec.adaptation, spec.metagrad):
         kind = type(component)
         if "task_batchable" not in vars(kind) or not component.task_batchable:
@@ -135,8 +136,8 @@ def _unsuitable_component(spec: StepSpec) -> str | None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Explains what to do where ``vmap`` fails."""
+def _explain_vmap_errors() -> Iterator[None]:
+    """Adds advice to errors of ``vmap``."""
     try:
         yield
     except RuntimeError as error:
@@ -146,7 +147,7 @@ def _explained() -> Iterator[None]:
         if "random operation" in reason:
             raise NotImplementedError(
                 "engine 'batched' cannot run a module or a loss that draws random numbers, such as "
-                "dropout in training: they would not be the loop's. Use engine='loop'."
+                "dropout in training: they would differ from the loop's. Use engine='loop'."
             ) from error
         if any(sign in reason for sign in _VMAP_FAILURES):
             raise NotImplementedError(
@@ -157,16 +158,16 @@ def _explained() -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_drawn() -> Iterator[None]:
+def _reject_host_rng() -> Iterator[None]:
     """Rejects random numbers that ``vmap`` does not see: Python's and NumPy's."""
-    before = _generators()
+    before = _host_rng_states()
     yield
-    if _generators() != before:
+    if _host_rng_states() != before:
         raise NotImplementedError(
             "engine 'batched' cannot run a module or a loss that draws random numbers: Python's or "
-            "NumPy's generator moved, once for all tasks. Use engine='loop'."
+            "NumPy's generator was used, once for all tasks. Use engine='loop'."
         )
 
 
-def _generators() -> tuple[object, bytes]:
+def _host_rng_states() -> tuple[object, bytes]:
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))

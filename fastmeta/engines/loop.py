@@ -1,4 +1,4 @@
-"""The general engine: one task after the other, by autograd."""
+"""The general engine: one task after another, by autograd."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class LoopEngine(Engine):
         first = 0 if context.sharding is None else context.sharding.own.start
         for i, task in enumerate(batch):
             own = spec.model.clone_buffers()
-            found = spec.metagrad.task(
+            result = spec.metagrad.task(
                 self._losses(task, own),
                 spec.model.params,
                 spec.adaptation,
                 replace(context, task=first + i),
             )
-            buffers.append(found, own)
-            results.append((found.support_loss, found.query_loss, found.query_output))
+            buffers.append(result, own)
+            results.append((result.support_loss, result.query_loss, result.query_output))
         return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
 
     def _losses(self, task: Task, buffers: Buffers) -> TaskLosses:

@@ -1,4 +1,4 @@
-"""The engine of small multi-layer perceptrons: the whole meta-step in one compiled call."""
+"""The engine for small multi-layer perceptrons: the whole meta-step in one compiled call."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fastmeta.tasks import TaskBatch
 
 
 class MlpEngine(Engine):
-    """Runs MAML, FOMAML and what corrects FOMAML on a plain MLP, see :func:`fastmeta.ops.mlp_step`.
+    """Runs MAML, FOMAML and corrections of FOMAML such as GSL on a plain MLP.
 
-    Suitable where nothing of the user's would be skipped: linear layers and activations without
-    hooks or parametrizations, every parameter trained, a loss of torch's with its default options.
-    On CUDA the network must be within the kernel's limits.
+    By :func:`fastmeta.ops.mlp_step`. Suitable only if no user code would be skipped: linear layers
+    and activations without hooks or parametrizations, every parameter trained, a loss of torch
+    with default options. On CUDA the network must be within the kernel's limits.
     """
 
     name = "mlp"
@@ -75,7 +75,7 @@ class MlpEngine(Engine):
             loss=loss,
             lr=adaptation.lr,
             steps=adaptation.steps,
-            exact=_per_task(self.spec) is Exact.task,
+            exact=_task_method(self.spec) is Exact.task,
             record_inner=context.record_support,
         )
         buffers.outer.adopt(step.meta_gradients)
@@ -84,8 +84,8 @@ class MlpEngine(Engine):
         return StepResult(step.support_loss, step.query_loss, step.query_output)
 
 
-def _per_task(spec: StepSpec) -> Any:
-    """What the meta-gradient computes per task; the kernel knows two of these."""
+def _task_method(spec: StepSpec) -> Any:
+    """The method that computes the meta-gradient of a task; the kernel supports two."""
     return type(spec.metagrad).task
 
 
@@ -94,7 +94,7 @@ def _unsuitable_components(spec: StepSpec) -> str | None:
         return f"the adaptation is {type(spec.adaptation).__name__}, not SGD"
     if spec.adaptation.momentum:
         return "the inner SGD has momentum"
-    if _per_task(spec) not in (Exact.task, FirstOrder.task):
+    if _task_method(spec) not in (Exact.task, FirstOrder.task):
         return (
             f"the meta-gradient is {type(spec.metagrad).__name__}; expected Exact, FirstOrder or "
             "GSL"
@@ -140,11 +140,11 @@ def _unsuitable_examples(
     flat = x.dim() == 3 or (x.dim() > 3 and network.flattens)
     if not flat or x.shape[2:].numel() != network.inputs:
         return (
-            f"{split}_x holds examples of the shape {tuple(x.shape[2:])}; the network takes "
-            f"{network.inputs} numbers"
+            f"{split}_x holds examples of shape {tuple(x.shape[2:])}; the network expects "
+            f"{network.inputs} features"
         )
     if not examples[1]:
-        return f"{split}_x holds no example"
+        return f"{split}_x holds no examples"
     reason = _unsuitable_tensor(
         y, f"{split}_y", like.dtype if loss == "mse" else torch.int64, like.device
     )
@@ -152,7 +152,7 @@ def _unsuitable_examples(
         return reason
     expected = (*examples, network.outputs) if loss == "mse" else examples
     if y.shape != expected:
-        return f"{split}_y has the shape {tuple(y.shape)}; expected {expected}"
+        return f"{split}_y has shape {tuple(y.shape)}; expected {expected}"
     return None
 
 

@@ -11,15 +11,15 @@ from fastmeta.tasks import TaskBatch
 
 
 class EngineSelector:
-    """The engines of a learner, and which of them runs a meta-batch.
+    """The engines of a learner; selects the one that runs a meta-batch.
 
-    ``"auto"`` takes the MLP engine where it is suitable, else the loop. It never takes the batched
-    engine: on the CPU its gain turns into a loss with the size of layers and batches
-    (``benchmarks/NOTES.md``), and on a GPU it has not been measured.
+    ``"auto"`` selects the MLP engine where it is suitable, else the loop. It never selects the
+    batched engine, which on the CPU is slower than the loop for large layers and batches
+    (``benchmarks/NOTES.md``), and has not been measured on a GPU.
 
     Args:
         name: one of :data:`ENGINES`.
-        spec: the module and what is computed for it.
+        spec: the module and the components of a meta-step.
 
     Raises:
         ValueError: if the name is unknown.

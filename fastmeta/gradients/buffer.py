@@ -13,10 +13,10 @@ from fastmeta.gradients.layout import FlatLayout
 
 
 class GradientBuffer:
-    """A ``(capacity, P)`` buffer that grows by doubling and is kept from step to step.
+    """A ``(capacity, P)`` buffer that grows by doubling and is reused in every step.
 
     Args:
-        params: what the gradients are of.
+        params: the parameters that the gradients belong to.
         like: a tensor of the buffer's dtype and device; the first parameter by default.
     """
 
@@ -34,15 +34,15 @@ class GradientBuffer:
         return self._data[: self.count]
 
     def clear(self) -> None:
-        """Forgets the rows, keeps the memory."""
+        """Removes all rows, keeps the memory."""
         self.count = 0
 
-    def adopt(self, rows: Tensor) -> None:
-        """Takes the filled rows ``(T, P)`` as they are, in place of its own memory."""
-        self._data, self.count = rows, len(rows)
+    def adopt(self, gradients: Tensor) -> None:
+        """Uses packed gradients ``(T, P)`` as the buffer, without a copy."""
+        self._data, self.count = gradients, len(gradients)
 
     def extend(self, grads: Sequence[Tensor | None], count: int) -> None:
-        """Packs the gradients of ``count`` tasks, ``(count, *shape)`` each, as :meth:`append`."""
+        """Packs the gradients of ``count`` tasks, ``(count, *shape)`` each; see :meth:`append`."""
         dense = [
             self._like.new_zeros(count, shape.numel(), requires_grad=False)
             if grad is None
@@ -52,9 +52,9 @@ class GradientBuffer:
         torch.cat(dense, 1, out=self._next_rows(count))
 
     def append(self, grads: Sequence[Tensor | None]) -> Tensor:
-        """Packs one task's gradients into the next row; returns that row.
+        """Packs the gradients of one task into the next row, and returns that row.
 
-        ``None`` means zero, and so do gradients left out at the end.
+        ``None`` means zero, and so do omitted gradients at the end.
         """
         dense = [
             torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)

@@ -1,4 +1,4 @@
-"""Plain tensors that a rank has whole: what packed gradients are made of."""
+"""Rejection of sharded and meta-device tensors, which packed gradients do not support."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 _PLAIN = (
-    "expected plain tensors, whole on every rank. Leave fully_shard(), distribute_module() and the "
-    "like out: fastmeta.distributed.Sharding shares out the tasks, not the parameters."
+    "expected plain tensors, complete on every rank. Do not use fully_shard(), "
+    "distribute_module() or the like: fastmeta.distributed.Sharding shards the tasks, not the "
+    "parameters."
 )
 
 
 def check_not_sharded(tensors: Iterable[tuple[object, Tensor]]) -> None:
-    """Makes sure that no tensor is a DTensor, of which each rank may have a part only.
+    """Checks that no tensor is a DTensor, of which each rank may hold only a part.
 
     Args:
-        tensors: what to call each in the message, and the tensor.
+        tensors: names, for the message, and tensors.
 
     Raises:
         TypeError: if one is.
     """
-    distributed = _known("torch.distributed.tensor", "DTensor")
+    distributed = _if_imported("torch.distributed.tensor", "DTensor")
     for name, tensor in tensors:
         if isinstance(tensor, distributed):
             found: Any = tensor
@@ -34,7 +35,7 @@ def check_not_sharded(tensors: Iterable[tuple[object, Tensor]]) -> None:
 
 
 def check_materialized(tensors: Iterable[tuple[object, Tensor]]) -> None:
-    """:func:`check_not_sharded`, and makes sure that the tensors have numbers.
+    """Checks that no tensor is a DTensor or on the meta device.
 
     Raises:
         TypeError: if one is a DTensor, or on the meta device.
@@ -44,32 +45,33 @@ def check_materialized(tensors: Iterable[tuple[object, Tensor]]) -> None:
     for name, tensor in named:
         if tensor.is_meta:
             raise TypeError(
-                f"{name} is on the meta device, which keeps no numbers; expected a real one. Call "
-                "module.to_empty(device=...), then initialise or load the parameters, first."
+                f"{name} is on the meta device, which stores no data; expected a materialized "
+                "tensor. Call module.to_empty(device=...) and initialise or load the parameters "
+                "first."
             )
 
 
 def check_module(module: nn.Module) -> None:
-    """Makes sure that a module and its tensors are plain ones.
+    """Checks that a module is not wrapped for data parallelism, and its tensors.
 
     Raises:
-        TypeError: if it has a part wrapped for data parallelism, or as :func:`check_materialized`.
+        TypeError: if it or a submodule is wrapped, or as :func:`check_materialized`.
     """
-    sharded = _known("torch.distributed.fsdp", "FullyShardedDataParallel")
-    for name, part in module.named_modules():
-        what = f"the module's part {name!r}" if name else "the module"
-        if isinstance(part, DistributedDataParallel):
+    sharded = _if_imported("torch.distributed.fsdp", "FullyShardedDataParallel")
+    for name, submodule in module.named_modules():
+        label = f"the submodule {name!r}" if name else "the module"
+        if isinstance(submodule, DistributedDataParallel):
             raise TypeError(
-                f"{what} is wrapped in DistributedDataParallel, which averages the gradients of "
-                "each backward pass, and so of different tasks; expected the module in it. Pass "
-                "module.module, and sharding=fastmeta.distributed.Sharding(tasks)."
+                f"{label} is wrapped in DistributedDataParallel, which averages the gradients of "
+                "each backward pass, and so those of different tasks; expected the unwrapped "
+                "module. Pass module.module, and sharding=fastmeta.distributed.Sharding(tasks)."
             )
-        if isinstance(part, sharded):
-            raise TypeError(f"{what} is wrapped in FullyShardedDataParallel; {_PLAIN}")
+        if isinstance(submodule, sharded):
+            raise TypeError(f"{label} is wrapped in FullyShardedDataParallel; {_PLAIN}")
     check_materialized((f"the parameter {n!r}", p) for n, p in module.named_parameters())
     check_materialized((f"the buffer {n!r}", b) for n, b in module.named_buffers())
 
 
-def _known(module: str, name: str) -> tuple[type, ...]:
-    # There are instances only where someone has imported the class; imports take a second.
+def _if_imported(module: str, name: str) -> tuple[type, ...]:
+    # Without an import there are no instances; importing it here would take a second.
     return (getattr(sys.modules[module], name),) if module in sys.modules else ()

@@ -1,4 +1,4 @@
-"""Where each parameter of a list lies in a packed row of ``P`` numbers."""
+"""Layout of a list of parameters in a packed vector of ``P`` numbers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastmeta.gradients.checks import check_not_sharded
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """The layout of a parameter list in the rows of a ``(T, P)`` buffer, in list order, no gaps.
+    """Positions of parameters in the rows of a ``(T, P)`` buffer, in list order, without gaps.
 
     Attributes:
         shapes: shape of each parameter.
-        bounds: column where each parameter begins, then ``P``; one more than there are parameters.
-            Passed to the ops, it makes every parameter tensor a segment ("layer").
+        bounds: first column of each parameter, then ``P``; one more than there are parameters.
+            Passed to the ops, they make every parameter tensor a segment ("layer").
     """
 
     shapes: tuple[torch.Size, ...]
@@ -39,7 +39,7 @@ class FlatLayout:
 
     @property
     def size(self) -> int:
-        """``P``, the length of a row."""
+        """The number of columns, ``P``."""
         return self.bounds[-1]
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -60,13 +60,16 @@ class FlatLayout:
     def attach_grads(self, params: Sequence[Tensor], row: Tensor) -> None:
         """Makes each ``.grad`` a view of ``row`` ``(P,)``, so that ``backward()`` fills the row.
 
-        Nothing is copied afterwards: autograd accumulates in place into a gradient that is already
-        there. Zero the row first.
+        Nothing is copied afterwards: autograd accumulates in place into an existing gradient. Zero
+        the row first.
 
         Raises:
             ValueError: if ``params`` do not have the layout's shapes.
         """
         if [p.shape for p in params] != list(self.shapes):
-            raise ValueError("the parameters' shapes differ from the layout's; make a new layout.")
+            raise ValueError(
+                f"expected parameters of shapes {[tuple(shape) for shape in self.shapes]}, got "
+                f"{[tuple(p.shape) for p in params]}; make a new layout with FlatLayout.of."
+            )
         for param, view in zip(params, self.views(row), strict=True):
             param.grad = view

@@ -9,9 +9,9 @@ from fastmeta import ops
 
 
 class TaskGradients:
-    """The meta-gradients of ``T`` tasks, possibly as linear combinations that are never formed.
+    """The meta-gradients of ``T`` tasks, possibly as unevaluated linear combinations.
 
-    Aggregations only ask for inner products and weighted sums, so that the gradients may be spread
+    Aggregations need only inner products and weighted sums, so that the gradients may be sharded
     over ranks (:class:`fastmeta.distributed.ShardedTaskGradients`).
 
     Args:
@@ -21,8 +21,8 @@ class TaskGradients:
             ``coef[i, s, 0] * outer[i] + coef[i, s, 1] * support[i]`` on segment ``s``; ``None`` if
             it is ``outer[i]``.
         bounds: the segments of ``coef``, see :func:`fastmeta.ops.combine`.
-        finite: ``(T,)``, bool, where non-finite tasks are left out of the meta-step: gradients of
-            the tasks left out are zero. ``None`` if all tasks count.
+        finite: ``(T,)``, bool, if non-finite tasks are left out of the meta-step: their gradients
+            are zero. ``None`` if no task is left out.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class TaskGradients:
 
     @property
     def tasks(self) -> int:
-        """``T``."""
+        """The number of tasks, ``T``."""
         return len(self.outer)
 
     @property
     def count(self) -> int | Tensor:
-        """How many tasks count: ``T``, or a scalar on the device if some may be left out."""
+        """The number of tasks not left out: ``T``, or a scalar on the device if some may be."""
         return self.tasks if self.finite is None else self.finite.sum()
 
     def with_coefficients(self, coef: Tensor, bounds: tuple[int, ...]) -> TaskGradients:
-        """The linear combinations ``coef`` of the same buffers."""
+        """Other linear combinations of the same buffers."""
         return TaskGradients(self.outer, self.support, coef, bounds, self.finite)
 
     def _buffers(self) -> list[Tensor]:
@@ -60,17 +60,17 @@ class TaskGradients:
         return [self.outer, self.support]
 
     def meta(self) -> Tensor:
-        """The meta-gradients themselves, ``(T, P)``."""
+        """The evaluated meta-gradients, ``(T, P)``."""
         if self.coef is None:
             return self.outer
-        rows = [
+        evaluated = [
             ops.combine([b[i : i + 1] for b in self._buffers()], self.coef[i : i + 1], self.bounds)
             for i in range(len(self.outer))
         ]
-        return torch.stack(rows)
+        return torch.stack(evaluated)
 
-    def compared(self, support: bool) -> Tensor:
-        """The mean support gradients, which were recorded, or the meta-gradients; ``(T, P)``."""
+    def _select(self, support: bool) -> Tensor:
+        """The (recorded) mean support gradients or the meta-gradients, ``(T, P)``."""
         if not support:
             return self.meta()
         assert self.support is not None
@@ -81,8 +81,12 @@ class TaskGradients:
         return ops.gram(self.meta())[0]
 
     def mean_similarity(self, support: bool = False) -> Tensor:
-        """``(T, 2)`` of :meth:`compared`, see :func:`fastmeta.ops.mean_similarity`."""
-        return ops.mean_similarity(self.compared(support))
+        """Similarity to the mean, ``(T, 2)``, see :func:`fastmeta.ops.mean_similarity`.
+
+        Args:
+            support: of the mean support gradients rather than the meta-gradients.
+        """
+        return ops.mean_similarity(self._select(support))
 
     def combine(self, weights: Tensor) -> Tensor:
         """``sum_i weights[i] * meta_i``, ``(P,)``, in one pass over the buffers."""

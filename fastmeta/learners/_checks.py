@@ -12,7 +12,7 @@ from fastmeta.tasks import TaskBatch
 def check_components(
     metagrad: MetaGradient, checkpoint: bool, co_learner: CoLearner | None
 ) -> None:
-    """Rejects combinations that gain nothing or have no meaning.
+    """Rejects combinations without benefit or without meaning.
 
     Raises:
         ValueError: for activation checkpointing of second derivatives, or a co-learner with
@@ -21,9 +21,9 @@ def check_components(
     if checkpoint and metagrad.second_order:
         raise ValueError(
             f"checkpoint=True saves no memory with metagrad.{type(metagrad).__name__}, whose "
-            "second derivatives keep what was computed again; expected a first-order "
-            "meta-gradient such as FirstOrder, GSL or Reptile. metagrad.Recursion needs the "
-            "least memory of the exact ones."
+            "second derivatives keep the recomputed activations; expected a first-order "
+            "meta-gradient such as FirstOrder, GSL or Reptile. Of the exact ones, "
+            "metagrad.Recursion needs the least memory."
         )
     if co_learner is not None and isinstance(metagrad, Reptile):
         raise ValueError(
@@ -33,7 +33,7 @@ def check_components(
 
 
 def check_head(head: str, co_learner: CoLearner | None) -> None:
-    """Rejects an unknown head, and a co-learner's where there is none.
+    """Rejects an unknown head, and one of a co-learner without a co-learner.
 
     Raises:
         ValueError: in either case.

@@ -24,11 +24,11 @@ def adapt_to_task(
     """The detached fast weights for one support set.
 
     Args:
-        spec: the module and its inner loop.
+        spec: the module, the loss and the inner loop.
         x: support inputs, ``(n_support, *input)``.
         y: support targets.
-        buffers: the task's own, which are updated.
-        steps: inner steps; as in training by default.
+        buffers: the task's copy of the module's buffers; updated.
+        steps: number of inner steps; as in training by default.
         head: see :meth:`fastmeta.MetaLearner.predict`.
     """
     model = spec.model
@@ -44,7 +44,7 @@ def adapt_to_task(
 
 
 def predict_tasks(spec: StepSpec, batch: TaskBatch, steps: int | None, head: Head) -> Tensor:
-    """See :meth:`fastmeta.MetaLearner.predict`."""
+    """Query outputs after adaptation, see :meth:`fastmeta.MetaLearner.predict`."""
     model, outputs = spec.model, []
     for task in batch:
         buffers = model.clone_buffers()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def state_of(learner: MetaLearner) -> dict[str, Any]:
-    """See :meth:`MetaLearner.state_dict`."""
+    """The state of a learner, see :meth:`MetaLearner.state_dict`."""
     co_learner = learner.co_learner
     return {
         "module": learner.module.state_dict(),
@@ -25,7 +25,7 @@ def state_of(learner: MetaLearner) -> dict[str, Any]:
 
 
 def load_state(learner: MetaLearner, state: dict[str, Any]) -> None:
-    """See :meth:`MetaLearner.load_state_dict`."""
+    """Restores a state, or leaves the learner unchanged if it does not fit."""
     before = copy.deepcopy(state_of(learner))
     try:
         _load(learner, state)

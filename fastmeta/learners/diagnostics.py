@@ -1,4 +1,4 @@
-"""Diagnostics of meta-gradients: comparison with the exact one, and CML's descent condition."""
+"""Diagnostics: comparison with the exact meta-gradient, and the descent condition of CML."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from fastmeta.tasks import TaskBatch
 
 @dataclass(frozen=True)
 class Fidelity:
-    """A meta-gradient beside the exact one; detached tensors on the device.
+    """Comparison of a meta-gradient with the exact one; detached tensors on the device.
 
     Attributes:
-        cosine: of the combined meta-gradient with the mean exact one, a scalar.
-        length: of the combined meta-gradient, as a multiple of the mean exact one's.
-        task_cosine: ``(T,)``, of each task's meta-gradient with its exact one.
-        task_length: ``(T,)``, the same of the lengths.
+        cosine: of the combined meta-gradient and the mean exact one, a scalar.
+        norm_ratio: norm of the combined meta-gradient, divided by that of the mean exact one.
+        task_cosine: ``(T,)``, of each task's meta-gradient and its exact one.
+        task_norm_ratio: ``(T,)``, norm of each task's meta-gradient, divided by its exact one's.
     """
 
     cosine: Tensor
-    length: Tensor
+    norm_ratio: Tensor
     task_cosine: Tensor
-    task_length: Tensor
+    task_norm_ratio: Tensor
 
 
 def compare_with_exact(learner: MetaLearner, batch: TaskBatch) -> Fidelity:
     """Compares the meta-gradient of the learner's next step with MAML's, Finn et al. 2017, eq. 1.
 
-    Both are of the trainable parameters alone (a co-learner's, too), without learned rates, and see
-    the same random numbers. Nothing of the learner changes, its meta-gradient's state, buffers and
-    torch's generators included.
+    Both are with respect to the trainable parameters (including a co-learner's) without learned
+    rates, and use the same random numbers. The learner does not change, including the state of its
+    meta-gradient, buffers and torch's generators.
 
     Args:
-        learner: any combination of the rooms.
+        learner: with any combination of components.
         batch: the tasks.
 
     Raises:
@@ -56,24 +56,24 @@ def compare_with_exact(learner: MetaLearner, batch: TaskBatch) -> Fidelity:
 
 
 def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-    lengths = own.norm(dim=-1) / exact.norm(dim=-1)
-    return F.cosine_similarity(own, exact, dim=-1), lengths
+    norm_ratios = own.norm(dim=-1) / exact.norm(dim=-1)
+    return F.cosine_similarity(own, exact, dim=-1), norm_ratios
 
 
 def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """The tasks' meta-gradients ``(T, P)``, and their combination ``(P,)``."""
-    learner.non_finite_guard = NonFiniteGuard()  # of this copy
+    learner.non_finite_guard = NonFiniteGuard()  # the learner is a copy
     model = learner._model
     size = sum(p.numel() for p in model.params)
-    with _untouched(model, model.params[0].device):
+    with _preserve_state(model, model.params[0].device):
         found, _ = learner._task_gradients(batch)
         weights = learner.aggregation.weights(found)
         return found.meta()[:, :size], found.combine(weights)[:size]
 
 
 @contextmanager
-def _untouched(model: FunctionalModule, device: torch.device) -> Iterator[None]:
-    """Afterwards buffers and torch's generators are as before."""
+def _preserve_state(model: FunctionalModule, device: torch.device) -> Iterator[None]:
+    """Restores buffers and torch's generators on exit."""
     buffers = [(buffer, buffer.clone()) for _, buffer in model.named_buffers()]
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
@@ -85,26 +85,26 @@ def _untouched(model: FunctionalModule, device: torch.device) -> Iterator[None]:
 
 
 def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tensor]:
-    """The cosine between the main head's query gradient and the co-learner's, layer by layer.
+    """The cosine between the query gradients of the main head and the co-learner, per parameter.
 
-    Shin, Han, Kim 2024 (arXiv 2406.04639): where it is positive in every layer of the features,
-    the sum of the two gradients is, to first order, a descent direction of the main head's loss.
-    Both are taken at the fast weights; nothing of the learner changes.
+    Shin, Han, Kim 2024 (arXiv 2406.04639): if it is positive in every layer of the features, the
+    sum of the two gradients is, to first order, a descent direction of the main head's loss.
+    Both are computed at the fast weights; the learner does not change.
 
     Args:
         learner: with a co-learner.
         batch: the tasks.
 
     Returns:
-        ``(T,)`` for each parameter of the network that both losses depend on, by name.
+        ``(T,)`` for each parameter that both losses depend on, by name.
 
     Raises:
         ValueError: if the learner has no co-learner.
     """
     if learner.co_learner is None:
-        raise ValueError("the learner has no co-learner whose gradient could be compared.")
+        raise ValueError("the learner has no co-learner to compare with; expected one.")
     model = learner._model
-    found: dict[str, list[Tensor]] = {}
+    cosines: dict[str, list[Tensor]] = {}
     for task in batch:
         buffers = model.clone_buffers()
         fast = adapt_to_task(learner._spec, task.support_x, task.support_y, buffers, None)
@@ -117,5 +117,6 @@ def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tenso
         )
         for name, a, b in zip(model.names, main, co, strict=True):
             if a is not None and b is not None:
-                found.setdefault(name, []).append(F.cosine_similarity(a.flatten(), b.flatten(), 0))
-    return {name: torch.stack(cosines) for name, cosines in found.items()}
+                cosine = F.cosine_similarity(a.flatten(), b.flatten(), 0)
+                cosines.setdefault(name, []).append(cosine)
+    return {name: torch.stack(tasks) for name, tasks in cosines.items()}

@@ -31,18 +31,18 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 class MetaLearner:
     """Meta-trains the initialisation of an ``nn.Module``, with any combination of components.
 
-    The module is used as it is: tied weights, frozen parameters, dropout and any BatchNorm are
-    fine. Each task works on its own copy of the buffers; after a meta-step the module's buffers are
-    the mean over the tasks' (see :meth:`fastmeta.functional.FunctionalModule.merge_buffers`).
+    The module is used unchanged: tied weights, frozen parameters, dropout and any BatchNorm are
+    supported. Each task has its own copy of the buffers; after a meta-step the module's buffers are
+    the mean over tasks (see :meth:`fastmeta.functional.FunctionalModule.merge_buffers`).
 
     Args:
         module: the network; its trainable parameters are the initialisation that is learned.
-        loss: from outputs and targets to a scalar, such as ``torch.nn.functional.cross_entropy``.
+        loss: a scalar function of outputs and targets, such as ``F.cross_entropy``.
         adaptation: the inner loop.
         metagrad: the meta-gradient of a task.
         aggregation: the weights of the tasks.
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
-        engine: what runs the tasks in training. ``"loop"``: autograd, one task after the other;
+        engine: what runs the tasks in training. ``"loop"``: autograd, one task after another;
             supports everything. ``"mlp"``: one compiled call for plain multi-layer perceptrons (see
             :class:`fastmeta.engines.MlpEngine`). ``"batched"``: all tasks in one call of the module
             under ``torch.vmap``, for networks so small that Python overhead dominates (see
@@ -50,28 +50,28 @@ class MetaLearner:
             suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
             an ``nn.Sequential`` as compiled ops (see :class:`fastmeta.functional.FusedModule`).
-        autocast: ``torch.bfloat16`` (or ``torch.float16``, in which small gradients underflow,
-            because losses are not scaled): forward passes and the loss run under
+        autocast: ``torch.bfloat16``, or ``torch.float16``, in which small gradients underflow
+            because losses are not scaled: forward passes and the loss run under
             ``torch.autocast``. Parameters, inner steps, meta-gradients and the outer optimizer stay
-            float32. The compiled ops of ``fuse`` are not used then.
-        checkpoint: activation checkpointing of the parts of every ``nn.Sequential`` and
+            float32. Disables the compiled ops of ``fuse``.
+        checkpoint: activation checkpointing of the children of every ``nn.Sequential`` and
             ``nn.ModuleList``; for first-order meta-gradients.
-        co_learner: another head that trains with the module and augments its meta-gradients (CML),
-            see :class:`fastmeta.CoLearner`; the module is not changed.
+        co_learner: a second head that is trained with the module and augments its meta-gradients
+            (CML), see :class:`fastmeta.CoLearner`; the module is not changed.
         non_finite: what to do with tasks whose loss or gradient is NaN or infinite. ``"keep"``:
             nothing; ``"skip"``: leave them out; ``"raise"``: leave them out, and raise (see
             :class:`fastmeta.learners.NonFiniteGuard`).
-        sharding: of the tasks of a meta-batch over the ranks of a process group: each rank's
-            learner is given its own tasks and takes the meta-step of all of them. All ranks must
-            start with the same parameters and optimizer.
+        sharding: of the tasks of a meta-batch over the ranks of a process group: the learner of
+            each rank is given the rank's own tasks and takes the meta-step of all tasks. All ranks
+            must start with the same parameters and optimizer.
 
     Attributes:
         steps_taken: number of meta-gradients computed so far.
         non_finite_guard: counts the tasks that were skipped.
 
     Raises:
-        ValueError: if ``engine`` or ``non_finite`` is unknown, the module has nothing to train, or
-            it does not suit ``autocast``, ``checkpoint`` or the co-learner.
+        ValueError: if ``engine`` or ``non_finite`` is unknown, the module has no trainable
+            parameters, or it does not support ``autocast``, ``checkpoint`` or the co-learner.
         TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
             DTensor or on the meta device.
     """
@@ -129,7 +129,7 @@ class MetaLearner:
 
     @property
     def loss(self) -> Loss:
-        """From outputs and targets to a scalar."""
+        """A scalar function of outputs and targets."""
         return self._spec.loss
 
     @property
@@ -144,15 +144,15 @@ class MetaLearner:
 
     @property
     def aggregation(self) -> Aggregation:
-        """The weights of the tasks."""
+        """The task weights."""
         return self._spec.aggregation
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
 
-        In the trainable parameters of the module, of a co-learner, and in the adaptation's learned
-        rates. Running statistics in the module's buffers are updated, as by any forward pass in
-        training.
+        It is with respect to the trainable parameters of the module and the co-learner, and the
+        learned rates of the adaptation. Running statistics in the module's buffers are updated, as
+        by any forward pass in training.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
@@ -164,7 +164,7 @@ class MetaLearner:
         return flat, result
 
     def check(self, batch: TaskBatch) -> None:
-        """Makes sure that meta-batches like this can be run, without running it.
+        """Checks that meta-batches like this one can be run, without running it.
 
         Raises:
             ValueError: if it is empty, or the engine asked for cannot run it.
@@ -173,7 +173,7 @@ class MetaLearner:
         self._engines.select(batch)
 
     def _task_gradients(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
-        """The meta-gradients of the tasks, in memory that the next call uses again."""
+        """The meta-gradients of the tasks, in memory that the next call reuses."""
         self._check_tasks(batch)
         spec, buffers, sharding = self._spec, self._buffers, self.sharding
         buffers.clear()
@@ -214,7 +214,7 @@ class MetaLearner:
         return result
 
     def backward(self, batch: TaskBatch) -> StepResult:
-        """The meta-gradient into ``.grad``, in place of what is there.
+        """Sets ``.grad`` to the meta-gradient; does not accumulate.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
@@ -232,7 +232,7 @@ class MetaLearner:
         Args:
             x: support inputs, ``(n_support, *input)``.
             y: support targets.
-            steps: inner steps; as in training by default.
+            steps: number of inner steps; as in training by default.
         """
         with self._model.planned():
             fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
@@ -242,17 +242,17 @@ class MetaLearner:
     def predict(self, batch: TaskBatch, steps: int | None = None, head: Head = "main") -> Tensor:
         """Query outputs after adaptation to the support sets, ``(T, n_query, *output)``.
 
-        Nothing of the learner changes. BatchNorm with batch statistics sees the whole query set at
+        The learner does not change. BatchNorm with batch statistics sees the whole query set at
         once ("transductive", as in MAML and Reptile).
 
         Args:
             batch: the tasks; query targets are not used.
-            steps: inner steps; as in training by default.
+            steps: number of inner steps; as in training by default.
             head: ``"main"``: the module's outputs, without the co-learner (CML).
                 ``"co-learner"``: its outputs on the features of the adapted module, as in the
                 authors' code for CML-dagger. ``"co-learner-alone"``: the same, but the features
-                adapt to the co-learner's own support loss, as in equation 9 of the paper. The
-                co-learner itself never adapts.
+                are adapted to the co-learner's support loss, as in equation 9 of the paper. The
+                co-learner itself is never adapted.
 
         Raises:
             ValueError: if the meta-batch is empty, the head is unknown or there is no co-learner.
@@ -270,13 +270,13 @@ class MetaLearner:
         aggregation: Aggregation | None = None,
         loss: Loss | None = None,
     ) -> MetaLearner:
-        """This learner with other components; the module and all else is shared.
+        """This learner with other components; the module and everything else is shared.
 
-        For :meth:`adapt`, :meth:`predict` and :meth:`meta_gradient`; the optimizer does not know
-        learned rates of a new adaptation.
+        For :meth:`adapt`, :meth:`predict` and :meth:`meta_gradient`; the optimizer does not have
+        the learned rates of a new adaptation.
 
         Raises:
-            ValueError: if the adaptation does not suit the module.
+            ValueError: if the adaptation does not support the module.
         """
         model = self._model
         given: dict[str, Any] = {

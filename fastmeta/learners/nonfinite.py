@@ -14,32 +14,32 @@ NonFinite = Literal["keep", "skip", "raise"]
 
 
 class NonFiniteError(FloatingPointError):
-    """A task had a loss or a gradient that is not finite; the message names meta-step and task."""
+    """A task's loss or gradient is not finite; the message names meta-step and task."""
 
 
 class NonFiniteGuard:
-    """Keeps non-finite tasks out of the meta-step, the module's buffers and the learner's state.
+    """Leaves non-finite tasks out of the meta-step, the module's buffers and the learner's state.
 
     A task is finite if its meta-gradient, its mean support gradient (if recorded) and its losses
     are. The others are left out: the meta-step is that of the meta-batch without them (up to the
     rounding of sums; PCGrad draws other orders), for every aggregation. The module's buffers are
-    merged over the finite tasks. A meta-step without any, or whose combined meta-gradient is not
-    finite in spite of that, has a meta-gradient of zero, and all its tasks count as skipped; an
-    optimizer with momentum (Adam) still moves by its momentum. Where all tasks are finite nothing
-    differs (on a GPU the rounding may).
+    merged over the finite tasks. If no task is finite, or the combined meta-gradient is not finite
+    nevertheless, the meta-gradient is zero, and all tasks of the meta-step count as skipped; an
+    optimizer with momentum (such as Adam) still moves the parameters. If all tasks are finite, the
+    result is unchanged (on a GPU up to rounding).
 
-    The host does not wait for a GPU before :meth:`check`.
+    There is no host sync before :meth:`check`.
 
     Args:
         policy: ``"keep"`` does nothing; ``"skip"`` leaves non-finite tasks out and counts them;
-            ``"raise"`` does so, too, and raises: on the CPU before the outer optimizer's step, else
-            from :meth:`check`.
+            ``"raise"`` also raises: on the CPU before the outer optimizer's step, else from
+            :meth:`check`.
         sharding: of the tasks over ranks, each of which handles its own and counts all.
 
     Attributes:
-        skipped: how many tasks were left out so far; int64, on the device.
-        finite: ``(T,)``, bool: which tasks the last meta-step learned from; ``None`` before the
-            first and under ``"keep"``.
+        skipped: number of tasks left out so far; int64, on the device.
+        finite: ``(T,)``, bool: which tasks the last meta-step used; ``None`` before the first one
+            and with ``"keep"``.
 
     Raises:
         ValueError: if the policy is unknown.
@@ -54,13 +54,13 @@ class NonFiniteGuard:
         self._sharding = sharding
         self.skipped = torch.zeros((), dtype=torch.int64)
         self.finite: Tensor | None = None
-        self._first: Tensor | None = None  # the first meta-step and task that were not finite
+        self._first: Tensor | None = None  # meta-step and task that were not finite first
 
     def mask_tasks(self, buffers: StepBuffers, result: StepResult) -> Tensor | None:
-        """Zeroes what non-finite tasks left, in place.
+        """Zeroes the results of non-finite tasks, in place.
 
         Returns:
-            ``(T,)``, bool: which tasks are finite; ``None`` where all are known to be, or under
+            ``(T,)``, bool: which tasks are finite; ``None`` if all are known to be, or with
             ``"keep"``.
         """
         if self.policy == "keep":
@@ -71,7 +71,7 @@ class NonFiniteGuard:
             finite &= _finite(part)
         self.finite = finite
         if _on_host(finite) and finite.all():
-            # Ranks must agree on what they exchange, so that each tells of its tasks.
+            # Ranks must agree on what they exchange, so with sharding all return a mask.
             return None if self._sharding is None else finite
         for part in filled:
             part.masked_fill_(~finite[:, None], 0)
@@ -80,24 +80,24 @@ class NonFiniteGuard:
         return finite
 
     def check_combined(self, flat: Tensor, step: int) -> None:
-        """Makes the combined meta-gradient ``(P,)`` of meta-step ``step`` finite, and counts.
+        """Zeroes a non-finite combined meta-gradient ``(P,)``, and counts the skipped tasks.
 
         Raises:
             NonFiniteError: on the CPU, if the policy is ``"raise"`` and a task was not finite.
         """
         if self.finite is None:
             return
-        fine = _finite(flat[None])
-        flat.masked_fill_(~fine, 0)
-        self.finite = self.finite & fine
+        finite = _finite(flat[None])
+        flat.masked_fill_(~finite, 0)
+        self.finite = self.finite & finite
         skipped = (~self.finite).sum()
         self.skipped = self.skipped + (
             skipped if self._sharding is None else self._sharding.sum(skipped)
         )
         if self.policy == "raise":
-            self._note(self.finite, step)
+            self._remember_first(self.finite, step)
 
-    def _note(self, finite: Tensor, step: int) -> None:
+    def _remember_first(self, finite: Tensor, step: int) -> None:
         task = finite.int().argmin()  # the first that is not
         found = torch.stack([torch.full_like(task, step), task])
         found = torch.where(finite.all(), -1, found)
@@ -107,10 +107,11 @@ class NonFiniteGuard:
             self.check()
 
     def check(self) -> None:
-        """Waits for the device, and forgets what it reports.
+        """Waits for the device and raises the pending error, once.
 
         Raises:
-            NonFiniteError: if the policy is ``"raise"`` and a task was not finite since last time.
+            NonFiniteError: if the policy is ``"raise"`` and a task was not finite since the last
+                call.
         """
         if self._first is None:
             return
@@ -118,13 +119,13 @@ class NonFiniteGuard:
         self._first = None
         if step >= 0:
             raise NonFiniteError(
-                f"meta-step {step}: the loss or the gradient of task {task} of its meta-batch "
+                f"meta-step {step}: the loss or the gradient of task {task} of the meta-batch "
                 "(counted from 0) is not finite. The parameters have not changed. Lower the "
-                "learning rates, look at the task's data, or train with non_finite='skip'."
+                "learning rates, check the task's data, or train with non_finite='skip'."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of skipped tasks."""
+        """The number of skipped tasks."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,7 +134,7 @@ class NonFiniteGuard:
 
 
 def _on_host(tensor: Tensor) -> bool:
-    """Whether its numbers can be read without waiting."""
+    """Whether its values can be read without a device sync."""
     return tensor.device.type == "cpu"
 
 

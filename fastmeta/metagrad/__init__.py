@@ -1,4 +1,4 @@
-"""Meta-gradients: of each task, then of a meta-batch."""
+"""Meta-gradients: outer-loop gradients of each task, combined over the meta-batch."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Exact Hessian-vector products of a loss in a list of parameters."""
+"""Exact Hessian-vector products of a loss with respect to a list of parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.adaptation import LossFn
 
-# Decorates what differentiates twice: torch's fused attention has no second derivative.
+# For functions that differentiate twice: torch's fused attention has no second derivative.
 twice_differentiable = sdpa_kernel(SDPBackend.MATH)
 
 
@@ -21,18 +21,18 @@ def hvp_reverse(
     """``H v`` by reverse over reverse: the gradient of ``<grad, v>``.
 
     Args:
-        loss: of the parameters.
+        loss: a function of the parameters.
         params: leaves that require a gradient.
-        direction: ``v``, one tensor a parameter; ``None`` means zero.
+        direction: ``v``, one tensor per parameter; ``None`` means zero.
 
     Returns:
-        One tensor a parameter; ``None`` means zero.
+        One tensor per parameter; ``None`` means zero.
     """
     pairs = [(p, v) for p, v in zip(params, direction, strict=True) if v is not None]
     if not pairs:
         return [None] * len(params)
-    asked, vectors = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(loss(params), asked, create_graph=True, allow_unused=True)
+    inputs, vectors = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(loss(params), inputs, create_graph=True, allow_unused=True)
     return hvp_of_graph(grads, params, vectors)
 
 
@@ -42,7 +42,7 @@ def hvp_of_graph(
     direction: Sequence[Tensor | None],
     retain_graph: bool = False,
 ) -> list[Tensor | None]:
-    """The second half of :func:`hvp_reverse`, from gradients with a graph, which it may free."""
+    """``H v`` from gradients with a graph, which is freed unless ``retain_graph``."""
     # A gradient without a graph does not depend on the parameters: its part of H v is zero.
     pairs = [
         (g, v)
@@ -60,9 +60,10 @@ def hvp_of_graph(
 def hvp_forward(
     loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """``H v`` by forward over reverse: the tangent of the gradient; arguments as the other.
+    """``H v`` by forward over reverse, the tangent of the gradient.
 
-    ``torch.no_grad`` inside the loss does not stop a tangent, ``detach`` does.
+    Arguments and result as in :func:`hvp_reverse`. ``torch.no_grad`` inside the loss does not
+    stop a tangent; ``detach`` does.
 
     Raises:
         NotImplementedError: if an operation in the loss or its backward has no forward derivative.
@@ -76,11 +77,11 @@ def hvp_forward(
             grads = torch.autograd.grad(loss(duals), duals, allow_unused=True)
             return [None if g is None else forward_ad.unpack_dual(g).tangent for g in grads]
     except RuntimeError as error:
-        # mse_loss with reduction="mean" is the one known to fail with the second.
+        # "ZeroTensor" is in the error of mse_loss with reduction="mean", the only known case.
         if isinstance(error, NotImplementedError) or "ZeroTensor" in str(error):
             raise NotImplementedError(
-                "forward over reverse needs a forward derivative of every operation of the network "
-                f"and the loss, and of their backward; torch says: {error} "
-                "Use hvp='reverse', or write that operation in others."
+                "forward over reverse needs a forward derivative of every operation in the network "
+                f"and the loss, and of their backward passes; torch reports: {error} "
+                "Use hvp='reverse', or write that operation in terms of others."
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""Evaluating a support loss without a trace, also once more exactly as it was."""
+"""Re-evaluation of a support loss with the same random numbers and buffers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fastmeta.metagrad.base import TaskLosses
 
 
 @dataclass(frozen=True)
-class _Moment:
-    """What a forward pass depends on besides parameters and data."""
+class _Snapshot:
+    """All that a forward pass depends on besides parameters and data."""
 
-    cpu: Tensor
-    device: Tensor | None
+    cpu_rng: Tensor
+    device_rng: Tensor | None
     buffers: Buffers
     step: int | None
 
 
 @contextmanager
-def untraced(losses: TaskLosses, device: torch.device) -> Iterator[None]:
-    """Afterwards random number generators and the losses's buffers are as before.
+def preserve_state(losses: TaskLosses, device: torch.device) -> Iterator[None]:
+    """Restores random number generators and the task's buffers on exit.
 
     Args:
         losses: the task.
-        device: the parameters' device, whose generator is watched beside the CPU's.
+        device: the parameters' device, whose generator is restored as well as the CPU's.
     """
     before = dict(losses.buffers)
-    losses.buffers.update(_copies(before))
+    losses.buffers.update(_clone(before))
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         try:
@@ -44,48 +44,51 @@ def untraced(losses: TaskLosses, device: torch.device) -> Iterator[None]:
 
 
 class Replay:
-    """The support loss of an losses; each evaluation can be repeated later without a trace.
+    """The support loss of a task, whose evaluations can be repeated later.
 
-    A repetition draws the same random numbers (dropout masks), begins with the same buffers and is
-    for the same inner step. Afterwards generators and buffers are as if it had not been.
+    A repetition draws the same random numbers (dropout masks), starts from the same buffers and
+    runs at the same inner step. It leaves generators and buffers unchanged.
 
     Args:
         losses: the task.
-        device: see :func:`untraced`.
+        device: see :func:`preserve_state`.
     """
 
     def __init__(self, losses: TaskLosses, device: torch.device) -> None:
         self._losses = losses
         self._device = device
-        self._moments: list[_Moment] = []
+        self._snapshots: list[_Snapshot] = []
 
     def loss(self, params: Sequence[Tensor]) -> Tensor:
         """The support loss, evaluated for the first time."""
-        state = None
+        device_rng = None
         if self._device.type != "cpu":
-            state = torch.get_device_module(self._device).get_rng_state(self._device)
-        buffers = _copies(self._losses.buffers)
-        self._moments.append(_Moment(torch.get_rng_state(), state, buffers, current_step()))
+            device_rng = torch.get_device_module(self._device).get_rng_state(self._device)
+        buffers = _clone(self._losses.buffers)
+        self._snapshots.append(
+            _Snapshot(torch.get_rng_state(), device_rng, buffers, current_step())
+        )
         return self._losses.support(params)[0]
 
-    def forget(self) -> None:
-        """Forgets the last evaluation."""
-        self._moments.pop()
+    def discard_last(self) -> None:
+        """Discards the snapshot of the last evaluation."""
+        self._snapshots.pop()
 
     @contextmanager
-    def last(self) -> Iterator[LossFn]:
-        """The loss to repeat the last evaluation with, in this context; then forgets it."""
-        moment = self._moments.pop()
-        with untraced(self._losses, self._device), at_step(moment.step):
-            yield lambda params: self._repeat(moment, params)
+    def repeat_last(self) -> Iterator[LossFn]:
+        """A context with the loss that repeats the last evaluation; discards it on entry."""
+        snapshot = self._snapshots.pop()
+        with preserve_state(self._losses, self._device), at_step(snapshot.step):
+            yield lambda params: self._repeat(snapshot, params)
 
-    def _repeat(self, moment: _Moment, params: Sequence[Tensor]) -> Tensor:
-        torch.set_rng_state(moment.cpu)
-        if moment.device is not None:
-            torch.get_device_module(self._device).set_rng_state(moment.device, self._device)
-        self._losses.buffers.update(_copies(moment.buffers))
+    def _repeat(self, snapshot: _Snapshot, params: Sequence[Tensor]) -> Tensor:
+        torch.set_rng_state(snapshot.cpu_rng)
+        if snapshot.device_rng is not None:
+            module = torch.get_device_module(self._device)
+            module.set_rng_state(snapshot.device_rng, self._device)
+        self._losses.buffers.update(_clone(snapshot.buffers))
         return self._losses.support(params)[0]
 
 
-def _copies(buffers: Buffers) -> Buffers:
+def _clone(buffers: Buffers) -> Buffers:
     return {name: buffer.clone() for name, buffer in buffers.items()}

@@ -1,4 +1,4 @@
-"""The reverse sweep over the inner steps, for exact meta-gradients without a graph of the loop."""
+"""Base class of meta-gradients by a reverse sweep, without a graph of the inner loop."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, Task
 
 
 class ReverseSweep(MetaGradient):
-    """From the query gradient at the last parameters back to the first, one inner step at a time.
+    """Propagates the query gradient back to the initialisation, one inner step at a time.
 
-    The inner loop keeps no graph, but the parameters before each step and what the adaptation's
-    :meth:`~fastmeta.adaptation.Adaptation.vjp` needs. Buffers are constants.
+    The inner loop keeps the parameters before each step and what the adaptation's
+    :meth:`~fastmeta.adaptation.Adaptation.vjp` needs, but no graph. Buffers are constants.
 
     Attributes:
-        graphs: for how many of the last inner steps the graph is kept, too.
-        gradients: whether the gradients of the others are kept, where all parameters are adapted.
+        graphs: number of last inner steps whose graph is kept as well.
+        gradients: whether the gradients of the other inner steps are kept, if all parameters are
+            adapted.
     """
 
     graphs: int = 0
     gradients: bool = False
 
     @abstractmethod
-    def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
-        """``back.params + H back.grads``, ``H`` the Hessian of the step's support loss.
+    def through_grads(
+        self, step: InnerStep, cotangents: Cotangents, replay: Replay
+    ) -> Sequence[Tensor]:
+        """``cotangents.params + H cotangents.grads``, ``H`` the Hessian of the support loss.
 
         Args:
             step: the inner step.
-            back: the derivatives in the arguments of its update.
-            replay: its last evaluation is the step's; to be repeated or forgotten.
+            cotangents: derivatives with respect to the arguments of its update.
+            replay: its last evaluation is that of the step, to be repeated or discarded.
         """
 
     @override
@@ -51,11 +54,11 @@ class ReverseSweep(MetaGradient):
         adapted = run_inner_loop(adaptation, replay.loss, params, record=record, tape=tape)
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
-        loss, output = loss.detach(), output.detach()  # free the query's graph before the sweep
+        loss, output = loss.detach(), output.detach()  # frees the query graph before the sweep
         v, d_rates = tape.reverse_sweep(
             grads,
             adapted.state,
             adaptation.rates,
-            lambda step, back: self.through_grads(step, back, replay),
+            lambda step, cotangents: self.through_grads(step, cotangents, replay),
         )
         return TaskGradient.of([*v, *d_rates], adapted, loss, output, context)

@@ -1,4 +1,4 @@
-"""Base class of meta-gradients, and what it is given and returns."""
+"""Base class of meta-gradients, and the types of its arguments and results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class TaskLosses:
-    """One task as a meta-gradient sees it.
+    """The support and query loss of one task.
 
     Attributes:
         support: loss and outputs on the support set for given parameters.
         query: loss and outputs on the query set for given parameters.
-        buffers: the task's own, which both read and update; replacing an entry takes effect.
+        buffers: the task's copy of the module's buffers, which both read and update; replacing an
+            entry takes effect.
     """
 
     support: Evaluate
@@ -35,17 +36,17 @@ class TaskLosses:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a meta-gradient is told about the meta-step; made anew by the learner for each.
+    """The meta-step that a meta-gradient is computed in; the learner creates one per meta-step.
 
     Attributes:
         layout: of the packed gradients: the trainable parameters, then the learned rates.
-        num_params: how many tensors of the layout are parameters rather than learned rates.
+        num_params: number of tensors in the layout that are parameters rather than learned rates.
         step: number of meta-steps before this one.
-        task: index of the task in the meta-batch of all ranks, for :meth:`MetaGradient.task`.
+        task: index of the task in the meta-batch over all ranks, for :meth:`MetaGradient.task`.
         record_support: whether the tasks' mean support gradients are needed.
-        state: what the meta-gradient carries from meta-step to meta-step, by name; owned and saved
-            by the learner. Only :meth:`MetaGradient.combine` writes to it.
-        sharding: of the tasks over ranks.
+        state: what the meta-gradient keeps between meta-steps, by name; owned and saved by the
+            learner. Only :meth:`MetaGradient.combine` writes to it.
+        sharding: of the tasks over ranks, if there are several.
     """
 
     layout: FlatLayout
@@ -72,11 +73,11 @@ class StepContext:
 
 @dataclass(frozen=True)
 class TaskGradient:
-    """What one task contributes to a meta-step; all tensors detached.
+    """Meta-gradient, losses and outputs of one task; all tensors are detached.
 
     Attributes:
         outer: the task's meta-gradient (before :meth:`MetaGradient.combine`), one tensor per
-            parameter, then one per learned rate; ``None``, or rates left out, mean zero.
+            parameter, then one per learned rate; ``None`` and omitted rates mean zero.
         support: the mean support gradient over the inner steps, if it was recorded.
         support_loss: before the first inner step.
         query_loss: after adaptation.
@@ -100,7 +101,7 @@ class TaskGradient:
         output: Tensor,
         context: StepContext,
     ) -> TaskGradient:
-        """The meta-gradient ``outer`` with what the inner loop and the query pass computed.
+        """Combines the meta-gradient ``outer`` with results of the inner loop and the query pass.
 
         Raises:
             ValueError: if support gradients are recorded and there was no inner step.
@@ -115,19 +116,19 @@ class TaskGradient:
 
 
 class MetaGradient(ABC):
-    """The direction in which the initialisation moves: first per task, then for the meta-batch.
+    """Meta-gradient: computed per task, then combined over the meta-batch.
 
-    An object holds options only. What it carries from one meta-step to the next is in
-    :attr:`StepContext.state`, so that learners may share an object.
+    An object holds options only. Its state between meta-steps is in :attr:`StepContext.state`, so
+    that learners may share an object.
 
     Attributes:
-        task_batchable: whether :meth:`task` also takes ``T`` tasks as one: parameters and buffers
-            stacked to ``(T, *shape)``, losses that are the *sum* of the tasks' losses, stacked
-            outputs; and returns stacked gradients. Its support loss must be the first one
-            evaluated, its query loss the last. True for what is made of gradients, updates and
-            linear combinations; norms or products over a parameter are not. Not inherited (a
-            subclass may change that): each class states it in its own body.
-        second_order: whether gradients of gradients are taken.
+        task_batchable: whether :meth:`task` also handles ``T`` stacked tasks: parameters and
+            buffers of shape ``(T, *shape)``, losses that are the *sum* of the tasks' losses,
+            stacked outputs; it then returns stacked gradients. The support loss must be evaluated
+            first, the query loss last. Computations made of gradients, updates and linear
+            combinations qualify; norms or inner products over a parameter do not. Not inherited (a
+            subclass may change that): each class declares it in its own body.
+        second_order: whether gradients of gradients are computed.
         state_names: the entries that :meth:`combine` keeps in :attr:`StepContext.state`.
     """
 
@@ -148,45 +149,47 @@ class MetaGradient(ABC):
         adaptation: Adaptation,
         context: StepContext,
     ) -> TaskGradient:
-        """Adapts to one task and differentiates.
+        """Adapts to one task and computes its meta-gradient.
 
         Args:
-            losses: of the task.
+            losses: the task.
             params: the initialisation.
             adaptation: the inner loop.
-            context: of the meta-step.
+            context: the meta-step.
         """
 
     def combine(
         self, gradients: TaskGradients, extras: Mapping[str, Tensor], context: StepContext
     ) -> TaskGradients:
-        """The meta-gradients of all tasks from what :meth:`task` returned for each; called once.
+        """The final meta-gradients of all tasks, from the results of :meth:`task`.
+
+        Called once per meta-step.
 
         Args:
-            gradients: :attr:`TaskGradient.outer` and ``support`` of the tasks of this rank.
+            gradients: :attr:`TaskGradient.outer` and ``support`` of this rank's tasks.
             extras: :attr:`TaskGradient.extras` of the tasks, stacked to ``(T, ...)``; zero for
                 tasks that are left out.
-            context: of the meta-step.
+            context: the meta-step.
         """
         return gradients
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Makes sure that a saved :attr:`StepContext.state` is one of this meta-gradient.
+        """Checks that a saved :attr:`StepContext.state` belongs to this meta-gradient.
 
         Raises:
-            ValueError: if not.
+            ValueError: if it does not.
         """
         unknown = sorted(set(state) - set(self.state_names))
         if unknown:
             raise ValueError(
                 f"the saved state has {', '.join(unknown)}, which metagrad.{type(self).__name__} "
-                "does not keep. Load it into a learner with the meta-gradient that it was saved "
+                "does not have. Load it into a learner with the meta-gradient that it was saved "
                 "with."
             )
 
 
 def require_inner_steps(steps: int) -> None:
-    """Rejects a comparison of support gradients where there are none.
+    """Rejects an inner loop without steps, which has no support gradients.
 
     Raises:
         ValueError: if there was no inner step.

@@ -14,9 +14,10 @@ from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, Task
 
 
 class Exact(MetaGradient):
-    """The gradient of the query loss in the initialisation, all second derivatives included.
+    """The gradient of the query loss with respect to the initialisation, to second order.
 
-    ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1. The same for learned rates.
+    ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1, including all second derivatives.
+    Learned rates get their exact gradient, too.
     """
 
     task_batchable = True

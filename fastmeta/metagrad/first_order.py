@@ -16,7 +16,7 @@ class FirstOrder(MetaGradient):
     """The query gradient at the fast weights: MAML without its second derivatives.
 
     Finn et al. 2017, section 5.2; Nichol et al. 2018, "On First-Order Meta-Learning Algorithms".
-    Learned rates have their gradient with the inner gradients held fixed.
+    The gradient of learned rates is taken with the inner gradients held fixed.
     """
 
     task_batchable = True
@@ -42,14 +42,14 @@ def first_order(
     adaptation: Adaptation,
     context: StepContext,
 ) -> tuple[TaskGradient, Adapted]:
-    """A task's first-order meta-gradient, and the inner loop that led to it.
+    """The first-order meta-gradient of a task, and the result of its inner loop.
 
     Args:
         support: the support loss.
         query: loss and outputs on the query set.
         params: the initialisation.
         adaptation: the inner loop.
-        context: of the meta-step.
+        context: the meta-step.
     """
     tape = Tape() if adaptation.rates else None
     adapted = run_inner_loop(adaptation, support, params, record=context.record_support, tape=tape)
@@ -57,6 +57,6 @@ def first_order(
     grads = torch.autograd.grad(
         loss, adapted.fast, allow_unused=True, materialize_grads=tape is not None
     )
-    # The reverse sweep over the updates alone: inner gradients are constants.
+    # A reverse sweep over the updates only: inner gradients are constants.
     d_rates = [] if tape is None else tape.reverse_sweep(grads, adapted.state, adaptation.rates)[1]
     return TaskGradient.of([*grads, *d_rates], adapted, loss, output, context), adapted

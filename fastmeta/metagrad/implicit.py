@@ -12,32 +12,33 @@ from fastmeta import ops
 from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
 from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad._hvp import hvp_of_graph, twice_differentiable
-from fastmeta.metagrad._replay import untraced
+from fastmeta.metagrad._replay import preserve_state
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
-_LAM = 2.0
+_DEFAULT_LAM = 2.0
 
 
 class Implicit(MetaGradient):
-    """``(I + H / lam)^-1 g_q``, by conjugate gradient at the adapted parameters.
+    """``(I + H / lam)^-1 g_q``, by conjugate gradients at the adapted parameters.
 
     ``H`` is the Hessian of the support loss there, ``g_q`` the query gradient. Rajeswaran et al.
     2019, "Meta-Learning with Implicit Gradients", theorem 1, algorithm 2: the exact meta-gradient
-    where the inner loop ends at a minimum of ``S(theta) + lam/2 |theta - theta_0|^2``, however it
-    got there: memory does not grow with the inner steps.
+    where the inner loop ends at a minimum of ``S(theta) + lam/2 |theta - theta_0|^2``. The inner
+    steps taken do not matter, and memory does not grow with their number.
 
-    All Hessian-vector products are of one evaluation of the support loss, so of the same dropout
-    masks; it leaves buffers and random number generators as they were. Learned rates stay as they
-    are: a minimum does not depend on the way there. Where some parameters alone are adapted, the
-    minimum is over those of the last inner step, and the others' gradient that through the minimum.
+    All Hessian-vector products use one evaluation of the support loss, and so the same dropout
+    masks; it leaves buffers and random number generators unchanged. Learned rates are not trained:
+    a minimum does not depend on the path to it. If only some parameters are adapted, the minimum is
+    over those of the last inner step; the others get their gradient through it.
 
     Args:
-        cg_steps: steps of the solver, one Hessian-vector product each; 5 in the authors' example.
-        lam: see above; by default that of the adaptation if it is
-            :class:`~fastmeta.adaptation.ProximalSGD` (or one for some layers), else 2.
-        damping: is added to ``lam`` in the matrix, which makes it positive in more directions of
-            negative curvature, and its inverse smaller along all; 10 in the authors' code, not in
-            the paper.
+        cg_steps: number of solver steps, one Hessian-vector product each; 5 in the authors'
+            example.
+        lam: strength of the proximal term; by default that of the adaptation if it is
+            :class:`~fastmeta.adaptation.ProximalSGD` (also within a
+            :class:`~fastmeta.adaptation.LayerPattern`), else 2.
+        damping: added to ``lam`` in the matrix, which makes it positive along more directions of
+            negative curvature and shrinks its inverse; 10 in the authors' code, not in the paper.
 
     Raises:
         ValueError: if ``cg_steps`` is below 1, ``lam`` not positive or ``damping`` negative.
@@ -66,71 +67,73 @@ class Implicit(MetaGradient):
         adaptation: Adaptation,
         context: StepContext,
     ) -> TaskGradient:
-        """Adapts to one task and differentiates.
+        """Adapts to one task and computes its meta-gradient.
 
         Raises:
-            ValueError: if the adaptation's ``lam`` is taken and is 0.
+            ValueError: if the adaptation's ``lam`` is used and is 0.
         """
         lam = self.lam
         if lam is None:
             inner = adaptation.inner if isinstance(adaptation, LayerPattern) else adaptation
-            lam = inner.lam if isinstance(inner, ProximalSGD) else _LAM
+            lam = inner.lam if isinstance(inner, ProximalSGD) else _DEFAULT_LAM
             _check(lam)
-        pull = lam + self.damping
+        damped = lam + self.damping
         adapted = run_inner_loop(
             adaptation, lambda p: losses.support(p)[0], params, record=context.record_support
         )
         fast, layout = adapted.fast, FlatLayout.of(params)
         loss, output = losses.query(fast)
         grads = torch.autograd.grad(loss, fast, allow_unused=True, materialize_grads=True)
-        with untraced(losses, params[0].device):
+        with preserve_state(losses, params[0].device):
             support, _ = losses.support(fast)
-        slopes = torch.autograd.grad(support, fast, create_graph=True, allow_unused=True)
+        support_grads = torch.autograd.grad(support, fast, create_graph=True, allow_unused=True)
 
-        def product(v: Tensor) -> Tensor:
-            curved = hvp_of_graph(slopes, fast, layout.views(v), retain_graph=True)
+        def product(v: Tensor) -> Tensor:  # (I + H / damped) v
+            hvp = hvp_of_graph(support_grads, fast, layout.views(v), retain_graph=True)
             return torch.cat(
                 [
-                    p.flatten() if c is None else (p + c / pull).flatten()
-                    for p, c in zip(layout.views(v), curved, strict=True)
+                    p.flatten() if h is None else (p + h / damped).flatten()
+                    for p, h in zip(layout.views(v), hvp, strict=True)
                 ]
             )
 
         g = ops.pack(grads)[0]
-        moving = adaptation.adapts(max(adaptation.steps - 1, 0), params)
-        if all(moving):
-            found = conjugate_gradient(product, g, self.cg_steps)
+        adapts = adaptation.adapts(max(adaptation.steps - 1, 0), params)
+        if all(adapts):
+            solution = conjugate_gradient(product, g, self.cg_steps)
         else:
-            free = torch.cat(
-                [torch.full_like(p, m).flatten() for p, m in zip(params, moving, strict=True)]
+            # x solves the system restricted to the adapted parameters; the others get g - A x.
+            mask = torch.cat(
+                [torch.full_like(p, a).flatten() for p, a in zip(params, adapts, strict=True)]
             )
-            x = conjugate_gradient(lambda v: free * product(v), free * g, self.cg_steps)
-            found = torch.where(free > 0, x, g - product(x))
-        return TaskGradient.of(layout.views(found), adapted, loss, output, context)
+            x = conjugate_gradient(lambda v: mask * product(v), mask * g, self.cg_steps)
+            solution = torch.where(mask > 0, x, g - product(x))
+        return TaskGradient.of(layout.views(solution), adapted, loss, output, context)
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
-    """``A^-1 b`` for a symmetric ``A``, by ``steps`` steps from 0; never waits for the device.
+    """``A^-1 b`` for a symmetric ``A``, by ``steps`` steps from 0, without a host sync.
 
-    Where ``A`` is not positive along a direction, it keeps what it had before, or ``b`` if that was
-    the first direction (Nocedal & Wright 2006, "Numerical Optimization", algorithm 7.1).
+    At a direction along which ``A`` is not positive it stops with the current iterate, or with
+    ``b`` if that is the first direction (Nocedal & Wright 2006, "Numerical Optimization",
+    algorithm 7.1).
 
     Args:
-        product: ``v`` to ``A v``.
+        product: maps ``v`` to ``A v``.
         b: ``(P,)``.
-        steps: products to take; ``P`` are exact but for rounding.
+        steps: number of products; ``P`` give the exact solution up to rounding.
     """
-    x, rest, way = torch.zeros_like(b), b, b
-    size = b.dot(b)
+    x, residual, direction = torch.zeros_like(b), b, b
+    squared = b.dot(b)  # norm of the residual
     for _ in range(steps):
-        image = product(way)
-        curvature = way.dot(image)
-        # Also at the solution, where the way is 0 or too small to be squared.
-        ends = (curvature <= 0) | (size == 0)
-        length = torch.where(ends, 0, size / curvature)
-        x, rest = x + length * way, rest - length * image
-        before, size = size, rest.dot(rest)
-        way = torch.where(ends, 0, rest + size / before * way)
+        image = product(direction)
+        curvature = direction.dot(image)
+        # Also at the solution, where the direction is 0 or its square underflows.
+        done = (curvature <= 0) | (squared == 0)
+        step_size = torch.where(done, 0, squared / curvature)
+        x, residual = x + step_size * direction, residual - step_size * image
+        before, squared = squared, residual.dot(residual)
+        direction = torch.where(done, 0, residual + squared / before * direction)
     return torch.where(x.any(), x, b)
 
 

@@ -13,24 +13,24 @@ from fastmeta.inner_step import at_step, current_step
 from fastmeta.metagrad._hvp import twice_differentiable
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
-_FLOOR = 0.03
+_MIN_WEIGHT = 0.03  # times 1 / K
 
 
 class MultiStep(MetaGradient):
     """The gradient of ``sum_k w_k Q(theta_k)``: the query loss after each of ``K`` inner steps.
 
     Antoniou et al. 2019, "How to train your MAML", section 4 (MSL, DA), with the weights of the
-    authors' code, its epochs being meta-steps here: at meta-step ``t`` each ``w_k`` but the last is
-    ``max(1 - t / anneal_steps, 0.03) / K``, and the last is what is missing to 1. From meta-step
-    ``anneal_steps`` on the last counts alone: this is :class:`Exact` then.
+    authors' code, counted in meta-steps instead of epochs: at meta-step ``t`` each ``w_k`` but the
+    last is ``max(1 - t / anneal_steps, 0.03) / K``, and the weights sum to 1. From meta-step
+    ``anneal_steps`` on only the last one is nonzero, which is :class:`Exact`.
 
-    After an inner step but the last, the query set is evaluated
+    After each inner step but the last, the query set is evaluated
     :func:`~fastmeta.inner_step.at_step` that step.
 
     Args:
-        anneal_steps: see above.
-        first_order_steps: meta-steps during which inner gradients are held fixed, as in
-            :class:`FirstOrder`; afterwards the derivative is exact.
+        anneal_steps: number of meta-steps in which the losses after earlier inner steps are used.
+        first_order_steps: number of first meta-steps in which inner gradients are held fixed, as in
+            :class:`FirstOrder`; afterwards the meta-gradient is exact.
 
     Raises:
         ValueError: if an argument is negative.
@@ -69,8 +69,8 @@ class MultiStep(MetaGradient):
             if step and not annealed:
                 with at_step(step - 1):
                     early.append(losses.query(fast)[0])
-            linear = context.step < self.first_order_steps
-            return _tangent(support, fast) if linear else support(fast)
+            first_order = context.step < self.first_order_steps
+            return _linearized(support, fast) if first_order else support(fast)
 
         adapted = run_inner_loop(
             adaptation, loss, start, create_graph=True, record=context.record_support
@@ -78,17 +78,17 @@ class MultiStep(MetaGradient):
         last, output = losses.query(adapted.fast)
         total = last
         if early:
-            share = max(1 - context.step / self.anneal_steps, _FLOOR) / (len(early) + 1)
-            total = (1 - share * len(early)) * last + share * torch.stack(early).sum()
+            weight = max(1 - context.step / self.anneal_steps, _MIN_WEIGHT) / (len(early) + 1)
+            total = (1 - weight * len(early)) * last + weight * torch.stack(early).sum()
         grads = torch.autograd.grad(total, [*start, *adaptation.rates], allow_unused=True)
         return TaskGradient.of(grads, adapted, last, output, context)
 
 
-def _tangent(loss: LossFn, params: Sequence[Tensor]) -> Tensor:
-    """The loss with its gradient at ``params`` held fixed: linear in them, and equal to it."""
+def _linearized(loss: LossFn, params: Sequence[Tensor]) -> Tensor:
+    """The first-order Taylor expansion of the loss at ``params``: same value, same gradient."""
     point = [p.detach().requires_grad_() for p in params]
     value = loss(point)
     grads = torch.autograd.grad(value, point, allow_unused=True)
     triples = zip(grads, params, point, strict=True)
-    rise = [(g * (p - q.detach())).sum() for g, p, q in triples if g is not None]
-    return value.detach() + torch.stack(rise).sum()
+    linear = [(g * (p - q.detach())).sum() for g, p, q in triples if g is not None]
+    return value.detach() + torch.stack(linear).sum()

@@ -1,4 +1,4 @@
-"""The exact meta-gradient of MAML, with memory that does not grow with the inner steps."""
+"""The exact meta-gradient of MAML, without a graph of the whole inner loop."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward
 
 
 class Recursion(ReverseSweep):
-    """The meta-gradient of :class:`Exact` by a walk back over the inner steps.
+    """The meta-gradient of :class:`Exact` by a reverse sweep over the inner steps.
 
     The inner loop keeps the parameters before each step (and what the adaptation's
-    :meth:`~fastmeta.adaptation.Adaptation.vjp` needs), but no graph; then, from the query gradient
-    ``v`` at the last parameters, ``v <- v - a H_k v`` for gradient descent and the corresponding
-    vector-Jacobian products for momentum and Adam. One step at a time is evaluated again, with the
-    same random numbers and buffers, and has a graph. Kemaev et al. 2025, "MixFlow-MG"
-    (arXiv 2505.00793).
+    :meth:`~fastmeta.adaptation.Adaptation.vjp` needs), but no graph. The reverse sweep starts from
+    the query gradient ``v`` at the last parameters and computes ``v <- v - a H_k v`` for gradient
+    descent, and the corresponding vector-Jacobian products for momentum and Adam. It re-evaluates
+    one step at a time, with the same random numbers and buffers, so that only one step has a graph.
+    Kemaev et al. 2025, "MixFlow-MG" (arXiv 2505.00793).
 
-    Buffers are constants: a gradient through them, which :class:`Exact` would follow, is not taken.
+    Buffers are constants: gradients through them, which :class:`Exact` includes, are left out.
 
     Args:
         hvp: how ``H_k v`` is computed. ``"reverse"`` differentiates ``<grad, v>``. ``"forward"``
-            takes the tangent of the gradient; operations without a forward derivative are refused,
-            and one under ``torch.no_grad`` in the module is differentiated all the same. ``"auto"``
+            takes the tangent of the gradient; it rejects operations without a forward derivative,
+            and differentiates operations of the module even under ``torch.no_grad``. ``"auto"``
             is ``"reverse"``: forward took 1.4 times as long and 1.26 times the memory on the
             strided Conv-4 (5 to 25 images of Omniglot's size) and 2.5 times as long on small MLPs,
             in one run each (one CPU thread, torch 2.13).
-        graphs: of how many last inner steps the graph is kept instead of evaluating them again.
-            With 1, one inner step costs what it costs :class:`Exact`, in time and in memory; with 0
-            memory is least.
+        graphs: number of last inner steps whose graph is kept instead of re-evaluating them. With 1
+            (the default) one inner step costs the same as in :class:`Exact`, in time and in memory;
+            0 needs the least memory, and is the default and the only choice for ``hvp="forward"``.
 
     Raises:
-        ValueError: if ``hvp`` is unknown, ``graphs`` negative, or graphs are to be kept for
-            ``hvp="forward"``, which has no use for them.
+        ValueError: if ``hvp`` is unknown, ``graphs`` is negative, or not 0 with ``hvp="forward"``,
+            which does not use kept graphs.
     """
 
     task_batchable = True
@@ -62,7 +62,7 @@ class Recursion(ReverseSweep):
             graphs = 0 if hvp == "forward" else 1
         if graphs < 0 or (graphs and hvp == "forward"):
             raise ValueError(
-                f"graphs must not be negative, and 0 with hvp='forward'; got {graphs}, {hvp!r}."
+                f"graphs must be at least 0, and 0 with hvp='forward'; got {graphs}, {hvp!r}."
             )
         self.hvp = hvp
         self.graphs = graphs
@@ -76,23 +76,26 @@ class Recursion(ReverseSweep):
         adaptation: Adaptation,
         context: StepContext,
     ) -> TaskGradient:
-        """Adapts to one task and differentiates.
+        """Adapts to one task and computes its meta-gradient.
 
         Raises:
             NotImplementedError: with ``hvp="forward"``, where torch has no forward derivative.
         """
         return super().task(losses, params, adaptation, context)
 
-    def through_grads(self, step: InnerStep, back: Cotangents, replay: Replay) -> Sequence[Tensor]:
-        """See :meth:`ReverseSweep.through_grads`."""
-        return ops.inner_step(back.params, self._product(step, back.grads, replay), -1.0)
+    @override
+    def through_grads(
+        self, step: InnerStep, cotangents: Cotangents, replay: Replay
+    ) -> Sequence[Tensor]:
+        hvp = self._hvp(step, cotangents.grads, replay)
+        return ops.inner_step(cotangents.params, hvp, -1.0)
 
-    def _product(
+    def _hvp(
         self, step: InnerStep, direction: Sequence[Tensor | None], replay: Replay
     ) -> list[Tensor | None]:
         """The Hessian of this step's support loss times ``direction``."""
         if step.grads is not None:
-            replay.forget()
+            replay.discard_last()
             return hvp_of_graph(step.grads, step.params, direction)
-        with replay.last() as loss:
+        with replay.repeat_last() as loss:
             return _PRODUCTS[self.hvp](loss, step.params, direction)

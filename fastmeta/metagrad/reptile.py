@@ -1,4 +1,4 @@
-"""Reptile's direction: where the inner loop went."""
+"""The meta-gradient of Reptile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Reptile(MetaGradient):
 
     Nichol et al. 2018, algorithm 2: with an outer SGD of learning rate ``e`` the step is
     ``theta + e (theta_K - theta)``. Reptile does not split a task: it trains on all its examples,
-    so the query loss and outputs reported are those of the last inner step, before its update.
+    so the reported query loss and outputs are those of the last inner step, before its update.
 
     Args:
         use_query: ``False`` trains on the support set alone.
@@ -37,23 +37,23 @@ class Reptile(MetaGradient):
         adaptation: Adaptation,
         context: StepContext,
     ) -> TaskGradient:
-        before: list[Tensor] = []
-        last: list[tuple[Tensor, Tensor]] = []
+        support_losses: list[Tensor] = []
+        last_query: list[tuple[Tensor, Tensor]] = []
 
         def loss(fast: Sequence[Tensor]) -> Tensor:
             support, _ = losses.support(fast)
-            before.append(support.detach())
+            support_losses.append(support.detach())
             if not self.use_query:
                 return support
             query, output = losses.query(fast)
-            last[:] = [(query.detach(), output.detach())]
+            last_query[:] = [(query.detach(), output.detach())]
             return 0.5 * (support + query)
 
         adapted = run_inner_loop(adaptation, loss, params, record=context.record_support)
-        if not last:
+        if not last_query:
             with torch.no_grad():
-                last.append(losses.query(adapted.fast))
+                last_query.append(losses.query(adapted.fast))
         with torch.no_grad():
-            moved = [p - f for p, f in zip(params, adapted.fast, strict=True)]
-        found = TaskGradient.of(moved, adapted, *last[0], context)
-        return replace(found, support_loss=before[0]) if before else found
+            displacement = [p - f for p, f in zip(params, adapted.fast, strict=True)]
+        result = TaskGradient.of(displacement, adapted, *last_query[0], context)
+        return replace(result, support_loss=support_losses[0]) if support_losses else result

@@ -1,4 +1,4 @@
-"""GSL as a drop-in for the outer optimizer of an existing MAML loop."""
+"""GSL as a drop-in replacement for the outer optimizer of an existing MAML loop."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastmeta.metagrad.gsl.correction import Scope
 from fastmeta.ops.weights import Magnitude
 from fastmeta.optim.task_optimizer import TaskOptimizer
 
-_IN_A_LOOP = ("off", "correction", "layer-weights", "element-weights", "task-weights")
+_VARIANTS = ("off", "correction", "layer-weights", "element-weights", "task-weights")
 
 
 class GSLOptimizer(TaskOptimizer):
-    """Any torch optimizer, fed with GSL meta-gradients instead of plain FOMAML ones.
+    """Any torch optimizer, applied to GSL meta-gradients instead of plain FOMAML ones.
 
     Our reconstruction of "MAML via AHE update" (Tak & Hong 2024), the gradient similarity loss. In
     a FOMAML loop, build this in place of the outer optimizer and mark each task::
@@ -32,13 +32,13 @@ class GSLOptimizer(TaskOptimizer):
                     query_loss.backward()
             opt.step()
 
-    With ``eta=0`` this is the plain loop, bit for bit. A preset of :class:`TaskOptimizer`, which
-    says more about the loop.
+    With ``eta=0`` this is the plain loop, bit for bit. It is a preset of :class:`TaskOptimizer`,
+    which documents the loop.
 
     Args:
         params: parameters or parameter groups.
         base: class (or factory) of the optimizer that applies the meta-gradient.
-        lr: its learning rate.
+        lr: learning rate of ``base``.
         variant: ``"off"`` (R0), ``"correction"`` (R1), ``"layer-weights"`` (R2),
             ``"element-weights"`` (R2p) or ``"task-weights"`` (R3), or the short name; see
             :func:`fastmeta.metagrad.gsl_variant`, which names the class of each, and
@@ -77,9 +77,9 @@ class GSLOptimizer(TaskOptimizer):
         **base_options: Any,
     ) -> None:
         name = VARIANT_ALIASES.get(variant, variant)
-        if name not in _IN_A_LOOP:
+        if name not in _VARIANTS:
             raise ValueError(
-                f"variant must be one of {', '.join(_IN_A_LOOP)}; got {variant!r}. For the others "
+                f"variant must be one of {', '.join(_VARIANTS)}; got {variant!r}. For the others "
                 "use fastmeta.GSL, which runs the inner loop itself."
             )
         given: dict[str, Any] = {

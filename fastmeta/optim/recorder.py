@@ -1,4 +1,4 @@
-"""Recording one task of a user's own meta-training loop."""
+"""Recording of one task in a user's own meta-training loop."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Grads = list["Tensor | None"]
 
 
 class TaskRecorder:
-    """One task between ``with opt.task() as task:`` and the end of the block.
+    """One task, in the block of ``with opt.task() as task:``.
 
     In the block, ``backward()`` on the query loss leaves the task's query gradient in ``.grad``.
-    The support gradients come in one of three ways: :meth:`support`, :meth:`record` or
+    The support gradients are passed in one of three ways: :meth:`support`, :meth:`record` or
     :meth:`adapted`. After the block ``.grad`` holds what a plain loop would have accumulated.
 
     Args:
         params: the meta-parameters.
         finish: called at the end of the block with query gradients, mean support gradients and
             their scale, before ``.grad`` is restored.
-        scale: what the query loss was multiplied with, such as ``1 / T``.
+        scale: factor by which the query loss was multiplied, such as ``1 / T``.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class TaskRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         query = self._take()
-        self._give(self._saved)  # a failed task leaves nothing behind
+        self._restore(self._saved)  # also after an exception
         if kind is None:
             self._finish(query, self._mean(), self._scale)
-            self._give([_add(s, q) for s, q in zip(self._saved, query, strict=True)])
+            self._restore([_add(s, q) for s, q in zip(self._saved, query, strict=True)])
 
     def support(self, grads: Sequence[Tensor | None]) -> None:
-        """Hands over the support gradients of one inner step, in the order of the parameters.
+        """Passes the support gradients of one inner step, in the order of the parameters.
 
         Raises:
             ValueError: if their number or a shape differs from the parameters'.
@@ -77,17 +77,17 @@ class TaskRecorder:
     @contextmanager
     def record(self) -> Iterator[None]:
         """Records the support gradients of a ``backward()`` on the meta-parameters themselves."""
-        outside = self._take()
+        before = self._take()
         try:
             yield
             self.support(self._take())
         finally:
-            self._give(outside)
+            self._restore(before)
 
     def adapted(self, fast: Sequence[Tensor], inner_lr: float, steps: int = 1) -> None:
-        """Takes the mean support gradient from the displacement ``(theta - fast) / (lr steps)``.
+        """Computes the mean support gradient as the displacement ``(theta - fast) / (lr steps)``.
 
-        Exact for inner SGD; for other inner optimizers it is the displacement in gradient units.
+        Exact for inner SGD; for other inner optimizers it is a rescaled displacement.
 
         Raises:
             ValueError: if shapes differ, or ``inner_lr * steps`` is not positive.
@@ -104,10 +104,10 @@ class TaskRecorder:
 
     def _take(self) -> Grads:
         grads = [p.grad for p in self._params]
-        self._give([None] * len(grads))
+        self._restore([None] * len(grads))
         return grads
 
-    def _give(self, grads: Grads) -> None:
+    def _restore(self, grads: Grads) -> None:
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
 

@@ -1,4 +1,4 @@
-"""Any meta-gradient correction and task aggregation as a drop-in for an outer optimizer."""
+"""Meta-gradient corrections and task aggregations as a drop-in for an outer optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Loss = TypeVar("Loss")
 
 
 class TaskOptimizer(torch.optim.Optimizer):
-    """Any torch optimizer, fed with a combination of the tasks' gradients in a user's own loop.
+    """Any torch optimizer, applied to a combination of task gradients in a user's own loop.
 
     Build it in place of the outer optimizer of a MAML loop and mark each task::
 
@@ -35,28 +35,28 @@ class TaskOptimizer(torch.optim.Optimizer):
                     (query_loss / len(tasks)).backward()
             opt.step()
 
-    The meta-gradient is the weighted sum that ``aggregation`` makes of what ``metagrad`` makes of
-    each task's gradient in ``.grad`` and its mean support gradient. With the defaults this is the
-    plain loop, bit for bit. Parameter groups, ``state_dict``, learning rate schedulers, closures,
-    hooks and ``GradScaler`` work as with ``base``. ``zero_grad()`` forgets tasks marked since the
-    last step; a step without marked tasks is one of ``base``. Parameters of several dtypes or
-    devices are packed in the widest dtype on the first device.
+    ``metagrad`` corrects each task's gradient in ``.grad``, using its mean support gradient, and
+    ``aggregation`` decides the weights of their sum. With the defaults this is the plain loop, bit
+    for bit. Parameter groups, ``state_dict``, learning rate schedulers, closures, hooks and
+    ``GradScaler`` work as with ``base``. ``zero_grad()`` discards tasks marked since the last
+    step; a step without marked tasks is one of ``base``. Parameters of several dtypes or devices
+    are packed in the widest dtype on the first device.
 
     Args:
         params: parameters or parameter groups.
         base: class (or factory) of the optimizer that applies the meta-gradient.
         metagrad: corrects a first-order gradient, such as :class:`fastmeta.metagrad.GSL`; by
             default the gradient stays as the loop computed it (which may be the exact one).
-        aggregation: the task weights; by default each task counts as in the loop.
+        aggregation: the task weights; by default those of the loop.
         **base_options: options of ``base``, such as ``lr``.
 
     Raises:
-        ValueError: if ``metagrad`` computes anything but FOMAML's gradient per task, which in a
-            user's loop the loop itself does.
+        ValueError: if ``metagrad`` has another gradient per task than FOMAML, which here is
+            computed by the user's loop.
         TypeError: if a parameter is a DTensor or on the meta device.
     """
 
-    # Tells GradScaler to leave the unscaling to step(), which has the task gradients.
+    # GradScaler leaves the unscaling to step(), which has the task gradients.
     _step_supports_amp_scaling = True
     grad_scale: Tensor | None
     found_inf: Tensor | None
@@ -74,14 +74,14 @@ class TaskOptimizer(torch.optim.Optimizer):
         self.aggregation = Mean() if aggregation is None else aggregation
         if type(self.metagrad).task is not FirstOrder.task:
             raise ValueError(
-                f"metagrad.{type(self.metagrad).__name__} computes its gradients in the inner "
-                "loop, which is yours here; expected FirstOrder or a correction of it such as GSL. "
-                "For the others use fastmeta.MetaLearner, which runs the inner loop."
+                f"metagrad.{type(self.metagrad).__name__} needs its own inner loop, but here the "
+                "loop is yours; expected FirstOrder or a correction of it such as GSL. For other "
+                "meta-gradients use fastmeta.MetaLearner, which runs the inner loop."
             )
         self.base = base(params, **base_options)
         self._check(self.base.param_groups)
         super().__init__(self.base.param_groups, dict(self.base.defaults))
-        self._share()
+        self._share_state()
         self.steps_taken = 0
         self._state: dict[str, Tensor] = {}
         self._buffers: tuple[GradientBuffer, GradientBuffer] | None = None
@@ -92,7 +92,7 @@ class TaskOptimizer(torch.optim.Optimizer):
             named = ((f"parameter {i} of group {k}", p) for i, p in enumerate(group["params"]))
             check_materialized(named)
 
-    def _share(self) -> None:
+    def _share_state(self) -> None:
         """Both optimizers act on the same groups and the same per-parameter state."""
         self.param_groups = self.base.param_groups
         self.state = self.base.state
@@ -103,8 +103,8 @@ class TaskOptimizer(torch.optim.Optimizer):
         """Marks one task; see :class:`fastmeta.optim.TaskRecorder`.
 
         Args:
-            scale: what the query loss is multiplied with in the loop, such as ``1 / T``. Gradients
-                are compared as they were before that.
+            scale: factor by which the query loss is multiplied in the loop, such as ``1 / T``.
+                Gradients are compared without it.
 
         Raises:
             ValueError: if ``scale`` is not positive.
@@ -133,7 +133,7 @@ class TaskOptimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 f"metagrad.{type(self.metagrad).__name__} with aggregation."
                 f"{type(self.aggregation).__name__} compares support gradients, but task "
-                f"{len(self._scales)} brought none. Call task.support(grads) after each inner "
+                f"{len(self._scales)} has none. Call task.support(grads) after each inner "
                 "step, or task.adapted(...), or use task.record()."
             )
         if self._buffers is None:
@@ -154,7 +154,7 @@ class TaskOptimizer(torch.optim.Optimizer):
     def combine(self, grad_scale: Tensor | float = 1.0) -> None:
         """Replaces ``.grad`` by the meta-gradient of the marked tasks.
 
-        :meth:`step` does this by itself. Call it first to look at the gradient, or to clip it.
+        Called by :meth:`step`. Call it before to inspect or clip the gradient.
 
         Args:
             grad_scale: the loss scale of ``GradScaler`` in the query gradients (support gradients
@@ -182,11 +182,11 @@ class TaskOptimizer(torch.optim.Optimizer):
             if param.grad is not None:  # unused by every task: stays None, as in a plain loop
                 param.grad = view.to(param)
         self.steps_taken += 1
-        self._forget()
+        self._discard_tasks()
 
     def _weights(self, gradients: TaskGradients) -> Tensor:
         weights = self.aggregation.weights(gradients)
-        # Filled in number by number: a copy from the host would wait for the GPU.
+        # Filled one by one: a copy from the host would synchronise with the GPU.
         scales = torch.cat([weights.new_full((1,), scale) for scale in self._scales])
         if type(self.aggregation) is Mean:
             return scales
@@ -198,7 +198,7 @@ class TaskOptimizer(torch.optim.Optimizer):
             )
         return weights * len(self._scales) * scales
 
-    def _forget(self) -> None:
+    def _discard_tasks(self) -> None:
         self._scales = []
         for buffer in self._buffers or ():
             buffer.clear()
@@ -208,7 +208,7 @@ class TaskOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears gradients and marked tasks."""
         super().zero_grad(set_to_none)
-        self._forget()
+        self._discard_tasks()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -242,13 +242,13 @@ class TaskOptimizer(torch.optim.Optimizer):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to both optimizers; marked tasks are forgotten.
+        """Adds a group to both optimizers; discards marked tasks.
 
         Raises:
             TypeError: if a parameter is a DTensor or on the meta device.
         """
         if "_buffers" in self.__dict__:
-            self._forget()
+            self._discard_tasks()
             self._buffers = None
             self.base.add_param_group(param_group)
             try:
@@ -266,7 +266,7 @@ class TaskOptimizer(torch.optim.Optimizer):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; takes a state of ``base`` alone too.
+        """Restores :meth:`state_dict`; also accepts a state of ``base`` alone.
 
         Raises:
             ValueError: if the state is of another meta-gradient or other parameters.
@@ -277,7 +277,7 @@ class TaskOptimizer(torch.optim.Optimizer):
         self.metagrad.check_state(carried)
         super().load_state_dict(plain)
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        self._share()
+        self._share_state()
         if "metagrad" in state_dict:
             self.steps_taken, self._state = step, carried
 
@@ -289,4 +289,4 @@ class TaskOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "base" in state:  # unpickled or copied, rather than loaded
-            self._share()
+            self._share_state()

@@ -38,7 +38,7 @@ def plans(aggregation: type, *sizes: int) -> cost.Plans:
         return cost.mean(*sizes)
     if aggregation is UPGrad:
         return cost.gram(*sizes)
-    return cost.similarity(*sizes, inner=aggregation is GradientAgreement)
+    return cost.similarity(*sizes, support=aggregation is GradientAgreement)
 
 
 def counted(function: Callable[..., Any], of: Callable[..., cost.Cost], sent: list[cost.Cost]):

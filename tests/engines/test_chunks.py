@@ -123,7 +123,7 @@ def test_out_of_memory_in_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any, batch: Any, rows: Any) -> None:
+    def fail(*args: Any) -> None:
         raise RuntimeError("something else")
 
     monkeypatch.setattr(BatchedEngine, "_run", fail)

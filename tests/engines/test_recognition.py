@@ -26,9 +26,9 @@ def engine_of(learner: MetaLearner, batch: TaskBatch) -> str:
     runs = {kind: kind.run for kind in (LoopEngine, MlpEngine)}
 
     def seen(kind: type) -> Callable[..., Any]:
-        def run(self: Any, rows: Any) -> Any:
+        def run(self: Any, *args: Any) -> Any:
             ran.append(kind.name)
-            return runs[kind](self, rows)
+            return runs[kind](self, *args)
 
         return run
 
@@ -117,20 +117,20 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another module": (Tied, "not a sequence of nn.Linear"),
     "a frozen parameter": (frozen, "does not train each parameter"),
     "a layer used twice": (twice, "does not train each parameter"),
-    "a forward hook": (hooked, "a hook or another forward is attached to Linear"),
-    "a backward hook": (backward_hooked, "a hook or another forward is attached to Sequential"),
+    "a forward hook": (hooked, "a hook or custom forward is attached to Linear"),
+    "a backward hook": (backward_hooked, "a hook or custom forward is attached to Sequential"),
     "a parametrization": (parametrized, "not a sequence of nn.Linear"),
-    "a pruned layer": (pruned, "a hook or another forward"),
-    "another forward": (patched, "a hook or another forward is attached to Tanh"),
+    "a pruned layer": (pruned, "a hook or custom forward"),
+    "another forward": (patched, "a hook or custom forward is attached to Tanh"),
     "a subclass": (
         lambda: nn.Sequential(nn.Flatten(), OwnLinear(16, WAYS)),
         "not a sequence of nn.Linear",
     ),
-    "another activation": (lambda: mlp(nn.Softplus), "is not an activation of the MLP kernel"),
-    "another ELU": (lambda: mlp(lambda: nn.ELU(0.5)), "is not an activation of the MLP kernel"),
+    "another activation": (lambda: mlp(nn.Softplus), "is not supported by the MLP kernel"),
+    "another ELU": (lambda: mlp(lambda: nn.ELU(0.5)), "is not supported by the MLP kernel"),
     "another GELU": (
         lambda: mlp(lambda: nn.GELU("tanh")),
-        "is not an activation of the MLP kernel",
+        "is not supported by the MLP kernel",
     ),
     "an activation at the end": (
         lambda: nn.Sequential(*mlp(), nn.Tanh()),
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "dropout": (
         lambda: nn.Sequential(*mlp(), nn.Dropout(0.0), nn.Linear(WAYS, WAYS)),
-        "is not an activation",
+        "is not supported by the MLP kernel",
     ),
     "another flattening": (
         lambda: nn.Sequential(nn.Flatten(2), *mlp()),
@@ -171,8 +171,7 @@ def test_other_components_and_losses_use_the_loop() -> None:
     class OwnSGD(SGD):
         pass
 
-    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2)
-    learner.adaptation = OwnSGD(0.2)
+    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2).with_components(adaptation=OwnSGD(0.2))
     check_refused(learner, batch, "is OwnSGD, not SGD")
 
 
@@ -219,7 +218,7 @@ def test_a_changed_module_is_examined_again() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="one of auto, loop, batched, mlp, got 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, loop, batched, mlp; got 'fast'"):
         MAML(mlp(), F.cross_entropy, inner_lr=0.2, engine="fast")
 
 

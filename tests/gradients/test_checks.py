@@ -47,7 +47,8 @@ Wrap = Callable[[nn.Module, DeviceMesh], nn.Module]
 WRAPPED: dict[str, tuple[Wrap, str]] = {
     "fully_shard": (
         lambda m, mesh: fully_shard(m, mesh=mesh),
-        r"the parameter '0.weight' is a DTensor, .*Shard.*expected plain tensors, whole on every",
+        r"the parameter '0.weight' is a DTensor, .*Shard.*"
+        r"expected plain tensors, complete on every",
     ),
     "replicated": (replicated, r"the parameter '2.weight' is a DTensor, .*Replicate"),
     "buffer": (with_buffer, r"the buffer 'level' is a DTensor"),
@@ -57,11 +58,11 @@ WRAPPED: dict[str, tuple[Wrap, str]] = {
     ),
     "part in ddp": (
         lambda m, _: nn.Sequential(DistributedDataParallel(m)),
-        r"part '0' is wrapped in DistributedDataParallel",
+        r"the submodule '0' is wrapped in DistributedDataParallel",
     ),
     "fsdp": (
         lambda m, _: FullyShardedDataParallel(m, device_id=torch.device("cpu")),
-        r"wrapped in FullyShardedDataParallel; expected plain tensors.*shares out the tasks",
+        r"wrapped in FullyShardedDataParallel; expected plain tensors.*shards the tasks",
     ),
     "meta": (
         lambda m, _: m.to("meta"),
@@ -79,7 +80,9 @@ def test_a_learner_refuses(name: str, mesh: DeviceMesh) -> None:
 
 
 def test_the_optimizer_refuses(mesh: DeviceMesh) -> None:
-    with pytest.raises(TypeError, match=r"parameter 0 of group 0 is a DTensor, .*whole on every"):
+    with pytest.raises(
+        TypeError, match=r"parameter 0 of group 0 is a DTensor, .*complete on every"
+    ):
         fastmeta.GSLOptimizer(fully_shard(mlp(), mesh=mesh).parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"parameter 0 of group 0 is on the meta device"):
         fastmeta.GSLOptimizer(mlp().to("meta").parameters(), lr=0.1)

@@ -42,10 +42,10 @@ def test_cosines_and_norms(name: str) -> None:
     )
     found = compare_with_exact(FOMAML(module, loss, inner_lr=LR, inner_steps=2), batch)
     torch.testing.assert_close(found.task_cosine, F.cosine_similarity(own, exact))
-    torch.testing.assert_close(found.task_length, own.norm(dim=1) / exact.norm(dim=1))
+    torch.testing.assert_close(found.task_norm_ratio, own.norm(dim=1) / exact.norm(dim=1))
     own, exact = own.mean(0), exact.mean(0)
     torch.testing.assert_close(found.cosine, F.cosine_similarity(own, exact, dim=0))
-    torch.testing.assert_close(found.length, own.norm() / exact.norm())
+    torch.testing.assert_close(found.norm_ratio, own.norm() / exact.norm())
 
 
 def test_an_aggregation_is_compared_with_the_mean() -> None:
@@ -56,8 +56,8 @@ def test_an_aggregation_is_compared_with_the_mean() -> None:
     learner = MAML(module, loss, inner_lr=LR, aggregation=GradientAgreement(of="meta"))
     found = compare_with_exact(learner, batch)
     torch.testing.assert_close(found.task_cosine, torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close(found.task_length, torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close(found.length, own.norm() / exact.mean(0).norm())
+    torch.testing.assert_close(found.task_norm_ratio, torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(found.norm_ratio, own.norm() / exact.mean(0).norm())
 
 
 @pytest.mark.parametrize("make", [Noisy, Drifting, MODULES["running batch norm"]])
@@ -92,9 +92,9 @@ def test_every_combination_with_learned_rates(way: str, aggregation: str) -> Non
     )
     rates = [rate.detach().clone() for rate in learner.adaptation.rates]
     found = compare_with_exact(learner, tasks(3))
-    assert found.task_cosine.shape == found.task_length.shape == (3,)
+    assert found.task_cosine.shape == found.task_norm_ratio.shape == (3,)
     if way in ("exact", "recursion"):
-        torch.testing.assert_close(found.task_length, torch.ones(3, dtype=torch.float64))
+        torch.testing.assert_close(found.task_norm_ratio, torch.ones(3, dtype=torch.float64))
     assert all(torch.equal(a, b) for a, b in zip(learner.adaptation.rates, rates, strict=True))
 
 
@@ -145,4 +145,4 @@ def test_a_co_learner_is_part_of_both() -> None:
     learner = MAML(mlp(), loss, inner_lr=0.1, co_learner=CoLearner(nn.Linear(WAYS, WAYS), ""))
     found = compare_with_exact(learner, tasks(3, torch.float32))
     torch.testing.assert_close(found.cosine, torch.ones(()))
-    torch.testing.assert_close(found.task_length, torch.ones(3))
+    torch.testing.assert_close(found.task_norm_ratio, torch.ones(3))

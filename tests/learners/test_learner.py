@@ -214,18 +214,18 @@ def test_errors_say_how_to_fix_them() -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"variant": "R9"}, "variant must be one of R0, R1, R2, R2p, R3"),
+        ({"variant": "R9"}, "variant must be one of off, correction, .* or R0, R1, R2, R2p, R3"),
         ({"magnitude": "loud"}, "magnitude must be one of none"),
         ({"scope": "all"}, "scope must be one of vector, layer"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
         ({"schedule": "linear:0"}, "at least 1"),
-        ({"tau": 0.0}, "tau must be positive"),
-        ({"w_min": 2.0}, "w_min <= 1 <= w_max"),
+        ({"variant": "R3", "tau": 0.0}, "tau must be .*positive"),
+        ({"variant": "R2", "w_min": 2.0}, r"w_min must be a number in \[0, 1\], got 2.0"),
     ],
 )
 def test_invalid_gsl_options(options, part: str) -> None:
     with pytest.raises(ValueError, match=part):
-        fastmeta.metagrad.GslRule(**options)
+        GSL(mlp(), loss, inner_lr=0.1, **options).step(tasks(2, torch.float32))
 
 
 def test_compiled_modules() -> None:

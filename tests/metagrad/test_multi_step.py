@@ -100,13 +100,12 @@ def test_gradients_are_those_of_plain_autograd(
 ) -> None:
     module, batch = mlp().double(), tasks()
     metagrad = MultiStep(100, 1000 if first_order else 0)
-    metagrad.step = step
     weights = authors_weights(step, 100)
     assert sum(weights) == pytest.approx(1)
     expected = reference_gradients(module, batch, kind, weights, first_order)
-    found, result = learner(module, metagrad, ADAPTATIONS[kind](), engine=engine).meta_gradient(
-        batch
-    )
+    model = learner(module, metagrad, ADAPTATIONS[kind](), engine=engine)
+    model.steps_taken = step
+    found, result = model.meta_gradient(batch)
     assert (found - expected).norm() <= 1e-9 * expected.norm()
     _, last = learner(module, Exact(), ADAPTATIONS[kind]()).meta_gradient(batch)
     torch.testing.assert_close(vars(result), vars(last))
@@ -138,12 +137,12 @@ def test_order_and_weights_follow_the_schedule_across_a_resume() -> None:
     module, batch = mlp().double(), tasks()
     first, exact = (learner(module, m).meta_gradient(batch)[0] for m in (FirstOrder(), Exact()))
     last = {"first": first, "exact": exact}
-    names, metagrad = [], MultiStep(3, 5)
+    names, model = [], learner(module, MultiStep(3, 5))
     for _ in range(7):
-        resumed = MultiStep(3, 5)  # simulates a new process for each meta-step
-        resumed.load_state_dict(copy.deepcopy(metagrad.state_dict()))
-        metagrad = resumed
-        found, _ = learner(module, metagrad).meta_gradient(batch)
+        resumed = learner(module, MultiStep(3, 5))  # simulates a new process for each meta-step
+        resumed.load_state_dict(copy.deepcopy(model.state_dict()))
+        model = resumed
+        found, _ = model.meta_gradient(batch)
         names.append(next((n for n, g in last.items() if torch.equal(found, g)), "several"))
     assert names == ["several"] * 3 + ["first"] * 2 + ["exact"] * 2
 

@@ -30,11 +30,12 @@ def scaled(
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"variant": "R2"}, {"variant": "R3", "lam_2": 1.0}, {"eta": 0.0}]
+    "options",
+    [{"eta": 0.3}, {"variant": "R2", "eta": 0.3}, {"variant": "R3", "lam_2": 1.0}, {"eta": 0.0}],
 )
 def test_gradient_scaling_changes_nothing(options: dict) -> None:
     module = mlp().double()
-    module_copy, options = copy.deepcopy(module), {"eta": 0.3, **options}
+    module_copy = copy.deepcopy(module)
     # Not Adam, which turns a rounding error in a tiny gradient into a step.
     sgd = torch.optim.SGD
     opt, other = (
@@ -50,10 +51,12 @@ def test_gradient_scaling_changes_nothing(options: dict) -> None:
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "R2"}, {"variant": "R3"}, {"eta": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"eta": 0.3}, {"variant": "R2", "eta": 0.3}, {"variant": "R3"}, {"eta": 0.0}]
+)
 def test_an_overflow_in_one_task_skips_the_step(options: dict) -> None:
     module, batch = mlp(), tasks(3, torch.float32)
-    opt = GSLOptimizer(module.parameters(), lr=0.1, **{"eta": 0.3, **options})
+    opt = GSLOptimizer(module.parameters(), lr=0.1, **options)
     scaler = GradScaler("cpu", init_scale=2.0**10)
     before = copy.deepcopy(module)
     scaled(module, opt, scaler, batch, overflow_task=1)

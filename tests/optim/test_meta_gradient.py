@@ -51,10 +51,12 @@ def test_zero_eta_is_bitwise_fomaml(module: nn.Module, base: str) -> None:
             assert a.grad is None or torch.equal(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("variant", ["R0", "R2", "R3"])
-def test_control_variants(variant: str) -> None:
+@pytest.mark.parametrize(
+    "options", [{"variant": "R0"}, {"variant": "R2", "eta": 0.0}, {"variant": "R3", "tau": 1e9}]
+)
+def test_control_variants(options: dict) -> None:
     module, batch = mlp(), tasks(4, torch.float32)
-    opt = GSLOptimizer(module.parameters(), lr=0.1, variant=variant, eta=0.0, tau=1e9)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, **options)
     marked(module, batch, opt)
     opt.combine()
     found = ops.pack(gradients(list(module.parameters())))
@@ -93,6 +95,7 @@ def test_only_the_l2_loss_is_support_only_reptile() -> None:
         {"eta": 0.4, "scope": "layer", "lam_2": 0.1, "magnitude": "clip", "ratio": 0.5},
         {"eta": 0.4, "lam_2": 0.3, "magnitude": "none"},
         {"variant": "R2", "eta": 0.1, "lam_2": 0.3},
+        {"variant": "R2p", "eta": 5.0, "lam_2": 0.3},
         {"variant": "R3", "tau": 0.3, "lam_2": 2.0},
     ],
 )

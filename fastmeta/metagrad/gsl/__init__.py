@@ -1,4 +1,4 @@
-"""Our reconstruction of GSL/AHE (gradient similarity loss, Tak & Hong 2024), a class per rule."""
+"""Our reconstruction of GSL/AHE (gradient similarity loss, Tak & Hong 2024), one class per rule."""
 
 from fastmeta.metagrad.gsl.calibrated import CalibratedGSL
 from fastmeta.metagrad.gsl.correction import GSL

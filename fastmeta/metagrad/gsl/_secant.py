@@ -1,4 +1,4 @@
-"""How the support gradient changes over the first inner step: curvature without a Hessian."""
+"""Secant approximation of curvature: the change of the support gradient over an inner step."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def secant(adapted: Adapted, replay: Replay) -> list[Tensor | None]:
     evaluated once more, with the random numbers and buffers of the first.
 
     Args:
-        adapted: of an inner loop with at least one step, its gradients recorded.
-        replay: that saw its support losses.
+        adapted: the result of an inner loop with at least one step and recorded gradients.
+        replay: of the support losses of this inner loop.
 
     Returns:
-        One tensor a parameter; ``None`` means zero.
+        One tensor per parameter; ``None`` means zero.
     """
     first, *others = adapted.inner_grads
     if others:
         second = others[0]
     else:
-        with replay.last() as loss:
+        with replay.repeat_last() as loss:
             second = list(torch.autograd.grad(loss(adapted.fast), adapted.fast, allow_unused=True))
-    return [_minus(a, b) for a, b in zip(first, second, strict=True)]
+    return [_subtract(a, b) for a, b in zip(first, second, strict=True)]
 
 
-def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def _subtract(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return a if b is None else -b
     return a - b

@@ -1,4 +1,4 @@
-"""FOMAML plus a linear combination fitted, now and then, to the exact Hessian term (R4)."""
+"""FOMAML plus a linear combination, periodically fitted to the exact Hessian term (R4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastmeta import ops
 from fastmeta._checks import check_bool, check_in_range, check_integer
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import GradientBuffer, TaskGradients
-from fastmeta.metagrad._replay import Replay, untraced
+from fastmeta.metagrad._replay import Replay, preserve_state
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl._secant import secant
@@ -25,26 +25,27 @@ from fastmeta.reference import accumulation_dtype
 class CalibratedGSL(MetaGradient):
     """``g_q + c1 G_in + c2 g_q + c3 (g_s(theta) - g_s(theta'))``, ``c`` fitted to the exact term.
 
-    Variant "calibrated" (R4) of our reconstruction of GSL/AHE (Tak & Hong 2024), and our own: no
-    sign or norm of the correction is guessed. ``g_q`` is FOMAML's meta-gradient, ``G_in`` the mean
-    support gradient, ``theta'`` the parameters after the first inner step. Every ``every``
-    meta-steps the exact meta-gradient of a few tasks is also computed (:class:`Recursion`), and
-    ``c`` is fitted to their Hessian terms by least squares; it is used from the next meta-step on.
-    All other steps are first-order: FOMAML's cost, one more support gradient per task if
-    ``secant`` with one inner step, and two passes over the parameters. The first meta-step is
-    FOMAML's. Learned rates keep FOMAML's meta-gradient.
+    Variant "calibrated" (R4) of our reconstruction of GSL/AHE (Tak & Hong 2024), an addition of
+    ours: neither sign nor norm of the correction is assumed. ``g_q`` is FOMAML's meta-gradient,
+    ``G_in`` the mean support gradient, ``theta'`` the parameters after the first inner step. Every
+    ``every`` meta-steps the exact meta-gradient of a few tasks is also computed
+    (:class:`Recursion`), and ``c`` is fitted to their Hessian terms by least squares; it is used
+    from the next meta-step on.
+    All other steps are first-order: the cost of FOMAML, two passes over the parameters and, if
+    ``secant`` with one inner step, one more support gradient per task. The first meta-step is that
+    of FOMAML. Learned rates keep FOMAML's meta-gradient.
 
     Args:
-        every: meta-steps from one calibration to the next.
-        tasks: how many of a meta-batch's first tasks are calibrated on.
-        decay: of the moving average over calibrations; 0 uses the last one alone.
-        secant: whether ``c3`` is fitted, else it is 0.
+        every: number of meta-steps between calibrations.
+        tasks: number of tasks, the first of the meta-batch, that a calibration uses.
+        decay: of the moving average over calibrations; 0 uses the last one only.
+        secant: whether ``c3`` is fitted; otherwise it is 0.
 
     Raises:
         ValueError: if an option is out of range.
     """
 
-    second_order = True  # in calibrations
+    second_order = True  # in calibration steps
     state_names: ClassVar[tuple[str, ...]] = ("coefficients",)
 
     def __init__(
@@ -60,7 +61,7 @@ class CalibratedGSL(MetaGradient):
         self.secant = secant
         self._exact = Recursion()
 
-    def _calibrates(self, context: StepContext) -> bool:
+    def _is_calibration(self, context: StepContext) -> bool:
         return context.step % self.every == 0
 
     @override
@@ -73,16 +74,16 @@ class CalibratedGSL(MetaGradient):
     ) -> TaskGradient:
         device, count = params[0].device, len(params)
         exact = None
-        if self._calibrates(context) and context.task < self.tasks:
-            with untraced(losses, device):
-                plain = replace(context, record_support=False)
-                exact = self._exact.task(losses, params, adaptation, plain).outer[:count]
+        if self._is_calibration(context) and context.task < self.tasks:
+            with preserve_state(losses, device):
+                unrecorded = replace(context, record_support=False)
+                exact = self._exact.task(losses, params, adaptation, unrecorded).outer[:count]
         replay = Replay(losses, device)
         recorded = replace(context, record_support=True)
-        found, adapted = first_order(replay.loss, losses.query, params, adaptation, recorded)
-        assert found.support is not None
+        result, adapted = first_order(replay.loss, losses.query, params, adaptation, recorded)
+        assert result.support is not None
         basis = GradientBuffer(params)
-        for grads in (found.support, found.outer[:count]):
+        for grads in (result.support, result.outer[:count]):
             basis.append(grads)
         if self.secant:
             basis.append(secant(adapted, replay))
@@ -90,7 +91,7 @@ class CalibratedGSL(MetaGradient):
         coefficients = context.state.get("coefficients")
         flat = ops.combine(vectors, _weights(vectors, coefficients))
         extras: dict[str, Tensor] = {}
-        if self._calibrates(context):
+        if self._is_calibration(context):
             if exact is None:
                 size = len(vectors) + 1
                 dtype = accumulation_dtype(vectors.dtype)
@@ -99,9 +100,9 @@ class CalibratedGSL(MetaGradient):
                 basis.append(exact).sub_(vectors[1])
                 extras["gram"] = ops.gram(basis.filled)[0]
         return replace(
-            found,
-            outer=[*basis.layout.views(flat), *found.outer[count:]],
-            support=found.support if context.record_support else None,
+            result,
+            outer=[*basis.layout.views(flat), *result.outer[count:]],
+            support=result.support if context.record_support else None,
             extras=extras,
         )
 
@@ -109,8 +110,8 @@ class CalibratedGSL(MetaGradient):
     def combine(
         self, gradients: TaskGradients, extras: Mapping[str, Tensor], context: StepContext
     ) -> TaskGradients:
-        if self._calibrates(context):
-            # Inner products of G_in, g_q, perhaps the secant, and the target, over all tasks.
+        if self._is_calibration(context):
+            # Inner products of G_in, g_q, the secant (if used) and the target, over all tasks.
             total = torch.zeros_like(extras["gram"][0])
             for gram in extras["gram"]:
                 total += gram
@@ -121,7 +122,7 @@ class CalibratedGSL(MetaGradient):
 
     def _calibrate(self, gram: Tensor, context: StepContext) -> None:
         if not gram.isfinite().all():
-            return  # an overflow spoils this meta-gradient, not the coefficients for good
+            return  # an overflow affects this meta-step only, the coefficients persist
         fitted = least_squares(gram)
         old = context.state.get("coefficients")
         if old is not None:
@@ -140,26 +141,28 @@ class CalibratedGSL(MetaGradient):
 
 
 def _weights(vectors: Tensor, coefficients: Tensor | None) -> Tensor:
-    """Of ``G_in``, ``g_q`` and perhaps the secant in the meta-gradient."""
+    """The coefficients of ``G_in``, ``g_q`` and the secant (if used) in the meta-gradient."""
     weights = vectors.new_zeros(len(vectors), dtype=accumulation_dtype(vectors.dtype))
     weights[1] = 1
     return weights if coefficients is None else weights + coefficients.to(weights)
 
 
 def least_squares(gram: Tensor) -> Tensor:
-    """The combination of vectors that is nearest to another; the shortest of several.
+    """The linear combination of vectors that is nearest to a target, by its coefficients.
+
+    If there are several, those of minimum norm for vectors of norm 1.
 
     Args:
-        gram: inner products of the vectors and, last, of the target.
+        gram: inner products of the ``n`` vectors and, last, the target, ``(n + 1, n + 1)``.
 
     Returns:
-        One coefficient a vector, in float64.
+        One coefficient per vector, ``(n,)``, in float64.
     """
     wide = gram.double()
-    size = wide.diagonal()[:-1].sqrt()
-    size = torch.where(size > 0, size, 1)
-    cosines, target = wide[:-1, :-1] / (size[:, None] * size), wide[:-1, -1] / size
-    # Directions that rounding in the products has made up are left out.
+    norms = wide.diagonal()[:-1].sqrt()
+    norms = torch.where(norms > 0, norms, 1)
+    cosines, target = wide[:-1, :-1] / (norms[:, None] * norms), wide[:-1, -1] / norms
+    # Directions that only exist by rounding of the inner products are dropped.
     rtol = 100 * torch.finfo(gram.dtype).eps
-    fitted: Tensor = torch.linalg.pinv(cosines, rtol=rtol, hermitian=True) @ target / size
+    fitted: Tensor = torch.linalg.pinv(cosines, rtol=rtol, hermitian=True) @ target / norms
     return fitted

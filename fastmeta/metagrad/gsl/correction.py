@@ -27,8 +27,8 @@ class GSL(FirstOrder):
     ``u - rho(t) eta scale dGSL/du`` in closed form, with ``u`` the query gradient, ``v`` the mean
     support gradient and ``GSL(u, v) = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2``. Variant
     "correction" (R1) of our reconstruction of GSL/AHE (Tak & Hong 2024), the gradient similarity
-    loss: first-order calculations only, no inner solve. Costs one extra ``(T, P)`` buffer and two
-    passes over it. Learned rates, which support gradients do not cover, keep FOMAML's
+    loss: first-order calculations only, no inner solve. Costs an additional ``(T, P)`` buffer
+    and two passes over it. Learned rates, which support gradients do not cover, keep FOMAML's
     meta-gradient. :func:`fastmeta.metagrad.gsl_variant` has the other variants.
 
     Args:
@@ -92,21 +92,21 @@ class GSL(FirstOrder):
     def coefficients(
         self, stats: Tensor, extras: Mapping[str, Tensor], context: StepContext
     ) -> Tensor:
-        """The coefficients ``(T, S, 2)`` of query and support gradients.
+        """The coefficients ``(T, S, 2)`` of query and support gradients in the meta-gradients.
 
         Args:
             stats: ``(T, S, 3)``, :func:`fastmeta.ops.row_similarity` of the two.
             extras: see :meth:`MetaGradient.combine`.
-            context: of the meta-step.
+            context: the meta-step.
         """
         rate = read_schedule(self.schedule)(context.step) * self.eta
         return self.loss.descend(stats, rate, self.magnitude, self.ratio)
 
 
 def keep_rates(coef: Tensor, bounds: tuple[int, ...], size: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Coefficients and bounds with one more segment, as it is, for the learned rates, if any."""
+    """Appends a segment that leaves the learned rates, if there are any, unchanged."""
     if bounds[-1] == size:
         return coef, bounds
-    plain = torch.zeros_like(coef[:, :1])
-    plain[..., 0] = 1
-    return torch.cat([coef, plain], 1), (*bounds, size)
+    unchanged = torch.zeros_like(coef[:, :1])
+    unchanged[..., 0] = 1
+    return torch.cat([coef, unchanged], 1), (*bounds, size)

@@ -1,4 +1,4 @@
-"""The correction of R1, rescaled to the estimated norm of the Hessian term."""
+"""The correction of GSL, rescaled to the estimated norm of the Hessian term."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class CurvatureGSL(GSL):
     """:class:`GSL` with the magnitude rule ``"inner-lr"``: ``|d| = a |H| |u|``, per task.
 
     ``|H|`` is estimated by ``|g_s(theta) - g_s(theta')| / (a |g_s(theta)|)``, ``theta'`` being the
-    parameters after the first inner step of rate ``a``, which cancels: the rule has a meaning for
-    any inner loop. Costs one more support gradient per task if there is one inner step.
+    parameters after the first inner step of rate ``a``, which cancels: the rule is defined for any
+    inner loop. Costs one more support gradient per task if there is only one inner step.
 
     Args:
-        **options: of :class:`GSL`, without ``magnitude``.
+        **options: those of :class:`GSL`, except ``magnitude``.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -44,9 +44,9 @@ class CurvatureGSL(GSL):
         if not self.needs_support_gradients:
             return super().task(losses, params, adaptation, context)
         replay = Replay(losses, params[0].device)
-        found, adapted = first_order(replay.loss, losses.query, params, adaptation, context)
+        result, adapted = first_order(replay.loss, losses.query, params, adaptation, context)
         change, norm = _norm(secant(adapted, replay)), _norm(adapted.inner_grads[0])
-        return replace(found, extras={"hessian_norm": torch.where(norm > 0, change / norm, 0)})
+        return replace(result, extras={"hessian_norm": torch.where(norm > 0, change / norm, 0)})
 
     @override
     def coefficients(
@@ -54,7 +54,8 @@ class CurvatureGSL(GSL):
     ) -> Tensor:
         coef = super().coefficients(stats, extras, context)
         norm = extras["hessian_norm"].to(coef)
-        coef = norm[:, None, None] * coef  # and the rest of the query gradient as it is
+        # u + norm * (corrected - u): only the correction is rescaled.
+        coef = norm[:, None, None] * coef
         coef[..., 0] += 1 - norm[:, None]
         return coef
 

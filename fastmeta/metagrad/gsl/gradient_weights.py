@@ -1,4 +1,4 @@
-"""Persistent weights of query gradients, moved against the gradient similarity loss (R2, R2p)."""
+"""Persistent weights of query gradients, learned by the gradient similarity loss (R2, R2p)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fastmeta.schedules import schedule as read_schedule
 class LayerWeights(FirstOrder):
     """``w * u`` with one persistent weight per parameter tensor.
 
-    Once per meta-step ``w`` moves against the mean ``dGSL(w u, v)/dw`` with rate ``rho(t) eta``,
-    and is kept in ``[w_min, w_max]``. ``u``, ``v`` and ``GSL`` as in
+    Once per meta-step ``w`` takes a gradient step along the mean ``-dGSL(w u, v)/dw`` over tasks,
+    of rate ``rho(t) eta``, and is clamped to ``[w_min, w_max]``. ``u``, ``v`` and ``GSL`` as in
     :class:`~fastmeta.metagrad.GSL`. Variant "layer-weights" (R2) of our reconstruction of GSL/AHE
     (Tak & Hong 2024). Learned rates keep FOMAML's meta-gradient.
 
@@ -34,8 +34,8 @@ class LayerWeights(FirstOrder):
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
         schedule: ``rho(t)``, see :func:`fastmeta.schedules.schedule`.
-        w_min: smallest weight.
-        w_max: largest weight.
+        w_min: minimum weight.
+        w_max: maximum weight.
 
     Raises:
         ValueError: if an option is out of range.
@@ -76,42 +76,42 @@ class LayerWeights(FirstOrder):
             return gradients
         compared = slice(bounds[-1])
         stats = ops.row_similarity(u[:, compared], v[:, compared], bounds)
-        w = self._current(stats, stats.shape[1], context)
+        w = self._weights(stats, stats.shape[1], context)
         dot, uu, vv = stats.unbind(-1)
         scaled = torch.stack([w * dot, w * w * uu, vv], dim=-1)
         p, q = self.loss.derivative(scaled.sum(1, keepdim=True))
-        slope = (p * w * uu + q * dot).sum(0)
-        w = self._move(w, slope, gradients.count, context)
+        grad = (p * w * uu + q * dot).sum(0)
+        w = self._update(w, grad, gradients.count, context)
         coef = w.expand(len(stats), -1).unsqueeze(-1)
         return gradients.with_coefficients(*keep_rates(coef, bounds, u.shape[1]))
 
-    def _current(self, like: Tensor, count: int, context: StepContext) -> Tensor:
+    def _weights(self, like: Tensor, count: int, context: StepContext) -> Tensor:
         weights = context.state.get("weights")
         if weights is None:
             return like.new_ones(count)
         if len(weights) != count:
             raise ValueError(
-                f"metagrad.{type(self).__name__} has {len(weights)} gradient weights in its state, "
-                f"but there are {count}. Was the state loaded from another model or variant?"
+                f"the state of metagrad.{type(self).__name__} has {len(weights)} gradient weights; "
+                f"expected {count}. Load a state that was saved with this model and variant."
             )
         return weights.to(like)
 
-    def _move(self, w: Tensor, slope: Tensor, count: int | Tensor, context: StepContext) -> Tensor:
-        slope = context.mean_over_tasks(slope, count)
-        # An overflow spoils this meta-gradient (loss scaling skips it), not the weights for good.
-        slope = torch.where(slope.isfinite(), slope, 0)
+    def _update(self, w: Tensor, grad: Tensor, count: int | Tensor, context: StepContext) -> Tensor:
+        grad = context.mean_over_tasks(grad, count)
+        # An overflow affects this meta-step only (loss scaling skips it), the weights persist.
+        grad = torch.where(grad.isfinite(), grad, 0)
         rate = read_schedule(self.schedule)(context.step) * self.eta
-        w = (w - rate * slope).clamp(self.w_min, self.w_max)
+        w = (w - rate * grad).clamp(self.w_min, self.w_max)
         context.state["weights"] = w
         return w
 
 
 class ElementWeights(LayerWeights):
-    """``w * u`` with one persistent weight per single parameter.
+    """``w * u`` with one persistent weight per scalar parameter.
 
-    As :class:`LayerWeights`. Of ``P`` parameters each has about ``1/P`` of the cosine loss's
-    slope, so ``eta`` should grow with ``P``. Variant "element-weights" (R2p) of our reconstruction
-    of GSL/AHE (Tak & Hong 2024).
+    As :class:`LayerWeights`. With ``P`` parameters, the derivative of the cosine loss in each
+    weight is of order ``1/P``, so ``eta`` should grow with ``P``. Variant "element-weights" (R2p)
+    of our reconstruction of GSL/AHE (Tak & Hong 2024).
     """
 
     task_batchable = True
@@ -125,11 +125,11 @@ class ElementWeights(LayerWeights):
         compared = slice(context.param_bounds[-1])
         query, support = gradients.outer[:, compared], gradients.support[:, compared]
         like = query.new_empty((), dtype=accumulation_dtype(query.dtype))
-        w = self._current(like, query.shape[1], context)
-        slope = torch.zeros_like(w)
-        for row, other in zip(query, support, strict=True):  # temporaries of one task, not of all
-            u, v = row.to(like), other.to(like)
+        w = self._weights(like, query.shape[1], context)
+        grad = torch.zeros_like(w)
+        for g_q, g_s in zip(query, support, strict=True):  # temporaries for one task at a time
+            u, v = g_q.to(like), g_s.to(like)
             p, q = self.loss.derivative(ops.row_similarity((w * u)[None], v[None]))
-            slope += u * (p[0] * w * u + q[0] * v)
-        query *= self._move(w, slope, gradients.count, context)
+            grad += u * (p[0] * w * u + q[0] * v)
+        query *= self._update(w, grad, gradients.count, context)
         return gradients

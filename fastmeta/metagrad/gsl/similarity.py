@@ -41,7 +41,7 @@ class SimilarityLoss:
         Args:
             stats: ``(T, S, 3)``, :func:`fastmeta.ops.row_similarity` of ``u`` and ``v``.
             rate: the step size.
-            magnitude: of the step, see :func:`fastmeta.ops.gsl_coefficients`.
+            magnitude: norm of the step, see :func:`fastmeta.ops.gsl_coefficients`.
             ratio: see ``magnitude``.
         """
         return ops.gsl_coefficients(

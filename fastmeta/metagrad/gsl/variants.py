@@ -36,7 +36,7 @@ VARIANT_ALIASES: dict[str, str] = {
     "R5": "central-difference",
     "R6": "hvp-forward",
 }
-"""The short names of the study."""
+"""Short names of the variants."""
 
 
 def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
@@ -48,8 +48,9 @@ def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
             :class:`LayerWeights`), ``"element-weights"`` (R2p, :class:`ElementWeights`),
             ``"calibrated"`` (R4, :class:`CalibratedGSL`), ``"central-difference"`` (R5,
             :class:`CentralDifference`) or ``"hvp-forward"`` (R6, :class:`Recursion`), or a short
-            name. ``"task-weights"`` (R3) is :class:`fastmeta.aggregation.GslWeights`.
-        **options: of its class.
+            name such as ``"R1"``. ``"task-weights"`` (R3) is
+            :class:`fastmeta.aggregation.GslWeights`.
+        **options: arguments of its class.
 
     Raises:
         ValueError: if the variant is unknown or R3, or an option is out of range.
