@@ -1,4 +1,4 @@
-"""Room 3: task aggregation, from the rows of a meta-batch to the weights of its tasks."""
+"""Task aggregation: from the task gradients of a meta-batch to the weights of its tasks."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ AGGREGATIONS: dict[str, Callable[..., Aggregation]] = {
     "pcgrad": PCGrad,
     "upgrad": UPGrad,
 }
-"""Room 3 by word."""
+"""Aggregations by name."""
 
 __all__ = [
     "AGGREGATIONS",

@@ -1,4 +1,4 @@
-"""Task aggregation alone, for multi-task learning without an inner loop."""
+"""Task aggregation for multi-task learning without an inner loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta._options import construct
 from fastmeta.aggregation import AGGREGATIONS, Aggregation
 from fastmeta.gradients import GradientBuffer, TaskGradients
 from fastmeta.registry import Registry
@@ -19,18 +20,18 @@ def aggregate(
     method: str = "upgrad",
     **options: Any,
 ) -> Tensor:
-    """Puts a weighted sum of the losses' gradients into ``.grad``, in place of ``backward()``.
+    """Accumulates a weighted sum of the losses' gradients in ``.grad``, instead of ``backward()``.
 
-    Like ``backward()`` it adds to the gradients that are there and frees the losses' graph. A
-    parameter that no loss depends on keeps its ``.grad``.
+    Like ``backward()`` it adds to existing gradients and frees the graph of the losses. A parameter
+    that no loss depends on keeps its ``.grad``.
 
     Args:
         losses: ``T`` scalars, or a tensor ``(T,)``.
-        params: the parameters that the tasks share, of one dtype on one device; those that need no
-            gradient are passed over. Heads of single tasks belong elsewhere: for these, call
+        params: the parameters shared by the tasks, of one dtype on one device; those that do not
+            require a gradient are skipped. For heads of single tasks, call
             ``sum(losses).backward(inputs=heads, retain_graph=True)`` first.
-        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`, or a plug-in's word.
-            ``"agreement"`` compares these gradients here (``of="meta"``).
+        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`, or a plug-in's name.
+            ``"agreement"`` compares these gradients (``of="meta"``).
         **options: of the method.
 
     Returns:
@@ -39,23 +40,23 @@ def aggregate(
     Raises:
         ValueError: if the method is unknown or needs an inner loop, there is no loss or no
             parameter, a loss is not a scalar with a graph, or parameters differ in dtype or device.
-            Nothing is changed then.
+            ``.grad`` is unchanged then.
         TypeError: if the method has no such option.
     """
     aggregation = _aggregation(method, options)
     tasks = _scalars(losses)
     shared = _trainable(params)
-    rows = GradientBuffer(shared)
+    buffer = GradientBuffer(shared)
     reached = [False] * len(shared)
     for i, loss in enumerate(tasks):
         last = i == len(tasks) - 1
         grads = torch.autograd.grad(loss, shared, retain_graph=not last, allow_unused=True)
-        rows.append(grads)
+        buffer.append(grads)
         reached = [r or g is not None for r, g in zip(reached, grads, strict=True)]
     with torch.no_grad():
-        found = TaskGradients(rows.filled)
+        found = TaskGradients(buffer.filled)
         weights = aggregation.weights(found)
-        views = rows.layout.views(found.combine(weights))
+        views = buffer.layout.views(found.combine(weights))
         for param, grad, known in zip(shared, views, reached, strict=True):
             if known:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
@@ -66,9 +67,9 @@ def _aggregation(method: str, options: dict[str, Any]) -> Aggregation:
     make = Registry("aggregation", AGGREGATIONS).find(method)
     if method == "agreement":
         options = {"of": "meta", **options}
-    found = make(**options)
+    found: Aggregation = construct(f"aggregation {method!r}", make, options)
     if found.records_inner:
-        raise ValueError(f"{method} with {options} compares inner gradients; there are none here.")
+        raise ValueError(f"{method} with {options} compares inner gradients; aggregate has none.")
     return found
 
 
