@@ -1,4 +1,4 @@
-"""The meta-batch: what a sampler yields and a learner consumes."""
+"""Tasks and meta-batches: what a sampler yields and a learner consumes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A meta-batch of ``T`` tasks with equally many examples each.
+    """A meta-batch of ``T`` tasks with the same number of examples each.
 
     Attributes:
         support_x: ``(T, n_support, *input)``, floating point or integer ids (of tokens, of nodes),
-            which nothing casts.
+            which are never cast.
         support_y: ``(T, n_support)`` int64 class indices ``0..ways-1``, or
             ``(T, n_support, *output)`` floating point for regression.
         query_x: ``(T, n_query, *input)``, of the dtype of ``support_x``.
         query_y: ``(T, n_query)`` int64, or ``(T, n_query, *output)`` floating point.
 
     Raises:
-        ValueError: if the four tensors disagree on ``T``, or examples and targets on their number.
+        ValueError: if the four tensors disagree on ``T``, examples and targets on their number, or
+            a support or query set has no examples.
     """
 
     support_x: Tensor
@@ -49,6 +50,10 @@ class TaskBatch:
                     f"{split}_x and {split}_y must both begin with (tasks, examples); got "
                     f"{tuple(x.shape)} and {tuple(y.shape)}. Add a leading task dimension "
                     "with unsqueeze(0) for a single task."
+                )
+            if x.shape[1] == 0:
+                raise ValueError(
+                    f"{split}_x must hold at least one example per task; got {tuple(x.shape)}."
                 )
         if self.support_x.shape[0] != self.query_x.shape[0]:
             raise ValueError(
@@ -68,7 +73,7 @@ class TaskBatch:
         return (self[i] for i in range(len(self)))
 
     def part(self, start: int, stop: int) -> TaskBatch:
-        """The tasks from ``start`` up to, but without ``stop``; of views."""
+        """The tasks from ``start`` to ``stop`` (exclusive), as views."""
         return TaskBatch(
             self.support_x[start:stop],
             self.support_y[start:stop],

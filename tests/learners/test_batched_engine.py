@@ -284,5 +284,5 @@ def test_errors_of_the_users_pass() -> None:
 
 def test_a_loss_that_is_no_scalar() -> None:
     loss = nn.CrossEntropyLoss(reduction="none")
-    with pytest.raises(RuntimeError, match=r"the loss must be a scalar, got shape \(6,\)"):
+    with pytest.raises(ValueError, match=r"the loss must be a scalar, got shape \(6,\)"):
         MAML(mlp(), loss, inner_lr=0.2, engine="batched").step(tasks(2, torch.float32))
