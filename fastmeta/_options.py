@@ -67,7 +67,8 @@ def options_of(
     """The options of a component by name, or ``None`` if it takes any.
 
     Args:
-        factory: makes the component; a class, a function or a ``partial`` of one.
+        factory: makes the component; a class, a function or a ``partial`` of one, whose keywords
+            are no options.
         given: options that decide what a factory with :func:`forwards_options` takes.
         fixed: parameters that are no options, such as ``lr``.
     """
@@ -77,10 +78,11 @@ def options_of(
     except ValueError:  # of a compiled function without a signature
         return None
     hints, texts = _hints(factory), _argument_texts(factory)
+    bound = factory.keywords if isinstance(factory, partial) else ()
     found = {
         name: Option(name, hints.get(name, Any), item.default, texts.get(name, ""))
         for name, item in signature.parameters.items()
-        if item.kind in _NAMED and name not in fixed
+        if item.kind in _NAMED and name not in {*fixed, *bound}
     }
     if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in signature.parameters.values()):
         target = getattr(_function(factory), "forwards_options", None)
@@ -106,7 +108,30 @@ def construct(
         ValueError: if an option has a value of another type than annotated, or the component
             refuses it.
     """
-    taken = {*fixed, *_positional(factory)[: len(args)]}
+    check_options(label, factory, options, {*fixed, *_positional(factory)[: len(args)]})
+    try:
+        return factory(*args, **fixed, **options)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise  # of a kind of its own, such as a damaged file
+        raise ValueError(f"{label}: {error}") from error
+
+
+def check_options(
+    label: str, factory: Callable[..., Any], options: Mapping[str, Any], taken: Collection[str] = ()
+) -> None:
+    """Refuses options that a factory does not have, and values of another type than annotated.
+
+    Args:
+        label: of the component, the beginning of the message.
+        factory: see :func:`options_of`.
+        options: of the user.
+        taken: parameters that no option may replace.
+
+    Raises:
+        TypeError: if there is no such option, or a required one is missing.
+        ValueError: if an option has a value of another type than annotated.
+    """
     known = options_of(factory, options, taken)
     for name in options:
         if name in taken or (known is not None and name not in known):
@@ -116,12 +141,6 @@ def construct(
             _check_type(label, option, options[option.name])
         elif option.default is REQUIRED:
             raise TypeError(f"{label} needs the option {option.name!r}.")
-    try:
-        return factory(*args, **fixed, **options)
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise  # of a caller's own kind, such as a damaged file
-        raise ValueError(f"{label}: {error}") from error
 
 
 def _check_type(label: str, option: Option, value: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastmeta import metagrad as meta
+from fastmeta._options import construct
 from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.distributed import Sharding
@@ -246,12 +247,32 @@ def build(
         metagrad or words.metagrad,
         aggregation or words.aggregation,
     )
-    room1, room2, room3 = (WORDS[room].find(word) for room, word in chosen._asdict().items())
     return MetaLearner(
         module,
         loss,
-        adaptation=room1(lr=inner_lr, steps=inner_steps, **(adaptation_options or {})),
-        metagrad=room2(**(metagrad_options or {})),
-        aggregation=room3(**(aggregation_options or {})),
+        adaptation=make_component(
+            "adaptation", chosen.adaptation, adaptation_options, lr=inner_lr, steps=inner_steps
+        ),
+        metagrad=make_component("metagrad", chosen.metagrad, metagrad_options),
+        aggregation=make_component("aggregation", chosen.aggregation, aggregation_options),
         **options,
     )
+
+
+def make_component(
+    kind: str, name: str, options: Mapping[str, Any] | None = None, **arguments: Any
+) -> Any:
+    """An adaptation, meta-gradient or aggregation by name.
+
+    Args:
+        kind: ``"adaptation"``, ``"metagrad"`` or ``"aggregation"``.
+        name: in the registry of the kind.
+        options: of the component.
+        **arguments: ``lr`` and ``steps`` of an adaptation.
+
+    Raises:
+        PluginError: if the name is a plug-in's that cannot be used.
+        ValueError: if the name is unknown, or the value of an option is refused.
+        TypeError: if there is no such option.
+    """
+    return construct(f"{kind} {name!r}", WORDS[kind].find(name), options or {}, **arguments)

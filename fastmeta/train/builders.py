@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmeta._options import construct
 from fastmeta.backend import build_info
 from fastmeta.data import (
     EpisodeSampler,
@@ -101,8 +102,10 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
     queries = config.queries if training else config.eval_queries
     with _explained(f"data set {config.dataset!r}, split {split!r}"):
         if config.regression:
-            sine = partial(SineTasks, tasks, config.shots, queries, seed, device=device)
-            return sine(**config.data_options)
+            tasks_of = partial(SineTasks, device=device, length=None)
+            shape = (tasks, config.shots, queries, seed)
+            sine: TaskSource = construct("data set 'sine'", tasks_of, config.data_options, *shape)
+            return sine
         dataset = load(config.dataset, split, config.data_root, **config.data_options)
         jitter = Jitter(
             config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip

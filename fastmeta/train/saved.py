@@ -14,7 +14,7 @@ from fastmeta.learners import MetaLearner
 from fastmeta.train.builders import build_learner, build_module, metric_of, prepare, task_source
 from fastmeta.train.checkpoint import find_best, load_checkpoint
 from fastmeta.train.config.schema import TrainConfig, configure
-from fastmeta.train.errors import CheckpointError
+from fastmeta.train.errors import CheckpointError, ConfigError
 from fastmeta.train.results import on_test_tasks
 
 
@@ -70,6 +70,7 @@ def load_run(path: str | Path, changes: Mapping[str, Any]) -> SavedRun:
     device = prepare(config)
     test = task_source(config, "test", device)
     learner = build_learner(config, build_module(config, test, device))
+    _check_rates(content, config, learner)
     try:
         learner.load_state_dict(content["learner"])
     except (ValueError, KeyError, RuntimeError) as error:
@@ -77,3 +78,14 @@ def load_run(path: str | Path, changes: Mapping[str, Any]) -> SavedRun:
             f"{checkpoint}: does not fit its own configuration: {error}"
         ) from error
     return SavedRun(checkpoint, content["step"], config, device, test, learner)
+
+
+def _check_rates(content: dict[str, Any], config: TrainConfig, learner: MetaLearner) -> None:
+    """Refuses an adaptation whose learned rates are not in the checkpoint."""
+    trained, needed = len(content["learner"]["rates"]), len(learner.adaptation.rates)
+    if trained != needed:
+        raise ConfigError(
+            f"adaptation {config.adaptation!r} needs {needed} tensors of learned rates, but this "
+            f"run has {trained}, of adaptation {content['config']['adaptation']!r}. Choose an "
+            "adaptation with the same learned rates, or train a run with this one."
+        )

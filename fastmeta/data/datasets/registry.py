@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastmeta._options import construct, forwards_options
 from fastmeta.data._io.folders import ROOT_VARIABLE, data_root
 from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.datasets._cifar_files import ARCHIVE, FOLDER
@@ -20,6 +21,13 @@ from fastmeta.data.datasets.omniglot import load_omniglot
 from fastmeta.data.datasets.planetoid import load_planetoid
 from fastmeta.registry import Registry
 
+
+@forwards_options(lambda given: load_digits)
+def _digits(root: object, split: str, **options: Any) -> EpisodeDataset:
+    """1,797 digits of 8x8 pixels from scikit-learn; needs no files."""
+    return load_digits(split, **options)
+
+
 _TEXTS: dict[str, Callable[..., EpisodeDataset]] = {
     "banking77": load_banking77,
     "clinc150": load_clinc150,
@@ -30,9 +38,7 @@ _NODES: dict[str, Callable[..., EpisodeDataset]] = {
 }
 _FROM_FILES: dict[str, Callable[..., EpisodeDataset]] = {
     "cifar-fs": load_cifar_fs,
-    "fashion-mnist": lambda root, split, **options: load_mnist(
-        root, split, name="fashion-mnist", **options
-    ),
+    "fashion-mnist": partial(load_mnist, name="fashion-mnist"),
     "fc100": load_fc100,
     "mini-imagenet": load_mini_imagenet,
     "mnist": load_mnist,
@@ -42,7 +48,7 @@ _FROM_FILES: dict[str, Callable[..., EpisodeDataset]] = {
 }
 
 _LOADERS: dict[str, Callable[..., EpisodeDataset]] = {
-    "digits": lambda _root, split, **options: load_digits(split, **options),
+    "digits": _digits,
     **_FROM_FILES,
 }
 
@@ -80,7 +86,8 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
         PluginError: if the name is a plug-in's that cannot be used.
         DataError: if files are missing, truncated or corrupt, or no root is known.
         ImportError: if an optional package is missing.
-        ValueError: if a name or an option is not valid.
+        ValueError: if a name or the value of an option is not valid.
+        TypeError: if the loader has no such option.
     """
     registry = Registry("dataset", _LOADERS)
     if name not in registry:
@@ -89,4 +96,6 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
             "Regression tasks need no data set: see SineTasks."
         )
     folder = data_root(root) if name in _FROM_FILES else root or os.environ.get(ROOT_VARIABLE)
-    return registry.find(name)(folder, split, **options)
+    loader = registry.find(name)
+    dataset: EpisodeDataset = construct(f"data set {name!r}", loader, options, folder, split)
+    return dataset
