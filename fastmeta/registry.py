@@ -6,9 +6,10 @@ Other installed distributions add names as entry points of groups such as ``fast
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
+
+from fastmeta._checks import did_you_mean
 
 Value = TypeVar("Value")
 
@@ -63,10 +64,9 @@ class Registry(Mapping[str, Value]):
         plugins = self.plugins()
         if name not in plugins:
             known = (*self.own, *plugins)
-            nearest = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise UnknownNameError(
-                f"unknown {self.kind} {name!r}; expected one of {', '.join(known)}.{hint}"
+                f"unknown {self.kind} {name!r}; expected one of {', '.join(known)}."
+                f"{did_you_mean(name, known)}"
             )
         return self._load(plugins[name])
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 Schedule = Callable[[int], float]
 
 
-def _number(text: str, spec: str, least: float) -> float:
+def _number(text: str, spec: str, minimum: float) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= least:
-        raise ValueError(f"schedule {spec!r}: expected a number of at least {least}, got {text!r}.")
+    if not minimum <= value < math.inf:
+        raise ValueError(
+            f"schedule {spec!r}: expected a finite number of at least {minimum}, got {text!r}."
+        )
     return value
 
 
@@ -63,13 +65,15 @@ def schedule(spec: str) -> Schedule:
     Raises:
         ValueError: if ``spec`` is not one of these.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"schedule must be a string such as 'cosine:1000', got {spec!r}.")
     name, *texts = spec.split(":")
     if name == "constant" and not texts:
         return lambda t: 1.0
-    builder, least = _BUILDERS.get(name, (None, ()))
-    if builder is None or len(texts) != len(least):
+    builder, minimums = _BUILDERS.get(name, (None, ()))
+    if builder is None or len(texts) != len(minimums):
         raise ValueError(
             f"unknown schedule {spec!r}; expected constant, warmup:N, linear:N, cosine:N, "
             "step:N:F, late:N or until:N."
         )
-    return builder(*(_number(text, spec, low) for text, low in zip(texts, least, strict=True)))
+    return builder(*(_number(text, spec, low) for text, low in zip(texts, minimums, strict=True)))

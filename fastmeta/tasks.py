@@ -32,7 +32,8 @@ class TaskBatch:
         query_y: ``(T, n_query)`` int64, or ``(T, n_query, *output)`` floating point.
 
     Raises:
-        ValueError: if the four tensors differ in ``T``, or inputs and targets in their number.
+        ValueError: if the four tensors differ in ``T``, inputs and targets in their number, or a
+            support or query set has no examples.
     """
 
     support_x: Tensor
@@ -49,6 +50,10 @@ class TaskBatch:
                     f"{split}_x and {split}_y must both begin with (tasks, examples); got "
                     f"{tuple(x.shape)} and {tuple(y.shape)}. Add a leading task dimension "
                     "with unsqueeze(0) for a single task."
+                )
+            if x.shape[1] == 0:
+                raise ValueError(
+                    f"{split}_x must hold at least one example per task; got {tuple(x.shape)}."
                 )
         if self.support_x.shape[0] != self.query_x.shape[0]:
             raise ValueError(

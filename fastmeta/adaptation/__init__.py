@@ -1,13 +1,12 @@
 """Inner adaptation: from the initialisation to the fast weights of a task."""
 
 from collections.abc import Callable
-from functools import partial
 
 from fastmeta.adaptation.adam import Adam
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
-from fastmeta.adaptation.layer_pattern import LayerPattern, by_word
-from fastmeta.adaptation.meta_sgd import MetaSGD
+from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
+from fastmeta.adaptation.meta_sgd import MetaSGD, lslr
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.sgd import SGD
 from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape
@@ -15,14 +14,14 @@ from fastmeta.registry import Registry
 
 _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
     "adam": Adam,
-    "lslr": partial(MetaSGD, per="tensor", per_step=True),
+    "lslr": lslr,
     "meta-sgd": MetaSGD,
     "proximal": ProximalSGD,
     "sgd": SGD,
 }
 
 ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
-    "adaptation", {**_ALL_LAYERS, **by_word(_ALL_LAYERS)}
+    "adaptation", {**_ALL_LAYERS, **pattern_adaptations(_ALL_LAYERS)}
 )
 """Adaptations by name; each takes ``lr``, ``steps`` and options of its own."""
 

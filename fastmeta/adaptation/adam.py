@@ -1,4 +1,4 @@
-"""Inner Adam."""
+"""Adam in the inner loop."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from fastmeta._checks import check_in_range, check_positive
 from fastmeta.adaptation.base import Adaptation, check_loop
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 
 class Adam(Adaptation):
-    """Adam in the inner loop, as ``torch.optim.Adam``; every task begins with zero moments.
+    """Adam in the inner loop, as ``torch.optim.Adam``; moments start from zero for each task.
 
     Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1. Differentiable,
     also where a gradient is exactly zero. The first update is nearly ``lr * sign(gradient)``: its
@@ -20,13 +22,13 @@ class Adam(Adaptation):
     choose ``eps`` well above the rounding errors of the gradients.
 
     Args:
-        lr: inner learning rate.
+        lr: inner learning rate; positive.
         steps: inner steps during meta-training.
-        betas: decay of the first and the second moment, each in ``[0, 1)``.
-        eps: added to the root of the second moment; positive.
+        betas: decay rates of the first and the second moment, each in ``[0, 1)``.
+        eps: added to the square root of the second moment; positive.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is not a number or out of range.
     """
 
     task_batchable = True
@@ -39,44 +41,47 @@ class Adam(Adaptation):
         eps: float = 1e-8,
     ) -> None:
         check_loop(lr, steps)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"both betas must be at least 0 and below 1, got {betas}.")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}.")
+        if not isinstance(betas, list | tuple) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}.")
+        for beta in betas:
+            check_in_range("each of betas", beta, 0, 1)
+        check_positive("eps", eps)
         self.lr = lr
         self.steps = steps
-        self.betas = betas
+        self.betas = tuple(betas)
         self.eps = eps
 
     def _bias_corrections(self, step: int) -> tuple[float, float]:
         first, second = self.betas
         return 1 - first ** (step + 1), 1 - second ** (step + 1)
 
+    @override
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`Adaptation.start`: the first moments, then the second ones."""
+        # The first moments, then the second ones.
         return [torch.zeros_like(p) for _ in range(2) for p in params]
 
+    @override
     def update(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """See :meth:`Adaptation.update`."""
         count = len(params)
         first, second = self.betas
         bias_1, bias_2 = self._bias_corrections(step)
-        moved, means, squares = list(params), list(state[:count]), list(state[count:])
+        updated, means, squares = list(params), list(state[:count]), list(state[count:])
         for i, grad in enumerate(grads):
             if grad is None:
                 continue
             means[i] = first * means[i] + (1 - first) * grad
             squares[i] = second * squares[i] + (1 - second) * grad * grad
             root = _root(squares[i] / bias_2)
-            moved[i] = params[i] - self.lr / bias_1 * means[i] / (root + self.eps)
-        return moved, [*means, *squares]
+            updated[i] = params[i] - self.lr / bias_1 * means[i] / (root + self.eps)
+        return updated, [*means, *squares]
 
+    @override
     def vjp(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        """See :meth:`Adaptation.vjp`; keeps the gradients and the new state."""
+        # The pullback keeps the gradients and the new state.
         count = len(params)
         first, second = self.betas
         bias_1, bias_2 = self._bias_corrections(step)
@@ -92,10 +97,10 @@ class Adam(Adaptation):
                 mean, square = new_state[i], new_state[count + i]
                 root = (square / bias_2).sqrt()
                 width = root + self.eps
-                moved = d_params[i] * (self.lr / bias_1) / width
-                d_mean = d_means[i] - moved
+                scaled = d_params[i] * (self.lr / bias_1) / width
+                d_mean = d_means[i] - scaled
                 # The derivative of the root; 0 where _root says so.
-                slope = moved * mean / width / (root * (2 * bias_2))
+                slope = scaled * mean / width / (root * (2 * bias_2))
                 d_square = d_squares[i] + torch.where(square > 0, slope, 0)
                 d_grads[i] = (1 - first) * d_mean + (2 * (1 - second)) * grad * d_square
                 d_means[i], d_squares[i] = first * d_mean, second * d_square
@@ -105,6 +110,6 @@ class Adam(Adaptation):
 
 
 def _root(square: Tensor) -> Tensor:
-    """The square root with derivative 0 at 0: there every gradient so far was zero."""
+    """The square root with derivative 0 at 0, where every gradient so far was zero."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)

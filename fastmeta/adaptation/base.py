@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastmeta._checks import check_integer, check_positive
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 
 class Adaptation(ABC):
     """Inner adaptation: from the initialisation to a task's fast weights.
 
-    A subclass says what one :meth:`update` is, on torch ops that autograd can differentiate, and
-    what its state is at the :meth:`start`.
+    A subclass defines one :meth:`update` in torch ops that autograd can differentiate, and the
+    initial state, :meth:`start`.
 
     Attributes:
         steps: number of inner steps during meta-training.
@@ -30,25 +31,28 @@ class Adaptation(ABC):
     steps: int
     rates: Sequence[nn.Parameter] = ()
 
-    def bind(  # noqa: B027  (most have nothing to learn)
+    def bind(  # noqa: B027  (most have nothing to prepare)
         self, params: Sequence[Tensor], names: Sequence[str]
     ) -> None:
-        """Prepares for these parameters; a learner calls it once. Nothing by default.
+        """Prepares for the parameters of a network; a learner calls it once. A no-op by default.
 
         Args:
-            params: the initialisation; :attr:`rates` are made for it.
+            params: the initialisation; :attr:`rates` are created for it.
             names: of the parameters in the module.
+
+        Raises:
+            ValueError: if it does not suit the network, or was bound to another one before.
         """
 
     def adapts(self, step: int, params: Sequence[Tensor]) -> Sequence[bool]:
-        """Which parameters inner step ``step`` adapts; all by default.
+        """Which parameters are adapted in inner step ``step``; all by default.
 
-        Gradients are asked for these alone; for the others they are ``None``.
+        Gradients are computed for these only; they are ``None`` for the others.
         """
         return [True] * len(params)
 
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """The inner optimizer's state before the first step; none by default."""
+        """The state of the inner optimizer before the first step; empty by default."""
         return []
 
     @abstractmethod
@@ -58,11 +62,11 @@ class Adaptation(ABC):
         """One update, differentiable in ``params``, ``grads``, ``state`` and :attr:`rates`.
 
         Args:
-            step: which inner step it is, from 0.
+            step: index of the inner step, from 0.
             params: the parameters; not modified.
-            grads: their gradients; ``None`` leaves a parameter and its state as they are (the same
-                tensors).
-            state: as :meth:`start` or the last update left it; not modified.
+            grads: their gradients; where one is ``None``, the same parameter and state tensors are
+                returned.
+            state: from :meth:`start` or the last update; not modified.
 
         Returns:
             The new parameters and the new state.
@@ -73,7 +77,8 @@ class Adaptation(ABC):
     ) -> tuple[list[Tensor], list[Tensor], Pullback]:
         """:meth:`update` without a graph, and its vector-Jacobian product.
 
-        By autograd on this one update; the pullback keeps ``params``, ``grads`` and ``state``.
+        By default autograd on this one update; the pullback keeps ``params``, ``grads`` and
+        ``state``.
         """
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
@@ -104,12 +109,11 @@ class Adaptation(ABC):
 
 
 def check_loop(lr: float, steps: int) -> None:
-    """Refuses a learning rate that is not positive and a negative number of steps.
+    """Checks the two arguments that every adaptation has.
 
     Raises:
-        ValueError: in either case.
+        ValueError: if the learning rate is not a positive finite number, or the number of inner
+            steps not an integer of at least 0.
     """
-    if not lr > 0:
-        raise ValueError(f"the inner learning rate must be positive, got {lr}.")
-    if steps < 0:
-        raise ValueError(f"the number of inner steps must not be negative, got {steps}.")
+    check_positive("lr", lr)
+    check_integer("steps", steps, 0)

@@ -1,4 +1,4 @@
-"""The inner loop: from the initialisation to a task's fast weights."""
+"""The inner loop: from the initialisation to the fast weights of a task."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmeta._checks import check_integer
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.tape import InnerStep, Tape
 from fastmeta.functional._prefix_cache import PrefixCache
@@ -24,7 +25,7 @@ class Adapted:
 
     Attributes:
         fast: the fast weights, in the order of the parameters.
-        inner_grads: gradients of each inner step, detached; empty unless they were asked for.
+        inner_grads: the gradients of each inner step, detached; empty unless recorded.
         losses: the support loss before each inner step, detached.
         state: the inner optimizer's state after the last step.
     """
@@ -48,35 +49,39 @@ def run_inner_loop(
     """Runs the inner loop.
 
     Args:
-        adaptation: its update rule.
+        adaptation: the update rule.
         loss: the support loss as a function of the parameters; evaluated
-            :func:`~fastmeta.inner_step.at_step` after step.
-        params: where to start; not modified.
+            once per inner step, inside :func:`~fastmeta.inner_step.at_step`.
+        params: the initialisation; not modified.
         steps: inner steps, ``adaptation.steps`` by default.
         create_graph: whether to keep the graph, so that the fast weights can be differentiated
-            in ``params``; without it they are leaves that require a gradient.
+            with respect to ``params``; without it they are leaves that require a gradient.
         record: whether to keep the inner gradients.
-        tape: where to note every step for a walk back; not together with ``create_graph``.
+        tape: records every step for the reverse sweep; not together with ``create_graph``.
+
+    Raises:
+        ValueError: if ``steps`` is not an integer of at least 0.
     """
     count = adaptation.steps if steps is None else steps
+    check_integer("steps", count, 0)
     fast = list(params) if create_graph else [p.detach().requires_grad_() for p in params]
     state = adaptation.start(fast)
     inner_grads: list[list[Tensor | None]] = []
     losses: list[Tensor] = []
-    moving = [adaptation.adapts(k, fast) for k in range(count)]
-    memo = PrefixCache(_constant(fast, moving))
+    adapted = [adaptation.adapts(k, fast) for k in range(count)]
+    cache = PrefixCache(_constant(fast, adapted))
     for k in range(count):
-        # A graph for the walk back leads to the frozen parameters, too.
+        # The graph of a taped step leads to the frozen parameters, too.
         taped = tape is not None and k >= count - tape.graphs
         graph = create_graph or taped
         if not graph:
-            for t, moves in zip(fast, moving[k], strict=True):
-                t.requires_grad_(moves)
+            for t, trained in zip(fast, adapted[k], strict=True):
+                t.requires_grad_(trained)
         elif create_graph and k:
-            fast = _apart(fast, moving[k - 1], moving[k])
-        with at_step(k), nullcontext() if taped else memo.used():
+            fast = _new_nodes(fast, adapted[k - 1], adapted[k])
+        with at_step(k), nullcontext() if taped else cache.used():
             value = loss(fast)
-        grads = _gradients(value, fast, moving[k], graph)
+        grads = _gradients(value, fast, adapted[k], graph)
         losses.append(value.detach())
         plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
         if record:
@@ -86,37 +91,39 @@ def run_inner_loop(
             continue
         with torch.no_grad():
             if tape is None:
-                moved, state = adaptation.update(k, fast, plain, state)
+                updated, state = adaptation.update(k, fast, plain, state)
             else:
-                moved, state, pullback = adaptation.vjp(k, fast, plain, state)
-                kept = graph or (tape.gradients and all(moving[k]))
+                updated, state, pullback = adaptation.vjp(k, fast, plain, state)
+                kept = graph or (tape.gradients and all(adapted[k]))
                 tape.steps.append(InnerStep(fast, pullback, grads if kept else None))
-        fast = [t.requires_grad_() for t in moved]
+        fast = [t.requires_grad_() for t in updated]
     return Adapted(fast, inner_grads, losses, state)
 
 
-def _constant(params: Sequence[Tensor], moving: Sequence[Sequence[bool]]) -> list[Tensor]:
+def _constant(params: Sequence[Tensor], adapted: Sequence[Sequence[bool]]) -> list[Tensor]:
     """The parameters that none of several steps adapts."""
-    if len(moving) < 2:
+    if len(adapted) < 2:
         return []
-    return [p for p, *moves in zip(params, *moving, strict=True) if not any(moves)]
+    return [p for p, *steps in zip(params, *adapted, strict=True) if not any(steps)]
 
 
-def _apart(params: Sequence[Tensor], before: Sequence[bool], now: Sequence[bool]) -> list[Tensor]:
-    """The parameters, those that begin to move as new nodes of the graph.
+def _new_nodes(
+    params: Sequence[Tensor], before: Sequence[bool], now: Sequence[bool]
+) -> list[Tensor]:
+    """The parameters; those adapted now but not in the step before as new nodes of the graph.
 
-    Others have moved with gradients that depend on them: that is no part of this step's gradient.
+    The updates of other parameters depend on them: that is no part of this step's gradient.
     """
-    return [p.view_as(p) if m and not b else p for p, b, m in zip(params, before, now, strict=True)]
+    return [p.view_as(p) if n and not b else p for p, b, n in zip(params, before, now, strict=True)]
 
 
 def _gradients(
-    value: Tensor, params: Sequence[Tensor], moves: Sequence[bool], create_graph: bool
+    value: Tensor, params: Sequence[Tensor], adapted: Sequence[bool], create_graph: bool
 ) -> list[Tensor | None]:
-    """The gradients in the parameters that move; ``None`` for the others and unused ones."""
-    if not all(moves) and not value.requires_grad:
+    """Gradients with respect to adapted parameters; ``None`` for the others and unused ones."""
+    if not all(adapted) and not value.requires_grad:
         return [None] * len(params)
-    asked = [p for p, m in zip(params, moves, strict=True) if m]
+    asked = [p for p, used in zip(params, adapted, strict=True) if used]
     found = torch.autograd.grad(value, asked, create_graph=create_graph, allow_unused=True)
     known = iter(found)
-    return [next(known) if m else None for m in moves]
+    return [next(known) if used else None for used in adapted]

@@ -1,4 +1,4 @@
-"""Inner loops that adapt some of the layers."""
+"""Adaptation of some of the layers."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
+from fastmeta._checks import check_choice
+from fastmeta._options import forwards_options
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.layers import Layer, find_layers
 from fastmeta.adaptation.tape import Grads, Pullback
 
 
 class LayerPattern(Adaptation):
-    """Another adaptation of some layers alone: a Lambda pattern.
+    """Another adaptation, restricted to some of the layers by a Lambda pattern.
 
     Khabarlak 2022, "Faster Optimization-Based Meta-Learning Adaptation Phase" (arXiv 2206.05930),
-    from the abstract; details are our reconstruction. With ``"head"`` it is the inner loop of ANIL
+    reconstructed from the abstract. With ``"head"`` it is the inner loop of ANIL
     (Raghu et al. 2020), with ``"body"`` that of BOIL (Oh et al. 2021).
 
-    In first-order inner loops nothing is stored or differentiated below the lowest layer adapted;
+    In first-order inner loops nothing is stored or differentiated below the lowest adapted layer;
     the frozen prefix of an ``nn.Sequential`` runs once (its output is cached across inner steps).
     Meta-gradients are those of all layers; only Reptile's is zero for a layer that is never
     adapted.
 
     Args:
-        inner: how the adapted layers move, and in how many steps.
-        pattern: the layers, see :func:`read_pattern`.
+        inner: the adaptation of the adapted layers; also decides the number of inner steps.
+        pattern: the adapted layers, see :func:`read_pattern`.
 
     Attributes:
-        layers: of the network, once a learner is built with this.
+        layers: of the network; empty until a learner is built.
 
     Raises:
-        ValueError: if the pattern is a number other than bits.
+        ValueError: if the pattern is neither a string nor a number made of bits.
     """
 
     task_batchable = True
 
     def __init__(self, inner: Adaptation, pattern: str | int) -> None:
-        # A configuration file or a flag has 11111 as a number; YAML has 00011 as 9.
+        # Configuration files and flags read 11111 as a number; YAML reads 00011 as 9.
         if not isinstance(pattern, str) and not set(str(pattern)) <= set("01"):
-            raise ValueError(f"a pattern must be a text, got {pattern!r}. Put it in quotes.")
+            raise ValueError(f"pattern must be a string, got {pattern!r}. Put it in quotes.")
         self.inner = inner
         self.pattern = str(pattern)
         self.steps = inner.steps
@@ -48,97 +51,129 @@ class LayerPattern(Adaptation):
             vars(type(inner)).get("task_batchable", False) and inner.task_batchable
         )
         self.layers: list[Layer] = []
-        self._moving: list[list[bool]] = []
+        self._adapted: list[list[bool]] = []
 
+    @override
     def bind(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
-        """See :meth:`Adaptation.bind`.
-
-        Raises:
-            ValueError: if the pattern does not suit the network, or the object has another one.
-        """
         layers = find_layers(params, names)
         if self.layers not in ([], layers):
             raise ValueError(
-                "this LayerPattern already has another network. Make one for each network."
+                "this LayerPattern is already bound to another network. Create one per network."
             )
         chosen = read_pattern(self.pattern, [layer.name for layer in layers])
         self.inner.bind(params, names)
         self.rates = self.inner.rates
         self.layers = layers
         members = [{i for k in step for i in layers[k].members} for step in chosen]
-        self._moving = [[i in step for i in range(len(params))] for step in members]
+        self._adapted = [[i in step for i in range(len(params))] for step in members]
 
+    @override
     def adapts(self, step: int, params: Sequence[Tensor]) -> Sequence[bool]:
-        """See :meth:`Adaptation.moving`.
-
-        Raises:
-            RuntimeError: before :meth:`bind`.
-        """
-        if not self._moving:
+        if not self._adapted:
             raise RuntimeError(
-                "LayerPattern knows no layers yet: call bind(params, names), as a learner does."
+                "LayerPattern is not bound to a network: call bind(params, names) first."
             )
-        return self._moving[min(step, len(self._moving) - 1)]
+        return self._adapted[min(step, len(self._adapted) - 1)]
 
+    @override
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """See :meth:`Adaptation.start`."""
         return self.inner.start(params)
 
+    @override
     def update(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """See :meth:`Adaptation.update`."""
         return self.inner.update(step, params, grads, state)
 
+    @override
     def vjp(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        """See :meth:`Adaptation.vjp`."""
         return self.inner.vjp(step, params, grads, state)
 
 
 def read_pattern(pattern: str, layers: Sequence[str]) -> list[list[int]]:
     """The layers that each inner step adapts; further steps adapt those of the last one.
 
-    A pattern is one or more of these, separated by ``/``, each for an inner step:
+    A pattern is one or more of these, separated by ``/``, one per inner step:
 
-    - bits, one a layer: ``00011`` adapts the last two of five;
-    - words, separated by commas: ``full`` (all layers), ``head`` (the last one), ``body`` (all but
+    - bits, one per layer: ``00011`` adapts the last two of five;
+    - names, separated by commas: ``full`` (all layers), ``head`` (the last one), ``body`` (all but
       the last one), or a layer's name or the beginning of it: ``features.3,head``.
 
     Args:
-        pattern: the text.
-        layers: their names.
+        pattern: see above.
+        layers: names of the layers.
 
     Returns:
-        Their numbers, for each step that the pattern has.
+        Indices of the layers, for each step that the pattern has.
 
     Raises:
-        ValueError: if there are not as many bits as layers, a name is unknown, or a step would
-            adapt nothing.
+        ValueError: if the number of bits is not that of the layers, a name is unknown, or a step
+            would adapt no layer.
     """
     return [_read_step(step, layers) for step in pattern.split("/")]
 
 
-def by_word(inner: Mapping[str, Callable[..., Adaptation]]) -> dict[str, Callable[..., Adaptation]]:
-    """The words of patterns: ``"lambda"``, ``"anil"`` and ``"boil"``.
+def pattern_adaptations(
+    inner: Mapping[str, Callable[..., Adaptation]],
+) -> dict[str, Callable[..., LayerPattern]]:
+    """The adaptations of some layers by name: ``"anil"``, ``"boil"`` and ``"lambda"``.
 
-    Each takes ``of``, a word of ``inner`` (``"sgd"`` by default), and that adaptation's arguments;
-    ``"lambda"`` also ``pattern``.
+    Args:
+        inner: the adaptations that they restrict, by name.
     """
     inner = dict(inner)
 
-    def build(
+    def build(pattern: str | int, of: str, **arguments: Any) -> LayerPattern:
+        check_choice("of", of, inner)
+        return LayerPattern(inner[of](**arguments), pattern)
+
+    def restricted(given: Mapping[str, Any]) -> Callable[..., Adaptation]:
+        of = given.get("of")
+        return inner[of] if isinstance(of, str) and of in inner else inner["sgd"]
+
+    @forwards_options(restricted)
+    def anil(lr: float, steps: int = 1, *, of: str = "sgd", **options: Any) -> LayerPattern:
+        """Adapts the head only, as in ANIL.
+
+        Args:
+            lr: inner learning rate.
+            steps: inner steps during meta-training.
+            of: name of the adaptation of the head, whose options are accepted, too.
+            **options: of this adaptation.
+        """
+        return build("head", of, lr=lr, steps=steps, **options)
+
+    @forwards_options(restricted)
+    def boil(lr: float, steps: int = 1, *, of: str = "sgd", **options: Any) -> LayerPattern:
+        """Adapts all layers but the head, as in BOIL.
+
+        Args:
+            lr: inner learning rate.
+            steps: inner steps during meta-training.
+            of: name of the adaptation of these layers, whose options are accepted, too.
+            **options: of this adaptation.
+        """
+        return build("body", of, lr=lr, steps=steps, **options)
+
+    @forwards_options(restricted)
+    def lambda_pattern(
         lr: float, steps: int = 1, *, pattern: str | int = "full", of: str = "sgd", **options: Any
     ) -> LayerPattern:
-        if of not in inner:
-            raise ValueError(f"of must be one of {', '.join(inner)}; got {of!r}.")
-        return LayerPattern(inner[of](lr=lr, steps=steps, **options), pattern)
+        """Adapts the layers of a Lambda pattern only.
 
-    def fixed(pattern: str) -> Callable[..., Adaptation]:
-        return lambda lr, steps=1, **options: build(lr, steps, pattern=pattern, **options)
+        Args:
+            lr: inner learning rate.
+            steps: inner steps during meta-training.
+            pattern: the adapted layers: full, head, body, names of layers separated by commas, or
+                one bit per layer; "/" separates inner steps.
+            of: name of the adaptation of these layers, whose options are accepted, too.
+            **options: of this adaptation.
+        """
+        return build(pattern, of, lr=lr, steps=steps, **options)
 
-    return {"anil": fixed("head"), "boil": fixed("body"), "lambda": build}
+    return {"anil": anil, "boil": boil, "lambda": lambda_pattern}
 
 
 def _read_step(step: str, layers: Sequence[str]) -> list[int]:
@@ -147,22 +182,22 @@ def _read_step(step: str, layers: Sequence[str]) -> list[int]:
             raise ValueError(f"pattern {step!r} has {len(step)} bits, but {_known(layers)}.")
         found = {k for k, bit in enumerate(step) if bit == "1"}
     else:
-        found = {k for word in step.split(",") for k in _read_word(word, layers)}
+        found = {k for name in step.split(",") for k in _read_name(name, layers)}
     if not found:
         raise ValueError(f"pattern {step!r} adapts nothing; expected at least one layer.")
     return sorted(found)
 
 
-def _read_word(word: str, layers: Sequence[str]) -> Sequence[int]:
-    numbers = range(len(layers))
-    words = {"full": numbers, "head": numbers[-1:], "body": numbers[:-1]}
-    named = [k for k in numbers if f"{layers[k]}.".startswith(f"{word}.")]
-    if word not in words and not named:
+def _read_name(name: str, layers: Sequence[str]) -> Sequence[int]:
+    indices = range(len(layers))
+    groups = {"full": indices, "head": indices[-1:], "body": indices[:-1]}
+    named = [k for k in indices if f"{layers[k]}.".startswith(f"{name}.")]
+    if name not in groups and not named:
         raise ValueError(
-            f"a pattern is made of bits, full, head, body or names of layers, got {word!r}; "
-            f"{_known(layers)}."
+            "pattern must consist of bits, full, head, body or names of layers, got "
+            f"{name!r}; {_known(layers)}."
         )
-    return words.get(word, named)
+    return groups.get(name, named)
 
 
 def _known(layers: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The layers of a network, read from the shapes and names of its parameters."""
+"""Layers of a network, found from the shapes and names of its parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# The parameters of a co-learner, which no inner loop adapts.
+# Parameters of a co-learner, which no inner loop adapts.
 _OUTSIDE = "co_learner."
 
 
@@ -15,8 +15,8 @@ class Layer(NamedTuple):
     """Parameters that are adapted together or not at all.
 
     Attributes:
-        name: of the module that its matrix belongs to.
-        members: the numbers of its parameters.
+        name: of the module that its weight belongs to.
+        members: indices of its parameters.
     """
 
     name: str
@@ -26,9 +26,9 @@ class Layer(NamedTuple):
 def find_layers(params: Sequence[Tensor], names: Sequence[str]) -> list[Layer]:
     """The layers of a network: one for each parameter of two or more dimensions.
 
-    Those of fewer (biases, scales and shifts of normalisation) belong to the layer before them, at
-    the beginning to the first. So Conv4 has five layers, four blocks and the head, and an MLP one
-    for each ``nn.Linear``. Parameters of a co-learner (``co_learner.*``) are in no layer.
+    Those of fewer (biases, scales and shifts of normalisation) belong to the layer before them, and
+    to the first layer if there is none before. So Conv4 has five layers, four blocks and the head,
+    and an MLP one per ``nn.Linear``. Parameters of a co-learner (``co_learner.*``) are in no layer.
 
     Args:
         params: in the order of the module.

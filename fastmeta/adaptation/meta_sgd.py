@@ -1,4 +1,4 @@
-"""Inner gradient descent with learned rates."""
+"""Gradient descent with learned learning rates."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastmeta import ops
+from fastmeta._checks import check_bool, check_choice
 from fastmeta.adaptation.base import Adaptation, check_loop
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
@@ -16,44 +18,41 @@ Per = Literal["element", "tensor"]
 
 
 class MetaSGD(Adaptation):
-    """Inner gradient descent whose rates are learned together with the initialisation.
+    """Gradient descent whose learning rates are learned together with the initialisation.
 
     Li et al. 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", algorithm 1. The
-    rates may turn negative, as in the paper. Exact meta-gradients differentiate in them exactly,
-    first-order ones hold the inner gradients fixed; Reptile leaves them as they are.
+    rates may become negative, as in the paper. Exact meta-gradients differentiate with respect to
+    them exactly, first-order ones hold the inner gradients fixed; Reptile does not train them.
 
     Args:
-        lr: where every rate begins.
+        lr: initial value of every rate; positive.
         steps: inner steps during meta-training.
-        per: one rate an ``"element"`` of the parameters, or one a parameter ``"tensor"``.
-        per_step: whether every inner step has its own; further steps have the last one's. With
-            ``per="tensor"`` these are the rates of MAML++ (LSLR; Antoniou et al. 2019, section 4).
+        per: one rate per ``"element"`` of the parameters, or one per parameter ``"tensor"``.
+        per_step: whether each inner step has rates of its own; further steps use those of the last
+            one. With ``per="tensor"`` these are the rates of MAML++ (LSLR; Antoniou et al. 2019,
+            section 4).
 
     Attributes:
-        rates: one tensor a parameter tensor, once a learner is built with it; ``(steps, ...)`` with
-            ``per_step``.
+        rates: one tensor per parameter tensor, created when a learner is built;
+            ``(steps, ...)`` with ``per_step``.
 
     Raises:
-        ValueError: if ``lr`` is not positive, ``steps`` is negative or ``per`` unknown.
+        ValueError: if an argument is out of range or of the wrong type.
     """
 
     def __init__(
         self, lr: float, steps: int = 1, per: Per = "element", per_step: bool = False
     ) -> None:
         check_loop(lr, steps)
-        if per not in get_args(Per):
-            raise ValueError(f"per must be one of {', '.join(get_args(Per))}; got {per!r}.")
+        check_choice("per", per, get_args(Per))
+        check_bool("per_step", per_step)
         self.lr = lr
         self.steps = steps
         self.per = per
         self.per_step = per_step
 
+    @override
     def bind(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
-        """See :meth:`Adaptation.bind`.
-
-        Raises:
-            ValueError: if the rates were made for other parameters.
-        """
         steps = (max(self.steps, 1),) if self.per_step else ()
         shapes = [
             torch.Size((*steps, *p.shape) if self.per == "element" else steps) for p in params
@@ -65,27 +64,25 @@ class MetaSGD(Adaptation):
             ]
         elif [r.shape for r in self.rates] != shapes:
             raise ValueError(
-                "this MetaSGD already has the rates of another network. Make one for each network."
+                "this MetaSGD already has the rates of another network or number of steps. "
+                "Create one MetaSGD per learner."
             )
 
+    @override
     def update(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """See :meth:`Adaptation.update`.
-
-        Raises:
-            RuntimeError: before :meth:`bind`.
-        """
         if not self.rates:
             raise RuntimeError(
                 "MetaSGD has no rates yet: call bind(params, names), as a learner does."
             )
         return list(ops.inner_step(params, grads, [self._of(step, r) for r in self.rates])), []
 
+    @override
     def vjp(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        """See :meth:`Adaptation.vjp`; keeps the gradients."""
+        # The pullback keeps the gradients.
         rates = [self._of(step, r.detach()) for r in self.rates]
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
@@ -107,5 +104,15 @@ class MetaSGD(Adaptation):
         return new_params, [], pullback
 
     def _of(self, step: int, rate: Tensor) -> Tensor:
-        """A view of the part of ``rate`` that is the step's."""
+        """A view of the part of ``rate`` that belongs to the step."""
         return rate[min(step, len(rate) - 1)] if self.per_step else rate
+
+
+def lslr(lr: float, steps: int = 1) -> MetaSGD:
+    """Gradient descent with one learned rate per parameter tensor and inner step, as in MAML++.
+
+    Args:
+        lr: initial value of every rate; positive.
+        steps: inner steps during meta-training.
+    """
+    return MetaSGD(lr, steps, per="tensor", per_step=True)

@@ -13,13 +13,13 @@ Grads = Sequence[Tensor | None]
 
 
 class Cotangents(NamedTuple):
-    """Derivatives of a number in the arguments of one update.
+    """Derivatives of a scalar with respect to the arguments of one update.
 
     Attributes:
-        params: in the parameters, the gradients being held fixed.
-        state: in the inner optimizer's state.
-        grads: in the gradients; ``None`` where there was none.
-        rates: in the adaptation's learned rates.
+        params: with respect to the parameters, the gradients held fixed.
+        state: with respect to the inner optimizer's state.
+        grads: with respect to the gradients; ``None`` where there was none.
+        rates: with respect to the adaptation's learned rates.
     """
 
     params: list[Tensor]
@@ -28,19 +28,20 @@ class Cotangents(NamedTuple):
     rates: list[Tensor]
 
 
-# From the derivatives in one update's results (parameters, state) to those in its arguments.
+# From derivatives with respect to the results of one update (parameters, state) to those with
+# respect to its arguments.
 Pullback = Callable[[Sequence[Tensor], Sequence[Tensor]], Cotangents]
 
 
 @dataclass
 class InnerStep:
-    """One inner step as a walk back needs it.
+    """What the reverse sweep needs of one inner step.
 
     Attributes:
         params: the parameters before the step, leaves that require a gradient.
         pullback: of the update.
-        grads: the gradients in ``params``: with their graph where that was kept; without one where
-            the tape keeps gradients and all parameters move; else ``None``.
+        grads: the gradients with respect to ``params``: with their graph where it was kept; without
+            one where the tape keeps gradients and all parameters are adapted; else ``None``.
     """
 
     params: list[Tensor]
@@ -53,12 +54,12 @@ ThroughGrads = Callable[[InnerStep, Cotangents], Sequence[Tensor]]
 
 @dataclass
 class Tape:
-    """The steps of one inner loop, for a walk back.
+    """The steps of one inner loop, recorded for the reverse sweep.
 
     Attributes:
-        graphs: of how many last steps the graph is kept, too.
-        gradients: whether the gradients of the others are kept.
-        steps: the steps taken.
+        graphs: number of last steps whose graph is kept.
+        gradients: whether the gradients of the other steps are kept.
+        steps: the recorded steps.
     """
 
     graphs: int = 0
@@ -72,17 +73,17 @@ class Tape:
         rates: Sequence[Tensor],
         through_grads: ThroughGrads | None = None,
     ) -> tuple[Sequence[Tensor], list[Tensor]]:
-        """From derivatives at the end of the inner loop to those at its beginning; empties it.
+        """From derivatives at the end of the inner loop to those at its start; empties the tape.
 
         Args:
-            v: derivatives in the last parameters.
-            state: the last state; it is not used afterwards, so its derivative is zero.
+            v: derivatives with respect to the last parameters.
+            state: the last state; nothing depends on it, so its derivative is zero.
             rates: the learned rates.
-            through_grads: from a step and its cotangents to the derivatives in its parameters,
-                gradients included; without it the gradients are held fixed.
+            through_grads: from a step and its cotangents to the derivatives with respect to its
+                parameters, through the gradients, too; without it the gradients are held fixed.
 
         Returns:
-            The derivatives in the first parameters and in the rates.
+            The derivatives with respect to the first parameters and to the rates.
         """
         d_state = [torch.zeros_like(s) for s in state]
         d_rates = [torch.zeros_like(r) for r in rates]

@@ -1,4 +1,4 @@
-"""Small quadratic programmes."""
+"""Small quadratic programs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ def nonnegative(matrix: Tensor, linear: Tensor) -> Tensor:
     """``argmin_z z A z / 2 + q z`` over ``z >= 0``, by the active sets of Lawson & Hanson (1974).
 
     With ``y = A z + q`` the gradient: variables are freed one by one where ``y`` is most negative,
-    and bound again where the minimum over the free ones would turn them negative. Each set is
-    better than all before, so that it ends, after about ``T / 2`` small solves; then ``y >= 0``
-    up to 1e-12 (of the largest of ``-q`` and ``z``), and 0 where ``z > 0``.
+    and fixed at 0 again where the minimum over the free ones would make them negative. The
+    objective decreases from set to set, so the method terminates, after about ``T / 2`` small
+    solves; then ``y >= 0`` up to 1e-12 (relative to the largest of ``-q`` and ``z``), and 0 where
+    ``z > 0``.
 
     Args:
         matrix: ``A``, ``(T, T)``, symmetric and positive definite, float64 on the CPU.
@@ -22,7 +23,7 @@ def nonnegative(matrix: Tensor, linear: Tensor) -> Tensor:
     Returns:
         ``z``, ``(T,)``.
     """
-    a, q = matrix.numpy(), linear.numpy()  # a third of torch's overhead a call
+    a, q = matrix.numpy(), linear.numpy()  # a third of torch's overhead per call
     z, free = np.zeros_like(q), np.zeros(len(q), dtype=bool)
     for _ in range(10 * len(q)):
         y = np.where(free, 0, a @ z + q)

@@ -8,27 +8,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta import ops
+from fastmeta._checks import check_choice
 from fastmeta.aggregation.base import Aggregation
 from fastmeta.gradients import TaskGradients
 
 
 class GradientAgreement(Aggregation):
-    """``w_i = <g_i, sum_j g_j> / sum_k |<g_k, sum_j g_j>|``.
+    """Weights tasks by the inner product of their gradient with the sum of all gradients.
 
-    Eshratifar et al. 2018, "Gradient Agreement as an Optimization Objective for Meta-Learning",
-    section 2. Weights may be negative; their absolute values sum to one.
+    ``w_i = <g_i, sum_j g_j> / sum_k |<g_k, sum_j g_j>|``, Eshratifar et al. 2018, "Gradient
+    Agreement as an Optimization Objective for Meta-Learning", section 2. Weights may be negative;
+    their absolute values sum to one.
 
     Args:
-        of: which gradients must agree: ``"inner"``, the paper's choice, the displacement of the
-            inner loop (its scale cancels); ``"meta"``, the meta-gradients that are then summed.
+        of: the gradients that are compared: ``"inner"``, the paper's choice, the displacement of
+            the inner loop (its scale cancels); ``"meta"``, the meta-gradients that are summed.
 
     Raises:
         ValueError: if ``of`` is neither.
     """
 
     def __init__(self, of: Literal["inner", "meta"] = "inner") -> None:
-        if of not in ("inner", "meta"):
-            raise ValueError(f"of must be 'inner' or 'meta', got {of!r}.")
+        check_choice("of", of, ("inner", "meta"))
         self.of = of
 
     @property

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta._checks import check_nonnegative
 from fastmeta.aggregation._quadratic import nonnegative
 from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and_cosines
 
 
 class CAGrad(GramAggregation):
-    """The best step for the task worst off, near the mean ``g0``.
+    """The step within a ball around the mean ``g0`` that is best for the worst-off task.
 
     ``d = argmax min_i <g_i, d>`` over ``|d - g0| <= c |g0|``, Liu et al. 2021 (arXiv 2110.14048),
-    Algorithm 1, without rescaling. ``c = 0`` is the mean, a large ``c`` MGDA's direction. Where the
-    paper's dual combination vanishes (it divides by that; a zero gradient is an example) ``d`` is
-    the point nearest to ``g0`` that conflicts with no task. Solved on the host.
+    Algorithm 1, without rescaling. ``c = 0`` gives the mean, a large ``c`` the direction of MGDA.
+    Where the paper's dual combination, by which it divides, vanishes (for example with a zero
+    gradient), ``d`` is the point nearest to ``g0`` that conflicts with no task. Solved on the host.
 
     Args:
-        c: the radius, relative to the mean's length.
+        c: radius of the ball relative to the norm of the mean, at least 0.
 
     Raises:
-        ValueError: if ``c`` is negative or not finite.
+        ValueError: if ``c`` is not a finite number of at least 0.
     """
 
     def __init__(self, c: float = 0.4) -> None:
-        if not 0 <= c < math.inf:
-            raise ValueError(f"c must not be negative or infinite, got {c}.")
+        check_nonnegative("c", c)
         self.c = c
 
     @override

@@ -1,4 +1,4 @@
-"""What the aggregations over the Gram matrix share."""
+"""Base class of aggregations that need the Gram matrix only."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from fastmeta import ops
 from fastmeta.aggregation.base import Aggregation
 from fastmeta.gradients import TaskGradients
 
-# How far a cosine may be off: in float32 the rounding of its sums, in float64 what solves resolve.
+# Error bound of a cosine: rounding of its sums in float32, accuracy of the solves in float64.
 _NOISE = {torch.float32: 2e-7, torch.float64: 2e-10}
 
 
 class GramAggregation(Aggregation):
-    """An aggregation that knows the meta-gradients by their inner products alone.
+    """An aggregation computed from the inner products of the meta-gradients only.
 
-    All keep one scale: where the gradients are orthogonal and equally long, the weights are ``1/T``
-    (of CAGrad ``(1 + c)/T``), as in :class:`Mean`, so that methods can be exchanged under one
-    learning rate. Two papers are read accordingly: PCGrad's sum over tasks is our mean, and
-    Nash-MTL's weights, whose length that paper leaves to the learning rate, sum to one. A factor
-    common to all gradients never changes the weights.
+    All share one scale: for orthogonal gradients of equal norm the weights are ``1/T`` (for CAGrad
+    ``(1 + c)/T``), as in :class:`Mean`, so that methods can be exchanged without changing the
+    learning rate. Two papers are adapted accordingly: the sum over tasks of PCGrad is a mean here,
+    and the weights of Nash-MTL, whose scale the paper leaves to the learning rate, sum to one. A
+    factor common to all gradients never changes the weights.
 
-    Zero gradients count as orthogonal ones of no length (each method says what follows); if all are
-    zero, as orthogonal and equally long. If one is not finite, all weights are NaN. If gradients
-    depend on each other linearly, many weights have one sum; it is the sum that is defined.
+    Zero gradients are treated as orthogonal to all others (the effect is documented per method); if
+    all are zero, as orthogonal and of equal norm. If one is not finite, all weights are NaN. For
+    linearly dependent gradients the weights are not unique, but their weighted sum is.
 
     Inner products are summed in float32 (in float64 for float64 gradients), which represents norms
     from 1e-19 to 1e19; all further computations are in float64. Methods that copy the matrix to the
@@ -80,8 +80,8 @@ class GramAggregation(Aggregation):
 def norms_and_cosines(gram: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     """Lengths ``(T,)`` and cosines ``(T, T)`` of the gradients.
 
-    The cosines' diagonal is ``1 + noise``, which makes them positive definite in spite of rounding;
-    a zero gradient is orthogonal to all others.
+    The diagonal of the cosines is ``1 + noise``, which makes them positive definite despite
+    rounding; a zero gradient is orthogonal to all others.
     """
     cosines = ops.pair_cosines(gram)
     return gram.diagonal().sqrt(), cosines.fill_diagonal_(1 + noise)

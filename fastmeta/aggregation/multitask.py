@@ -1,4 +1,4 @@
-"""Task aggregation alone, for multi-task learning without an inner loop."""
+"""Task aggregation for multi-task learning without an inner loop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta._options import construct
 from fastmeta.aggregation import AGGREGATIONS, Aggregation
 from fastmeta.gradients import GradientBuffer, TaskGradients
 
@@ -18,18 +19,18 @@ def aggregate(
     method: str = "upgrad",
     **options: Any,
 ) -> Tensor:
-    """Puts a weighted sum of the losses' gradients into ``.grad``, in place of ``backward()``.
+    """Accumulates a weighted sum of the losses' gradients in ``.grad``, instead of ``backward()``.
 
-    Like ``backward()`` it adds to the gradients that are there and frees the losses' graph. A
-    parameter that no loss depends on keeps its ``.grad``.
+    Like ``backward()`` it adds to existing gradients and frees the graph of the losses. A parameter
+    that no loss depends on keeps its ``.grad``.
 
     Args:
         losses: ``T`` scalars, or a tensor ``(T,)``.
-        params: the parameters that the tasks share, of one dtype on one device; those that need no
-            gradient are passed over. Heads of single tasks belong elsewhere: for these, call
+        params: the parameters shared by the tasks, of one dtype on one device; those that do not
+            require a gradient are skipped. For heads of single tasks, call
             ``sum(losses).backward(inputs=heads, retain_graph=True)`` first.
-        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`, or a plug-in's word.
-            ``"agreement"`` compares these gradients here (``of="meta"``).
+        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`, or a plug-in's name.
+            ``"agreement"`` compares these gradients (``of="meta"``).
         **options: of the method.
 
     Returns:
@@ -38,7 +39,7 @@ def aggregate(
     Raises:
         ValueError: if the method is unknown or needs an inner loop, there is no loss or no
             parameter, a loss is not a scalar with a graph, or parameters differ in dtype or device.
-            Nothing is changed then.
+            ``.grad`` is unchanged then.
         TypeError: if the method has no such option.
     """
     aggregation = _aggregation(method, options)
@@ -64,9 +65,9 @@ def aggregate(
 def _aggregation(method: str, options: dict[str, Any]) -> Aggregation:
     if method == "agreement":
         options = {"of": "meta", **options}
-    found = AGGREGATIONS[method](**options)
+    found: Aggregation = construct(f"aggregation {method!r}", AGGREGATIONS[method], options)
     if found.needs_support_gradients:
-        raise ValueError(f"{method} with {options} compares inner gradients; there are none here.")
+        raise ValueError(f"{method} with {options} compares support gradients; aggregate has none.")
     return found
 
 

@@ -11,12 +11,12 @@ from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and
 
 
 class UPGrad(GramAggregation):
-    """The mean of the gradients, each moved as little as ends its conflicts with all tasks.
+    """The mean of the gradients, each projected onto the directions without conflicts.
 
-    Quinton & Rey 2024 (arXiv 2406.16232): row ``i`` is projected on the cone of directions that
-    conflict with no task, ``min v G v`` over ``v >= e_i / T`` (proposition 1), and the ``v`` are
-    added up. It conflicts with no task, and is linear in the gradients' lengths. A zero gradient
-    has the weight ``1/T``. Solved on the host.
+    Quinton & Rey 2024 (arXiv 2406.16232): gradient ``i`` is projected onto the cone of directions
+    that conflict with no task, ``min v G v`` over ``v >= e_i / T`` (proposition 1), and the ``v``
+    are summed. It conflicts with no task, and is linear in the norms of the gradients. A zero
+    gradient gets weight ``1/T``. Solved on the host.
     """
 
     @override

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fastmeta.adaptation import ADAPTATIONS
-from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.backend import keep_freed_memory, show_config
-from fastmeta.cli.arguments import given_options, make_parser
-from fastmeta.data import DATASETS, datasets_in
+from fastmeta.cli.arguments import given_options, parse
+from fastmeta.cli.catalog import (
+    describe_name,
+    found_datasets,
+    list_datasets,
+    list_methods,
+    list_plugins,
+)
+from fastmeta.cli.dry_run import as_toml, check_components
 from fastmeta.learners import METHODS
-from fastmeta.metagrad import METAGRADS
-from fastmeta.models import BACKBONES
-from fastmeta.registry import PluginError, Registry, origin
+from fastmeta.registry import PluginError
 from fastmeta.train import (
+    ConfigError,
     UserError,
     configure,
     evaluate_run,
@@ -32,15 +35,6 @@ from fastmeta.train.metrics import ACCURACY, MSE
 from fastmeta.train.torchrun import is_first
 from fastmeta.tuning import tune_run
 
-_REGISTRIES: tuple[Registry[Any], ...] = (
-    DATASETS,
-    METHODS,
-    ADAPTATIONS,
-    METAGRADS,
-    AGGREGATIONS,
-    BACKBONES,
-)
-
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -49,17 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit status: 0, 2 for what the user can fix, 130 after Ctrl-C.
+        The exit status: 0, 2 for errors that the user can fix, 130 after Ctrl-C.
     """
     commands = {
         "train": _train,
         "evaluate": _evaluate,
         "tune-pattern": _tune_pattern,
         "export": _export,
+        "methods": _methods,
+        "datasets": _datasets,
         "info": _info,
     }
     try:
-        given = make_parser().parse_args(arguments)
+        given = parse(arguments)
         keep_freed_memory()
         return commands[given.command](given)
     except (UserError, PluginError) as error:
@@ -74,19 +70,25 @@ def _train(given: argparse.Namespace) -> int:
     options = [read_config(given.config)] if given.config else []
     options.append(given_options(given))
     if given.resume:
+        if given.dry_run:
+            raise ConfigError("--dry-run shows the options of a new run; leave out --resume.")
         changes = {name: value for source in options for name, value in source.items()}
         results = resume(given.resume, changes)
-    elif given.go_on:
-        results = train_or_resume(configure(*options))
     else:
-        results = train(configure(*options))
+        config = configure(*options)
+        check_components(config)
+        if given.dry_run:
+            print(as_toml(config))
+            return 0
+        results = train_or_resume(config) if given.go_on else train(config)
     if results is None:
         print("fastmeta: stopped and saved; continue with --resume and the folder", file=sys.stderr)
         return INTERRUPTED
     if not is_first():
         return 0
     print(_report(results))
-    print(f"log, checkpoints, results.json and curves.png: {results['folder']}")
+    picture = " and curves.png" if results["config"]["plots"] else ""
+    print(f"log, checkpoints, results.json{picture}: {results['folder']}")
     return 0
 
 
@@ -109,15 +111,25 @@ def _export(given: argparse.Namespace) -> int:
     return 0
 
 
+def _methods(given: argparse.Namespace) -> int:
+    print(list_methods())
+    return 0
+
+
+def _datasets(given: argparse.Namespace) -> int:
+    print(list_datasets(given.data_root))
+    return 0
+
+
 def _info(given: argparse.Namespace) -> int:
+    if given.name is not None:
+        print(describe_name(given.name))
+        return 0
     show_config()
-    root = given.data_root or os.environ.get("FASTMETA_DATA", "")
-    found = datasets_in(root) if root else []
     print(f"{'methods:':<14}{', '.join(METHODS.own)}")
-    print(f"{'data sets:':<14}{', '.join(['digits', 'sine', *found])}")
-    for registry in _REGISTRIES:
-        for name, entry in registry.plugins().items():
-            print(f"{'plug-in:':<14}{registry.kind} {name}, of {origin(entry)}")
+    print(f"{'data sets:':<14}{', '.join(found_datasets(given.data_root))}")
+    for plugin in list_plugins():
+        print(f"{'plug-in:':<14}{plugin}")
     return 0
 
 

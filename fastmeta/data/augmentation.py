@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmeta._checks import check_in_range, check_nonnegative
 from fastmeta.data._rng import TaskRNG
 
 
@@ -36,11 +37,8 @@ class Jitter:
 
     def __post_init__(self) -> None:
         for name in ("shift", "degrees", "zoom", "flip"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"the jitter's {name} must be at least 0; got {value}.")
-        if self.flip > 1:
-            raise ValueError(f"the jitter's flip must be a probability; got {self.flip}.")
+            check_nonnegative(name, getattr(self, name))
+        check_in_range("flip", self.flip, 0, 1, closed=True)
 
     def __bool__(self) -> bool:
         """Whether images change at all."""

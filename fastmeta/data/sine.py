@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastmeta._checks import check_interval
 from fastmeta.data._rng import TaskRNG
 from fastmeta.data.task_source import SeededSource
 from fastmeta.tasks import TaskBatch
@@ -54,9 +55,8 @@ class SineTasks(SeededSource):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(tasks=tasks, shots=shots, queries=queries, seed=seed, length=length)
-        for name, (low, high) in (("amplitude", amplitude), ("phase", phase), ("x", x)):
-            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-                raise ValueError(f"{name} must be a finite (lowest, highest); got ({low}, {high}).")
+        for name, interval in (("amplitude", amplitude), ("phase", phase), ("x", x)):
+            check_interval(name, interval)
         self.amplitude = amplitude
         self.phase = phase
         self.x = x

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
+from fastmeta._checks import check_integer
 from fastmeta.data._rng import TaskRNG, check_seed
 from fastmeta.tasks import TaskBatch
 
@@ -50,8 +51,7 @@ class SeededSource(Dataset[TaskBatch], ABC):
         if length is not None:
             sizes["length"] = length
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}.")
+            check_integer(name, size, 1)
         self.tasks = tasks
         self.shots = shots
         self.queries = queries

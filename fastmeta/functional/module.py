@@ -167,10 +167,16 @@ class FunctionalModule:
         x: Tensor,
         y: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and output for ``x`` and targets ``y``."""
+        """Loss and output for ``x`` and targets ``y``.
+
+        Raises:
+            ValueError: if there are no examples, or the loss is not a scalar.
+            TypeError: if the loss is not a tensor.
+        """
+        _check_examples(x)
         with self._precision():
             output = self(params, buffers, x)
-            return loss(output, y), output
+            return _scalar(loss(output, y)), output
 
     def evaluate_query(
         self,
@@ -183,9 +189,11 @@ class FunctionalModule:
         """:meth:`evaluate` with the co-learner's loss added, if there is one."""
         if self.co_learner is None:
             return self.evaluate(loss, params, buffers, x, y)
+        _check_examples(x)
         with self._precision():
             output, co_output = self.both(params, buffers, x)
-            return loss(output, y) + self.co_learner.gamma * loss(co_output, y), output
+            main = _scalar(loss(output, y))
+            return main + self.co_learner.gamma * _scalar(loss(co_output, y)), output
 
     def evaluate_co_learner(
         self,
@@ -196,9 +204,10 @@ class FunctionalModule:
         y: Tensor,
     ) -> Tensor:
         """The co-learner's loss alone, with no gradient in its own parameters."""
+        _check_examples(x)
         fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
         with self._precision():
-            return loss(self.both(fixed, buffers, x)[1], y)
+            return _scalar(loss(self.both(fixed, buffers, x)[1], y))
 
     def _precision(self) -> AbstractContextManager[None]:
         if self.autocast is None:
@@ -241,6 +250,23 @@ class FunctionalModule:
                 merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
             # The mean of equal numbers may be rounded to another number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
+
+
+def _check_examples(x: Tensor) -> None:
+    if x.shape[:1] == (0,):
+        raise ValueError(f"a set must hold at least one example; got inputs {tuple(x.shape)}.")
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    # Shape and type alone: looking at the value would wait for the device.
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss must be a scalar tensor, got {type(loss).__name__}.")
+    if loss.dim() != 0:
+        raise ValueError(
+            f"the loss must be a scalar, got shape {tuple(loss.shape)} for each task. Average it, "
+            "such as with reduction='mean'."
+        )
+    return loss
 
 
 def _check_autocast(autocast: torch.dtype, params: torch.dtype) -> None:

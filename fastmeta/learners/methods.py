@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import nn
 
 from fastmeta import metagrad as meta
+from fastmeta._options import construct
 from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.distributed import Sharding
@@ -20,6 +21,8 @@ from fastmeta.registry import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+Component = TypeVar("Component")
 
 
 class LearnerOptions(TypedDict, total=False):
@@ -225,14 +228,43 @@ def build(
     spec = METHODS[method]
     if method == "cml" and options.get("co_learner") is None:
         raise ValueError("method 'cml' is MAML with a co-learner; expected one in co_learner.")
-    make_adaptation = ADAPTATIONS[adaptation or spec.adaptation]
-    make_metagrad = meta.METAGRADS[metagrad or spec.metagrad]
-    make_aggregation = AGGREGATIONS[aggregation or spec.aggregation]
     return MetaLearner(
         module,
         loss,
-        adaptation=make_adaptation(lr=inner_lr, steps=inner_steps, **(adaptation_options or {})),
-        metagrad=make_metagrad(**(metagrad_options or {})),
-        aggregation=make_aggregation(**(aggregation_options or {})),
+        adaptation=make_component(
+            ADAPTATIONS,
+            adaptation or spec.adaptation,
+            adaptation_options,
+            lr=inner_lr,
+            steps=inner_steps,
+        ),
+        metagrad=make_component(meta.METAGRADS, metagrad or spec.metagrad, metagrad_options),
+        aggregation=make_component(
+            AGGREGATIONS, aggregation or spec.aggregation, aggregation_options
+        ),
         **options,
     )
+
+
+def make_component(
+    registry: Registry[Callable[..., Component]],
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Component:
+    """An adaptation, meta-gradient or aggregation by name.
+
+    Args:
+        registry: of the kind of component.
+        name: in the registry.
+        options: of the component.
+        **arguments: ``lr`` and ``steps`` of an adaptation.
+
+    Raises:
+        PluginError: if the name is a plug-in's that cannot be used.
+        ValueError: if the name is unknown, or the value of an option is invalid.
+        TypeError: if there is no such option.
+    """
+    label = f"{registry.kind} {name!r}"
+    component: Component = construct(label, registry[name], options or {}, **arguments)
+    return component

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta import ops
+from fastmeta._checks import check_positive
 from fastmeta.adaptation import Cotangents, Grads, InnerStep, LossFn
 from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad._replay import Replay
@@ -47,8 +48,8 @@ class CentralDifference(ReverseSweep):
     gradients = True
 
     def __init__(self, radius: float | None = None) -> None:
-        if radius is not None and not radius > 0:
-            raise ValueError(f"radius must be positive, got {radius}.")
+        if radius is not None:
+            check_positive("radius", radius)
         self.radius = radius
 
     @override

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta import ops
+from fastmeta._checks import check_integer, check_nonnegative, check_positive
 from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
 from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad._hvp import hvp_of_graph, twice_differentiable
@@ -48,12 +49,10 @@ class Implicit(MetaGradient):
     second_order = True
 
     def __init__(self, cg_steps: int = 5, lam: float | None = None, damping: float = 0.0) -> None:
-        if cg_steps < 1:
-            raise ValueError(f"cg_steps must be at least 1, got {cg_steps}.")
+        check_integer("cg_steps", cg_steps, 1)
         if lam is not None:
-            _check(lam)
-        if not damping >= 0:
-            raise ValueError(f"damping must not be negative, got {damping}.")
+            check_positive("lam", lam)
+        check_nonnegative("damping", damping)
         self.cg_steps = cg_steps
         self.lam = lam
         self.damping = damping
@@ -76,7 +75,7 @@ class Implicit(MetaGradient):
         if lam is None:
             inner = adaptation.inner if isinstance(adaptation, LayerPattern) else adaptation
             lam = inner.lam if isinstance(inner, ProximalSGD) else _DEFAULT_LAM
-            _check(lam)
+            check_positive("the adaptation's lam", lam)
         damped = lam + self.damping
         adapted = run_inner_loop(
             adaptation, lambda p: losses.support(p)[0], params, record=context.record_support
@@ -135,8 +134,3 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
         before, squared = squared, residual.dot(residual)
         direction = torch.where(done, 0, residual + squared / before * direction)
     return torch.where(x.any(), x, b)
-
-
-def _check(lam: float) -> None:
-    if not lam > 0:
-        raise ValueError(f"lam must be positive for the implicit meta-gradient, got {lam}.")

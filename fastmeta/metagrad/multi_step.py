@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta._checks import check_integer
 from fastmeta.adaptation import Adaptation, LossFn, run_inner_loop
 from fastmeta.inner_step import at_step, current_step
 from fastmeta.metagrad._hvp import twice_differentiable
@@ -40,11 +41,8 @@ class MultiStep(MetaGradient):
     second_order = True
 
     def __init__(self, anneal_steps: int = 5000, first_order_steps: int = 0) -> None:
-        if min(anneal_steps, first_order_steps) < 0:
-            raise ValueError(
-                "anneal_steps and first_order_steps must not be negative, got "
-                f"{anneal_steps} and {first_order_steps}."
-            )
+        check_integer("anneal_steps", anneal_steps, 0)
+        check_integer("first_order_steps", first_order_steps, 0)
         self.anneal_steps = anneal_steps
         self.first_order_steps = first_order_steps
 

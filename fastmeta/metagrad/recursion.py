@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 from typing_extensions import override
 
 from fastmeta import ops
+from fastmeta._checks import check_choice, check_integer
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
 from fastmeta.metagrad._hvp import (
     hvp_forward,
@@ -56,14 +57,12 @@ class Recursion(ReverseSweep):
     second_order = True
 
     def __init__(self, hvp: Hvp = "auto", graphs: int | None = None) -> None:
-        if hvp not in _PRODUCTS:
-            raise ValueError(f"hvp must be one of {', '.join(get_args(Hvp))}; got {hvp!r}.")
+        check_choice("hvp", hvp, _PRODUCTS)
         if graphs is None:
             graphs = 0 if hvp == "forward" else 1
-        if graphs < 0 or (graphs and hvp == "forward"):
-            raise ValueError(
-                f"graphs must be at least 0, and 0 with hvp='forward'; got {graphs}, {hvp!r}."
-            )
+        check_integer("graphs", graphs, 0)
+        if graphs and hvp == "forward":
+            raise ValueError(f"graphs must be 0 with hvp='forward', which uses none; got {graphs}.")
         self.hvp = hvp
         self.graphs = graphs
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta._checks import check_bool
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
@@ -27,6 +28,7 @@ class Reptile(MetaGradient):
     task_batchable = True
 
     def __init__(self, use_query: bool = True) -> None:
+        check_bool("use_query", use_query)
         self.use_query = use_query
 
     @override

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmeta._options import construct
 from fastmeta.backend import build_info
 from fastmeta.data import EpisodeSampler, Jitter, TaskSource, load
 from fastmeta.distributed import ShardedSource, Sharding
@@ -121,7 +122,15 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
     with _explained(f"data set {config.dataset!r}, split {split!r}"):
         if generator := config.dataset_spec.generator:
             sizes = (tasks, config.shots, queries, seed)
-            return generator(*sizes, device=device, **config.data_options)
+            generated: TaskSource = construct(
+                f"data set {config.dataset!r}",
+                generator,
+                config.data_options,
+                *sizes,
+                device=device,
+                length=None,
+            )
+            return generated
         dataset = load(config.dataset, split, config.data_root, **config.data_options)
         jitter = Jitter(
             config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip

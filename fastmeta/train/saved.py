@@ -10,7 +10,7 @@ from typing import Any
 from fastmeta.train.builders import build_run, prepare
 from fastmeta.train.checkpoint import find_best, load_checkpoint
 from fastmeta.train.config.schema import configure
-from fastmeta.train.errors import CheckpointError
+from fastmeta.train.errors import CheckpointError, ConfigError
 from fastmeta.train.results import evaluate_on_test
 from fastmeta.train.run import Run
 
@@ -68,6 +68,7 @@ def load_run(
     content = load_checkpoint(checkpoint)
     config = configure(content["config"], changes)
     run = build_run(config, checkpoint.parent, prepare(config), splits=splits)
+    _check_rates(content, run)
     try:
         run.learner.load_state_dict(content["learner"])
     except (ValueError, KeyError, RuntimeError) as error:
@@ -75,3 +76,14 @@ def load_run(
             f"{checkpoint}: does not fit its own configuration: {error}"
         ) from error
     return SavedRun(**vars(run), checkpoint=checkpoint, step=content["step"])
+
+
+def _check_rates(content: dict[str, Any], run: Run) -> None:
+    """Refuses an adaptation whose learned rates are not in the checkpoint."""
+    trained, needed = len(content["learner"]["rates"]), len(run.learner.adaptation.rates)
+    if trained != needed:
+        raise ConfigError(
+            f"adaptation {run.config.adaptation!r} needs {needed} tensors of learned rates, but "
+            f"this run has {trained}, of adaptation {content['config']['adaptation']!r}. Choose an "
+            "adaptation with the same learned rates, or train a run with this one."
+        )

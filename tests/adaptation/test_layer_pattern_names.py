@@ -96,18 +96,18 @@ def test_an_integer_of_bits_is_a_pattern() -> None:
     number.module.load_state_dict(text.module.state_dict())
     found, expected = (m.adapt(task.support_x, task.support_y) for m in (number, text))
     assert all(torch.equal(found[n], e) for n, e in expected.items())
-    with pytest.raises(ValueError, match=r"must be a text, got 9\. Put it in quotes"):
+    with pytest.raises(ValueError, match=r"must be a string, got 9\. Put it in quotes"):
         LayerPattern(SGD(0.1), 9)
 
 
 def test_a_pattern_is_bound_to_one_network() -> None:
     rule = LayerPattern(SGD(0.1), "head")
-    with pytest.raises(RuntimeError, match=r"knows no layers yet: call bind\(params, names\)"):
+    with pytest.raises(RuntimeError, match=r"not bound to a network: call bind\(params, names\)"):
         rule.adapts(0, [torch.zeros(2)])
     for module in (mlp(), mlp()):
         rule.bind(list(module.parameters()), [n for n, _ in module.named_parameters()])
     other = MLP(2, 2)
-    with pytest.raises(ValueError, match="already has another network"):
+    with pytest.raises(ValueError, match="already bound to another network"):
         rule.bind(list(other.parameters()), [n for n, _ in other.named_parameters()])
 
 

@@ -106,7 +106,7 @@ def test_cagrad_resolves_conflicts_where_the_dual_vanishes() -> None:
 
 @pytest.mark.parametrize("c", [-0.1, float("nan"), float("inf")])
 def test_cagrad_refuses_an_invalid_radius(c: float) -> None:
-    with pytest.raises(ValueError, match="c must not be negative or infinite, got"):
+    with pytest.raises(ValueError, match="c must be a finite number of at least 0, got"):
         CAGrad(c)
 
 

@@ -42,11 +42,23 @@ def test_train_then_evaluate() -> None:
     assert results["config"]["metagrad_options"] == {"eta": 0.2}
     assert results["steps"] == 6
     assert Path("run/curves.png").stat().st_size > 10_000
+    assert "results.json and curves.png: run" in result.stdout
 
     again = fastmeta("evaluate run --json found.json")
     assert again.returncode == 0, again.stderr
     assert json.loads(Path("found.json").read_text())["test"] == results["test"]
     assert "accuracy: " in again.stdout
+    lslr = fastmeta("evaluate run --adaptation lslr")
+    assert lslr.returncode == 2
+    assert "adaptation 'lslr' needs 18 tensors of learned rates, but this run has 0" in lslr.stderr
+    assert lslr.stderr.count("\n") == 1
+
+
+def test_a_run_without_plots_announces_none() -> None:
+    result = fastmeta(f"train --steps 1 --no-plots --no-untrained {SMALL}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("log, checkpoints, results.json: run\n")
+    assert not Path("run/curves.png").exists()
 
 
 def test_ctrl_c_saves_and_exits_with_130() -> None:
@@ -88,14 +100,6 @@ def test_errors_take_one_line(arguments: str, part: str, capsys: pytest.CaptureF
     assert errors.startswith("fastmeta: ")
     assert part in errors
     assert errors.count("\n") == 1
-
-
-@pytest.mark.parametrize("arguments", ["", "fly", "train --wayss 5", "train --ways five"])
-def test_invalid_usage(arguments: str, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments.split())
-    assert caught.value.code == 2
-    assert "usage: fastmeta" in capsys.readouterr().err
 
 
 def test_info(capsys: pytest.CaptureFixture) -> None:

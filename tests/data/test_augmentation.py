@@ -90,11 +90,11 @@ def test_images_are_transformed_independently_and_reproducibly() -> None:
 
 
 def test_a_flip_is_a_probability() -> None:
-    with pytest.raises(ValueError, match=r"jitter's flip must be a probability; got 1\.5"):
+    with pytest.raises(ValueError, match=r"flip must be a number in \[0, 1\], got 1\.5"):
         Jitter(flip=1.5)
 
 
 @pytest.mark.parametrize("name", ["shift", "degrees", "zoom", "flip"])
 def test_negative_amounts_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"jitter's {name} must be at least 0; got -1"):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, got -1"):
         Jitter(**{name: -1})

@@ -291,5 +291,5 @@ def test_user_errors_propagate() -> None:
 
 def test_a_loss_that_is_not_a_scalar() -> None:
     loss = nn.CrossEntropyLoss(reduction="none")
-    with pytest.raises(RuntimeError, match=r"the loss must be a scalar, got shape \(6,\)"):
+    with pytest.raises(ValueError, match=r"the loss must be a scalar, got shape \(6,\)"):
         MAML(mlp(), loss, inner_lr=0.2, engine="batched").step(tasks(2, torch.float32))

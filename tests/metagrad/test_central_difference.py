@@ -181,7 +181,7 @@ def test_with_activation_checkpointing() -> None:
 
 def test_errors() -> None:
     for radius in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="radius must be positive"):
+        with pytest.raises(ValueError, match="radius must be a positive finite number"):
             CentralDifference(radius)
     model = learner(mlp(), CentralDifference(), SGD(0.1), engine="batched")
     with pytest.raises(ValueError, match="CentralDifference does not declare task_batchable"):

@@ -153,7 +153,7 @@ def test_which_regularization_is_used() -> None:
     for metagrad in (Implicit(damping=4.0), Implicit(lam=2.0, damping=5.0)):
         assert torch.equal(found(metagrad, proximal), found(Implicit(lam=7.0), proximal))
     assert not torch.equal(found(Implicit(lam=2.0), proximal), found(Implicit(), proximal))
-    with pytest.raises(ValueError, match=r"lam must be positive .* got 0\.0"):
+    with pytest.raises(ValueError, match=r"lam must be a positive .* got 0\.0"):
         found(Implicit(), ProximalSGD(0.1, lam=0.0))
 
 
@@ -223,9 +223,9 @@ def test_the_solver_never_synchronizes() -> None:
 
 
 def test_invalid_options() -> None:
-    with pytest.raises(ValueError, match="cg_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="cg_steps must be an integer of at least 1, got 0"):
         Implicit(0)
-    with pytest.raises(ValueError, match=r"lam must be positive .* got -1"):
+    with pytest.raises(ValueError, match=r"lam must be a positive .* got -1"):
         Implicit(lam=-1)
-    with pytest.raises(ValueError, match="damping must not be negative, got -1"):
+    with pytest.raises(ValueError, match="damping must be a finite number of at least 0, got -1"):
         Implicit(damping=-1)

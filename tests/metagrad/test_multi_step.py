@@ -189,5 +189,5 @@ def test_invariant_to_order_and_repetition_of_tasks(
 
 @pytest.mark.parametrize("steps", [(-1, 0), (0, -1)])
 def test_invalid_options(steps: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="anneal_steps and first_order_steps must not be negative"):
+    with pytest.raises(ValueError, match="_steps must be an integer of at least 0"):
         MultiStep(*steps)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from fastmeta._options import construct, forwards_options
 from fastmeta.data._io.folders import ROOT_VARIABLE, data_root
 from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.datasets._cifar_files import ARCHIVE, FOLDER
@@ -52,7 +53,9 @@ _citeseer = partial(load_planetoid, name="citeseer")
 _cora = partial(load_planetoid, name="cora")
 
 
+@forwards_options(lambda given: load_digits)
 def _digits(_root: str | Path | None, split: str, **options: Any) -> EpisodeDataset:
+    """1,797 digits of 8x8 pixels from scikit-learn; needs no files."""
     return load_digits(split, **options)
 
 
@@ -110,7 +113,8 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
         PluginError: if the name is that of a plug-in that cannot be used.
         DataError: if files are missing, truncated or corrupt, or no root is given.
         ImportError: if an optional package is missing.
-        ValueError: if a name or an option is invalid.
+        ValueError: if a name or the value of an option is invalid.
+        TypeError: if the loader has no such option.
     """
     spec = DATASETS[name]
     if spec.loader is None:
@@ -119,4 +123,5 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
             f"fastmeta.data.DATASETS[{name!r}].generator."
         )
     folder = data_root(root) if spec.files else root or os.environ.get(ROOT_VARIABLE)
-    return spec.loader(folder, split, **options)
+    found: EpisodeDataset = construct(f"data set {name!r}", spec.loader, options, folder, split)
+    return found

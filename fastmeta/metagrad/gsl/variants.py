@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+from fastmeta._options import forwards_options
 from fastmeta.metagrad.base import MetaGradient
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.first_order import FirstOrder
@@ -14,10 +15,21 @@ from fastmeta.metagrad.gsl.correction import GSL
 from fastmeta.metagrad.gsl.curvature import CurvatureGSL
 from fastmeta.metagrad.gsl.gradient_weights import ElementWeights, LayerWeights
 from fastmeta.metagrad.recursion import Recursion
+from fastmeta.ops.weights import Magnitude
+
+
+@forwards_options(lambda given: GSL)
+def _correction(
+    magnitude: Magnitude | Literal["inner-lr"] = "norm-match", **options: Any
+) -> MetaGradient:
+    if magnitude == "inner-lr":
+        return CurvatureGSL(**options)
+    return GSL(magnitude=magnitude, **options)
+
 
 VARIANTS: dict[str, Callable[..., MetaGradient]] = {
     "off": FirstOrder,
-    "correction": GSL,
+    "correction": _correction,
     "layer-weights": LayerWeights,
     "element-weights": ElementWeights,
     "calibrated": CalibratedGSL,
@@ -39,6 +51,7 @@ VARIANT_ALIASES: dict[str, str] = {
 """Short names of the variants."""
 
 
+@forwards_options(lambda given: VARIANTS.get(_full_name(given.get("variant", "correction")), GSL))
 def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
     """The meta-gradient of a variant of GSL; ``"gsl"`` in a configuration.
 
@@ -56,7 +69,7 @@ def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
         ValueError: if the variant is unknown or R3, or an option is out of range.
         TypeError: if the variant has no such option.
     """
-    name = VARIANT_ALIASES.get(variant, variant)
+    name = _full_name(variant)
     if name == "task-weights":
         raise ValueError(
             "variant 'task-weights' (R3) weights tasks: use aggregation='gsl' with "
@@ -67,7 +80,8 @@ def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
             f"variant must be one of {', '.join(VARIANTS)}, or {', '.join(VARIANT_ALIASES)}; got "
             f"{variant!r}."
         )
-    if name == "correction" and options.get("magnitude") == "inner-lr":
-        del options["magnitude"]
-        return CurvatureGSL(**options)
     return VARIANTS[name](**options)
+
+
+def _full_name(variant: str) -> str:
+    return VARIANT_ALIASES.get(variant, variant)

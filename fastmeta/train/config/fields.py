@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from fastmeta._checks import did_you_mean
 from fastmeta.train.errors import ConfigError
 
 
@@ -133,9 +133,3 @@ def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> An
         if above is not None and number <= above:
             raise ConfigError(f"{name} must be greater than {above}; got {value!r}.")
     return result
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest known name, or nothing."""
-    nearest = get_close_matches(name, known, n=1)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
+from fastmeta._checks import did_you_mean
 from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.data import DATASETS, DatasetSpec
@@ -14,7 +15,7 @@ from fastmeta.functional import Head
 from fastmeta.learners import METHODS, NonFinite
 from fastmeta.metagrad import METAGRADS
 from fastmeta.models import BACKBONES, Downsample
-from fastmeta.train.config.fields import checked, did_you_mean, option
+from fastmeta.train.config.fields import checked, option
 from fastmeta.train.config.presets import defaults_for
 from fastmeta.train.errors import ConfigError
 
