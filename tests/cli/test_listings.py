@@ -12,7 +12,8 @@ from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.cli import main, summaries
 from fastmeta.cli.arguments import GROUPS, grouped
-from fastmeta.cli.catalog import component_options, names_of
+from fastmeta.cli.catalog import component_options
+from fastmeta.data import DATASETS
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
@@ -65,7 +66,7 @@ def test_help_of_evaluate_states_no_default_that_is_not_used(
 
 def test_all_names_have_a_summary() -> None:
     assert {*summaries.METHODS} == {*METHODS}
-    assert {*summaries.DATASETS} == {*names_of("dataset")}
+    assert {*summaries.DATASETS} == {*DATASETS}
 
 
 def test_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_all_options_of_components_are_documented(kind: str, registry) -> None:
 
 
 def test_all_options_of_data_sets_are_documented() -> None:
-    for name in names_of("dataset"):
+    for name in DATASETS:
         options = component_options("dataset", name)
         assert options is not None, f"{name}: its loader needs @forwards_options"
         assert all(option.text for option in options.values() if name != "fc100")

@@ -193,7 +193,7 @@ def test_other_errors_propagate() -> None:
     with pytest.raises(ValueError, match="hvp must be one of auto, reverse, forward; got 'fast'"):
         Recursion("fast")
     for options in ({"graphs": -1}, {"hvp": "forward", "graphs": 1}):
-        with pytest.raises(ValueError, match="graphs must be (an integer of at least 0|0 with)"):
+        with pytest.raises(ValueError, match=r"graphs must be (an integer of at least 0|0 with)"):
             Recursion(**options)
     calls = []
 

@@ -54,7 +54,7 @@ _cora = partial(load_planetoid, name="cora")
 
 
 @forwards_options(lambda given: load_digits)
-def _digits(_root: str | Path | None, split: str, **options: Any) -> EpisodeDataset:
+def _digits(root: str | Path | None, split: str, **options: Any) -> EpisodeDataset:
     """1,797 digits of 8x8 pixels from scikit-learn; needs no files."""
     return load_digits(split, **options)
 

@@ -22,6 +22,13 @@ from fastmeta.ops.weights import Magnitude
 def _correction(
     magnitude: Magnitude | Literal["inner-lr"] = "norm-match", **options: Any
 ) -> MetaGradient:
+    """:class:`GSL` with one more magnitude rule.
+
+    Args:
+        magnitude: norm of the correction: as it is, that of the query gradient, ``ratio`` times
+            that, at most ``ratio`` times that, or ``"inner-lr"``, see :class:`CurvatureGSL`.
+        **options: of :class:`GSL`.
+    """
     if magnitude == "inner-lr":
         return CurvatureGSL(**options)
     return GSL(magnitude=magnitude, **options)
