@@ -107,4 +107,4 @@ def weighted_by_local_gradients(rank: int) -> str:
 def test_weights_of_local_tasks_only_are_refused(tmp_path: Path) -> None:
     for message in run_ranks(2, weighted_by_local_gradients, tmp_path):
         assert "each of the 4 tasks of all ranks, got shape (2,)" in message
-        assert "tasks, gram() and mean_similarity() alone" in message
+        assert "tasks, gram() and mean_similarity() only" in message

@@ -234,7 +234,7 @@ def test_the_descent_condition(name: str) -> None:
             ):  # for a bias before BatchNorm, there is only rounding
                 expected = (a * b).sum() / (a.norm() * b.norm())
                 torch.testing.assert_close(cosine[i], expected, rtol=1e-7, atol=1e-9)
-    with pytest.raises(ValueError, match="no co-learner whose gradient"):
+    with pytest.raises(ValueError, match="no co-learner to compare with; expected one"):
         descent_condition(MAML(net, loss, inner_lr=0.1), batch)
 
 
