@@ -26,7 +26,7 @@ from benchmarks.studies.plan import read_plan
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path, help="TOML file of the table")
-    parser.add_argument("--data", help="folder of the data sets (default: $FASTMETA_DATA)")
+    parser.add_argument("--data", help="folder of the datasets (default: $FASTMETA_DATA)")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="folder of the runs")
     parser.add_argument("--rows", nargs="+", default=[], help="run only these rows")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="run only these seeds")

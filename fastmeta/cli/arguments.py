@@ -99,8 +99,8 @@ def make_parser() -> _Parser:
             help="meta-train, then test on held-out tasks",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=f"methods:\n{method_summaries()}\n\n'fastmeta info NAME' lists the "
-            "options of a method, component, data set or backbone;\n'fastmeta train --dry-run' "
-            "prints all options with the defaults of data set and method.",
+            "options of a method, component, dataset or backbone;\n'fastmeta train --dry-run' "
+            "prints all options with the defaults of dataset and method.",
         )
     )
     evaluate = commands.add_parser("evaluate", help="test a trained learner on held-out tasks")
@@ -126,7 +126,7 @@ def make_parser() -> _Parser:
     export.add_argument("file", type=Path, help="the safetensors file to write")
     _add_options(export, _options("data_root"), of_run=True)
     commands.add_parser("methods", help="list methods and their components")
-    datasets = commands.add_parser("datasets", help="list data sets")
+    datasets = commands.add_parser("datasets", help="list datasets")
     info = commands.add_parser(
         "info", help="show the active backend, or the options of what NAME names"
     )
@@ -134,11 +134,11 @@ def make_parser() -> _Parser:
         "name",
         nargs="?",
         metavar="NAME",
-        help="a method, adaptation, meta-gradient, aggregation, data set or backbone",
+        help="a method, adaptation, meta-gradient, aggregation, dataset or backbone",
     )
     for lists in (datasets, info):
         lists.add_argument(
-            "--data-root", help="folder of the data sets (default: $FASTMETA_DATA)", metavar="PATH"
+            "--data-root", help="folder of the datasets (default: $FASTMETA_DATA)", metavar="PATH"
         )
     parser.commands = commands.choices
     return parser

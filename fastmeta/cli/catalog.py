@@ -1,4 +1,4 @@
-"""What the command line can name: methods, their components, data sets and backbones."""
+"""What the command line can name: methods, their components, datasets and backbones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FIXED: dict[str, Collection[str]] = {
     "dataset": DATASET_ARGUMENTS,
 }
 _FLAGS = {kind: f"--{kind}-option" for kind in _FIXED} | {"dataset": "--data-option"}
-_TITLES = {"metagrad": "meta-gradient", "dataset": "data set"}
+_TITLES = {"metagrad": "meta-gradient", "dataset": "dataset"}
 
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -46,7 +46,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 
 def factory_of(kind: str, name: str) -> Callable[..., Any]:
-    """What makes a component, data set or network by name."""
+    """What makes a component, dataset or network by name."""
     value = REGISTRIES[kind][name]
     if isinstance(value, BackboneSpec):
         return value.network
@@ -60,7 +60,7 @@ def factory_of(kind: str, name: str) -> Callable[..., Any]:
 def component_options(
     kind: str, name: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, Option] | None:
-    """The options of a component or data set, ``None`` if it takes any.
+    """The options of a component or dataset, ``None`` if it takes any.
 
     Args:
         kind: ``"adaptation"``, ``"metagrad"``, ``"aggregation"`` or ``"dataset"``.
@@ -96,20 +96,20 @@ def list_methods() -> str:
 
 
 def list_datasets(data_root: str | None) -> str:
-    """Data sets, whether their files are there, and backbones."""
+    """Datasets, whether their files are there, and backbones."""
     root, found = _root(data_root), found_datasets(data_root)
     missing = {*summaries.DATASETS} - {*found}
     rows = ((n, f"{'(not found) ' if n in missing else ''}{text}") for n, text in _rows("dataset"))
     where = f"files in {root}" if root else "set FASTMETA_DATA to the folder of their files"
     return (
-        f"data sets (--dataset; {where}):\n{_table(rows)}\n\n"
+        f"datasets (--dataset; {where}):\n{_table(rows)}\n\n"
         f"backbones (--backbone):\n{_table(_rows('backbone'))}\n\n"
         "'fastmeta info NAME' lists the options and training defaults of one."
     )
 
 
 def found_datasets(data_root: str | None) -> list[str]:
-    """The data sets that need no files, and those with files in a folder."""
+    """The datasets that need no files, and those with files in a folder."""
     root = _root(data_root)
     return ["digits", "sine", *(datasets_in(root) if root else [])]
 

@@ -15,14 +15,14 @@ from fastmeta.train import ConfigError, TrainConfig
 
 
 def check_components(config: TrainConfig) -> None:
-    """Refuses options that a component or the data set does not have, before data is loaded.
+    """Refuses options that a component or the dataset does not have, before data is loaded.
 
     Raises:
         ConfigError: naming the component, the option and what was expected.
     """
     try:
         check_options(
-            f"data set {config.dataset!r}",
+            f"dataset {config.dataset!r}",
             factory_of("dataset", config.dataset),
             config.data_options,
             DATASET_ARGUMENTS,

@@ -127,7 +127,7 @@ def _info(given: argparse.Namespace) -> int:
         return 0
     show_config()
     print(f"{'methods:':<14}{', '.join(METHODS.own)}")
-    print(f"{'data sets:':<14}{', '.join(found_datasets(given.data_root))}")
+    print(f"{'datasets:':<14}{', '.join(found_datasets(given.data_root))}")
     for plugin in list_plugins():
         print(f"{'plug-in:':<14}{plugin}")
     return 0

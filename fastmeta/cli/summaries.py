@@ -1,4 +1,4 @@
-"""One line about each method and data set; those of components are in their docstrings."""
+"""One line about each method and dataset; those of components are in their docstrings."""
 
 METHODS = {
     "anil": "ANIL: MAML that adapts the head only (Raghu et al. 2020)",

@@ -52,7 +52,7 @@ class BackboneSpec:
         network: its class.
         arguments: from the options to the arguments of the class; raises ``ValueError`` if it does
             not fit them.
-        kinds: the kinds of data sets it fits, see :class:`fastmeta.data.DatasetSpec`.
+        kinds: the kinds of datasets it fits, see :class:`fastmeta.data.DatasetSpec`.
         hidden_counts: how many numbers it takes as ``hidden``; any by default.
         hidden_label: these counts in an error message.
         co_learner: from a network, its outputs and whether BatchNorm keeps statistics to the name

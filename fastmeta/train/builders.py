@@ -119,11 +119,11 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
     seed = config.seed if training else _HELD_OUT_SEEDS[split]
     tasks = config.meta_batch if training else EVALUATION_BATCH
     queries = config.queries if training else config.eval_queries
-    with _explained(f"data set {config.dataset!r}, split {split!r}"):
+    with _explained(f"dataset {config.dataset!r}, split {split!r}"):
         if generator := config.dataset_spec.generator:
             sizes = (tasks, config.shots, queries, seed)
             generated: TaskSource = construct(
-                f"data set {config.dataset!r}",
+                f"dataset {config.dataset!r}",
                 generator,
                 config.data_options,
                 *sizes,

@@ -7,6 +7,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastmeta.train._atomic_files import remove_temporary, write_json
 from fastmeta.train._interrupt import GracefulInterrupt
 from fastmeta.train.builders import build_run, check_learner, prepare
@@ -121,7 +123,9 @@ def _run(
         run = build_run(config, folder, device, sharding)
         check_learner(config, run.learner, run.sources["train"])
         trainer = Trainer(run)
-        if saved is not None:
+        if saved is None:  # dropout and PCGrad draw from torch's generator
+            torch.manual_seed(config.seed + (0 if sharding is None else sharding.rank))
+        else:
             trainer.load_state_dict(saved)
         if run.writes:
             remove_temporary(folder)

@@ -1,4 +1,4 @@
-"""What the command line says about itself: help, methods, components, data sets and defaults."""
+"""What the command line says about itself: help, methods, components, datasets and defaults."""
 
 from __future__ import annotations
 

@@ -78,10 +78,10 @@ CASES = [
         "of must be one of adam, lslr, meta-sgd,",
     ),
     ("train --adaptation anil --adaptation-option momentm=0", "Did you mean 'momentum'?"),
-    # --- the data set
+    # --- the dataset
     (
         "train --data-option rotations=abc",
-        "data set 'digits': rotations must be true or false; got",
+        "dataset 'digits': rotations must be true or false; got",
     ),
     ("train --data-option rotation=true", "has no option 'rotation'. Did you mean 'rotations'?"),
     (

@@ -1,4 +1,4 @@
-"""Data sets, task transforms and tasksets."""
+"""Datasets, task transforms and tasksets."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_known_classes_are_not_read(dataset: MetaDataset) -> None:
 
 
 class Growing(torch.utils.data.Dataset):
-    """A data set to which examples can be appended."""
+    """A dataset to which examples can be appended."""
 
     def __init__(self, labels: list[Any]) -> None:
         self.examples = labels
@@ -198,7 +198,7 @@ def test_filtered_and_union(dataset: MetaDataset) -> None:
     x, label = both[10 + i]
     assert x == i
     assert label == 2 + dataset.labels.index(dataset.indices_to_labels[i])
-    with pytest.raises(ValueError, match=r"the 12 classes of the data set; got \[12\]"):
+    with pytest.raises(ValueError, match=r"the 12 classes of the dataset; got \[12\]"):
         l2l_data.FilteredMetaDataset(dataset, [1, 12])
 
 

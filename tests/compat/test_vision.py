@@ -1,4 +1,4 @@
-"""Benchmarks, image data sets and image transforms."""
+"""Benchmarks, image datasets and image transforms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastmeta.data import ClassDataset, DataError
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, ClassDataset]:
-    """Splits of six classes with eight images each, in place of every data set with splits."""
+    """Splits of six classes with eight images each, in place of every dataset with splits."""
     splits = {
         split: ClassDataset(
             torch.randint(256, (48, 3, 84, 84), dtype=torch.uint8),

@@ -27,7 +27,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def real_data() -> Path:
     root = os.environ.get("FASTMETA_DATA")
     if not root:
-        pytest.skip("FASTMETA_DATA does not name a folder of data sets")
+        pytest.skip("FASTMETA_DATA does not name a folder of datasets")
     return Path(root)
 
 
@@ -43,7 +43,7 @@ def _traceable(counts: Sequence[int]) -> ClassDataset:
 
 @pytest.fixture(scope="session")
 def traceable() -> Callable[[Sequence[int]], ClassDataset]:
-    """Makes a data set of 2x2 images whose pixels encode their index and class in base 256."""
+    """Makes a dataset of 2x2 images whose pixels encode their index and class in base 256."""
     return _traceable
 
 

@@ -19,7 +19,7 @@ from fastmeta.train import TrainConfig, configure, read_config
 from fastmeta.train.builders import build_learner, build_module, check_learner, task_source
 from tests.helpers import markdown
 
-# Values of placeholders; METHOD is one that supports all data sets.
+# Values of placeholders; METHOD is one that supports all datasets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
 WITHOUT_FILES = ("digits", "sine")
 
@@ -102,7 +102,7 @@ def test_commands_are_valid(page: Path):
             continue
         options = given_options(given)
         named = read_config(given.config) if getattr(given, "config", None) else {}
-        # An existing run has its own data set, whose options these must match.
+        # An existing run has its own dataset, whose options these must match.
         check(configure(named, options))
 
 

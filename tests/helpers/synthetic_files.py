@@ -1,4 +1,4 @@
-"""Synthetic files of text and graph data sets."""
+"""Synthetic files of text and graph datasets."""
 
 from __future__ import annotations
 

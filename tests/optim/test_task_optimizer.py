@@ -87,7 +87,7 @@ def test_parameters_of_several_dtypes() -> None:
     ids=lambda way: type(way).__name__,
 )
 def test_meta_gradients_of_an_inner_loop_are_rejected(way: MetaGradient) -> None:
-    with pytest.raises(ValueError, match=r"inner loop, which is yours here; expected FirstOrder"):
+    with pytest.raises(ValueError, match="the loop is yours; expected FirstOrder"):
         optimizer(mlp(), metagrad=way)
 
 
@@ -126,6 +126,6 @@ def test_state_and_pickles() -> None:
     assert all(map(torch.equal, module.parameters(), copied.parameters()))
     plain_one = optimizer(mlp())
     before = copy.deepcopy(plain_one.state_dict())
-    with pytest.raises(ValueError, match=r"weights, which metagrad.FirstOrder does not keep"):
+    with pytest.raises(ValueError, match=r"weights, which metagrad.FirstOrder does not have"):
         plain_one.load_state_dict(opt.state_dict())
     assert plain_one.state_dict() == before

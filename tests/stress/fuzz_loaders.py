@@ -1,9 +1,9 @@
-"""Fuzzes the data loaders: corrupt and malicious files give a data set or a clear error.
+"""Fuzzes the data loaders: corrupt and malicious files give a dataset or a clear error.
 
-``python -m tests.stress.fuzz_loaders --minutes 8`` takes a small valid data set of every kind,
+``python -m tests.stress.fuzz_loaders --minutes 8`` takes a small valid dataset of every kind,
 corrupts one of its files (changed bytes, large numbers, truncated, extended, removed, the content
 of another file, zip slips, zip and gzip bombs, pickles that run code, deep nesting) and loads it.
-The result must be a data set, the same one where a checksum protects the file, or a ``DataError``
+The result must be a dataset, the same one where a checksum protects the file, or a ``DataError``
 that names the folder. No loader may run code, write outside its cache, exhaust memory, or loop
 forever.
 """
@@ -34,7 +34,7 @@ _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sym
 
 
 class Watch:
-    """Records what this process does while a data set is loaded, from Python's audit events."""
+    """Records what this process does while a dataset is loaded, from Python's audit events."""
 
     def __init__(self, work: Path) -> None:
         self.work = str(work)
@@ -65,7 +65,7 @@ def workplace() -> tuple[Path, Watch]:
 
 @cache
 def valid_sample(name: str) -> tuple[Path, Files, str]:
-    """The folder of a valid data set, its files, and the data set."""
+    """The folder of a valid dataset, its files, and the dataset."""
     np.random.seed(0)
     root = workplace()[0] / "data"
     files = SAMPLES[name].files()
@@ -76,7 +76,7 @@ def valid_sample(name: str) -> tuple[Path, Files, str]:
 
 
 def essence(value: Any) -> str:
-    """A hash of all tensors and names of a data set."""
+    """A hash of all tensors and names of a dataset."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:
@@ -161,7 +161,7 @@ def check(name: str, data: st.DataObject) -> str:
 
 def describe(counts: Counter[str], targets: list[str]) -> str:
     return (
-        f"{counts.total()} corrupted data sets of {len(targets)} kinds: "
+        f"{counts.total()} corrupted datasets of {len(targets)} kinds: "
         f"{counts['refused']} refused, {counts['the same']} the same, {counts['another']} others "
         "without a checksum; no code run, no file written, no memory exhausted"
     )

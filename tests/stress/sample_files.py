@@ -1,4 +1,4 @@
-"""Small valid data sets as files in memory, and malicious archives and pickles."""
+"""Small valid datasets as files in memory, and malicious archives and pickles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Files = Mapping[str, bytes]
 
 
 class Sample(NamedTuple):
-    """The files of a data set by path, and how to load it from its folder."""
+    """The files of a dataset by path, and how to load it from its folder."""
 
     files: Callable[[], Files]
     load: Callable[[Path], Any]

@@ -29,7 +29,7 @@ _SHORT = {
     **{"log_every": 1, "val_every": 5, "checkpoint_every": CHECKPOINT_EVERY, "threads": 1},
     **{"inner_steps": 2, "eval_inner_steps": 2, "lr_schedule": "cosine"},
 }
-# By data set; at most a few seconds each.
+# By dataset; at most a few seconds each.
 RUNS: dict[str, dict[str, Any]] = {
     "sine": {**_SHORT, "steps": 60, "hidden": [8]},
     "digits": {**_SHORT, "steps": 25, "hidden": [4], "ways": 3, "queries": 3, "eval_queries": 3},

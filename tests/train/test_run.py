@@ -70,6 +70,17 @@ def test_outputs_of_a_run(sine: dict[str, Any], method: str) -> None:
     assert json.loads((folder / "config.json").read_text())["method"] == method
 
 
+def test_the_seed_determines_what_torch_draws(sine: dict[str, Any]) -> None:
+    found = []
+    for k, seed in enumerate((0, 0, 1)):  # PCGrad draws the orders of its projections
+        torch.manual_seed(k)
+        run = configure({**sine, "aggregation": "pcgrad", "seed": seed, "out": f"run-{k}"})
+        train(run)
+        found.append(without_clock(f"run-{k}"))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
 def test_a_run_is_reproducible(sine: dict[str, Any]) -> None:
     first = train(configure(sine))
     second = train(configure({**sine, "out": "again"}))

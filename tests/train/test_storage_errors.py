@@ -93,7 +93,7 @@ def test_unreadable_data(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "images.zip")
 
     monkeypatch.setattr(builders, "load", denied)
-    match = r"data set 'digits', split 'train': .*Permission denied: 'images\.zip'"
+    match = r"dataset 'digits', split 'train': .*Permission denied: 'images\.zip'"
     with pytest.raises(ConfigError, match=match):
         train(configure({"dataset": "digits", "out": "run"}))
     assert not Path("run").exists()

@@ -29,13 +29,13 @@ Kind = Literal["images", "texts", "nodes", "regression"]
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known about a data set: either it is loaded, or its tasks are generated.
+    """What is known about a dataset: either it is loaded, or its tasks are generated.
 
     Attributes:
         kind: of its inputs and targets, ``None`` if unknown; all but ``"regression"`` are classes.
-        loader: from a folder (or ``None``), a split and options to the data set.
+        loader: from a folder (or ``None``), a split and options to the dataset.
         generator: from ``(tasks, shots, queries, seed, device=..., **options)`` to tasks.
-        files: paths in the folder of the data sets, one of which holds the data; none are needed if
+        files: paths in the folder of the datasets, one of which holds the data; none are needed if
             this is empty.
         preset: name of the default options of a training run.
     """
@@ -85,11 +85,11 @@ DATASETS: Registry[DatasetSpec] = Registry(
     },
     convert=_from_plugin,
 )
-"""The data sets by name; a plug-in provides the loader of a :class:`DatasetSpec`."""
+"""The datasets by name; a plug-in provides the loader of a :class:`DatasetSpec`."""
 
 
 def datasets_in(root: str | Path) -> list[str]:
-    """The data sets with files in ``root``."""
+    """The datasets with files in ``root``."""
     return [
         name
         for name, spec in DATASETS.own.items()
@@ -103,7 +103,7 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
     Args:
         name: one of :data:`DATASETS` that is not generated; ``"digits"`` needs no files.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        root: the folder of the data sets; by default the one that the environment variable
+        root: the folder of the datasets; by default the one that the environment variable
             ``FASTMETA_DATA`` names. "digits" ignores it; a plug-in may do without.
         options: of the loader: :func:`load_digits`, :func:`load_mnist`, :func:`load_omniglot`,
             :func:`load_mini_imagenet`, :func:`load_cifar_fs`, :func:`load_fc100`,
@@ -119,9 +119,9 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
     spec = DATASETS[name]
     if spec.loader is None:
         raise ValueError(
-            f"{name!r} is no data set that is loaded: its tasks are generated, see "
+            f"{name!r} is no dataset that is loaded: its tasks are generated, see "
             f"fastmeta.data.DATASETS[{name!r}].generator."
         )
     folder = data_root(root) if spec.files else root or os.environ.get(ROOT_VARIABLE)
-    found: EpisodeDataset = construct(f"data set {name!r}", spec.loader, options, folder, split)
+    found: EpisodeDataset = construct(f"dataset {name!r}", spec.loader, options, folder, split)
     return found

@@ -24,7 +24,7 @@ def option(
 
     Args:
         text: one line of help.
-        default: of the field; without one it depends on the data set or method.
+        default: of the field; without one it depends on the dataset or method.
         choices: the allowed values; by default those of the type.
         minimum: the smallest allowed value.
         above: a lower bound that the value must exceed.

@@ -26,18 +26,18 @@ TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation
 class TrainConfig:
     """All options of a training run, checked.
 
-    Make one with :func:`configure`, which adds the defaults that depend on data set and method, of
+    Make one with :func:`configure`, which adds the defaults that depend on dataset and method, of
     fields without a default here. The ``help`` of each field is in its metadata.
 
     Raises:
         ConfigError: if an option has the wrong type or value, or does not fit the others.
     """
 
-    dataset: str = option("data set", default="digits", choices=DATASETS)
+    dataset: str = option("dataset", default="digits", choices=DATASETS)
     data_root: str | None = option(
-        "folder of the data sets; by default the one FASTMETA_DATA names", default=None
+        "folder of the datasets; by default the one FASTMETA_DATA names", default=None
     )
-    data_options: Mapping[str, Any] = option("options of the data set's loader", default={})
+    data_options: Mapping[str, Any] = option("options of the dataset's loader", default={})
 
     method: str = option("meta-learning method", default="gsl", choices=METHODS)
     adaptation: str = option("inner-loop adaptation", choices=ADAPTATIONS)
@@ -95,7 +95,9 @@ class TrainConfig:
         "raise an error",
         default="skip",
     )
-    seed: int = option("seed of initial weights and training tasks", default=0, minimum=0)
+    seed: int = option(
+        "seed of initial weights, training tasks and torch's generator", default=0, minimum=0
+    )
     device: str = option("auto, cpu, cuda or cuda:N", default="auto")
     threads: int | None = option("CPU threads; by default torch's choice", default=None, minimum=1)
     out: str | None = option("run folder; by default a new one in runs/", default=None)
@@ -152,7 +154,7 @@ class TrainConfig:
 
     @property
     def dataset_spec(self) -> DatasetSpec:
-        """What is known about the data set."""
+        """What is known about the dataset."""
         return DATASETS[self.dataset]
 
     @property
@@ -187,7 +189,7 @@ def configure(*sources: Mapping[str, Any]) -> TrainConfig:
     """The configuration of several sources of options, such as a file and flags.
 
     Later sources win; tables of options are merged. Options in none of them have the defaults of
-    the data set and the method (`fastmeta.train.config.presets`). A default table of options is
+    the dataset and the method (`fastmeta.train.config.presets`). A default table of options is
     dropped if the component that it belongs to is another.
 
     Raises:

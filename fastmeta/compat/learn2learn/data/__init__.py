@@ -1,4 +1,4 @@
-"""Few-shot tasks from any classification data set."""
+"""Few-shot tasks from any classification dataset."""
 
 from fastmeta.compat.learn2learn.data import transforms
 from fastmeta.compat.learn2learn.data.meta_dataset import (

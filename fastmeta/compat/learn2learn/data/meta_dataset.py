@@ -1,4 +1,4 @@
-"""Classification data sets indexed by class."""
+"""Classification datasets indexed by class."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing_extensions import override
 
 
 class MetaDataset(Dataset[Any]):
-    """A classification data set with an index of the examples of each class.
+    """A classification dataset with an index of the examples of each class.
 
     Args:
-        dataset: a map-style data set of ``(x, y)`` with a scalar label ``y``.
+        dataset: a map-style dataset of ``(x, y)`` with a scalar label ``y``.
         labels_to_indices: the examples of each class, if known.
         indices_to_labels: the class of each example, if known; by default the attribute
-            ``indices_to_labels`` of the data set, if it has one. If neither is known, every
+            ``indices_to_labels`` of the dataset, if it has one. If neither is known, every
             example is loaded once.
 
     Attributes:
-        dataset: the data set.
+        dataset: the dataset.
         labels_to_indices: the indices of the examples of each class.
         indices_to_labels: the class of each example.
         labels: the classes, in the order of ``labels_to_indices``.
@@ -57,7 +57,7 @@ class MetaDataset(Dataset[Any]):
     ) -> None:
         """Builds ``labels_to_indices``, ``indices_to_labels`` and ``labels``.
 
-        The constructor calls it; call it again after changing the data set. Without arguments,
+        The constructor calls it; call it again after changing the dataset. Without arguments,
         every example is loaded once.
 
         Args:
@@ -95,10 +95,10 @@ class MetaDataset(Dataset[Any]):
 
 
 class UnionMetaDataset(MetaDataset):
-    """The concatenation of several data sets, with classes renumbered consecutively.
+    """The concatenation of several datasets, with classes renumbered consecutively.
 
     Args:
-        datasets: the data sets.
+        datasets: the datasets.
     """
 
     def __init__(self, datasets: Iterable[Dataset[Any]]) -> None:
@@ -133,11 +133,11 @@ class FilteredMetaDataset(MetaDataset):
     """The examples of selected classes, sorted by class; classes keep their labels.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         labels: the classes to keep.
 
     Raises:
-        ValueError: if the data set lacks one of the classes.
+        ValueError: if the dataset lacks one of the classes.
     """
 
     def __init__(self, dataset: Dataset[Any], labels: Iterable[Any]) -> None:
@@ -151,7 +151,7 @@ class FilteredMetaDataset(MetaDataset):
         unknown = [label for label in self._kept if label not in by_label]
         if unknown:
             raise ValueError(
-                f"expected labels among the {len(by_label)} classes of the data set; got "
+                f"expected labels among the {len(by_label)} classes of the dataset; got "
                 f"{unknown[:10]}, which it does not have."
             )
         self.to_true_indices = [i for label in self._kept for i in by_label[label]]
@@ -176,5 +176,5 @@ def _scalar(label: Any, i: int) -> Any:
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"example {i}: expected a scalar label; got one of shape {list(label.shape)}. Wrap the "
-            "data set in one that returns (x, y) with y an int."
+            "dataset in one that returns (x, y) with y an int."
         ) from error

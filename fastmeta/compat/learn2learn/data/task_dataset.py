@@ -1,4 +1,4 @@
-"""Tasks sampled from a data set."""
+"""Tasks sampled from a dataset."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class DataDescription:
     """An example of a task before it is loaded.
 
     Args:
-        index: the index of the example in the data set.
+        index: the index of the example in the dataset.
 
     Attributes:
-        index: the index of the example in the data set.
+        index: the index of the example in the dataset.
         transforms: functions that load the example, applied in turn to ``index``.
     """
 
@@ -42,7 +42,7 @@ class Taskset:
     """Tasks sampled by a chain of task transforms, with Python's global ``random``.
 
     Args:
-        dataset: a data set of ``(x, y)``.
+        dataset: a dataset of ``(x, y)``.
         task_transforms: functions from a task description to the next, the first from ``None``,
             which stands for all examples; or a single function.
         num_tasks: the number of tasks, each sampled on first access and then kept; -1 for

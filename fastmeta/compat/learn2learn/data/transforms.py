@@ -17,10 +17,10 @@ from fastmeta.compat.learn2learn.data.task_dataset import DataDescription, Descr
 class TaskTransform:
     """Base class of task transforms.
 
-    A transform maps a task description to the next; ``None`` stands for the whole data set.
+    A transform maps a task description to the next; ``None`` stands for the whole dataset.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
     """
 
     def __init__(self, dataset: MetaDataset) -> None:
@@ -43,7 +43,7 @@ class LoadData(TaskTransform):
     """Loads the examples."""
 
     def __call__(self, task_description: Description | None) -> Description:
-        """Appends the data set's ``__getitem__`` to the transforms of each example."""
+        """Appends the dataset's ``__getitem__`` to the transforms of each example."""
         task = super().__call__(task_description)
         for one in task:
             one.transforms.append(self.dataset.__getitem__)
@@ -54,7 +54,7 @@ class FilterLabels(TaskTransform):
     """Keeps the examples of selected classes.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         labels: the classes to keep.
     """
 
@@ -69,7 +69,7 @@ class FilterLabels(TaskTransform):
 
 
 class ConsecutiveLabels(TaskTransform):
-    """Sorts the examples by their label in the data set."""
+    """Sorts the examples by their label in the dataset."""
 
     def __call__(self, task_description: Description | None) -> Description:
         """The sorted examples."""
@@ -80,7 +80,7 @@ class RemapLabels(TaskTransform):
     """Relabels the classes of a task as 0, 1, ... in random order.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         shuffle: whether to shuffle the order.
     """
 
@@ -109,7 +109,7 @@ class NWays(TaskTransform):
     """Keeps the examples of ``n`` random classes.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         n: classes per task.
     """
 
@@ -130,7 +130,7 @@ class KShots(TaskTransform):
     """Keeps ``k`` random examples of each class.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         k: examples per class.
         replacement: whether to sample with replacement.
     """
@@ -157,7 +157,7 @@ class FusedNWaysKShots(TaskTransform):
     """Keeps ``k`` random examples of each of ``n`` random classes.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         n: classes per task.
         k: examples per class.
         replacement: whether to sample with replacement.

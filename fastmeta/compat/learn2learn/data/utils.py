@@ -1,4 +1,4 @@
-"""In-memory data sets, support and query splits, infinite loaders."""
+"""In-memory datasets, support and query splits, infinite loaders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Part = tuple[Tensor, Tensor]
 
 
 class OnDeviceDataset(TensorDataset):
-    """A data set of ``(tensor, label)`` loaded into memory.
+    """A dataset of ``(tensor, label)`` loaded into memory.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         device: the device of the tensors.
         transform: applied to the tensor of an example on each access.
     """

@@ -1,4 +1,4 @@
-"""Image data sets, task transforms, benchmarks and networks."""
+"""Image datasets, task transforms, benchmarks and networks."""
 
 from fastmeta.compat.learn2learn.vision import benchmarks, datasets, models, transforms
 

@@ -1,4 +1,4 @@
-"""Image data sets from local files; nothing is downloaded.
+"""Image datasets from local files; nothing is downloaded.
 
 Errors about missing files say where to get them.
 """

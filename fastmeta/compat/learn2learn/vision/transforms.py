@@ -19,7 +19,7 @@ class RandomClassRotation:
     rotated by that of the last class.
 
     Args:
-        dataset: the data set.
+        dataset: the dataset.
         degrees: the angles to sample from, counterclockwise.
 
     Raises:
@@ -30,7 +30,7 @@ class RandomClassRotation:
         if any(angle % 90 for angle in degrees):
             raise ValueError(
                 f"degrees must be multiples of 90; got {list(degrees)}. For other angles, use a "
-                "torchvision transform in the data set."
+                "torchvision transform in the dataset."
             )
         self.dataset = dataset
         self.degrees = degrees

@@ -1,6 +1,6 @@
-"""Default options that depend on the data set and the method, read from the files beside this one.
+"""Default options that depend on the dataset and the method, read from the files beside this one.
 
-``datasets.toml`` has the options of each preset, of which a data set names one
+``datasets.toml`` has the options of each preset, of which a dataset names one
 (:class:`fastmeta.data.DatasetSpec`); ``methods.toml`` has what methods change.
 """
 
@@ -16,7 +16,7 @@ from fastmeta.train.config._toml import parse_toml
 
 
 def defaults_for(dataset: str, method: str) -> dict[str, Any]:
-    """The options that depend on data set and method.
+    """The options that depend on dataset and method.
 
     Unknown names are left for :class:`fastmeta.train.TrainConfig` to refuse.
 
