@@ -1,4 +1,4 @@
-"""``python -m fastmeta``."""
+"""`python -m fastmeta`."""
 
 import sys
 

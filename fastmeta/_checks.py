@@ -1,4 +1,4 @@
-"""Checks of argument values, with one form of message: ``NAME must be ..., got ...``.
+"""Checks of argument values, with one form of message: `NAME must be ..., got ...`.
 
 They look at Python numbers alone and never at a tensor's elements, so none waits for a device.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number of Python or NumPy; ``True`` and ``False`` are not."""
+    """Whether `value` is a finite number of Python or NumPy; `True` and `False` are not."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
     try:
@@ -23,7 +23,7 @@ def is_number(value: object) -> bool:
 
 
 def is_integer(value: object) -> bool:
-    """Whether ``value`` is an integer of Python or NumPy; ``True`` and ``False`` are not."""
+    """Whether `value` is an integer of Python or NumPy; `True` and `False` are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -41,39 +41,39 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Refuses anything but a positive finite number; raises as :func:`check_number`."""
+    """Refuses anything but a positive finite number; raises as `check_number`."""
     _require(is_number(value) and value > 0, name, "a positive finite number", value)
 
 
 def check_nonnegative(name: str, value: Any) -> None:
-    """Refuses anything but a finite number of at least 0; raises as :func:`check_number`."""
+    """Refuses anything but a finite number of at least 0; raises as `check_number`."""
     _require(is_number(value) and value >= 0, name, "a finite number of at least 0", value)
 
 
 def check_in_range(name: str, value: Any, low: float, high: float, *, closed: bool = False) -> None:
-    """Refuses a number outside ``[low, high)``, or ``[low, high]`` if ``closed``.
+    """Refuses a number outside `[low, high)`, or `[low, high]` if `closed`.
 
     Raises:
-        ValueError: in that case, or if ``value`` is not a number.
+        ValueError: in that case, or if `value` is not a number.
     """
     inside = is_number(value) and low <= value and (value <= high if closed else value < high)
     _require(inside, name, f"a number in [{low}, {high}{']' if closed else ')'}", value)
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
-    """Refuses anything but an integer of at least ``minimum``; raises as :func:`check_number`."""
+    """Refuses anything but an integer of at least `minimum`; raises as `check_number`."""
     _require(
         is_integer(value) and value >= minimum, name, f"an integer of at least {minimum}", value
     )
 
 
 def check_bool(name: str, value: Any) -> None:
-    """Refuses anything but ``True`` and ``False``; raises as :func:`check_number`."""
+    """Refuses anything but `True` and `False`; raises as `check_number`."""
     _require(isinstance(value, bool), name, "true or false", value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Refuses what is not one of ``choices``, and names the nearest one.
+    """Refuses what is not one of `choices`, and names the nearest one.
 
     Raises:
         ValueError: in that case.
@@ -95,7 +95,7 @@ def check_interval(name: str, value: Any) -> None:
 
 
 def did_you_mean(name: object, known: Collection[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest known name, or nothing."""
+    """` Did you mean 'x'?` for the nearest known name, or nothing."""
     nearest = get_close_matches(name, known, n=1) if isinstance(name, str) else []
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 

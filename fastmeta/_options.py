@@ -36,8 +36,8 @@ class Option:
 
     Attributes:
         name: the keyword.
-        hint: its type annotation, ``Any`` if there is none.
-        default: its default, or :data:`REQUIRED`.
+        hint: its type annotation, `Any` if there is none.
+        default: its default, or `REQUIRED`.
         text: its meaning, from the docstring.
     """
 
@@ -48,7 +48,7 @@ class Option:
 
 
 def forwards_options(target: Target) -> Callable[[Factory], Factory]:
-    """Marks a factory whose ``**options`` go to another one, so that they can be listed.
+    """Marks a factory whose `**options` go to another one, so that they can be listed.
 
     Args:
         target: from the options given to the one that takes the rest.
@@ -64,13 +64,13 @@ def forwards_options(target: Target) -> Callable[[Factory], Factory]:
 def options_of(
     factory: Callable[..., Any], given: Mapping[str, Any] | None = None, fixed: Collection[str] = ()
 ) -> dict[str, Option] | None:
-    """The options of a component by name, or ``None`` if it takes any.
+    """The options of a component by name, or `None` if it takes any.
 
     Args:
-        factory: makes the component; a class, a function or a ``partial`` of one, whose keywords
+        factory: makes the component; a class, a function or a `partial` of one, whose keywords
             are no options.
-        given: options that decide what a factory with :func:`forwards_options` takes.
-        fixed: parameters that are no options, such as ``lr``.
+        given: options that decide what a factory with `forwards_options` takes.
+        fixed: parameters that are no options, such as `lr`.
     """
     given = given or {}
     try:
@@ -94,11 +94,11 @@ def options_of(
 def construct(
     label: str, factory: Callable[..., Any], options: Mapping[str, Any], *args: Any, **fixed: Any
 ) -> Any:
-    """``factory(*args, **fixed, **options)``, with errors that name the component and its options.
+    """`factory(*args, **fixed, **options)`, with errors that name the component and its options.
 
     Args:
         label: of the component, the beginning of the message.
-        factory: see :func:`options_of`.
+        factory: see `options_of`.
         options: of the user.
         *args: positional arguments, which no option may replace.
         **fixed: further arguments, which no option may replace.
@@ -124,7 +124,7 @@ def check_options(
 
     Args:
         label: of the component, the beginning of the message.
-        factory: see :func:`options_of`.
+        factory: see `options_of`.
         options: of the user.
         taken: parameters that no option may replace.
 
@@ -167,7 +167,7 @@ def summary_of(factory: Callable[..., Any]) -> str:
 
 
 def describe(hint: Any) -> str:
-    """What values a type annotation allows: ``a number or none``, ``one of a, b``."""
+    """What values a type annotation allows: `a number or none`, `one of a, b`."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
@@ -245,5 +245,5 @@ def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """Without the markup of docstrings, on one line."""
-    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)
-    return " ".join(text.replace("``", "").split())
+    text = re.sub(r"\[`(?:[\w.]*\.)?(\w+)`\]\[[\w.]*\]", r"\1", text)
+    return " ".join(text.replace("`", "").split())

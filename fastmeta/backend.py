@@ -34,12 +34,12 @@ class BuildInfo:
 
     Attributes:
         version: version of fastmeta.
-        backend: ``"compiled"``; without the compiled module fastmeta cannot be imported.
-        cpu_isa: instruction set selected for this CPU: ``baseline``, ``avx2`` or ``avx512``.
+        backend: `"compiled"`; without the compiled module fastmeta cannot be imported.
+        cpu_isa: instruction set selected for this CPU: `baseline`, `avx2` or `avx512`.
         compiler: C++ compiler of the build.
         built_with_torch: torch version of the build.
-        cuda: version of nvcc, or ``None`` for a build without CUDA kernels.
-        cuda_architectures: GPU architectures with machine code, such as ``("80", "90")``.
+        cuda: version of nvcc, or `None` for a build without CUDA kernels.
+        cuda_architectures: GPU architectures with machine code, such as `("80", "90")`.
         cuda_reason: why the build has these CUDA kernels or none, and how to compile others.
     """
 
@@ -70,7 +70,7 @@ def build_info() -> BuildInfo:
 
 @cache
 def kernel_devices() -> tuple[str, ...]:
-    """The device types with kernels: ``cpu``, and ``cuda`` in a build with CUDA."""
+    """The device types with kernels: `cpu`, and `cuda` in a build with CUDA."""
     _, _, _, cuda, *_ = kernels.build_info().split(";")
     return ("cpu", "cuda") if cuda else ("cpu",)
 
@@ -98,9 +98,9 @@ def keep_freed_memory() -> bool:
 
     glibc returns freed blocks above 32 MB to the system immediately, and the top of its heap soon
     after; a training step that allocates as much again then takes a page fault for every page. On
-    mini-ImageNet's images that is over a quarter of a step (``benchmarks/NOTES.md``). The cost is
+    mini-ImageNet's images that is over a quarter of a step (`benchmarks/NOTES.md`). The cost is
     memory: the process does not shrink below its peak until it ends, and its peak may be somewhat
-    higher. ``fastmeta train`` calls this; your own program may. It cannot be undone.
+    higher. `fastmeta train` calls this; your own program may. It cannot be undone.
 
     Returns:
         Whether the setting took effect, which needs Linux with glibc.

@@ -10,7 +10,7 @@ _step: ContextVar[int | None] = ContextVar("inner step", default=None)
 
 
 def current_step() -> int | None:
-    """The current inner step, from 0; ``None`` outside an inner loop."""
+    """The current inner step, from 0; `None` outside an inner loop."""
     return _step.get()
 
 

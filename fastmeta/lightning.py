@@ -1,4 +1,4 @@
-"""PyTorch Lightning integration; needs the extra ``fastmeta[lightning]``."""
+"""PyTorch Lightning integration; needs the extra `fastmeta[lightning]`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from lightning.pytorch.core.optimizer import LightningOptimizer  # noqa: E402
 
 
 class LightningLearner(LightningModule):
-    """``LightningModule`` of any learner, with manual optimization: a batch is a meta-batch.
+    """`LightningModule` of any learner, with manual optimization: a batch is a meta-batch.
 
-    Logs ``train_loss``, ``val_loss`` and ``test_loss``, the query losses after adaptation, and
-    ``train_accuracy`` and so on, or ``train_mse`` for floating-point targets. Lightning's
+    Logs `train_loss`, `val_loss` and `test_loss`, the query losses after adaptation, and
+    `train_accuracy` and so on, or `train_mse` for floating-point targets. Lightning's
     checkpoints contain the full state of the learner.
 
     Args:
-        learner: the learner to train. Lightning steps its optimizer; its ``autocast`` sets the
-            precision, not the ``Trainer``.
+        learner: the learner to train. Lightning steps its optimizer; its `autocast` sets the
+            precision, not the `Trainer`.
         steps: inner steps in validation and test; as in training by default.
         scheduler: factory of the outer learning rate schedule, stepped once per meta-step.
 
     Raises:
         MissingPackageError: on import, if Lightning is not installed.
-        ValueError: if the ``Trainer`` has several processes or another precision than
-            ``"32-true"``.
+        ValueError: if the `Trainer` has several processes or another precision than
+            `"32-true"`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LightningLearner(LightningModule):
         self.rates = nn.ParameterList(learner.adaptation.rates)
 
     def setup(self, stage: str) -> None:
-        """Rejects ``Trainer`` settings that would silently change the training."""
+        """Rejects `Trainer` settings that would silently change the training."""
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"expected a Trainer with one process, got {self.trainer.world_size}: their "
@@ -80,7 +80,7 @@ class LightningLearner(LightningModule):
     def transfer_batch_to_device(
         self, batch: TaskBatch, device: torch.device, dataloader_idx: int
     ) -> TaskBatch:
-        """The meta-batch on ``device``."""
+        """The meta-batch on `device`."""
         return batch.to(device)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> None:
@@ -94,7 +94,7 @@ class LightningLearner(LightningModule):
         self._log_metrics("train", batch, result.query_loss, result.query_output)
 
     def on_train_epoch_end(self) -> None:
-        """Raises the pending error of a learner with ``non_finite="raise"`` on a GPU."""
+        """Raises the pending error of a learner with `non_finite="raise"` on a GPU."""
         self.learner.non_finite_guard.check()
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
@@ -131,7 +131,7 @@ class LightningLearner(LightningModule):
 
 
 class TaskDataModule(LightningDataModule):
-    """``LightningDataModule`` of meta-batches: meta-step ``i`` trains on ``train[i]``.
+    """`LightningDataModule` of meta-batches: meta-step `i` trains on `train[i]`.
 
     Epochs hence differ, and a resumed run continues exactly as an uninterrupted one.
 
@@ -142,7 +142,7 @@ class TaskDataModule(LightningDataModule):
         train_batches: meta-batches per epoch.
         val_batches: meta-batches per validation: the first ones, always the same.
         test_batches: meta-batches of the test.
-        num_workers: worker processes that draw tasks, see ``torch.utils.data.DataLoader``.
+        num_workers: worker processes that draw tasks, see `torch.utils.data.DataLoader`.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class TaskDataModule(LightningDataModule):
 
 
 class _IndexRange(Sampler[int]):
-    """``size`` consecutive indices; ``first`` returns the first one when iteration starts."""
+    """`size` consecutive indices; `first` returns the first one when iteration starts."""
 
     def __init__(self, first: Callable[[], int], size: int) -> None:
         self.first, self.size = first, size

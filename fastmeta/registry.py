@@ -1,6 +1,6 @@
 """Registries: one mapping per kind of component, from names to what they stand for.
 
-Other installed distributions add names as entry points of groups such as ``fastmeta.methods``.
+Other installed distributions add names as entry points of groups such as `fastmeta.methods`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Registry(Mapping[str, Value]):
     """The names of one kind, a mapping: the library's own, then those of plug-ins.
 
     Plug-ins are looked for when a name is not the library's, or all names are listed; one is
-    imported when its name is looked up. ``registry[name] = value`` adds a name in this process.
+    imported when its name is looked up. `registry[name] = value` adds a name in this process.
 
     Args:
-        kind: such as ``"method"``; plug-ins are the entry points of the group ``fastmeta.<kind>s``.
+        kind: such as `"method"`; plug-ins are the entry points of the group `fastmeta.<kind>s`.
         own: the library's names and what they stand for.
         expected: the type of what plug-ins provide.
         convert: from what a plug-in provides to a value of the registry; the identity by default.

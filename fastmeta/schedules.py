@@ -58,12 +58,12 @@ def schedule(spec: str) -> Schedule:
     """Builds a schedule: the factor of a rate as a function of the meta-step (0, 1, 2, ...).
 
     Args:
-        spec: ``"constant"``; ``"warmup:N"`` rises to 1 over N steps; ``"linear:N"`` decays to 0
-            over N steps; ``"cosine:N"`` is ``(1 + cos(pi t / N)) / 2``; ``"step:N:F"`` multiplies
-            by F every N steps; ``"late:N"`` is 0 before step N; ``"until:N"`` is 0 from step N on.
+        spec: `"constant"`; `"warmup:N"` rises to 1 over N steps; `"linear:N"` decays to 0
+            over N steps; `"cosine:N"` is `(1 + cos(pi t / N)) / 2`; `"step:N:F"` multiplies
+            by F every N steps; `"late:N"` is 0 before step N; `"until:N"` is 0 from step N on.
 
     Raises:
-        ValueError: if ``spec`` is not one of these.
+        ValueError: if `spec` is not one of these.
     """
     if not isinstance(spec, str):
         raise ValueError(f"schedule must be a string such as 'cosine:1000', got {spec!r}.")

@@ -21,18 +21,18 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """A meta-batch of ``T`` tasks of equal size.
+    """A meta-batch of `T` tasks of equal size.
 
     Attributes:
-        support_x: ``(T, n_support, *input)``, floating point or integer ids (of tokens or nodes),
+        support_x: `(T, n_support, *input)`, floating point or integer ids (of tokens or nodes),
             never cast.
-        support_y: ``(T, n_support)`` int64 class indices ``0..ways-1``, or
-            ``(T, n_support, *output)`` floating point for regression.
-        query_x: ``(T, n_query, *input)``, of the dtype of ``support_x``.
-        query_y: ``(T, n_query)`` int64, or ``(T, n_query, *output)`` floating point.
+        support_y: `(T, n_support)` int64 class indices `0..ways-1`, or
+            `(T, n_support, *output)` floating point for regression.
+        query_x: `(T, n_query, *input)`, of the dtype of `support_x`.
+        query_y: `(T, n_query)` int64, or `(T, n_query, *output)` floating point.
 
     Raises:
-        ValueError: if the four tensors differ in ``T``, inputs and targets in their number, or a
+        ValueError: if the four tensors differ in `T`, inputs and targets in their number, or a
             support or query set has no examples.
     """
 
@@ -73,7 +73,7 @@ class TaskBatch:
         return (self[i] for i in range(len(self)))
 
     def part(self, start: int, stop: int) -> TaskBatch:
-        """The tasks ``start`` to ``stop`` (exclusive), as views."""
+        """The tasks `start` to `stop` (exclusive), as views."""
         return TaskBatch(
             self.support_x[start:stop],
             self.support_y[start:stop],
@@ -82,7 +82,7 @@ class TaskBatch:
         )
 
     def to(self, device: torch.device | str) -> TaskBatch:
-        """The same meta-batch on ``device``."""
+        """The same meta-batch on `device`."""
         return TaskBatch(
             self.support_x.to(device),
             self.support_y.to(device),

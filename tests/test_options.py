@@ -24,7 +24,7 @@ class Base:
 
     Args:
         lr: the rate.
-        eta: of :class:`~other.Base`, such as ``0.5``,
+        eta: of `Base`, such as ``0.5``,
             on two lines.
     """
 

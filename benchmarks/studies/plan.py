@@ -23,7 +23,7 @@ class Row:
     Attributes:
         name: key in the TOML file and the CSV.
         label: name on the page.
-        options: options of :class:`fastmeta.train.TrainConfig`, including those of the table.
+        options: options of `fastmeta.train.TrainConfig`, including those of the table.
         of: row whose trained runs this one evaluates with other options, instead of training.
         seeds: seeds of initial weights and training tasks.
         published: published number with its source, for the page.

@@ -23,7 +23,7 @@ _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
 ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
     "adaptation", {**_ALL_LAYERS, **pattern_adaptations(_ALL_LAYERS)}
 )
-"""Adaptations by name; each takes ``lr``, ``steps`` and options of its own."""
+"""Adaptations by name; each takes `lr`, `steps` and options of its own."""
 
 __all__ = [
     "ADAPTATIONS",

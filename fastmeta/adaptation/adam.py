@@ -14,17 +14,17 @@ from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 
 class Adam(Adaptation):
-    """Adam in the inner loop, as ``torch.optim.Adam``; moments start from zero for each task.
+    """Adam in the inner loop, as `torch.optim.Adam`; moments start from zero for each task.
 
     Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1. Differentiable,
-    also where a gradient is exactly zero. The first update is nearly ``lr * sign(gradient)``: its
-    derivative is about ``1 / eps`` where a gradient is smaller than ``eps``. For a meta-gradient,
-    choose ``eps`` well above the rounding errors of the gradients.
+    also where a gradient is exactly zero. The first update is nearly `lr * sign(gradient)`: its
+    derivative is about `1 / eps` where a gradient is smaller than `eps`. For a meta-gradient,
+    choose `eps` well above the rounding errors of the gradients.
 
     Args:
         lr: inner learning rate; positive.
         steps: inner steps during meta-training.
-        betas: decay rates of the first and the second moment, each in ``[0, 1)``.
+        betas: decay rates of the first and the second moment, each in `[0, 1)`.
         eps: added to the square root of the second moment; positive.
 
     Raises:

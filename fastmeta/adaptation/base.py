@@ -15,14 +15,14 @@ from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 class Adaptation(ABC):
     """Inner adaptation: from the initialisation to a task's fast weights.
 
-    A subclass defines one :meth:`update` in torch ops that autograd can differentiate, and the
-    initial state, :meth:`start`.
+    A subclass defines one `update` in torch ops that autograd can differentiate, and the
+    initial state, `start`.
 
     Attributes:
         steps: number of inner steps during meta-training.
         rates: what the adaptation learns together with the initialisation; nothing by default.
-        task_batchable: whether :meth:`update`, :meth:`start` and :meth:`vjp` are element-wise in
-            the parameters, so that those of ``T`` tasks can be stacked to ``(T, *shape)``. Not
+        task_batchable: whether `update`, `start` and `vjp` are element-wise in
+            the parameters, so that those of `T` tasks can be stacked to `(T, *shape)`. Not
             inherited (a subclass may change that): each class states it in its own body; an
             instance may take it back.
     """
@@ -37,7 +37,7 @@ class Adaptation(ABC):
         """Prepares for the parameters of a network; a learner calls it once. A no-op by default.
 
         Args:
-            params: the initialisation; :attr:`rates` are created for it.
+            params: the initialisation; `rates` are created for it.
             names: of the parameters in the module.
 
         Raises:
@@ -45,9 +45,9 @@ class Adaptation(ABC):
         """
 
     def adapts(self, step: int, params: Sequence[Tensor]) -> Sequence[bool]:
-        """Which parameters are adapted in inner step ``step``; all by default.
+        """Which parameters are adapted in inner step `step`; all by default.
 
-        Gradients are computed for these only; they are ``None`` for the others.
+        Gradients are computed for these only; they are `None` for the others.
         """
         return [True] * len(params)
 
@@ -59,14 +59,14 @@ class Adaptation(ABC):
     def update(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """One update, differentiable in ``params``, ``grads``, ``state`` and :attr:`rates`.
+        """One update, differentiable in `params`, `grads`, `state` and `rates`.
 
         Args:
             step: index of the inner step, from 0.
             params: the parameters; not modified.
-            grads: their gradients; where one is ``None``, the same parameter and state tensors are
+            grads: their gradients; where one is `None`, the same parameter and state tensors are
                 returned.
-            state: from :meth:`start` or the last update; not modified.
+            state: from `start` or the last update; not modified.
 
         Returns:
             The new parameters and the new state.
@@ -75,10 +75,10 @@ class Adaptation(ABC):
     def vjp(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        """:meth:`update` without a graph, and its vector-Jacobian product.
+        """`update` without a graph, and its vector-Jacobian product.
 
-        By default autograd on this one update; the pullback keeps ``params``, ``grads`` and
-        ``state``.
+        By default autograd on this one update; the pullback keeps `params`, `grads` and
+        `state`.
         """
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:

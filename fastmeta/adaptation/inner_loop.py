@@ -51,16 +51,16 @@ def run_inner_loop(
     Args:
         adaptation: the update rule.
         loss: the support loss as a function of the parameters; evaluated
-            once per inner step, inside :func:`~fastmeta.inner_step.at_step`.
+            once per inner step, inside [`at_step`][fastmeta.inner_step.at_step].
         params: the initialisation; not modified.
-        steps: inner steps, ``adaptation.steps`` by default.
+        steps: inner steps, `adaptation.steps` by default.
         create_graph: whether to keep the graph, so that the fast weights can be differentiated
-            with respect to ``params``; without it they are leaves that require a gradient.
+            with respect to `params`; without it they are leaves that require a gradient.
         record: whether to keep the inner gradients.
-        tape: records every step for the reverse sweep; not together with ``create_graph``.
+        tape: records every step for the reverse sweep; not together with `create_graph`.
 
     Raises:
-        ValueError: if ``steps`` is not an integer of at least 0.
+        ValueError: if `steps` is not an integer of at least 0.
     """
     count = adaptation.steps if steps is None else steps
     check_integer("steps", count, 0)
@@ -120,7 +120,7 @@ def _new_nodes(
 def _gradients(
     value: Tensor, params: Sequence[Tensor], adapted: Sequence[bool], create_graph: bool
 ) -> list[Tensor | None]:
-    """Gradients with respect to adapted parameters; ``None`` for the others and unused ones."""
+    """Gradients with respect to adapted parameters; `None` for the others and unused ones."""
     if not all(adapted) and not value.requires_grad:
         return [None] * len(params)
     asked = [p for p, used in zip(params, adapted, strict=True) if used]

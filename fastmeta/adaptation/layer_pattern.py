@@ -19,17 +19,18 @@ class LayerPattern(Adaptation):
     """Another adaptation, restricted to some of the layers by a Lambda pattern.
 
     Khabarlak 2022, "Faster Optimization-Based Meta-Learning Adaptation Phase" (arXiv 2206.05930),
-    reconstructed from the abstract. With ``"head"`` it is the inner loop of ANIL
-    (Raghu et al. 2020), with ``"body"`` that of BOIL (Oh et al. 2021).
+    reconstructed from the abstract. With `"head"` it is the inner loop of ANIL
+    (Raghu et al. 2020), with `"body"` that of BOIL (Oh et al. 2021).
 
     In first-order inner loops nothing is stored or differentiated below the lowest adapted layer;
-    the frozen prefix of an ``nn.Sequential`` runs once (its output is cached across inner steps).
+    the frozen prefix of an `nn.Sequential` runs once (its output is cached across inner steps).
     Meta-gradients are those of all layers; only Reptile's is zero for a layer that is never
     adapted.
 
     Args:
         inner: the adaptation of the adapted layers; also decides the number of inner steps.
-        pattern: the adapted layers, see :func:`read_pattern`.
+        pattern: the adapted layers, see
+            [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern].
 
     Attributes:
         layers: of the network; empty until a learner is built.
@@ -95,11 +96,11 @@ class LayerPattern(Adaptation):
 def read_pattern(pattern: str, layers: Sequence[str]) -> list[list[int]]:
     """The layers that each inner step adapts; further steps adapt those of the last one.
 
-    A pattern is one or more of these, separated by ``/``, one per inner step:
+    A pattern is one or more of these, separated by `/`, one per inner step:
 
-    - bits, one per layer: ``00011`` adapts the last two of five;
-    - names, separated by commas: ``full`` (all layers), ``head`` (the last one), ``body`` (all but
-      the last one), or a layer's name or the beginning of it: ``features.3,head``.
+    - bits, one per layer: `00011` adapts the last two of five;
+    - names, separated by commas: `full` (all layers), `head` (the last one), `body` (all but
+      the last one), or a layer's name or the beginning of it: `features.3,head`.
 
     Args:
         pattern: see above.
@@ -118,7 +119,7 @@ def read_pattern(pattern: str, layers: Sequence[str]) -> list[list[int]]:
 def pattern_adaptations(
     inner: Mapping[str, Callable[..., Adaptation]],
 ) -> dict[str, Callable[..., LayerPattern]]:
-    """The adaptations of some layers by name: ``"anil"``, ``"boil"`` and ``"lambda"``.
+    """The adaptations of some layers by name: `"anil"`, `"boil"` and `"lambda"`.
 
     Args:
         inner: the adaptations that they restrict, by name.

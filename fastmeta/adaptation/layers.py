@@ -28,11 +28,11 @@ def find_layers(params: Sequence[Tensor], names: Sequence[str]) -> list[Layer]:
 
     Those of fewer (biases, scales and shifts of normalisation) belong to the layer before them, and
     to the first layer if there is none before. So Conv4 has five layers, four blocks and the head,
-    and an MLP one per ``nn.Linear``. Parameters of a co-learner (``co_learner.*``) are in no layer.
+    and an MLP one per `nn.Linear`. Parameters of a co-learner (`co_learner.*`) are in no layer.
 
     Args:
         params: in the order of the module.
-        names: of the parameters, such as ``"features.0.0.weight"`` in the layer ``"features.0.0"``.
+        names: of the parameters, such as `"features.0.0.weight"` in the layer `"features.0.0"`.
     """
     inside = [i for i, name in enumerate(names) if not name.startswith(_OUTSIDE)]
     starts = [k for k, i in enumerate(inside) if params[i].dim() > 1] or [0]

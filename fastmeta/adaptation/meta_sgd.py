@@ -27,14 +27,14 @@ class MetaSGD(Adaptation):
     Args:
         lr: initial value of every rate; positive.
         steps: inner steps during meta-training.
-        per: one rate per ``"element"`` of the parameters, or one per parameter ``"tensor"``.
+        per: one rate per `"element"` of the parameters, or one per parameter `"tensor"`.
         per_step: whether each inner step has rates of its own; further steps use those of the last
-            one. With ``per="tensor"`` these are the rates of MAML++ (LSLR; Antoniou et al. 2019,
+            one. With `per="tensor"` these are the rates of MAML++ (LSLR; Antoniou et al. 2019,
             section 4).
 
     Attributes:
         rates: one tensor per parameter tensor, created when a learner is built;
-            ``(steps, ...)`` with ``per_step``.
+            `(steps, ...)` with `per_step`.
 
     Raises:
         ValueError: if an argument is out of range or of the wrong type.
@@ -104,7 +104,7 @@ class MetaSGD(Adaptation):
         return new_params, [], pullback
 
     def _of(self, step: int, rate: Tensor) -> Tensor:
-        """A view of the part of ``rate`` that belongs to the step."""
+        """A view of the part of `rate` that belongs to the step."""
         return rate[min(step, len(rate) - 1)] if self.per_step else rate
 
 

@@ -17,10 +17,10 @@ from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 class ProximalSGD(Adaptation):
     """Gradient descent on the support loss with a proximal term: the inner loop of iMAML.
 
-    It minimises ``S(theta_k) + lam/2 |theta_k - theta_0|^2``, Rajeswaran et al. 2019,
+    It minimises `S(theta_k) + lam/2 |theta_k - theta_0|^2`, Rajeswaran et al. 2019,
     "Meta-Learning with Implicit Gradients", eq. 3 (the authors' code applies the proximal term
-    once, after the last step). The state is ``theta_k - theta_0``, initially 0. A step without a
-    gradient for a parameter does not change it. ``lr * lam`` must be well below 2.
+    once, after the last step). The state is `theta_k - theta_0`, initially 0. A step without a
+    gradient for a parameter does not change it. `lr * lam` must be well below 2.
 
     Args:
         lr: inner learning rate; positive.

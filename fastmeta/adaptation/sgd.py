@@ -17,15 +17,15 @@ from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 class SGD(Adaptation):
     """Gradient descent, optionally with momentum: the inner loop of MAML.
 
-    ``theta_k = theta_{k-1} - lr * grad S(theta_{k-1})`` for all parameters, ``S`` the support loss;
+    `theta_k = theta_{k-1} - lr * grad S(theta_{k-1})` for all parameters, `S` the support loss;
     Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", eq. 1.
-    With momentum, ``b_k = momentum * b_{k-1} + grad S(theta_{k-1})`` replaces the gradient, as in
-    ``torch.optim.SGD``; each task starts from ``b_0 = 0``.
+    With momentum, `b_k = momentum * b_{k-1} + grad S(theta_{k-1})` replaces the gradient, as in
+    `torch.optim.SGD`; each task starts from `b_0 = 0`.
 
     Args:
         lr: inner learning rate; positive.
         steps: inner steps during meta-training.
-        momentum: decay rate of the gradient buffer, in ``[0, 1)``; 0 is plain gradient descent.
+        momentum: decay rate of the gradient buffer, in `[0, 1)`; 0 is plain gradient descent.
 
     Raises:
         ValueError: if an argument is not a number or out of range.

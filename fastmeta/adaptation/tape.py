@@ -18,7 +18,7 @@ class Cotangents(NamedTuple):
     Attributes:
         params: with respect to the parameters, the gradients held fixed.
         state: with respect to the inner optimizer's state.
-        grads: with respect to the gradients; ``None`` where there was none.
+        grads: with respect to the gradients; `None` where there was none.
         rates: with respect to the adaptation's learned rates.
     """
 
@@ -40,8 +40,8 @@ class InnerStep:
     Attributes:
         params: the parameters before the step, leaves that require a gradient.
         pullback: of the update.
-        grads: the gradients with respect to ``params``: with their graph where it was kept; without
-            one where the tape keeps gradients and all parameters are adapted; else ``None``.
+        grads: the gradients with respect to `params`: with their graph where it was kept; without
+            one where the tape keeps gradients and all parameters are adapted; else `None`.
     """
 
     params: list[Tensor]

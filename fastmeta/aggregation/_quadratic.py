@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def nonnegative(matrix: Tensor, linear: Tensor) -> Tensor:
-    """``argmin_z z A z / 2 + q z`` over ``z >= 0``, by the active sets of Lawson & Hanson (1974).
+    """`argmin_z z A z / 2 + q z` over `z >= 0`, by the active sets of Lawson & Hanson (1974).
 
-    With ``y = A z + q`` the gradient: variables are freed one by one where ``y`` is most negative,
+    With `y = A z + q` the gradient: variables are freed one by one where `y` is most negative,
     and fixed at 0 again where the minimum over the free ones would make them negative. The
-    objective decreases from set to set, so the method terminates, after about ``T / 2`` small
-    solves; then ``y >= 0`` up to 1e-12 (relative to the largest of ``-q`` and ``z``), and 0 where
-    ``z > 0``.
+    objective decreases from set to set, so the method terminates, after about `T / 2` small
+    solves; then `y >= 0` up to 1e-12 (relative to the largest of `-q` and `z`), and 0 where
+    `z > 0`.
 
     Args:
-        matrix: ``A``, ``(T, T)``, symmetric and positive definite, float64 on the CPU.
-        linear: ``q``, ``(T,)``.
+        matrix: `A`, `(T, T)`, symmetric and positive definite, float64 on the CPU.
+        linear: `q`, `(T,)`.
 
     Returns:
-        ``z``, ``(T,)``.
+        `z`, `(T,)`.
     """
     a, q = matrix.numpy(), linear.numpy()  # a third of torch's overhead per call
     z, free = np.zeros_like(q), np.zeros(len(q), dtype=bool)

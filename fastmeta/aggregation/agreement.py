@@ -16,16 +16,16 @@ from fastmeta.gradients import TaskGradients
 class GradientAgreement(Aggregation):
     """Weights tasks by the inner product of their gradient with the sum of all gradients.
 
-    ``w_i = <g_i, sum_j g_j> / sum_k |<g_k, sum_j g_j>|``, Eshratifar et al. 2018, "Gradient
+    `w_i = <g_i, sum_j g_j> / sum_k |<g_k, sum_j g_j>|`, Eshratifar et al. 2018, "Gradient
     Agreement as an Optimization Objective for Meta-Learning", section 2. Weights may be negative;
     their absolute values sum to one.
 
     Args:
-        of: the gradients that are compared: ``"inner"``, the paper's choice, the displacement of
-            the inner loop (its scale cancels); ``"meta"``, the meta-gradients that are summed.
+        of: the gradients that are compared: `"inner"`, the paper's choice, the displacement of
+            the inner loop (its scale cancels); `"meta"`, the meta-gradients that are summed.
 
     Raises:
-        ValueError: if ``of`` is neither.
+        ValueError: if `of` is neither.
     """
 
     def __init__(self, of: Literal["inner", "meta"] = "inner") -> None:

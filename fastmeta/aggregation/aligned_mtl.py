@@ -13,7 +13,7 @@ class AlignedMTL(GramAggregation):
     """The mean of the gradients, made orthogonal and rescaled to the smallest singular value.
 
     Senushkin et al. 2023, "Independent Component Alignment for Multi-Task Learning", Algorithm 1:
-    with ``G = V diag(s^2) V^T``, ``w = s_min V diag(1/s) V^T 1/T`` over the ``s`` that are not 0.
+    with `G = V diag(s^2) V^T`, `w = s_min V diag(1/s) V^T 1/T` over the `s` that are not 0.
     A zero gradient gets weight 0. Solved on the host.
     """
 

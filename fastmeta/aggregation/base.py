@@ -19,10 +19,10 @@ class Aggregation(ABC):
 
     @abstractmethod
     def weights(self, gradients: TaskGradients) -> Tensor:
-        """The task weights ``(T,)`` in the accumulation dtype, on the gradients' device.
+        """The task weights `(T,)` in the accumulation dtype, on the gradients' device.
 
         Args:
-            gradients: the tasks' meta-gradients. If :attr:`TaskGradients.finite` is given, the
+            gradients: the tasks' meta-gradients. If `TaskGradients.finite` is given, the
                 other tasks are left out: their gradients are zero, and the weights must be those of
                 the meta-batch without them, without a host sync.
         """

@@ -11,18 +11,18 @@ from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and
 
 
 class CAGrad(GramAggregation):
-    """The step within a ball around the mean ``g0`` that is best for the worst-off task.
+    """The step within a ball around the mean `g0` that is best for the worst-off task.
 
-    ``d = argmax min_i <g_i, d>`` over ``|d - g0| <= c |g0|``, Liu et al. 2021 (arXiv 2110.14048),
-    Algorithm 1, without rescaling. ``c = 0`` gives the mean, a large ``c`` the direction of MGDA.
+    `d = argmax min_i <g_i, d>` over `|d - g0| <= c |g0|`, Liu et al. 2021 (arXiv 2110.14048),
+    Algorithm 1, without rescaling. `c = 0` gives the mean, a large `c` the direction of MGDA.
     Where the paper's dual combination, by which it divides, vanishes (for example with a zero
-    gradient), ``d`` is the point nearest to ``g0`` that conflicts with no task. Solved on the host.
+    gradient), `d` is the point nearest to `g0` that conflicts with no task. Solved on the host.
 
     Args:
         c: radius of the ball relative to the norm of the mean, at least 0.
 
     Raises:
-        ValueError: if ``c`` is not a finite number of at least 0.
+        ValueError: if `c` is not a finite number of at least 0.
     """
 
     def __init__(self, c: float = 0.4) -> None:

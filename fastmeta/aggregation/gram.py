@@ -20,11 +20,11 @@ _NOISE = {torch.float32: 2e-7, torch.float64: 2e-10}
 class GramAggregation(Aggregation):
     """An aggregation computed from the inner products of the meta-gradients only.
 
-    All share one scale: for orthogonal gradients of equal norm the weights are ``1/T`` (for CAGrad
-    ``(1 + c)/T``), as in :class:`Mean`, so that methods can be exchanged without changing the
-    learning rate. Two papers are adapted accordingly: the sum over tasks of PCGrad is a mean here,
-    and the weights of Nash-MTL, whose scale the paper leaves to the learning rate, sum to one. A
-    factor common to all gradients never changes the weights.
+    All share one scale: for orthogonal gradients of equal norm the weights are `1/T` (for CAGrad
+    `(1 + c)/T`), as in [`Mean`][fastmeta.aggregation.Mean], so that methods can be exchanged
+    without changing the learning rate. Two papers are adapted accordingly: the sum over tasks of
+    PCGrad is a mean here, and the weights of Nash-MTL, whose scale the paper leaves to the learning
+    rate, sum to one. A factor common to all gradients never changes the weights.
 
     Zero gradients are treated as orthogonal to all others (the effect is documented per method); if
     all are zero, as orthogonal and of equal norm. If one is not finite, all weights are NaN. For
@@ -32,10 +32,10 @@ class GramAggregation(Aggregation):
 
     Inner products are summed in float32 (in float64 for float64 gradients), which represents norms
     from 1e-19 to 1e19; all further computations are in float64. Methods that copy the matrix to the
-    host say so: one ``T x T`` copy per meta-step, with a host sync.
+    host say so: one `T x T` copy per meta-step, with a host sync.
 
     Attributes:
-        on_host: whether :meth:`from_gram` is given the matrix on the CPU.
+        on_host: whether `from_gram` is given the matrix on the CPU.
     """
 
     on_host: ClassVar[bool] = True
@@ -67,20 +67,20 @@ class GramAggregation(Aggregation):
 
     @abstractmethod
     def from_gram(self, gram: Tensor, noise: float) -> Tensor:
-        """The weights, float64, one per row of ``gram``.
+        """The weights, float64, one per row of `gram`.
 
         Args:
-            gram: ``(T, T)``, the inner products in float64, divided by the largest squared norm.
-                Tasks that are left out are not included; without :attr:`on_host` they are zero
+            gram: `(T, T)`, the inner products in float64, divided by the largest squared norm.
+                Tasks that are left out are not included; without `on_host` they are zero
                 gradients.
             noise: error bound of the matrix of cosines, in spectral norm.
         """
 
 
 def norms_and_cosines(gram: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Lengths ``(T,)`` and cosines ``(T, T)`` of the gradients.
+    """Lengths `(T,)` and cosines `(T, T)` of the gradients.
 
-    The diagonal of the cosines is ``1 + noise``, which makes them positive definite despite
+    The diagonal of the cosines is `1 + noise`, which makes them positive definite despite
     rounding; a zero gradient is orthogonal to all others.
     """
     cosines = ops.pair_cosines(gram)
@@ -88,5 +88,5 @@ def norms_and_cosines(gram: Tensor, noise: float) -> tuple[Tensor, Tensor]:
 
 
 def divide_by_norm(values: Tensor, norms: Tensor) -> Tensor:
-    """``values / norms``, and 0 for zero gradients."""
+    """`values / norms`, and 0 for zero gradients."""
     return torch.where(norms > 0, values / norms, 0)

@@ -16,11 +16,11 @@ from fastmeta.gradients import TaskGradients
 class GslWeights(Aggregation):
     """Weights tasks by the gradient similarity loss (GSL) between their gradient and the mean.
 
-    ``softmax(-GSL_i / tau)``, the variant "task-weights" (R3) of our reconstruction of GSL (Tak &
+    `softmax(-GSL_i / tau)`, the variant "task-weights" (R3) of our reconstruction of GSL (Tak &
     Hong 2024).
 
     Args:
-        rule: ``"softmax"`` or ``"linear"``, see :func:`fastmeta.ops.gsl_task_weights`.
+        rule: `"softmax"` or `"linear"`, see [`fastmeta.ops.gsl_task_weights`][].
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
         tau: temperature of the softmax; positive.

@@ -12,11 +12,11 @@ from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and
 class IMTLG(GramAggregation):
     """The direction with equal projections on all gradients.
 
-    ``<d, g_i> / |g_i|`` is the same for all ``i`` and ``sum w = 1``, Liu et al. 2021, "Towards
-    Impartial Multi-task Learning": ``w`` proportional to ``G^-1 |g|``. Weights may be negative. If
+    `<d, g_i> / |g_i|` is the same for all `i` and `sum w = 1`, Liu et al. 2021, "Towards
+    Impartial Multi-task Learning": `w` proportional to `G^-1 |g|`. Weights may be negative. If
     their sum before normalisation is negative, which requires gradients of different norms, the
-    paper's formula turns ``d`` against all tasks. The scale of a task does not change the line
-    along which ``d`` lies; a zero gradient is ignored and gets weight 0. No host sync.
+    paper's formula turns `d` against all tasks. The scale of a task does not change the line
+    along which `d` lies; a zero gradient is ignored and gets weight 0. No host sync.
     """
 
     on_host = False

@@ -11,7 +11,7 @@ from fastmeta.reference import accumulation_dtype
 
 
 class Mean(Aggregation):
-    """Equal weights ``1/T``, as in MAML."""
+    """Equal weights `1/T`, as in MAML."""
 
     @override
     def weights(self, gradients: TaskGradients) -> Tensor:

@@ -13,7 +13,7 @@ from fastmeta.aggregation.gram import GramAggregation
 class MGDA(GramAggregation):
     """The convex combination of the gradients with minimum norm.
 
-    ``argmin w G w`` over ``w >= 0``, ``sum w = 1``, Desideri 2012; Sener & Koltun 2018 (arXiv
+    `argmin w G w` over `w >= 0`, `sum w = 1`, Desideri 2012; Sener & Koltun 2018 (arXiv
     1810.04650), solved exactly rather than by Frank-Wolfe steps. It conflicts with no task; a zero
     gradient gets all the weight. Solved on the host.
     """

@@ -19,27 +19,27 @@ def aggregate(
     method: str = "upgrad",
     **options: Any,
 ) -> Tensor:
-    """Accumulates a weighted sum of the losses' gradients in ``.grad``, instead of ``backward()``.
+    """Accumulates a weighted sum of the losses' gradients in `.grad`, instead of `backward()`.
 
-    Like ``backward()`` it adds to existing gradients and frees the graph of the losses. A parameter
-    that no loss depends on keeps its ``.grad``.
+    Like `backward()` it adds to existing gradients and frees the graph of the losses. A parameter
+    that no loss depends on keeps its `.grad`.
 
     Args:
-        losses: ``T`` scalars, or a tensor ``(T,)``.
+        losses: `T` scalars, or a tensor `(T,)`.
         params: the parameters shared by the tasks, of one dtype on one device; those that do not
             require a gradient are skipped. For heads of single tasks, call
-            ``sum(losses).backward(inputs=heads, retain_graph=True)`` first.
-        method: a key of :data:`fastmeta.aggregation.AGGREGATIONS`, or a plug-in's name.
-            ``"agreement"`` compares these gradients (``of="meta"``).
+            `sum(losses).backward(inputs=heads, retain_graph=True)` first.
+        method: a key of [`fastmeta.aggregation.AGGREGATIONS`][], or a plug-in's name.
+            `"agreement"` compares these gradients (`of="meta"`).
         **options: of the method.
 
     Returns:
-        The weights ``(T,)``, float64 for float64 parameters, else float32.
+        The weights `(T,)`, float64 for float64 parameters, else float32.
 
     Raises:
         ValueError: if the method is unknown or needs an inner loop, there is no loss or no
             parameter, a loss is not a scalar with a graph, or parameters differ in dtype or device.
-            ``.grad`` is unchanged then.
+            `.grad` is unchanged then.
         TypeError: if the method has no such option.
     """
     aggregation = _aggregation(method, options)

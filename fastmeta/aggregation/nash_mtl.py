@@ -12,8 +12,8 @@ from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and
 class NashMTL(GramAggregation):
     """The Nash bargaining solution of the tasks.
 
-    ``w`` is proportional to ``a > 0`` with ``G a = 1 / a``, Navon et al. 2022 (arXiv 2202.01017),
-    Algorithm 1; the weights sum to one. ``a`` minimises ``a G a / 2 - sum log a``, solved exactly
+    `w` is proportional to `a > 0` with `G a = 1 / a`, Navon et al. 2022 (arXiv 2202.01017),
+    Algorithm 1; the weights sum to one. `a` minimises `a G a / 2 - sum log a`, solved exactly
     by Newton's method, which always converges on this function, instead of the paper's sequence of
     convex programs. The scale of a task does not change the direction; a zero gradient is ignored
     and gets weight 0. Solved on the host.

@@ -13,9 +13,9 @@ from fastmeta.gradients import TaskGradients
 class PCGrad(GramAggregation):
     """The mean of the gradients after removing their conflicting components (gradient surgery).
 
-    Yu et al. 2020 (arXiv 2001.06782), Algorithm 1: for every ``j`` in random order,
-    ``g_i -= <g_i, g_j> / |g_j|^2 g_j`` if ``<g_i, g_j> < 0``. The orders come from torch's CPU
-    generator; no host sync. A zero gradient gets weight ``1/T``.
+    Yu et al. 2020 (arXiv 2001.06782), Algorithm 1: for every `j` in random order,
+    `g_i -= <g_i, g_j> / |g_j|^2 g_j` if `<g_i, g_j> < 0`. The orders come from torch's CPU
+    generator; no host sync. A zero gradient gets weight `1/T`.
     """
 
     on_host = False

@@ -13,10 +13,10 @@ from fastmeta.aggregation.gram import GramAggregation, divide_by_norm, norms_and
 class UPGrad(GramAggregation):
     """The mean of the gradients, each projected onto the directions without conflicts.
 
-    Quinton & Rey 2024 (arXiv 2406.16232): gradient ``i`` is projected onto the cone of directions
-    that conflict with no task, ``min v G v`` over ``v >= e_i / T`` (proposition 1), and the ``v``
+    Quinton & Rey 2024 (arXiv 2406.16232): gradient `i` is projected onto the cone of directions
+    that conflict with no task, `min v G v` over `v >= e_i / T` (proposition 1), and the `v`
     are summed. It conflicts with no task, and is linear in the norms of the gradients. A zero
-    gradient gets weight ``1/T``. Solved on the host.
+    gradient gets weight `1/T`. Solved on the host.
     """
 
     @override

@@ -1,4 +1,4 @@
-"""The command line, ``fastmeta``."""
+"""The command line, `fastmeta`."""
 
 from fastmeta.cli.main import main
 

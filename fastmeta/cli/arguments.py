@@ -1,4 +1,4 @@
-"""The arguments of the command line; the flags of ``train`` are the fields of ``TrainConfig``."""
+"""The arguments of the command line; the flags of `train` are the fields of `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def make_parser() -> _Parser:
-    """The parser of ``fastmeta``; :func:`parse` explains its errors better."""
+    """The parser of `fastmeta`; `parse` explains its errors better."""
     parser = _Parser(
         prog="fastmeta", description="Gradient-based meta-learning on compiled kernels."
     )
@@ -167,7 +167,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
 
 
 def grouped(options: Iterable[Field[Any]]) -> Iterable[tuple[str, list[Field[Any]]]]:
-    """The fields of a configuration by :data:`GROUPS`."""
+    """The fields of a configuration by `GROUPS`."""
     groups: list[tuple[str, list[Field[Any]]]] = []
     for item in options:
         if item.name in GROUPS:
@@ -241,7 +241,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Numbers are converted; the configuration refuses what is no number.
 
     Raises:
-        ConfigError: if an entry of a table is not ``key=value``.
+        ConfigError: if an entry of a table is not `key=value`.
     """
     hints = get_type_hints(TrainConfig)
     given: dict[str, Any] = {}

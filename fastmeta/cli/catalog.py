@@ -60,10 +60,10 @@ def factory_of(kind: str, name: str) -> Callable[..., Any]:
 def component_options(
     kind: str, name: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, Option] | None:
-    """The options of a component or dataset, ``None`` if it takes any.
+    """The options of a component or dataset, `None` if it takes any.
 
     Args:
-        kind: ``"adaptation"``, ``"metagrad"``, ``"aggregation"`` or ``"dataset"``.
+        kind: `"adaptation"`, `"metagrad"`, `"aggregation"` or `"dataset"`.
         name: of it.
         given: options that decide which others there are, such as the variant of GSL.
     """

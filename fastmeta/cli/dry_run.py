@@ -37,7 +37,7 @@ def check_components(config: TrainConfig) -> None:
 
 
 def as_toml(config: TrainConfig) -> str:
-    """The options as a TOML file, in the groups of ``--help``; ``--config`` reads it."""
+    """The options as a TOML file, in the groups of `--help`; `--config` reads it."""
     return "\n".join(_lines(config))
 
 

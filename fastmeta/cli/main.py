@@ -1,4 +1,4 @@
-"""The commands of ``fastmeta``."""
+"""The commands of `fastmeta`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def entries(values: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each value; ``None``, which TOML does not have, as a comment."""
+    """A line for each value; `None`, which TOML does not have, as a comment."""
     for name, value in values.items():
         yield f"# {name} is not set" if value is None else f"{name} = {_literal(value)}"
 

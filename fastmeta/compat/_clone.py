@@ -11,7 +11,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def clone_module(module: Module, memo: dict[Tensor, Tensor] | None = None) -> Module:
-    """A copy of the module with ``clone()``d parameters; gradients reach those of the module.
+    """A copy of the module with `clone()`d parameters; gradients reach those of the module.
 
     Buffers that require gradients are cloned as well; all other buffers (such as running
     statistics), hooks and other attributes are shared with the module. Tied parameters stay tied.
@@ -39,12 +39,12 @@ def clone_module(module: Module, memo: dict[Tensor, Tensor] | None = None) -> Mo
 
 
 def clone_parameters(param_list: Iterable[Tensor]) -> list[Tensor]:
-    """A ``clone()`` of each tensor."""
+    """A `clone()` of each tensor."""
     return [p.clone() for p in param_list]
 
 
 def clone_named_parameters(param_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ``clone()`` of each tensor, keyed by name."""
+    """A `clone()` of each tensor, keyed by name."""
     return {name: p.clone() for name, p in param_dict.items()}
 
 
@@ -69,8 +69,8 @@ def update_module(
 
     Args:
         module: the module, usually a clone.
-        updates: one for each of ``module.parameters()``; ``None`` leaves the parameter unchanged.
-            By default, the ``update`` attributes of parameters and buffers that have one.
+        updates: one for each of `module.parameters()`; `None` leaves the parameter unchanged.
+            By default, the `update` attributes of parameters and buffers that have one.
         memo: maps tensors to their replacements; new replacements are added.
 
     Returns:

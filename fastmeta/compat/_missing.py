@@ -17,13 +17,13 @@ def register(package: str, aliases: Mapping[str, str], instead: Mapping[str, str
     """Registers the aliases and the missing names of a replacement for another library.
 
     Call it after all modules of the package have been imported. Names and modules are relative to
-    the package, such as ``"optim.transforms"``.
+    the package, such as `"optim.transforms"`.
 
-    Looking up a missing name raises an ``ImportError``, which, unlike an ``AttributeError``, keeps
-    its message in ``from ... import``; importing a missing module raises a ``ModuleNotFoundError``.
+    Looking up a missing name raises an `ImportError`, which, unlike an `AttributeError`, keeps
+    its message in `from ... import`; importing a missing module raises a `ModuleNotFoundError`.
 
     Args:
-        package: the ``__name__`` of the replacement.
+        package: the `__name__` of the replacement.
         aliases: maps each module of the original library that is not a file here to the module
             that holds its contents.
         instead: maps advice on what to use instead to the missing names and modules it applies to,
@@ -47,7 +47,7 @@ class _Finder(MetaPathFinder, Loader):
         self.instead: dict[str, str] = {}
 
     def look_up(self, module: str, contents: ModuleType | None = None) -> Callable[[str], Any]:
-        """The ``__getattr__`` of a module; an alias has the names of ``contents``."""
+        """The `__getattr__` of a module; an alias has the names of `contents`."""
 
         def getattr_(name: str) -> Any:
             fullname = f"{module}.{name}"

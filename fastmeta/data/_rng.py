@@ -14,7 +14,7 @@ class TaskRNG:
     """The random number generator of one meta-batch.
 
     Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as
-    1, 2, 3", 2011): with ``(seed, index)`` as its key, every pair has its own stream, independent
+    1, 2, 3", 2011): with `(seed, index)` as its key, every pair has its own stream, independent
     of any earlier draws. Only raw bits are used: NumPy guarantees that these, unlike the
     distributions derived from them, stay the same across versions.
 
@@ -23,9 +23,9 @@ class TaskRNG:
     per task, ordered by task.
 
     Args:
-        seed: ``0 <= seed < 2**64``.
-        index: ``0 <= index < 2**64``.
-        selected: the tasks to draw for, ``0 <= selected.start < selected.stop <= total``.
+        seed: `0 <= seed < 2**64`.
+        index: `0 <= index < 2**64`.
+        selected: the tasks to draw for, `0 <= selected.start < selected.stop <= total`.
         total: number of tasks of the full meta-batch.
 
     Attributes:
@@ -39,23 +39,23 @@ class TaskRNG:
         self.tasks = len(selected)
 
     def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """Uniform numbers in ``[low, high)`` of shape ``shape``, with 53 random bits each."""
+        """Uniform numbers in `[low, high)` of shape `shape`, with 53 random bits each."""
         unit: NDArray[np.float64] = (self._raw(shape) >> np.uint64(11)).astype(np.float64)
         return low + (high - low) * (unit * 2.0**-53)
 
     def sample(self, populations: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """For each row ``r``, ``count`` numbers of ``range(populations[r])`` without replacement.
+        """For each row `r`, `count` numbers of `range(populations[r])` without replacement.
 
         Every ordered selection is equally likely. The set is drawn by Floyd's algorithm (Bentley
         and Floyd, "A sample of brilliance", 1987), whose cost does not grow with the population,
         for all rows at once; a random permutation then orders it.
 
         Args:
-            populations: ``(rows,)``, each at least ``count``.
+            populations: `(rows,)`, each at least `count`.
             count: how many numbers to sample.
 
         Returns:
-            ``(rows, count)``.
+            `(rows, count)`.
         """
         bounds = populations[:, None] - count + 1 + np.arange(count)
         candidates = self._raw(bounds.shape) % bounds.astype(np.uint64)
@@ -77,7 +77,7 @@ class TaskRNG:
 
 
 def check_seed(seed: int) -> int:
-    """Returns ``seed`` if it is valid.
+    """Returns `seed` if it is valid.
 
     Raises:
         ValueError: if it does not fit the generator's key.

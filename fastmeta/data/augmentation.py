@@ -23,11 +23,11 @@ class Jitter:
     Attributes:
         shift: maximum shift in pixels, in each direction.
         degrees: maximum rotation.
-        zoom: maximum change of size: by a factor between ``exp(-zoom)`` and ``exp(zoom)``.
+        zoom: maximum change of size: by a factor between `exp(-zoom)` and `exp(zoom)`.
         flip: probability of a horizontal flip.
 
     Raises:
-        ValueError: if one of them is negative, or ``flip`` is greater than 1.
+        ValueError: if one of them is negative, or `flip` is greater than 1.
     """
 
     shift: float = 0.0
@@ -49,7 +49,7 @@ class Jitter:
         return (self.shift, self.degrees, self.zoom) != (0, 0, 0)
 
     def apply(self, images: Tensor, rng: TaskRNG) -> Tensor:
-        """The images ``(*s, C, H, W)``, transformed; a pure function of ``images`` and ``rng``.
+        """The images `(*s, C, H, W)`, transformed; a pure function of `images` and `rng`.
 
         Raises:
             ValueError: if they are integers: ids of texts or nodes, not pixels.

@@ -19,8 +19,8 @@ from fastmeta.data.image_dataset import ClassDataset
 def add_rotations(dataset: ClassDataset) -> ClassDataset:
     """Adds each class rotated counter-clockwise by 90, 180 and 270 degrees as a new class.
 
-    Class ``c`` of ``n`` becomes ``c`` (its name kept), ``n + c`` (``"name/rot90"``), ``2n + c`` and
-    ``3n + c``.
+    Class `c` of `n` becomes `c` (its name kept), `n + c` (`"name/rot90"`), `2n + c` and
+    `3n + c`.
 
     Raises:
         ValueError: if the images are not square.
@@ -33,15 +33,15 @@ def add_rotations(dataset: ClassDataset) -> ClassDataset:
 
 
 def add_inversion(dataset: ClassDataset) -> ClassDataset:
-    """Adds the negative of each class (``255 - pixel``, ``"name/inv"``) as a new class.
+    """Adds the negative of each class (`255 - pixel`, `"name/inv"`) as a new class.
 
-    Class ``c`` of ``n`` becomes ``c`` (its name kept) and ``n + c``.
+    Class `c` of `n` becomes `c` (its name kept) and `n + c`.
     """
     return _join(dataset, [dataset.images, 255 - dataset.images], ("", "/inv"))
 
 
 def multiply_classes(dataset: ClassDataset, *, rotations: bool, inversion: bool) -> ClassDataset:
-    """Adds rotations (4x the classes) and inversions (2x), as in ``"7/rot90/inv"``."""
+    """Adds rotations (4x the classes) and inversions (2x), as in `"7/rot90/inv"`."""
     if rotations:
         dataset = add_rotations(dataset)
     return add_inversion(dataset) if inversion else dataset

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class EpisodeDataset(Protocol):
-    """The dataset interface that :class:`fastmeta.data.EpisodeSampler` requires."""
+    """The dataset interface that [`fastmeta.data.EpisodeSampler`][] requires."""
 
     @property
     def num_classes(self) -> int:
@@ -27,20 +27,20 @@ class EpisodeDataset(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device on which :meth:`inputs` gathers examples."""
+        """The device on which `inputs` gathers examples."""
 
     def to(self, device: torch.device | str) -> EpisodeDataset:
-        """The same dataset on ``device``."""
+        """The same dataset on `device`."""
 
     def inputs(self, index: Tensor) -> Tensor:
-        """The examples at the int64 indices ``index`` ``(*s,)`` as model inputs ``(*s, *input)``.
+        """The examples at the int64 indices `index` `(*s,)` as model inputs `(*s, *input)`.
 
-        Floating point, or integer ids of tokens or nodes; on :attr:`device`.
+        Floating point, or integer ids of tokens or nodes; on `device`.
         """
 
 
 def group_by_class(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
-    """The ascending indices of each class in ``labels`` ``(n,)``, which are on the CPU.
+    """The ascending indices of each class in `labels` `(n,)`, which are on the CPU.
 
     Raises:
         ValueError: if a label is out of range, a class has no example or a name occurs twice.
@@ -65,13 +65,13 @@ def group_by_class(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
 def select_classes(
     dataset: EpisodeDataset, class_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Indices, new labels and names of the examples of ``class_ids``, sorted by class.
+    """Indices, new labels and names of the examples of `class_ids`, sorted by class.
 
-    The classes are relabelled ``0..`` in the order of ``class_ids``; both tensors are on the device
+    The classes are relabelled `0..` in the order of `class_ids`; both tensors are on the device
     of the dataset.
 
     Raises:
-        ValueError: if ``class_ids`` is empty, repeats a class or contains one out of range.
+        ValueError: if `class_ids` is empty, repeats a class or contains one out of range.
     """
     ids = list(class_ids)
     if not ids or len(set(ids)) != len(ids) or not set(ids) <= set(range(dataset.num_classes)):

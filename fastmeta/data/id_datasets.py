@@ -16,16 +16,16 @@ _Ids = TypeVar("_Ids", bound="IdDataset")
 
 @dataclass(frozen=True, eq=False)
 class IdDataset:
-    """Labelled ids, the base of :class:`TextDataset` and :class:`NodeDataset`.
+    """Labelled ids, the base of `TextDataset` and `NodeDataset`.
 
     Attributes:
-        ids: ``(n, *input)`` int64, nonnegative.
-        labels: ``(n,)`` int64 class indices into ``class_names``, on the device of ``ids``.
+        ids: `(n, *input)` int64, nonnegative.
+        labels: `(n,)` int64 class indices into `class_names`, on the device of `ids`.
         class_names: one distinct name per class.
         class_indices: for each class, the ascending int64 indices of its examples; on the CPU.
 
     Raises:
-        TypeError: if ``ids`` or ``labels`` are not int64.
+        TypeError: if `ids` or `labels` are not int64.
         ValueError: if shapes or devices do not match, an id or a label is out of range, a class has
             no example or a name occurs twice.
     """
@@ -68,24 +68,24 @@ class IdDataset:
 
     @property
     def device(self) -> torch.device:
-        """The device of the ids, on which :meth:`inputs` gathers them."""
+        """The device of the ids, on which `inputs` gathers them."""
         return self.ids.device
 
     def inputs(self, index: Tensor) -> Tensor:
-        """The ids ``(*s, *input)`` at the int64 indices ``index`` ``(*s,)``, on any device."""
+        """The ids `(*s, *input)` at the int64 indices `index` `(*s,)`, on any device."""
         return self.ids[index.to(self.device)]
 
     def subset(self: _Ids, class_ids: Sequence[int]) -> _Ids:
-        """The examples of ``class_ids`` only, sorted by class and relabelled in that order.
+        """The examples of `class_ids` only, sorted by class and relabelled in that order.
 
         Raises:
-            ValueError: if ``class_ids`` is empty, repeats a class or contains one out of range.
+            ValueError: if `class_ids` is empty, repeats a class or contains one out of range.
         """
         indices, labels, names = select_classes(self, class_ids)
         return replace(self, ids=self.ids[indices], labels=labels, class_names=names)
 
     def to(self: _Ids, device: torch.device | str) -> _Ids:
-        """The same dataset with ids and labels on ``device``."""
+        """The same dataset with ids and labels on `device`."""
         return replace(self, ids=self.ids.to(device), labels=self.labels.to(device))
 
 
@@ -101,7 +101,7 @@ class TextDataset(IdDataset):
     """Labelled texts, each a row of token ids.
 
     Attributes:
-        ids: ``(n, L)`` int64; 0 is padding.
+        ids: `(n, L)` int64; 0 is padding.
         vocabulary: number of token ids, padding included.
     """
 
@@ -117,8 +117,8 @@ class Graph:
     """An undirected graph with node features.
 
     Attributes:
-        features: ``(nodes, F)`` float32.
-        edges: ``(2, E)`` int64, each edge once, without self-loops.
+        features: `(nodes, F)` float32.
+        edges: `(2, E)` int64, each edge once, without self-loops.
     """
 
     features: Tensor
@@ -130,8 +130,8 @@ class NodeDataset(IdDataset):
     """Labelled nodes of a graph, all of which the network sees in every split (transductive).
 
     Attributes:
-        ids: ``(n,)`` int64 nodes.
-        graph: the graph of the nodes, for the network; :meth:`to` does not move it.
+        ids: `(n,)` int64 nodes.
+        graph: the graph of the nodes, for the network; `to` does not move it.
     """
 
     graph: Graph

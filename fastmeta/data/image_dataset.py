@@ -13,7 +13,7 @@ from fastmeta.data.dataset import group_by_class, select_classes
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of pixels in ``[0, 1]``: one value, or one per channel."""
+    """Mean and standard deviation of pixels in `[0, 1]`: one value, or one per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -24,14 +24,14 @@ class ClassDataset:
     """Labelled images in memory as uint8, a quarter of the size of float32.
 
     Attributes:
-        images: ``(n, C, H, W)`` uint8.
-        labels: ``(n,)`` int64 class indices into ``class_names``, on the device of ``images``.
+        images: `(n, C, H, W)` uint8.
+        labels: `(n,)` int64 class indices into `class_names`, on the device of `images`.
         class_names: one distinct name per class.
-        normalization: normalization that :meth:`inputs` applies after dividing by 255, or ``None``.
+        normalization: normalization that `inputs` applies after dividing by 255, or `None`.
         class_indices: for each class, the ascending int64 indices of its images; on the CPU.
 
     Raises:
-        TypeError: if ``images`` is not uint8 or ``labels`` is not int64.
+        TypeError: if `images` is not uint8 or `labels` is not int64.
         ValueError: if shapes or devices do not match, a label is out of range, a class has no
             image, a name occurs twice, or the normalization does not match the channels.
     """
@@ -65,18 +65,18 @@ class ClassDataset:
 
     @property
     def device(self) -> torch.device:
-        """The device of the images, on which :meth:`inputs` gathers them."""
+        """The device of the images, on which `inputs` gathers them."""
         return self.images.device
 
     def inputs(self, index: Tensor) -> Tensor:
-        """The images at ``index`` as model inputs.
+        """The images at `index` as model inputs.
 
         Args:
-            index: int64 indices of any shape ``(*s,)``, on any device.
+            index: int64 indices of any shape `(*s,)`, on any device.
 
         Returns:
-            ``(*s, C, H, W)`` float32 on the device of the images: ``images / 255``, then
-            ``(x - mean) / std`` if there is a normalization.
+            `(*s, C, H, W)` float32 on the device of the images: `images / 255`, then
+            `(x - mean) / std` if there is a normalization.
         """
         flat = index.reshape(-1).to(self.device)
         x = self.images.index_select(0, flat).to(torch.float32).div_(255)
@@ -86,17 +86,17 @@ class ClassDataset:
         return x.view(*index.shape, *x.shape[1:])
 
     def subset(self, class_ids: Sequence[int]) -> ClassDataset:
-        """The images of ``class_ids`` only, sorted by class and relabelled ``0..`` in that order.
+        """The images of `class_ids` only, sorted by class and relabelled `0..` in that order.
 
         Raises:
-            ValueError: if ``class_ids`` is empty, repeats a class or contains one out of range.
+            ValueError: if `class_ids` is empty, repeats a class or contains one out of range.
         """
         indices, labels, names = select_classes(self, class_ids)
         images = self.images.index_select(0, indices)
         return replace(self, images=images, labels=labels, class_names=names)
 
     def to(self, device: torch.device | str) -> ClassDataset:
-        """The same dataset with images and labels on ``device``."""
+        """The same dataset with images and labels on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 

@@ -15,36 +15,36 @@ from fastmeta.tasks import TaskBatch
 
 
 class EpisodeSampler(SeededSource):
-    """Meta-batches of ``ways``-way ``shots``-shot tasks (Vinyals et al., 2016).
+    """Meta-batches of `ways`-way `shots`-shot tasks (Vinyals et al., 2016).
 
-    Each task has ``ways`` distinct classes in random order, labelled ``0..ways-1``, and ``shots``
-    support and ``queries`` query examples per class, all distinct. Both sets are interleaved:
-    example ``j`` has label ``j % ways``, so that the first ``k * ways`` examples are a balanced
-    ``k``-shot set for any ``k``, and ``x.unflatten(1, (-1, ways))`` splits by class.
+    Each task has `ways` distinct classes in random order, labelled `0..ways-1`, and `shots`
+    support and `queries` query examples per class, all distinct. Both sets are interleaved:
+    example `j` has label `j % ways`, so that the first `k * ways` examples are a balanced
+    `k`-shot set for any `k`, and `x.unflatten(1, (-1, ways))` splits by class.
 
-    ``sampler[i]`` is a pure function of ``(seed, i)``: see :class:`SeededSource`. Indices are
-    drawn on the CPU, so tasks do not depend on the device; examples are gathered on the device of
-    the dataset, so a dataset on a GPU yields meta-batches there. Worker processes need it on the
-    CPU.
+    `sampler[i]` is a pure function of `(seed, i)`: see
+    [`SeededSource`][fastmeta.data.task_source.SeededSource]. Indices are drawn on the CPU, so tasks
+    do not depend on the device; examples are gathered on the device of the dataset, so a dataset on
+    a GPU yields meta-batches there. Worker processes need it on the CPU.
 
     Args:
         dataset: the dataset: images, texts or nodes of a graph.
-        ways: classes per task, ``N``.
-        shots: support examples per class, ``K``.
-        queries: query examples per class, ``Q``.
-        tasks: tasks per meta-batch, ``T``.
-        seed: ``0 <= seed < 2**64``.
-        length: number of meta-batches, or ``None`` for an infinite source.
-        device: device to move the dataset to, or ``None`` to leave it where it is.
+        ways: classes per task, `N`.
+        shots: support examples per class, `K`.
+        queries: query examples per class, `Q`.
+        tasks: tasks per meta-batch, `T`.
+        seed: `0 <= seed < 2**64`.
+        length: number of meta-batches, or `None` for an infinite source.
+        device: device to move the dataset to, or `None` to leave it where it is.
         jitter: augmentation of training images; none by default.
 
-    Each meta-batch has ``support_x`` ``(T, N*K, *input)`` and ``query_x`` ``(T, N*Q, *input)``,
-    with ``support_y`` ``(T, N*K)`` and ``query_y`` ``(T, N*Q)``, int64. An input is an image
-    ``(C, H, W)``, float32, or int64 ids: of the tokens of a text ``(L,)``, or of a node ``()``.
+    Each meta-batch has `support_x` `(T, N*K, *input)` and `query_x` `(T, N*Q, *input)`,
+    with `support_y` `(T, N*K)` and `query_y` `(T, N*Q)`, int64. An input is an image
+    `(C, H, W)`, float32, or int64 ids: of the tokens of a text `(L,)`, or of a node `()`.
 
     Raises:
-        ValueError: if there are fewer than ``ways`` classes, if a class has fewer than
-            ``shots + queries`` examples, or if a number is out of range.
+        ValueError: if there are fewer than `ways` classes, if a class has fewer than
+            `shots + queries` examples, or if a number is out of range.
     """
 
     def __init__(

@@ -16,24 +16,25 @@ from fastmeta.tasks import TaskBatch
 
 
 class SineTasks(SeededSource):
-    """Meta-batches of regression tasks ``y = a * sin(x - p)`` (Finn et al., 2017, section 5.1).
+    """Meta-batches of regression tasks `y = a * sin(x - p)` (Finn et al., 2017, section 5.1).
 
-    Every task has its own amplitude ``a`` and phase ``p``; these and each ``x`` are drawn uniformly
-    from their ranges. ``sines[i]`` is a pure function of ``(seed, i)``: see :class:`SeededSource`.
+    Every task has its own amplitude `a` and phase `p`; these and each `x` are drawn uniformly
+    from their ranges. `sines[i]` is a pure function of `(seed, i)`: see
+    [`SeededSource`][fastmeta.data.task_source.SeededSource].
 
     Args:
-        tasks: tasks per meta-batch, ``T``.
-        shots: support points per task, ``K``.
-        queries: query points per task, ``Q``.
-        seed: ``0 <= seed < 2**64``.
+        tasks: tasks per meta-batch, `T`.
+        shots: support points per task, `K`.
+        queries: query points per task, `Q`.
+        seed: `0 <= seed < 2**64`.
         amplitude: lowest and highest amplitude.
         phase: lowest and highest phase, in radians.
         x: lowest and highest input.
-        length: number of meta-batches, or ``None`` for an infinite source.
+        length: number of meta-batches, or `None` for an infinite source.
         device: device of the meta-batches.
 
-    Each meta-batch has ``support_x`` and ``support_y`` ``(T, K, 1)``, ``query_x`` and ``query_y``
-    ``(T, Q, 1)``, all float32.
+    Each meta-batch has `support_x` and `support_y` `(T, K, 1)`, `query_x` and `query_y`
+    `(T, Q, 1)`, all float32.
 
     Raises:
         ValueError: if a range is not finite or its end is below its start, or if a number is out

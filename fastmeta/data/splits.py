@@ -27,10 +27,10 @@ DIGITS = HeldOut(val=(3,), test=(4, 7))
 
 
 def check_split(split: str) -> str:
-    """Returns ``split`` if it is valid.
+    """Returns `split` if it is valid.
 
     Raises:
-        ValueError: if it is none of ``train``, ``val`` and ``test``.
+        ValueError: if it is none of `train`, `val` and `test`.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
@@ -40,10 +40,10 @@ def check_split(split: str) -> str:
 def split_classes(
     split: str, total: int, val_classes: Sequence[int], test_classes: Sequence[int]
 ) -> list[int]:
-    """The class ids of a split; ``train`` has those in neither ``val`` nor ``test``.
+    """The class ids of a split; `train` has those in neither `val` nor `test`.
 
     Raises:
-        ValueError: if ``split`` is unknown, a class occurs twice or is not in ``0..total-1``, or
+        ValueError: if `split` is unknown, a class occurs twice or is not in `0..total-1`, or
             the split has no class.
     """
     check_split(split)
@@ -64,10 +64,10 @@ def split_classes(
 
 
 def limit_examples(dataset: ClassDataset, examples: int | None) -> ClassDataset:
-    """The first ``examples`` images of each class, or all for ``None``.
+    """The first `examples` images of each class, or all for `None`.
 
     Raises:
-        ValueError: if ``examples`` is below 1 or a class has fewer.
+        ValueError: if `examples` is below 1 or a class has fewer.
     """
     if examples is None:
         return dataset
@@ -88,12 +88,12 @@ def draw_split(split: str, sizes: tuple[int, int, int], seed: int) -> list[int]:
     """The class ids of a random split, in ascending order.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: `"train"`, `"val"` or `"test"`.
         sizes: number of classes of train, val and test.
-        seed: ``0 <= seed < 2**64``; the splits of one seed are disjoint.
+        seed: `0 <= seed < 2**64`; the splits of one seed are disjoint.
 
     Raises:
-        ValueError: if ``split`` is unknown or ``seed`` is out of range.
+        ValueError: if `split` is unknown or `seed` is out of range.
     """
     part = SPLITS.index(check_split(split))
     total = sum(sizes)

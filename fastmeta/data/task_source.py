@@ -19,26 +19,26 @@ class TaskSource(Protocol):
 
     @property
     def ways(self) -> int | None:
-        """Classes per task, or ``None`` for regression."""
+        """Classes per task, or `None` for regression."""
 
     def __getitem__(self, index: int) -> TaskBatch:
-        """Meta-batch ``index``, from 0."""
+        """Meta-batch `index`, from 0."""
 
 
 class SeededSource(Dataset[TaskBatch], ABC):
-    """A :class:`TaskSource` whose meta-batch ``i`` is a pure function of ``(seed, i)``.
+    """A `TaskSource` whose meta-batch `i` is a pure function of `(seed, i)`.
 
     There is no state to save: a resumed run continues at the next index, and worker processes or
-    ranks share the work by using different indices, or a :meth:`part` of a meta-batch each. With a
-    ``length`` it is also a map-style dataset, for
-    ``torch.utils.data.DataLoader(source, batch_size=None, num_workers=...)``.
+    ranks share the work by using different indices, or a `part` of a meta-batch each. With a
+    `length` it is also a map-style dataset, for
+    `torch.utils.data.DataLoader(source, batch_size=None, num_workers=...)`.
 
     Args:
-        tasks: tasks per meta-batch, ``T``.
+        tasks: tasks per meta-batch, `T`.
         shots: support examples per class (for regression: per task).
         queries: query examples per class (for regression: per task).
-        seed: ``0 <= seed < 2**64``.
-        length: number of meta-batches, or ``None`` for an infinite source.
+        seed: `0 <= seed < 2**64`.
+        length: number of meta-batches, or `None` for an infinite source.
 
     Raises:
         ValueError: if a number is out of range.
@@ -60,22 +60,22 @@ class SeededSource(Dataset[TaskBatch], ABC):
 
     @abstractmethod
     def _draw(self, rng: TaskRNG) -> TaskBatch:
-        """Draws ``rng.tasks`` tasks."""
+        """Draws `rng.tasks` tasks."""
 
     def __getitem__(self, index: int) -> TaskBatch:
-        """Meta-batch ``index``, from 0.
+        """Meta-batch `index`, from 0.
 
         Raises:
-            IndexError: if ``index`` is negative or not below ``length``.
+            IndexError: if `index` is negative or not below `length`.
         """
         return self.part(index, 0, self.tasks)
 
     def part(self, index: int, start: int, stop: int) -> TaskBatch:
-        """``self[index].part(start, stop)``, without drawing the other tasks.
+        """`self[index].part(start, stop)`, without drawing the other tasks.
 
         Raises:
-            IndexError: if ``index`` is negative or not below ``length``.
-            ValueError: unless ``0 <= start < stop <= tasks``.
+            IndexError: if `index` is negative or not below `length`.
+            ValueError: unless `0 <= start < stop <= tasks`.
         """
         if index < 0 or (self.length is not None and index >= self.length):
             end = "" if self.length is None else f" and less than the length, {self.length}"
@@ -88,14 +88,14 @@ class SeededSource(Dataset[TaskBatch], ABC):
         return self._draw(TaskRNG(self.seed, index, range(start, stop), self.tasks))
 
     def __iter__(self) -> Iterator[TaskBatch]:
-        """Meta-batches 0, 1, ...; without a ``length``, indefinitely."""
+        """Meta-batches 0, 1, ...; without a `length`, indefinitely."""
         return (self[i] for i in (count() if self.length is None else range(self.length)))
 
     def __len__(self) -> int:
         """The number of meta-batches.
 
         Raises:
-            TypeError: without a ``length``.
+            TypeError: without a `length`.
         """
         if self.length is None:
             raise TypeError(

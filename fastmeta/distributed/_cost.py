@@ -41,22 +41,22 @@ class Cost:
         )
 
     def time(self, message: float, number: float, product: float) -> float:
-        """``alpha messages + beta numbers + gamma products``."""
+        """`alpha messages + beta numbers + gamma products`."""
         return self.messages * message + self.numbers * number + self.products * product
 
 
 def all_reduce(numbers: float, ranks: int) -> Cost:
-    """Sum of ``numbers`` numbers over ranks."""
+    """Sum of `numbers` numbers over ranks."""
     return Cost(2 * (ranks - 1), 2 * numbers * (ranks - 1) / ranks)
 
 
 def all_gather(own: float, ranks: int) -> Cost:
-    """Each rank's ``own`` numbers to all ranks."""
+    """Each rank's `own` numbers to all ranks."""
     return Cost(ranks - 1, own * (ranks - 1))
 
 
 def all_to_all(own: float, ranks: int) -> Cost:
-    """An equal part of each rank's ``own`` numbers to each rank."""
+    """An equal part of each rank's `own` numbers to each rank."""
     return Cost(ranks - 1, own * (ranks - 1) / ranks)
 
 
@@ -103,7 +103,7 @@ def gram(tasks: int, params: int, ranks: int) -> Plans:
 
 
 def cheapest(plans: Plans) -> Plan:
-    """The plan of minimum time with ``MESSAGE`` and ``PRODUCT``."""
+    """The plan of minimum time with `MESSAGE` and `PRODUCT`."""
     return min(plans, key=lambda plan: plans[plan].time(MESSAGE, 1.0, PRODUCT))
 
 
@@ -112,7 +112,7 @@ def _tasks_per_rank(tasks: int, ranks: int) -> int:
 
 
 def _exchanged(tasks: int, params: int, ranks: int, computed: float, products: float) -> Plans:
-    """Exchange of all gradients, by columns or whole, and ``computed`` numbers from them."""
+    """Exchange of all gradients, by columns or whole, and `computed` numbers from them."""
     own = _tasks_per_rank(tasks, ranks) * params
     columns = all_to_all(own, ranks) + all_reduce(computed, ranks)
     return {

@@ -13,14 +13,14 @@ from fastmeta.tasks import TaskBatch
 
 
 class Sharding:
-    """Shards the ``T`` tasks of each meta-batch over ranks, in order and evenly.
+    """Shards the `T` tasks of each meta-batch over ranks, in order and evenly.
 
     Each rank has a block of consecutive tasks; block sizes differ by at most one. Every rank must
     call the same methods in the same order.
 
     Args:
         tasks: number of tasks of a whole meta-batch, at least one per rank.
-        group: a process group of ``torch.distributed``; all ranks by default.
+        group: a process group of `torch.distributed`; all ranks by default.
 
     Attributes:
         rank: of this process.
@@ -28,7 +28,7 @@ class Sharding:
         counts: number of tasks of each rank.
 
     Raises:
-        RuntimeError: if ``torch.distributed`` is not initialised.
+        RuntimeError: if `torch.distributed` is not initialised.
         ValueError: if there are more ranks than tasks.
     """
 
@@ -67,7 +67,7 @@ class Sharding:
         return batch.part(self.own.start, self.own.stop)
 
     def check_whole_batch(self, tasks: int) -> None:
-        """Checks that ``tasks`` is the number of tasks of a whole meta-batch.
+        """Checks that `tasks` is the number of tasks of a whole meta-batch.
 
         Raises:
             ValueError: if it is not.
@@ -89,7 +89,7 @@ class Sharding:
             )
 
     def columns(self, total: int) -> list[int]:
-        """The number of columns of each rank if ``total`` columns are sharded."""
+        """The number of columns of each rank if `total` columns are sharded."""
         return _split_evenly(total, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -98,17 +98,17 @@ class Sharding:
         return tensor
 
     def gather(self, own: Tensor) -> Tensor:
-        """Gathers ``(counts[rank], ...)`` of each rank to ``(T, ...)``."""
+        """Gathers `(counts[rank], ...)` of each rank to `(T, ...)`."""
         return self._gather(own, self.counts)
 
     def gather_all(self, own: Tensor) -> Tensor:
-        """Gathers tensors of one shape from all ranks, stacked: ``(size, ...)``."""
+        """Gathers tensors of one shape from all ranks, stacked: `(size, ...)`."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own.contiguous(), group=self.group)
         return torch.stack(parts)
 
     def gather_columns(self, own: Tensor, total: int) -> Tensor:
-        """Gathers the columns of each rank to ``(total,)``."""
+        """Gathers the columns of each rank to `(total,)`."""
         return self._gather(own, self.columns(total))
 
     def _gather(self, own: Tensor, counts: list[int]) -> Tensor:
@@ -122,10 +122,10 @@ class Sharding:
         """From all columns of this rank's tasks to this rank's columns of all tasks.
 
         Args:
-            own: ``(counts[rank], P)``.
+            own: `(counts[rank], P)`.
 
         Returns:
-            ``(T, columns(P)[rank])``.
+            `(T, columns(P)[rank])`.
         """
         widths = self.columns(own.shape[1])
         width = widths[self.rank]
@@ -150,7 +150,7 @@ class Sharding:
         """Merges buffers over ranks, each of which has merged those of its tasks, in place.
 
         The mean over tasks for floating-point buffers, the maximum for others, as
-        :meth:`fastmeta.functional.FunctionalModule.merge_buffers` in one process.
+        [`fastmeta.functional.FunctionalModule.merge_buffers`][] in one process.
         """
         fraction = self.counts[self.rank] / self.tasks
         for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
@@ -171,8 +171,8 @@ class Sharding:
 class ShardedSource:
     """A task source with this rank's tasks of each meta-batch of another source.
 
-    If the source has a method ``part``, as those of ``fastmeta.data``, only this rank's tasks are
-    sampled (see :meth:`fastmeta.data.task_source.SeededSource.part`).
+    If the source has a method `part`, as those of `fastmeta.data`, only this rank's tasks are
+    sampled (see [`fastmeta.data.task_source.SeededSource.part`][]).
 
     Args:
         source: of whole meta-batches, the same on all ranks.
@@ -190,12 +190,12 @@ class ShardedSource:
 
     @property
     def ways(self) -> int | None:
-        """Number of classes per task, or ``None`` for regression."""
+        """Number of classes per task, or `None` for regression."""
         ways: int | None = self.source.ways
         return ways
 
     def __getitem__(self, index: int) -> TaskBatch:
-        """This rank's part of meta-batch number ``index``."""
+        """This rank's part of meta-batch number `index`."""
         if self._has_parts:
             own = self.sharding.own
             part: TaskBatch = self.source.part(index, own.start, own.stop)

@@ -16,12 +16,12 @@ from fastmeta.reference import accumulation_dtype
 class ShardedTaskGradients(TaskGradients):
     """The meta-gradients of all tasks, of which each rank has those of its own tasks.
 
-    Ranks communicate by the cheapest of three plans (see ``fastmeta.distributed._cost``):
+    Ranks communicate by the cheapest of three plans (see `fastmeta.distributed._cost`):
 
-    * ``"sums"``: an all-reduce of gradients and of weighted gradients;
-    * ``"columns"``: each rank receives its part of the columns of all tasks' gradients. The Gram
+    * `"sums"`: an all-reduce of gradients and of weighted gradients;
+    * `"columns"`: each rank receives its part of the columns of all tasks' gradients. The Gram
       matrix is the sum over these parts, and each rank combines its columns of the result;
-    * ``"rows"``: each rank receives the gradients of all tasks, for networks so small that only the
+    * `"rows"`: each rank receives the gradients of all tasks, for networks so small that only the
       number of messages matters.
 
     With the last two, all ranks use the weights of the first rank, so that parameters stay bitwise
@@ -43,7 +43,7 @@ class ShardedTaskGradients(TaskGradients):
     @property
     @override
     def tasks(self) -> int:
-        """The number of tasks of all ranks, ``T``."""
+        """The number of tasks of all ranks, `T`."""
         return self._sharding.tasks
 
     @override
@@ -66,7 +66,7 @@ class ShardedTaskGradients(TaskGradients):
 
     @override
     def combine(self, weights: Tensor) -> Tensor:
-        """The weighted sum of the meta-gradients of all tasks, ``(P,)``, on all ranks.
+        """The weighted sum of the meta-gradients of all tasks, `(P,)`, on all ranks.
 
         Raises:
             ValueError: if there is not one weight for each task of all ranks.

@@ -19,7 +19,7 @@ class Chunks:
     Then half as many, also in later meta-batches; a warning is issued once.
 
     Attributes:
-        size: the maximum number of tasks at once; ``None`` if no allocation has failed.
+        size: the maximum number of tasks at once; `None` if no allocation has failed.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Chunks:
         self._warned = False
 
     def run(self, batch: TaskBatch, run: Callable[[TaskBatch], Result]) -> list[Result]:
-        """The results of ``run`` for the chunks of a meta-batch, in order.
+        """The results of `run` for the chunks of a meta-batch, in order.
 
         Args:
             batch: the tasks.

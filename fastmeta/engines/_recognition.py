@@ -25,10 +25,10 @@ class MlpNetwork:
 
     Attributes:
         params: weight and bias of every layer, in order of execution.
-        activations: names as in :func:`fastmeta.ops.mlp_step`.
+        activations: names as in [`fastmeta.ops.mlp_step`][].
         inputs: number of input features.
         outputs: number of output features.
-        flattens: whether it begins with ``nn.Flatten``.
+        flattens: whether it begins with `nn.Flatten`.
     """
 
     params: list[Tensor]
@@ -39,7 +39,7 @@ class MlpNetwork:
 
 
 def read_mlp(module: nn.Module) -> MlpNetwork | str:
-    """The linear layers and activations of a (nested) ``nn.Sequential`` or ``models.MLP``.
+    """The linear layers and activations of a (nested) `nn.Sequential` or `models.MLP`.
 
     Returns:
         The network, or the reason why the module is not a plain MLP.
@@ -72,7 +72,7 @@ def read_mlp(module: nn.Module) -> MlpNetwork | str:
 
 
 def loss_name(loss: Loss) -> str | None:
-    """``"mse"`` or ``"cross_entropy"`` for torch's own losses with default options, or ``None``."""
+    """`"mse"` or `"cross_entropy"` for torch's own losses with default options, or `None`."""
     if loss is F.mse_loss:
         return "mse"
     if loss is F.cross_entropy:
@@ -81,7 +81,7 @@ def loss_name(loss: Loss) -> str | None:
 
 
 def _collect(module: nn.Module, leaves: list[nn.Module]) -> nn.Module | None:
-    """Adds the leaves of ``module`` to ``leaves``; returns the first non-plain submodule."""
+    """Adds the leaves of `module` to `leaves`; returns the first non-plain submodule."""
     if not is_plain(module):
         return module
     if type(module) is MLP:

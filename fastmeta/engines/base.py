@@ -19,7 +19,7 @@ from fastmeta.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 ENGINES = ("auto", "loop", "batched", "mlp")
-"""Values of the option ``engine``."""
+"""Values of the option `engine`."""
 EngineName = Literal["auto", "loop", "batched", "mlp"]
 
 
@@ -28,9 +28,9 @@ class StepResult:
     """Losses and outputs of one meta-step; detached tensors on the device, without a host sync.
 
     Attributes:
-        support_loss: ``(T,)``, before the first inner step.
-        query_loss: ``(T,)``, after adaptation; includes the co-learner's, if any, times ``gamma``.
-        query_output: ``(T, n_query, *output)``, after adaptation.
+        support_loss: `(T,)`, before the first inner step.
+        query_loss: `(T,)`, after adaptation; includes the co-learner's, if any, times `gamma`.
+        query_output: `(T, n_query, *output)`, after adaptation.
     """
 
     support_loss: Tensor
@@ -69,7 +69,7 @@ class StepBuffers:
         outer: the meta-gradients.
         support: the mean support gradients; empty unless they are recorded.
         module_buffers: the module's buffers after each task, if it has any.
-        extras: further tensors for :meth:`fastmeta.metagrad.MetaGradient.combine`, by name.
+        extras: further tensors for [`fastmeta.metagrad.MetaGradient.combine`][], by name.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -95,7 +95,7 @@ class StepBuffers:
             self.extras.setdefault(name, []).append(extra)
 
     def stacked_extras(self) -> dict[str, Tensor]:
-        """:attr:`extras`, ``(T, ...)`` each."""
+        """`extras`, `(T, ...)` each."""
         return {name: torch.stack(parts) for name, parts in self.extras.items()}
 
 
@@ -112,9 +112,9 @@ class Engine(ABC):
         self.spec = spec
 
     def unsuitable(self, batch: TaskBatch) -> str | None:
-        """Why this engine cannot run these tasks, or ``None`` if it can.
+        """Why this engine cannot run these tasks, or `None` if it can.
 
-        Asked before every :meth:`run`: a module may change between two meta-batches.
+        Asked before every `run`: a module may change between two meta-batches.
         """
         return None
 

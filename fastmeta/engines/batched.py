@@ -1,4 +1,4 @@
-"""The engine that runs all tasks at once under ``torch.vmap``."""
+"""The engine that runs all tasks at once under `torch.vmap`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _VMAP_FAILURES = ("vmap", "functorch", "Batching rule", "a batched tensor")
 
 
 class BatchedEngine(Engine):
-    """Runs all tasks at once: ``torch.vmap`` of the module and the loss over stacked parameters.
+    """Runs all tasks at once: `torch.vmap` of the module and the loss over stacked parameters.
 
-    Parameters and buffers are ``(T, ...)``. After the initialisation tasks are independent, so the
+    Parameters and buffers are `(T, ...)`. After the initialisation tasks are independent, so the
     gradient of the *sum* of their losses with respect to the stacked parameters consists of their
     own gradients, and adaptation and meta-gradient run unchanged if they declare support for it:
-    see :attr:`fastmeta.adaptation.Adaptation.task_batchable` and
-    :attr:`fastmeta.metagrad.MetaGradient.task_batchable`. Memory grows with the number of tasks:
+    see `fastmeta.adaptation.Adaptation.task_batchable` and
+    `fastmeta.metagrad.MetaGradient.task_batchable`. Memory grows with the number of tasks:
     if it runs out, half as many run at once from then on, and a warning says so. Side effects of a
     module (such as counting its calls) happen once, not once per task.
 
-    :meth:`run` raises ``NotImplementedError`` if ``vmap`` does not support the module or the loss,
+    `run` raises `NotImplementedError` if `vmap` does not support the module or the loss,
     or if random numbers are drawn, which (as in dropout) would differ from those of the loop.
     """
 
@@ -94,7 +94,7 @@ _Evaluate = Callable[[Sequence[Tensor], Buffers, Tensor, Tensor], tuple[Tensor, 
 
 
 class _StackedTasks:
-    """An :data:`fastmeta.metagrad.base.Evaluate` of stacked tasks that records their losses."""
+    """An `fastmeta.metagrad.base.Evaluate` of stacked tasks that records their losses."""
 
     def __init__(self, evaluate: _Evaluate, buffers: Buffers, x: Tensor, y: Tensor) -> None:
         self.evaluate = evaluate
@@ -104,7 +104,7 @@ class _StackedTasks:
         self.losses: list[Tensor] = []
 
     def __call__(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The sum of the losses, and the outputs ``(T, n, *output)``."""
+        """The sum of the losses, and the outputs `(T, n, *output)`."""
         with _explain_vmap_errors():
             losses, output = torch.vmap(self.evaluate)(list(params), self.buffers, self.x, self.y)
         if losses.dim() != 1:
@@ -137,7 +137,7 @@ def _unsuitable_component(spec: StepSpec) -> str | None:
 
 @contextmanager
 def _explain_vmap_errors() -> Iterator[None]:
-    """Adds advice to errors of ``vmap``."""
+    """Adds advice to errors of `vmap`."""
     try:
         yield
     except RuntimeError as error:
@@ -159,7 +159,7 @@ def _explain_vmap_errors() -> Iterator[None]:
 
 @contextmanager
 def _reject_host_rng() -> Iterator[None]:
-    """Rejects random numbers that ``vmap`` does not see: Python's and NumPy's."""
+    """Rejects random numbers that `vmap` does not see: Python's and NumPy's."""
     before = _host_rng_states()
     yield
     if _host_rng_states() != before:

@@ -25,7 +25,7 @@ from fastmeta.tasks import TaskBatch
 class MlpEngine(Engine):
     """Runs MAML, FOMAML and corrections of FOMAML such as GSL on a plain MLP.
 
-    By :func:`fastmeta.ops.mlp_step`. Suitable only if no user code would be skipped: linear layers
+    By [`fastmeta.ops.mlp_step`][]. Suitable only if no user code would be skipped: linear layers
     and activations without hooks or parametrizations, every parameter trained, a loss of torch
     with default options. On CUDA the network must be within the kernel's limits.
     """

@@ -13,12 +13,12 @@ from fastmeta.tasks import TaskBatch
 class EngineSelector:
     """The engines of a learner; selects the one that runs a meta-batch.
 
-    ``"auto"`` selects the MLP engine where it is suitable, else the loop. It never selects the
+    `"auto"` selects the MLP engine where it is suitable, else the loop. It never selects the
     batched engine, which on the CPU is slower than the loop for large layers and batches
-    (``benchmarks/NOTES.md``), and has not been measured on a GPU.
+    (`benchmarks/NOTES.md`), and has not been measured on a GPU.
 
     Args:
-        name: one of :data:`ENGINES`.
+        name: one of [`ENGINES`][fastmeta.engines.ENGINES].
         spec: the module and the components of a meta-step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A user's ``nn.Module`` as a function of its parameters and buffers."""
+"""A user's `nn.Module` as a function of its parameters and buffers."""
 
 from fastmeta.functional._fusion import FusedModule
 from fastmeta.functional.co_learner import CoLearner, Head

@@ -20,11 +20,11 @@ ForwardPlan = Callable[[], AbstractContextManager[None]]
 
 
 class CheckpointPlan:
-    """Runs the segments of a module under ``torch.utils.checkpoint``.
+    """Runs the segments of a module under `torch.utils.checkpoint`.
 
-    A segment is what keeps only its inputs: in every ``nn.Sequential`` a composite module, or a
+    A segment is what keeps only its inputs: in every `nn.Sequential` a composite module, or a
     layer with a weight matrix and what follows it (so that normalisation, activation and pooling
-    stay with their layer); in every ``nn.ModuleList`` or ``nn.ModuleDict`` a composite member. The
+    stay with their layer); in every `nn.ModuleList` or `nn.ModuleDict` a composite member. The
     backward pass recomputes them with the same parameters, random numbers and buffers, which change
     only once, and for the same inner step.
 
@@ -57,7 +57,7 @@ def check_segments(module: nn.Module) -> None:
     """Rejects modules in which no activation would be recomputed.
 
     Raises:
-        ValueError: if the module has no segment, or ``torch.compile`` holds it.
+        ValueError: if the module has no segment, or `torch.compile` holds it.
     """
     if any(map(is_compiled, module.modules())):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Compiled ops for convolutions and BatchNorm2d blocks within an ``nn.Sequential``."""
+"""Compiled ops for convolutions and BatchNorm2d blocks within an `nn.Sequential`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fastmeta.models import PerStepBatchNorm2d
 
 
 class FusedModule(FunctionalModule):
-    """A :class:`~fastmeta.functional.FunctionalModule` whose blocks run as compiled ops.
+    """A `FunctionalModule` whose blocks run as compiled ops.
 
-    In every ``nn.Sequential`` of the module, two things run as ops wherever these compute the same
+    In every `nn.Sequential` of the module, two things run as ops wherever these compute the same
     up to rounding: on float32 or float64 tensors, without autocast and hooks.
 
-    - ``Conv2d`` with 3x3 kernels, ``padding=1`` and stride 1 or 2, without dilation and groups and
-      not too wide, as :func:`fastmeta.ops.conv3x3`; on the CPU.
-    - A block of ``BatchNorm2d`` directly followed by ``ReLU``, and by ``MaxPool2d(2)`` if there is
-      one, as :func:`fastmeta.ops.batch_norm_relu`: with batch statistics (running statistics are
+    - `Conv2d` with 3x3 kernels, `padding=1` and stride 1 or 2, without dilation and groups and
+      not too wide, as [`fastmeta.ops.conv3x3`][]; on the CPU.
+    - A block of `BatchNorm2d` directly followed by `ReLU`, and by `MaxPool2d(2)` if there is
+      one, as [`fastmeta.ops.batch_norm_relu`][]: with batch statistics (running statistics are
       updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)
-      on a GPU. ``models.PerStepBatchNorm2d`` is the BatchNorm2d of the inner step.
+      on a GPU. `models.PerStepBatchNorm2d` is the BatchNorm2d of the inner step.
 
-    Everything else runs unchanged. Inside a ``Sequential`` of torch's own modules without hooks,
+    Everything else runs unchanged. Inside a `Sequential` of torch's own modules without hooks,
     images are in channels-last order, in which these ops work and the CPU's other convolutions are
     faster; a user's module or hook, and what follows the module, gets them in the memory order that
     torch would leave them in. The module is modified during a call only, so several threads cannot
@@ -42,7 +42,7 @@ class FusedModule(FunctionalModule):
 
 
 def fused(module: nn.Module) -> AbstractContextManager[None]:
-    """Runs blocks and convolutions of ``module`` as compiled ops (see :class:`FusedModule`)."""
+    """Runs blocks and convolutions of `module` as compiled ops (see `FusedModule`)."""
     return FusionPlan(module).applied()
 
 
@@ -76,12 +76,12 @@ class FusionPlan:
 
 
 class _Chain:
-    """An ``nn.Sequential`` that runs its steps as compiled ops.
+    """An `nn.Sequential` that runs its steps as compiled ops.
 
     Args:
-        module: the ``nn.Sequential``.
+        module: the `nn.Sequential`.
         any_order: whether all of it is torch's own, which takes images in any memory order; users'
-            modules and hooks may ``view`` them in the contiguous order.
+            modules and hooks may `view` them in the contiguous order.
     """
 
     def __init__(self, module: Any, any_order: bool) -> None:
@@ -90,7 +90,7 @@ class _Chain:
         self._found: dict[tuple[Any, ...], list[Step]] = {}
 
     def run(self, input: Any) -> Any:
-        """``nn.Sequential.forward`` with compiled ops, if possible in channels-last order."""
+        """`nn.Sequential.forward` with compiled ops, if possible in channels-last order."""
         x = input
         # Whether x is in channels-last order only here, and torch would have left it contiguous.
         restore = self.any_order and is_image(x) and _channels_first(x)
@@ -125,7 +125,7 @@ class _Chain:
 
 
 def _find_chains(module: nn.Module) -> list[_Chain]:
-    """The plain ``nn.Sequential`` with blocks or convolutions in them, perhaps further down."""
+    """The plain `nn.Sequential` with blocks or convolutions in them, perhaps further down."""
     modules = list(module.modules())
     if any(map(is_compiled, modules)):
         return []

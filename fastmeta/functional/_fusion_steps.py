@@ -31,11 +31,11 @@ class Step:
         self.modules = modules
 
     def fits(self, x: Any) -> bool:
-        """Whether an op computes for ``x`` what the modules would."""
+        """Whether an op computes for `x` what the modules would."""
         return False
 
     def run(self, x: Tensor) -> Tensor:
-        """The output of the op for an ``x`` that fits."""
+        """The output of the op for an `x` that fits."""
         raise NotImplementedError(f"{type(self).__name__} has no op")
 
 
@@ -113,7 +113,7 @@ def at_inner_step(modules: Iterable[Any]) -> list[Any]:
 
 
 def is_image(x: Any) -> bool:
-    """Whether ``x`` is a batch of images of a kind that the ops take."""
+    """Whether `x` is a batch of images of a kind that the ops take."""
     return (
         type(x) is Tensor
         and x.dim() == 4
@@ -143,7 +143,7 @@ def _is_fusible_convolution(module: Any) -> bool:
 
 
 def _block_length(modules: Sequence[Any], start: int) -> int:
-    """How many modules from ``start`` make a block: 0, 2, or 3 with pooling."""
+    """How many modules from `start` make a block: 0, 2, or 3 with pooling."""
     norm = modules[start]
     if not _uses_batch_statistics(norm) or len(modules) < start + 2:
         return 0
@@ -180,7 +180,7 @@ def _updates(norm: Any) -> bool:
 
 @torch.no_grad()
 def _update_statistics(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Updates the running statistics as ``nn.BatchNorm2d`` does."""
+    """Updates the running statistics as `nn.BatchNorm2d` does."""
     momentum = norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

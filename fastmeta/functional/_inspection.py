@@ -17,7 +17,7 @@ def globally_hooked() -> bool:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` holds a graph of the module, which would ignore a new forward."""
+    """Whether `torch.compile` holds a graph of the module, which would ignore a new forward."""
     return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 

@@ -32,10 +32,10 @@ _active: ContextVar[PrefixCache | None] = ContextVar("prefix cache", default=Non
 class PrefixCache:
     """The outputs of frozen prefixes in one inner loop.
 
-    A prefix is the beginning of an ``nn.Sequential``, up to the first module that has an adapted
+    A prefix is the beginning of an `nn.Sequential`, up to the first module that has an adapted
     parameter, or that may do more than compute its output from input, parameters and buffers:
     users' modules, hooks, dropout in training, BatchNorm that updates running statistics. It may
-    end within a nested ``nn.Sequential``. Its output is computed once for an input, and reused
+    end within a nested `nn.Sequential`. Its output is computed once for an input, and reused
     while input, parameters and buffers are the same tensors and neither they nor the output were
     changed in place. It keeps its graph: derivatives equal those of recomputing it up to the order
     of summation.
@@ -50,7 +50,7 @@ class PrefixCache:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Calls of :func:`use_prefix_cache` in this context use this cache."""
+        """Calls of `use_prefix_cache` in this context use this cache."""
         token = _active.set(self)
         try:
             yield
@@ -60,7 +60,7 @@ class PrefixCache:
     def prefixes(
         self, module: nn.Module, own: Sequence[Tensor], params: Sequence[Tensor]
     ) -> list[_Prefix]:
-        """The prefixes of the outermost chains in ``module`` that have parameters; found once.
+        """The prefixes of the outermost chains in `module` that have parameters; found once.
 
         Args:
             module: the module; none of its parts has a forward that was replaced for a call.
@@ -86,9 +86,9 @@ class PrefixCache:
 def use_prefix_cache(
     module: nn.Module, own: Sequence[Tensor], params: Sequence[Tensor]
 ) -> AbstractContextManager[None]:
-    """Calls of ``module`` in this context use the cache of the inner loop, if there is one.
+    """Calls of `module` in this context use the cache of the inner loop, if there is one.
 
-    The arguments are those of :meth:`PrefixCache.prefixes`. Forwards of chains that are replaced
+    The arguments are those of `PrefixCache.prefixes`. Forwards of chains that are replaced
     before the context is entered, as fusion does, run the parts of the chain that are needed.
     """
     cache = _active.get()
@@ -154,7 +154,7 @@ class _Prefix:
         self._outputs = WeakTensorKeyDictionary()
 
     def run(self, forward: Forward, x: Any) -> Any:
-        """``forward(x)`` of the chain, without the prefix if its output is cached."""
+        """`forward(x)` of the chain, without the prefix if its output is cached."""
         return self._run_side("after", forward, self._output(forward, x))
 
     def _output(self, forward: Forward, x: Any) -> Any:
@@ -175,7 +175,7 @@ class _Prefix:
         return output
 
     def _run_side(self, side: Literal["before", "after"], forward: Forward, x: Any) -> Any:
-        """``forward(x)`` with the modules on one side of the split only."""
+        """`forward(x)` with the modules on one side of the split only."""
         whole = [chain._modules for chain in self.chains]
         try:
             for split in self._splits:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastmeta.functional._inspection import is_compiled
 
-# The head that makes a prediction; see :meth:`fastmeta.MetaLearner.predict`.
+# The head that makes a prediction; see `fastmeta.MetaLearner.predict`.
 Head = Literal["main", "co-learner", "co-learner-alone"]
 # Prefix of the names of its parameters and buffers.
 PREFIX = "co_learner."
@@ -24,9 +24,9 @@ class CoLearner:
     """The co-learner of CML: a second head on a network's features, which augments their gradient.
 
     Shin, Han, Kim 2024, "Cooperative Meta-Learning with Gradient Augmentation" (arXiv 2406.04639):
-    with the fast weights ``psi'`` of the features and ``theta'`` of the network's own head, the
-    outer loss of a task is ``L(theta'(psi'(x)), y) + gamma * L(phi(psi'(x)), y)`` on its query set,
-    ``phi`` being the co-learner's parameters. They learn by the outer optimizer alone: the inner
+    with the fast weights `psi'` of the features and `theta'` of the network's own head, the
+    outer loss of a task is `L(theta'(psi'(x)), y) + gamma * L(phi(psi'(x)), y)` on its query set,
+    `phi` being the co-learner's parameters. They learn by the outer optimizer alone: the inner
     loop neither evaluates nor changes them. (The authors' two Adam optimizers with one learning
     rate equal one Adam over all parameters, which is elementwise.) The network is not changed;
     after training the co-learner is dropped.
@@ -36,14 +36,14 @@ class CoLearner:
     co-learner's entries follow the network's; its support gradients are zero.
 
     Args:
-        head: takes the output of the submodule ``at``, and returns outputs like the network's.
+        head: takes the output of the submodule `at`, and returns outputs like the network's.
         at: the name of a submodule of the network that each forward pass calls once and that
-            returns a tensor, such as ``"features"``. The head takes a copy of its output.
+            returns a tensor, such as `"features"`. The head takes a copy of its output.
         gamma: the weight of the co-learner's loss. The authors' code uses 1 for images; for sine
             regression and node classification they report 0.2.
 
     Raises:
-        ValueError: if ``gamma`` is negative or not finite, or the head has nothing to train.
+        ValueError: if `gamma` is negative or not finite, or the head has nothing to train.
     """
 
     head: nn.Module
@@ -60,8 +60,8 @@ class CoLearner:
         """Rejects a network that this co-learner cannot be attached to.
 
         Raises:
-            ValueError: if there is no submodule ``at``, the network has a child ``co_learner`` or
-                shares parameters with the head, or ``torch.compile`` holds it.
+            ValueError: if there is no submodule `at`, the network has a child `co_learner` or
+                shares parameters with the head, or `torch.compile` holds it.
         """
         if any(map(is_compiled, module.modules())):
             raise ValueError(
@@ -82,7 +82,7 @@ class CoLearner:
 
 @contextmanager
 def capture_output(module: nn.Module, at: str, seen: list[Tensor]) -> Iterator[None]:
-    """Appends copies of the outputs of the submodule ``at`` in this context to ``seen``.
+    """Appends copies of the outputs of the submodule `at` in this context to `seen`.
 
     Raises:
         TypeError: if an output is not a tensor.

@@ -1,4 +1,4 @@
-"""Stateless calls of an ``nn.Module``."""
+"""Stateless calls of an `nn.Module`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Buffers = dict[str, Tensor]
 
 
 class FunctionalModule:
-    """An unchanged ``nn.Module`` as a function of its trainable parameters and its buffers.
+    """An unchanged `nn.Module` as a function of its trainable parameters and its buffers.
 
-    Tied parameters count once and stay tied. Parameters with ``requires_grad=False`` keep the
+    Tied parameters count once and stay tied. Parameters with `requires_grad=False` keep the
     module's values. Running statistics are updated in the buffers passed, not in the module.
 
     Args:
         module: the module.
-        autocast: the dtype of autocast in forward passes and the loss, ``torch.bfloat16`` or
-            ``torch.float16``; ``None`` leaves autocast as it is around the call.
+        autocast: the dtype of autocast in forward passes and the loss, `torch.bfloat16` or
+            `torch.float16`; `None` leaves autocast as it is around the call.
         checkpoint: recompute activations in backward passes instead of keeping them, see
-            :class:`fastmeta.functional._checkpointing.CheckpointPlan`.
+            `fastmeta.functional._checkpointing.CheckpointPlan`.
         co_learner: a second head, whose parameters and buffers follow the module's.
 
     Attributes:
-        module: the module; its ``training`` flag decides how BatchNorm and dropout behave, in the
+        module: the module; its `training` flag decides how BatchNorm and dropout behave, in the
             co-learner, too.
-        names: names of the trainable parameters; those of the co-learner as ``co_learner.<name>``.
-        params: the trainable parameters, in the order of ``names``.
+        names: names of the trainable parameters; those of the co-learner as `co_learner.<name>`.
+        params: the trainable parameters, in the order of `names`.
         own: how many of them are the module's.
         autocast: see above.
         checkpoint: see above.
@@ -43,7 +43,7 @@ class FunctionalModule:
 
     Raises:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
-            ``autocast`` is another dtype or the parameters are not float32 for it, no part of
+            `autocast` is another dtype or the parameters are not float32 for it, no part of
             the module can be recomputed, or the co-learner does not fit.
         TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
             DTensor or on the meta device.
@@ -67,7 +67,7 @@ class FunctionalModule:
         self.names = [name for name, _ in trainable]
         self.params: list[nn.Parameter] = [param for _, param in trainable]
         self.own = len(trainable)
-        self._plan: ForwardPlan | None = None  # within :meth:`planned`
+        self._plan: ForwardPlan | None = None  # within `planned`
         self._head: FunctionalModule | None = None
         if co_learner is not None:
             co_learner.check_fit(module)
@@ -87,11 +87,11 @@ class FunctionalModule:
             check_segments(module)
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
-        """The module's output for ``x`` with ``params`` (in the order of ``names``) and buffers."""
+        """The module's output for `x` with `params` (in the order of `names`) and buffers."""
         return self._run(params, buffers, x, nullcontext())
 
     def both(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The module's and the co-learner's output for ``x``, from one forward pass.
+        """The module's and the co-learner's output for `x`, from one forward pass.
 
         Raises:
             RuntimeError: if the submodule that the co-learner is attached to does not run exactly
@@ -167,7 +167,7 @@ class FunctionalModule:
         x: Tensor,
         y: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and output for ``x`` and targets ``y``.
+        """Loss and output for `x` and targets `y`.
 
         Raises:
             ValueError: if there are no examples, or the loss is not a scalar.
@@ -186,7 +186,7 @@ class FunctionalModule:
         x: Tensor,
         y: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """:meth:`evaluate` with the co-learner's loss added, if there is one."""
+        """`evaluate` with the co-learner's loss added, if there is one."""
         if self.co_learner is None:
             return self.evaluate(loss, params, buffers, x, y)
         _check_examples(x)
@@ -215,7 +215,7 @@ class FunctionalModule:
         return torch.autocast(self.params[0].device.type, self.autocast)
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The module's buffers, then the co-learner's as ``co_learner.<name>``."""
+        """The module's buffers, then the co-learner's as `co_learner.<name>`."""
         yield from self.module.named_buffers()
         if self._head is not None:
             for name, buffer in self._head.named_buffers():
@@ -230,11 +230,11 @@ class FunctionalModule:
         """Writes the tasks' buffers back: the mean of floating-point ones, the maximum of others.
 
         Every task begins with the module's running statistics; their mean over the meta-batch is
-        what the module has when it is used without adaptation statistics (``eval()``).
+        what the module has when it is used without adaptation statistics (`eval()`).
 
         Args:
-            tasks: the buffers after each of ``T`` tasks.
-            finite: ``(T,)``, bool: the tasks that count; all by default. If none does, nothing
+            tasks: the buffers after each of `T` tasks.
+            finite: `(T,)`, bool: the tasks that count; all by default. If none does, nothing
                 changes.
         """
         for name, buffer in self.named_buffers():

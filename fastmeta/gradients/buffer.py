@@ -13,7 +13,7 @@ from fastmeta.gradients.layout import FlatLayout
 
 
 class GradientBuffer:
-    """A ``(capacity, P)`` buffer that grows by doubling and is reused in every step.
+    """A `(capacity, P)` buffer that grows by doubling and is reused in every step.
 
     Args:
         params: the parameters that the gradients belong to.
@@ -28,7 +28,7 @@ class GradientBuffer:
 
     @property
     def filled(self) -> Tensor:
-        """``(T, P)``: the rows written since :meth:`clear`, without a copy."""
+        """`(T, P)`: the rows written since `clear`, without a copy."""
         if self._data is None:
             self._data = self._like.new_empty(0, self.layout.size, requires_grad=False)
         return self._data[: self.count]
@@ -38,11 +38,11 @@ class GradientBuffer:
         self.count = 0
 
     def adopt(self, gradients: Tensor) -> None:
-        """Uses packed gradients ``(T, P)`` as the buffer, without a copy."""
+        """Uses packed gradients `(T, P)` as the buffer, without a copy."""
         self._data, self.count = gradients, len(gradients)
 
     def extend(self, grads: Sequence[Tensor | None], count: int) -> None:
-        """Packs the gradients of ``count`` tasks, ``(count, *shape)`` each; see :meth:`append`."""
+        """Packs the gradients of `count` tasks, `(count, *shape)` each; see `append`."""
         dense = [
             self._like.new_zeros(count, shape.numel(), requires_grad=False)
             if grad is None
@@ -54,7 +54,7 @@ class GradientBuffer:
     def append(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Packs the gradients of one task into the next row, and returns that row.
 
-        ``None`` means zero, and so do omitted gradients at the end.
+        `None` means zero, and so do omitted gradients at the end.
         """
         dense = [
             torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)

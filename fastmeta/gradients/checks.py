@@ -55,7 +55,7 @@ def check_module(module: nn.Module) -> None:
     """Checks that a module is not wrapped for data parallelism, and its tensors.
 
     Raises:
-        TypeError: if it or a submodule is wrapped, or as :func:`check_materialized`.
+        TypeError: if it or a submodule is wrapped, or as `check_materialized`.
     """
     sharded = _if_imported("torch.distributed.fsdp", "FullyShardedDataParallel")
     for name, submodule in module.named_modules():

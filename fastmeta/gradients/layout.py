@@ -1,4 +1,4 @@
-"""Layout of a list of parameters in a packed vector of ``P`` numbers."""
+"""Layout of a list of parameters in a packed vector of `P` numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fastmeta.gradients.checks import check_not_sharded
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """Positions of parameters in the rows of a ``(T, P)`` buffer, in list order, without gaps.
+    """Positions of parameters in the rows of a `(T, P)` buffer, in list order, without gaps.
 
     Attributes:
         shapes: shape of each parameter.
-        bounds: first column of each parameter, then ``P``; one more than there are parameters.
+        bounds: first column of each parameter, then `P`; one more than there are parameters.
             Passed to the ops, they make every parameter tensor a segment ("layer").
     """
 
@@ -28,7 +28,7 @@ class FlatLayout:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> FlatLayout:
-        """The layout of ``tensors``, which may have any shapes.
+        """The layout of `tensors`, which may have any shapes.
 
         Raises:
             TypeError: if one is a DTensor.
@@ -39,14 +39,14 @@ class FlatLayout:
 
     @property
     def size(self) -> int:
-        """The number of columns, ``P``."""
+        """The number of columns, `P`."""
         return self.bounds[-1]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Views of ``flat`` ``(..., P)`` with the parameters' shapes, ``(..., *shape)`` each.
+        """Views of `flat` `(..., P)` with the parameters' shapes, `(..., *shape)` each.
 
         Raises:
-            ValueError: if the last dimension of ``flat`` is not ``P``.
+            ValueError: if the last dimension of `flat` is not `P`.
         """
         if flat.shape[-1] != self.size:
             raise ValueError(
@@ -58,13 +58,13 @@ class FlatLayout:
         return [part.view(lead + shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def attach_grads(self, params: Sequence[Tensor], row: Tensor) -> None:
-        """Makes each ``.grad`` a view of ``row`` ``(P,)``, so that ``backward()`` fills the row.
+        """Makes each `.grad` a view of `row` `(P,)`, so that `backward()` fills the row.
 
         Nothing is copied afterwards: autograd accumulates in place into an existing gradient. Zero
         the row first.
 
         Raises:
-            ValueError: if ``params`` do not have the layout's shapes.
+            ValueError: if `params` do not have the layout's shapes.
         """
         if [p.shape for p in params] != list(self.shapes):
             raise ValueError(

@@ -9,20 +9,20 @@ from fastmeta import ops
 
 
 class TaskGradients:
-    """The meta-gradients of ``T`` tasks, possibly as unevaluated linear combinations.
+    """The meta-gradients of `T` tasks, possibly as unevaluated linear combinations.
 
     Aggregations need only inner products and weighted sums, so that the gradients may be sharded
-    over ranks (:class:`fastmeta.distributed.ShardedTaskGradients`).
+    over ranks ([`fastmeta.distributed.ShardedTaskGradients`][]).
 
     Args:
-        outer: ``(T, P)``, the meta-gradients, or the query gradients that ``coef`` refers to.
-        support: ``(T, P)``, the mean support gradients, if they were recorded.
-        coef: ``(T, S, B)``: the meta-gradient of task ``i`` is
-            ``coef[i, s, 0] * outer[i] + coef[i, s, 1] * support[i]`` on segment ``s``; ``None`` if
-            it is ``outer[i]``.
-        bounds: the segments of ``coef``, see :func:`fastmeta.ops.combine`.
-        finite: ``(T,)``, bool, if non-finite tasks are left out of the meta-step: their gradients
-            are zero. ``None`` if no task is left out.
+        outer: `(T, P)`, the meta-gradients, or the query gradients that `coef` refers to.
+        support: `(T, P)`, the mean support gradients, if they were recorded.
+        coef: `(T, S, B)`: the meta-gradient of task `i` is
+            `coef[i, s, 0] * outer[i] + coef[i, s, 1] * support[i]` on segment `s`; `None` if
+            it is `outer[i]`.
+        bounds: the segments of `coef`, see [`fastmeta.ops.combine`][].
+        finite: `(T,)`, bool, if non-finite tasks are left out of the meta-step: their gradients
+            are zero. `None` if no task is left out.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class TaskGradients:
 
     @property
     def tasks(self) -> int:
-        """The number of tasks, ``T``."""
+        """The number of tasks, `T`."""
         return len(self.outer)
 
     @property
     def count(self) -> int | Tensor:
-        """The number of tasks not left out: ``T``, or a scalar on the device if some may be."""
+        """The number of tasks not left out: `T`, or a scalar on the device if some may be."""
         return self.tasks if self.finite is None else self.finite.sum()
 
     def with_coefficients(self, coef: Tensor, bounds: tuple[int, ...]) -> TaskGradients:
@@ -60,7 +60,7 @@ class TaskGradients:
         return [self.outer, self.support]
 
     def meta(self) -> Tensor:
-        """The evaluated meta-gradients, ``(T, P)``."""
+        """The evaluated meta-gradients, `(T, P)`."""
         if self.coef is None:
             return self.outer
         evaluated = [
@@ -70,18 +70,18 @@ class TaskGradients:
         return torch.stack(evaluated)
 
     def _select(self, support: bool) -> Tensor:
-        """The (recorded) mean support gradients or the meta-gradients, ``(T, P)``."""
+        """The (recorded) mean support gradients or the meta-gradients, `(T, P)`."""
         if not support:
             return self.meta()
         assert self.support is not None
         return self.support
 
     def gram(self) -> Tensor:
-        """The Gram matrix ``(T, T)`` of the meta-gradients, see :func:`fastmeta.ops.gram`."""
+        """The Gram matrix `(T, T)` of the meta-gradients, see [`fastmeta.ops.gram`][]."""
         return ops.gram(self.meta())[0]
 
     def mean_similarity(self, support: bool = False) -> Tensor:
-        """Similarity to the mean, ``(T, 2)``, see :func:`fastmeta.ops.mean_similarity`.
+        """Similarity to the mean, `(T, 2)`, see [`fastmeta.ops.mean_similarity`][].
 
         Args:
             support: of the mean support gradients rather than the meta-gradients.
@@ -89,7 +89,7 @@ class TaskGradients:
         return ops.mean_similarity(self._select(support))
 
     def combine(self, weights: Tensor) -> Tensor:
-        """``sum_i weights[i] * meta_i``, ``(P,)``, in one pass over the buffers."""
+        """`sum_i weights[i] * meta_i`, `(P,)`, in one pass over the buffers."""
         if self.coef is None:
             return ops.combine(self.outer, weights)
         return ops.combine(self._buffers(), weights[:, None, None] * self.coef, self.bounds)

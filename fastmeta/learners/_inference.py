@@ -25,11 +25,11 @@ def adapt_to_task(
 
     Args:
         spec: the module, the loss and the inner loop.
-        x: support inputs, ``(n_support, *input)``.
+        x: support inputs, `(n_support, *input)`.
         y: support targets.
         buffers: the task's copy of the module's buffers; updated.
         steps: number of inner steps; as in training by default.
-        head: see :meth:`fastmeta.MetaLearner.predict`.
+        head: see [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
     """
     model = spec.model
 
@@ -44,7 +44,7 @@ def adapt_to_task(
 
 
 def predict_tasks(spec: StepSpec, batch: TaskBatch, steps: int | None, head: Head) -> Tensor:
-    """Query outputs after adaptation, see :meth:`fastmeta.MetaLearner.predict`."""
+    """Query outputs after adaptation, see `fastmeta.MetaLearner.predict`."""
     model, outputs = spec.model, []
     for task in batch:
         buffers = model.clone_buffers()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def state_of(learner: MetaLearner) -> dict[str, Any]:
-    """The state of a learner, see :meth:`MetaLearner.state_dict`."""
+    """The state of a learner, see `MetaLearner.state_dict`."""
     co_learner = learner.co_learner
     return {
         "module": learner.module.state_dict(),

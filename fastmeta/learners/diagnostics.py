@@ -26,8 +26,8 @@ class Fidelity:
     Attributes:
         cosine: of the combined meta-gradient and the mean exact one, a scalar.
         norm_ratio: norm of the combined meta-gradient, divided by that of the mean exact one.
-        task_cosine: ``(T,)``, of each task's meta-gradient and its exact one.
-        task_norm_ratio: ``(T,)``, norm of each task's meta-gradient, divided by its exact one's.
+        task_cosine: `(T,)`, of each task's meta-gradient and its exact one.
+        task_norm_ratio: `(T,)`, norm of each task's meta-gradient, divided by its exact one's.
     """
 
     cosine: Tensor
@@ -61,7 +61,7 @@ def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """The tasks' meta-gradients ``(T, P)``, and their combination ``(P,)``."""
+    """The tasks' meta-gradients `(T, P)`, and their combination `(P,)`."""
     learner.non_finite_guard = NonFiniteGuard()  # the learner is a copy
     model = learner._model
     size = sum(p.numel() for p in model.params)
@@ -96,7 +96,7 @@ def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tenso
         batch: the tasks.
 
     Returns:
-        ``(T,)`` for each parameter that both losses depend on, by name.
+        `(T,)` for each parameter that both losses depend on, by name.
 
     Raises:
         ValueError: if the learner has no co-learner.

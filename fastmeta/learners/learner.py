@@ -29,38 +29,38 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class MetaLearner:
-    """Meta-trains the initialisation of an ``nn.Module``, with any combination of components.
+    """Meta-trains the initialisation of an `nn.Module`, with any combination of components.
 
     The module is used unchanged: tied weights, frozen parameters, dropout and any BatchNorm are
     supported. Each task has its own copy of the buffers; after a meta-step the module's buffers are
-    the mean over tasks (see :meth:`fastmeta.functional.FunctionalModule.merge_buffers`).
+    the mean over tasks (see [`fastmeta.functional.FunctionalModule.merge_buffers`][]).
 
     Args:
         module: the network; its trainable parameters are the initialisation that is learned.
-        loss: a scalar function of outputs and targets, such as ``F.cross_entropy``.
+        loss: a scalar function of outputs and targets, such as `F.cross_entropy`.
         adaptation: the inner loop.
         metagrad: the meta-gradient of a task.
         aggregation: the weights of the tasks.
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
-        engine: what runs the tasks in training. ``"loop"``: autograd, one task after another;
-            supports everything. ``"mlp"``: one compiled call for plain multi-layer perceptrons (see
-            :class:`fastmeta.engines.MlpEngine`). ``"batched"``: all tasks in one call of the module
-            under ``torch.vmap``, for networks so small that Python overhead dominates (see
-            :class:`fastmeta.engines.BatchedEngine`). ``"auto"``: the MLP engine where it is
+        engine: what runs the tasks in training. `"loop"`: autograd, one task after another;
+            supports everything. `"mlp"`: one compiled call for plain multi-layer perceptrons (see
+            [`fastmeta.engines.MlpEngine`][]). `"batched"`: all tasks in one call of the module
+            under `torch.vmap`, for networks so small that Python overhead dominates (see
+            [`fastmeta.engines.BatchedEngine`][]). `"auto"`: the MLP engine where it is
             suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
-            an ``nn.Sequential`` as compiled ops (see :class:`fastmeta.functional.FusedModule`).
-        autocast: ``torch.bfloat16``, or ``torch.float16``, in which small gradients underflow
+            an `nn.Sequential` as compiled ops (see [`fastmeta.functional.FusedModule`][]).
+        autocast: `torch.bfloat16`, or `torch.float16`, in which small gradients underflow
             because losses are not scaled: forward passes and the loss run under
-            ``torch.autocast``. Parameters, inner steps, meta-gradients and the outer optimizer stay
-            float32. Disables the compiled ops of ``fuse``.
-        checkpoint: activation checkpointing of the children of every ``nn.Sequential`` and
-            ``nn.ModuleList``; for first-order meta-gradients.
+            `torch.autocast`. Parameters, inner steps, meta-gradients and the outer optimizer stay
+            float32. Disables the compiled ops of `fuse`.
+        checkpoint: activation checkpointing of the children of every `nn.Sequential` and
+            `nn.ModuleList`; for first-order meta-gradients.
         co_learner: a second head that is trained with the module and augments its meta-gradients
-            (CML), see :class:`fastmeta.CoLearner`; the module is not changed.
-        non_finite: what to do with tasks whose loss or gradient is NaN or infinite. ``"keep"``:
-            nothing; ``"skip"``: leave them out; ``"raise"``: leave them out, and raise (see
-            :class:`fastmeta.learners.NonFiniteGuard`).
+            (CML), see [`fastmeta.CoLearner`][]; the module is not changed.
+        non_finite: what to do with tasks whose loss or gradient is NaN or infinite. `"keep"`:
+            nothing; `"skip"`: leave them out; `"raise"`: leave them out, and raise (see
+            [`fastmeta.learners.NonFiniteGuard`][]).
         sharding: of the tasks of a meta-batch over the ranks of a process group: the learner of
             each rank is given the rank's own tasks and takes the meta-step of all tasks. All ranks
             must start with the same parameters and optimizer.
@@ -70,8 +70,8 @@ class MetaLearner:
         non_finite_guard: counts the tasks that were skipped.
 
     Raises:
-        ValueError: if ``engine`` or ``non_finite`` is unknown, the module has no trainable
-            parameters, or it does not support ``autocast``, ``checkpoint`` or the co-learner.
+        ValueError: if `engine` or `non_finite` is unknown, the module has no trainable
+            parameters, or it does not support `autocast`, `checkpoint` or the co-learner.
         TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
             DTensor or on the meta device.
     """
@@ -148,7 +148,7 @@ class MetaLearner:
         return self._spec.aggregation
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
-        """The meta-gradient ``(P,)`` of a meta-batch, without changing the parameters.
+        """The meta-gradient `(P,)` of a meta-batch, without changing the parameters.
 
         It is with respect to the trainable parameters of the module and the co-learner, and the
         learned rates of the adaptation. Running statistics in the module's buffers are updated, as
@@ -208,13 +208,13 @@ class MetaLearner:
             self.sharding.check_own(batch)
 
     def step(self, batch: TaskBatch) -> StepResult:
-        """One meta-training step: :meth:`backward`, then the outer optimizer's step."""
+        """One meta-training step: `backward`, then the outer optimizer's step."""
         result = self.backward(batch)
         self.optimizer.step()
         return result
 
     def backward(self, batch: TaskBatch) -> StepResult:
-        """Sets ``.grad`` to the meta-gradient; does not accumulate.
+        """Sets `.grad` to the meta-gradient; does not accumulate.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
@@ -227,10 +227,10 @@ class MetaLearner:
     def adapt(self, x: Tensor, y: Tensor, steps: int | None = None) -> dict[str, Tensor]:
         """The fast weights of the module for one task, by parameter name.
 
-        Use them with ``torch.func.functional_call``.
+        Use them with `torch.func.functional_call`.
 
         Args:
-            x: support inputs, ``(n_support, *input)``.
+            x: support inputs, `(n_support, *input)`.
             y: support targets.
             steps: number of inner steps; as in training by default.
         """
@@ -240,7 +240,7 @@ class MetaLearner:
         return dict(zip(self._model.names[:own], fast[:own], strict=True))
 
     def predict(self, batch: TaskBatch, steps: int | None = None, head: Head = "main") -> Tensor:
-        """Query outputs after adaptation to the support sets, ``(T, n_query, *output)``.
+        """Query outputs after adaptation to the support sets, `(T, n_query, *output)`.
 
         The learner does not change. BatchNorm with batch statistics sees the whole query set at
         once ("transductive", as in MAML and Reptile).
@@ -248,9 +248,9 @@ class MetaLearner:
         Args:
             batch: the tasks; query targets are not used.
             steps: number of inner steps; as in training by default.
-            head: ``"main"``: the module's outputs, without the co-learner (CML).
-                ``"co-learner"``: its outputs on the features of the adapted module, as in the
-                authors' code for CML-dagger. ``"co-learner-alone"``: the same, but the features
+            head: `"main"`: the module's outputs, without the co-learner (CML).
+                `"co-learner"`: its outputs on the features of the adapted module, as in the
+                authors' code for CML-dagger. `"co-learner-alone"`: the same, but the features
                 are adapted to the co-learner's support loss, as in equation 9 of the paper. The
                 co-learner itself is never adapted.
 
@@ -272,7 +272,7 @@ class MetaLearner:
     ) -> MetaLearner:
         """This learner with other components; the module and everything else is shared.
 
-        For :meth:`adapt`, :meth:`predict` and :meth:`meta_gradient`; the optimizer does not have
+        For `adapt`, `predict` and `meta_gradient`; the optimizer does not have
         the learned rates of a new adaptation.
 
         Raises:
@@ -302,7 +302,7 @@ class MetaLearner:
         return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; nothing changes if the state does not fit.
+        """Restores `state_dict`; nothing changes if the state does not fit.
 
         Raises:
             KeyError, RuntimeError, ValueError: if it is of another network, method or optimizer.

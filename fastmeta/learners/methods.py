@@ -26,7 +26,7 @@ Component = TypeVar("Component")
 
 
 class LearnerOptions(TypedDict, total=False):
-    """Options of every learner, see :class:`fastmeta.MetaLearner`."""
+    """Options of every learner, see [`fastmeta.MetaLearner`][]."""
 
     optimizer: OptimizerFactory | None
     engine: EngineName
@@ -47,8 +47,8 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         aggregation: the task aggregation; the mean over tasks by default.
-        **options: ``optimizer``, ``engine``, ``fuse``, ``autocast``, ``checkpoint``,
-            ``co_learner``, ``non_finite`` and ``sharding`` of :class:`fastmeta.MetaLearner`.
+        **options: `optimizer`, `engine`, `fuse`, `autocast`, `checkpoint`,
+            `co_learner`, `non_finite` and `sharding` of [`fastmeta.MetaLearner`][].
     """
 
     _metagrad: type[meta.MetaGradient] = meta.Exact
@@ -74,16 +74,16 @@ class MAML(MetaLearner):
 
 
 class FOMAML(MAML):
-    """First-order MAML (Finn et al. 2017, section 5.2); arguments as :class:`MAML`."""
+    """First-order MAML (Finn et al. 2017, section 5.2); arguments as [`MAML`][fastmeta.MAML]."""
 
     _metagrad = meta.FirstOrder
 
 
 class Reptile(MetaLearner):
-    """Reptile (Nichol et al. 2018); arguments as :class:`MAML`.
+    """Reptile (Nichol et al. 2018); arguments as [`MAML`][fastmeta.MAML].
 
-    With one inner step it is joint training. With the optimizer ``lambda p: torch.optim.SGD(p,
-    lr=e)`` it is the paper's ``theta + e (theta_K - theta)``.
+    With one inner step it is joint training. With the optimizer `lambda p: torch.optim.SGD(p,
+    lr=e)` it is the paper's `theta + e (theta_K - theta)`.
 
     Args:
         module: the network whose initialisation is learned.
@@ -92,7 +92,7 @@ class Reptile(MetaLearner):
         inner_steps: inner steps during meta-training.
         aggregation: the task aggregation; the mean over tasks by default.
         use_query: train on support and query examples together, as the paper does.
-        **options: see :class:`MAML`.
+        **options: see [`MAML`][fastmeta.MAML].
     """
 
     def __init__(
@@ -124,9 +124,10 @@ class GSL(MetaLearner):
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        variant: see :func:`fastmeta.metagrad.gsl_variant`; ``"task-weights"`` (R3) is
-            :class:`fastmeta.aggregation.GslWeights` with FOMAML's meta-gradient.
-        **options: further options of the variant, such as ``eta``, and those of :class:`MAML`.
+        variant: see [`fastmeta.metagrad.gsl_variant`][]; `"task-weights"` (R3) is
+            [`fastmeta.aggregation.GslWeights`][] with FOMAML's meta-gradient.
+        **options: further options of the variant, such as `eta`, and those of
+            [`MAML`][fastmeta.MAML].
     """
 
     def __init__(
@@ -155,9 +156,9 @@ class MethodSpec(NamedTuple):
     """A method: the name of each component, in its registry.
 
     Attributes:
-        adaptation: of :data:`fastmeta.adaptation.ADAPTATIONS`.
-        metagrad: of :data:`fastmeta.metagrad.METAGRADS`.
-        aggregation: of :data:`fastmeta.aggregation.AGGREGATIONS`.
+        adaptation: of [`fastmeta.adaptation.ADAPTATIONS`][].
+        metagrad: of [`fastmeta.metagrad.METAGRADS`][].
+        aggregation: of [`fastmeta.aggregation.AGGREGATIONS`][].
     """
 
     adaptation: str = "sgd"
@@ -205,24 +206,24 @@ def build(
     """Builds a learner from the names of its method and components.
 
     Args:
-        method: a name in :data:`METHODS`, which decides the three components. These and the names
-            below may be those of plug-ins.
+        method: a name in [`METHODS`][fastmeta.learners.METHODS], which decides the three
+            components. These and the names below may be those of plug-ins.
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
-        adaptation: replaces the method's, a name in :data:`fastmeta.adaptation.ADAPTATIONS`.
-        metagrad: replaces the method's, a name in :data:`fastmeta.metagrad.METAGRADS`.
-        aggregation: replaces the method's, a name in :data:`fastmeta.aggregation.AGGREGATIONS`.
+        adaptation: replaces the method's, a name in [`fastmeta.adaptation.ADAPTATIONS`][].
+        metagrad: replaces the method's, a name in [`fastmeta.metagrad.METAGRADS`][].
+        aggregation: replaces the method's, a name in [`fastmeta.aggregation.AGGREGATIONS`][].
         adaptation_options: further arguments of the adaptation.
         metagrad_options: arguments of the meta-gradient.
         aggregation_options: arguments of the aggregation.
-        **options: see :class:`MAML`.
+        **options: see [`MAML`][fastmeta.MAML].
 
     Raises:
         PluginError: if a name is a plug-in's that cannot be used.
         ValueError: if a name is unknown, a component does not accept the value of an argument, or
-            the method is ``"cml"`` and there is no ``co_learner``.
+            the method is `"cml"` and there is no `co_learner`.
         TypeError: if a component has no such argument.
     """
     spec = METHODS[method]
@@ -258,7 +259,7 @@ def make_component(
         registry: of the kind of component.
         name: in the registry.
         options: of the component.
-        **arguments: ``lr`` and ``steps`` of an adaptation.
+        **arguments: `lr` and `steps` of an adaptation.
 
     Raises:
         PluginError: if the name is a plug-in's that cannot be used.

@@ -28,18 +28,18 @@ class NonFiniteGuard:
     optimizer with momentum (such as Adam) still moves the parameters. If all tasks are finite, the
     result is unchanged (on a GPU up to rounding).
 
-    There is no host sync before :meth:`check`.
+    There is no host sync before `check`.
 
     Args:
-        policy: ``"keep"`` does nothing; ``"skip"`` leaves non-finite tasks out and counts them;
-            ``"raise"`` also raises: on the CPU before the outer optimizer's step, else from
-            :meth:`check`.
+        policy: `"keep"` does nothing; `"skip"` leaves non-finite tasks out and counts them;
+            `"raise"` also raises: on the CPU before the outer optimizer's step, else from
+            `check`.
         sharding: of the tasks over ranks, each of which handles its own and counts all.
 
     Attributes:
         skipped: number of tasks left out so far; int64, on the device.
-        finite: ``(T,)``, bool: which tasks the last meta-step used; ``None`` before the first one
-            and with ``"keep"``.
+        finite: `(T,)`, bool: which tasks the last meta-step used; `None` before the first one
+            and with `"keep"`.
 
     Raises:
         ValueError: if the policy is unknown.
@@ -60,8 +60,8 @@ class NonFiniteGuard:
         """Zeroes the results of non-finite tasks, in place.
 
         Returns:
-            ``(T,)``, bool: which tasks are finite; ``None`` if all are known to be, or with
-            ``"keep"``.
+            `(T,)`, bool: which tasks are finite; `None` if all are known to be, or with
+            `"keep"`.
         """
         if self.policy == "keep":
             return None
@@ -80,10 +80,10 @@ class NonFiniteGuard:
         return finite
 
     def check_combined(self, flat: Tensor, step: int) -> None:
-        """Zeroes a non-finite combined meta-gradient ``(P,)``, and counts the skipped tasks.
+        """Zeroes a non-finite combined meta-gradient `(P,)`, and counts the skipped tasks.
 
         Raises:
-            NonFiniteError: on the CPU, if the policy is ``"raise"`` and a task was not finite.
+            NonFiniteError: on the CPU, if the policy is `"raise"` and a task was not finite.
         """
         if self.finite is None:
             return
@@ -110,7 +110,7 @@ class NonFiniteGuard:
         """Waits for the device and raises the pending error, once.
 
         Raises:
-            NonFiniteError: if the policy is ``"raise"`` and a task was not finite since the last
+            NonFiniteError: if the policy is `"raise"` and a task was not finite since the last
                 call.
         """
         if self._first is None:
@@ -129,7 +129,7 @@ class NonFiniteGuard:
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restores `state_dict`."""
         self.skipped = state["skipped"].clone()
 
 
@@ -139,5 +139,5 @@ def _on_host(tensor: Tensor) -> bool:
 
 
 def _finite(gradients: Tensor) -> Tensor:
-    """``(T,)``: whether every number of a row is finite; NaN is every reduction's extremum."""
+    """`(T,)`: whether every number of a row is finite; NaN is every reduction's extremum."""
     return gradients.amax(1).isfinite() & gradients.amin(1).isfinite()

@@ -18,15 +18,15 @@ twice_differentiable = sdpa_kernel(SDPBackend.MATH)
 def hvp_reverse(
     loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """``H v`` by reverse over reverse: the gradient of ``<grad, v>``.
+    """`H v` by reverse over reverse: the gradient of `<grad, v>`.
 
     Args:
         loss: a function of the parameters.
         params: leaves that require a gradient.
-        direction: ``v``, one tensor per parameter; ``None`` means zero.
+        direction: `v`, one tensor per parameter; `None` means zero.
 
     Returns:
-        One tensor per parameter; ``None`` means zero.
+        One tensor per parameter; `None` means zero.
     """
     pairs = [(p, v) for p, v in zip(params, direction, strict=True) if v is not None]
     if not pairs:
@@ -42,7 +42,7 @@ def hvp_of_graph(
     direction: Sequence[Tensor | None],
     retain_graph: bool = False,
 ) -> list[Tensor | None]:
-    """``H v`` from gradients with a graph, which is freed unless ``retain_graph``."""
+    """`H v` from gradients with a graph, which is freed unless `retain_graph`."""
     # A gradient without a graph does not depend on the parameters: its part of H v is zero.
     pairs = [
         (g, v)
@@ -60,10 +60,10 @@ def hvp_of_graph(
 def hvp_forward(
     loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """``H v`` by forward over reverse, the tangent of the gradient.
+    """`H v` by forward over reverse, the tangent of the gradient.
 
-    Arguments and result as in :func:`hvp_reverse`. ``torch.no_grad`` inside the loss does not
-    stop a tangent; ``detach`` does.
+    Arguments and result as in `hvp_reverse`. `torch.no_grad` inside the loss does not
+    stop a tangent; `detach` does.
 
     Raises:
         NotImplementedError: if an operation in the loss or its backward has no forward derivative.

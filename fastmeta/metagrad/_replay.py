@@ -51,7 +51,7 @@ class Replay:
 
     Args:
         losses: the task.
-        device: see :func:`preserve_state`.
+        device: see `preserve_state`.
     """
 
     def __init__(self, losses: TaskLosses, device: torch.device) -> None:

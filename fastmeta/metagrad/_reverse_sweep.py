@@ -18,7 +18,7 @@ class ReverseSweep(MetaGradient):
     """Propagates the query gradient back to the initialisation, one inner step at a time.
 
     The inner loop keeps the parameters before each step and what the adaptation's
-    :meth:`~fastmeta.adaptation.Adaptation.vjp` needs, but no graph. Buffers are constants.
+    [`vjp`][fastmeta.adaptation.Adaptation.vjp] needs, but no graph. Buffers are constants.
 
     Attributes:
         graphs: number of last inner steps whose graph is kept as well.
@@ -33,7 +33,7 @@ class ReverseSweep(MetaGradient):
     def through_grads(
         self, step: InnerStep, cotangents: Cotangents, replay: Replay
     ) -> Sequence[Tensor]:
-        """``cotangents.params + H cotangents.grads``, ``H`` the Hessian of the support loss.
+        """`cotangents.params + H cotangents.grads`, `H` the Hessian of the support loss.
 
         Args:
             step: the inner step.

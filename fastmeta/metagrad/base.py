@@ -42,10 +42,12 @@ class StepContext:
         layout: of the packed gradients: the trainable parameters, then the learned rates.
         num_params: number of tensors in the layout that are parameters rather than learned rates.
         step: number of meta-steps before this one.
-        task: index of the task in the meta-batch over all ranks, for :meth:`MetaGradient.task`.
+        task: index of the task in the meta-batch over all ranks, for
+            [`MetaGradient.task`][fastmeta.metagrad.MetaGradient.task].
         record_support: whether the tasks' mean support gradients are needed.
         state: what the meta-gradient keeps between meta-steps, by name; owned and saved by the
-            learner. Only :meth:`MetaGradient.combine` writes to it.
+            learner. Only [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine] writes to
+            it.
         sharding: of the tasks over ranks, if there are several.
     """
 
@@ -59,11 +61,11 @@ class StepContext:
 
     @property
     def param_bounds(self) -> tuple[int, ...]:
-        """:attr:`FlatLayout.bounds` of the parameters alone."""
+        """`FlatLayout.bounds` of the parameters alone."""
         return self.layout.bounds[: self.num_params + 1]
 
     def mean_over_tasks(self, total: Tensor, count: int | Tensor) -> Tensor:
-        """The mean over all tasks of a meta-batch, from the sum over the ``count`` on this rank."""
+        """The mean over all tasks of a meta-batch, from the sum over the `count` on this rank."""
         if self.sharding is None:
             return total / count
         if isinstance(count, int):
@@ -76,13 +78,15 @@ class TaskGradient:
     """Meta-gradient, losses and outputs of one task; all tensors are detached.
 
     Attributes:
-        outer: the task's meta-gradient (before :meth:`MetaGradient.combine`), one tensor per
-            parameter, then one per learned rate; ``None`` and omitted rates mean zero.
+        outer: the task's meta-gradient (before
+            [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine]), one tensor per
+            parameter, then one per learned rate; `None` and omitted rates mean zero.
         support: the mean support gradient over the inner steps, if it was recorded.
         support_loss: before the first inner step.
         query_loss: after adaptation.
-        query_output: outputs on the query set, ``(n_query, ...)``.
-        extras: further tensors for :meth:`MetaGradient.combine`, by name.
+        query_output: outputs on the query set, `(n_query, ...)`.
+        extras: further tensors for
+            [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine], by name.
     """
 
     outer: Sequence[Tensor | None]
@@ -101,7 +105,7 @@ class TaskGradient:
         output: Tensor,
         context: StepContext,
     ) -> TaskGradient:
-        """Combines the meta-gradient ``outer`` with results of the inner loop and the query pass.
+        """Combines the meta-gradient `outer` with results of the inner loop and the query pass.
 
         Raises:
             ValueError: if support gradients are recorded and there was no inner step.
@@ -118,18 +122,18 @@ class TaskGradient:
 class MetaGradient(ABC):
     """Meta-gradient: computed per task, then combined over the meta-batch.
 
-    An object holds options only. Its state between meta-steps is in :attr:`StepContext.state`, so
+    An object holds options only. Its state between meta-steps is in `StepContext.state`, so
     that learners may share an object.
 
     Attributes:
-        task_batchable: whether :meth:`task` also handles ``T`` stacked tasks: parameters and
-            buffers of shape ``(T, *shape)``, losses that are the *sum* of the tasks' losses,
+        task_batchable: whether `task` also handles `T` stacked tasks: parameters and
+            buffers of shape `(T, *shape)`, losses that are the *sum* of the tasks' losses,
             stacked outputs; it then returns stacked gradients. The support loss must be evaluated
             first, the query loss last. Computations made of gradients, updates and linear
             combinations qualify; norms or inner products over a parameter do not. Not inherited (a
             subclass may change that): each class declares it in its own body.
         second_order: whether gradients of gradients are computed.
-        state_names: the entries that :meth:`combine` keeps in :attr:`StepContext.state`.
+        state_names: the entries that `combine` keeps in `StepContext.state`.
     """
 
     task_batchable: ClassVar[bool] = False
@@ -138,7 +142,7 @@ class MetaGradient(ABC):
 
     @property
     def needs_support_gradients(self) -> bool:
-        """Whether :meth:`combine` uses the mean support gradients."""
+        """Whether `combine` uses the mean support gradients."""
         return False
 
     @abstractmethod
@@ -161,20 +165,20 @@ class MetaGradient(ABC):
     def combine(
         self, gradients: TaskGradients, extras: Mapping[str, Tensor], context: StepContext
     ) -> TaskGradients:
-        """The final meta-gradients of all tasks, from the results of :meth:`task`.
+        """The final meta-gradients of all tasks, from the results of `task`.
 
         Called once per meta-step.
 
         Args:
-            gradients: :attr:`TaskGradient.outer` and ``support`` of this rank's tasks.
-            extras: :attr:`TaskGradient.extras` of the tasks, stacked to ``(T, ...)``; zero for
+            gradients: `TaskGradient.outer` and `support` of this rank's tasks.
+            extras: `TaskGradient.extras` of the tasks, stacked to `(T, ...)`; zero for
                 tasks that are left out.
             context: the meta-step.
         """
         return gradients
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Checks that a saved :attr:`StepContext.state` belongs to this meta-gradient.
+        """Checks that a saved `StepContext.state` belongs to this meta-gradient.
 
         Raises:
             ValueError: if it does not.
@@ -202,7 +206,7 @@ def require_inner_steps(steps: int) -> None:
 
 
 def mean_grads(steps: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """The mean over inner steps of each parameter's gradient; ``None`` counts as zero.
+    """The mean over inner steps of each parameter's gradient; `None` counts as zero.
 
     Raises:
         ValueError: if there was no inner step.

@@ -18,31 +18,32 @@ from fastmeta.metagrad._reverse_sweep import ReverseSweep
 
 
 class CentralDifference(ReverseSweep):
-    """:class:`Recursion` with first derivatives only: two additional gradients per inner step.
+    """`Recursion` with first derivatives only: two additional gradients per inner step.
 
-    ``H v`` becomes ``(g(theta + e v) - g(theta - e v)) / (2 e)``: HF-MAML, Fallah et al. 2019, "On
+    `H v` becomes `(g(theta + e v) - g(theta - e v)) / (2 e)`: HF-MAML, Fallah et al. 2019, "On
     the Convergence Theory of Gradient-Based Model-Agnostic Meta-Learning Algorithms"
-    (arXiv 1908.10400), with central differences. The error is of order ``e^2`` for a smooth
+    (arXiv 1908.10400), with central differences. The error is of order `e^2` for a smooth
     network.
 
     A ReLU kink between the two points makes the product inaccurate, the more so the closer they
-    are. Where the gradient changes more than twice as much on one side of ``theta`` as on the
+    are. Where the gradient changes more than twice as much on one side of `theta` as on the
     other, the one-sided difference on that other side is used instead, with an error of order
-    ``e``; kinks on both sides are not handled. :class:`Recursion` has no such error.
+    `e`; kinks on both sides are not handled. [`Recursion`][fastmeta.metagrad.Recursion] has no such
+    error.
 
     Both gradients use the random numbers and buffers of the inner step. Variant
-    "central-difference" (R5) of :func:`fastmeta.metagrad.gsl_variant`.
+    "central-difference" (R5) of [`fastmeta.metagrad.gsl_variant`][].
 
     Args:
-        radius: distance ``|e v|`` of both points from ``theta``, as a multiple of ``1 + |theta|``.
-            The default, ``3e-3 sqrt(u)`` and at least ``8 u`` with the machine epsilon ``u`` of the
+        radius: distance `|e v|` of both points from `theta`, as a multiple of `1 + |theta|`.
+            The default, `3e-3 sqrt(u)` and at least `8 u` with the machine epsilon `u` of the
             parameters' dtype, is as small as rounding allows, so that few kinks lie between the
             points. Measured on Conv-4, sine and other networks in float32 (1e-6): an error of 0.1
-            to 6 % without a kink; with the cube root of ``u``, which suits smooth networks, 10 to
+            to 6 % without a kink; with the cube root of `u`, which suits smooth networks, 10 to
             850 %. Under autocast gradients are less precise: choose a larger radius.
 
     Raises:
-        ValueError: if ``radius`` is not positive.
+        ValueError: if `radius` is not positive.
     """
 
     gradients = True
@@ -100,6 +101,6 @@ def _gradient(loss: LossFn, point: Sequence[Tensor]) -> Grads:
 
 
 def _pack(tensors: Grads, like: Sequence[Tensor]) -> Tensor:
-    """``(1, P)``; ``None`` means zero."""
+    """`(1, P)`; `None` means zero."""
     pairs = zip(tensors, like, strict=True)
     return ops.pack([torch.zeros_like(p) if t is None else t for t, p in pairs])

@@ -16,7 +16,7 @@ from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, Task
 class Exact(MetaGradient):
     """The gradient of the query loss with respect to the initialisation, to second order.
 
-    ``(I - a H_1) ... (I - a H_K) g_q``; Finn et al. 2017, eq. 1, including all second derivatives.
+    `(I - a H_1) ... (I - a H_K) g_q`; Finn et al. 2017, eq. 1, including all second derivatives.
     Learned rates get their exact gradient, too.
     """
 

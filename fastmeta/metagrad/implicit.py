@@ -20,11 +20,11 @@ _DEFAULT_LAM = 2.0
 
 
 class Implicit(MetaGradient):
-    """``(I + H / lam)^-1 g_q``, by conjugate gradients at the adapted parameters.
+    """`(I + H / lam)^-1 g_q`, by conjugate gradients at the adapted parameters.
 
-    ``H`` is the Hessian of the support loss there, ``g_q`` the query gradient. Rajeswaran et al.
+    `H` is the Hessian of the support loss there, `g_q` the query gradient. Rajeswaran et al.
     2019, "Meta-Learning with Implicit Gradients", theorem 1, algorithm 2: the exact meta-gradient
-    where the inner loop ends at a minimum of ``S(theta) + lam/2 |theta - theta_0|^2``. The inner
+    where the inner loop ends at a minimum of `S(theta) + lam/2 |theta - theta_0|^2`. The inner
     steps taken do not matter, and memory does not grow with their number.
 
     All Hessian-vector products use one evaluation of the support loss, and so the same dropout
@@ -36,13 +36,13 @@ class Implicit(MetaGradient):
         cg_steps: number of solver steps, one Hessian-vector product each; 5 in the authors'
             example.
         lam: strength of the proximal term; by default that of the adaptation if it is
-            :class:`~fastmeta.adaptation.ProximalSGD` (also within a
-            :class:`~fastmeta.adaptation.LayerPattern`), else 2.
-        damping: added to ``lam`` in the matrix, which makes it positive along more directions of
+            [`ProximalSGD`][fastmeta.adaptation.ProximalSGD] (also within a
+            [`LayerPattern`][fastmeta.adaptation.LayerPattern]), else 2.
+        damping: added to `lam` in the matrix, which makes it positive along more directions of
             negative curvature and shrinks its inverse; 10 in the authors' code, not in the paper.
 
     Raises:
-        ValueError: if ``cg_steps`` is below 1, ``lam`` not positive or ``damping`` negative.
+        ValueError: if `cg_steps` is below 1, `lam` not positive or `damping` negative.
     """
 
     # Not task_batchable: the solver takes inner products over all parameters of a task.
@@ -69,7 +69,7 @@ class Implicit(MetaGradient):
         """Adapts to one task and computes its meta-gradient.
 
         Raises:
-            ValueError: if the adaptation's ``lam`` is used and is 0.
+            ValueError: if the adaptation's `lam` is used and is 0.
         """
         lam = self.lam
         if lam is None:
@@ -111,16 +111,16 @@ class Implicit(MetaGradient):
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
-    """``A^-1 b`` for a symmetric ``A``, by ``steps`` steps from 0, without a host sync.
+    """`A^-1 b` for a symmetric `A`, by `steps` steps from 0, without a host sync.
 
-    At a direction along which ``A`` is not positive it stops with the current iterate, or with
-    ``b`` if that is the first direction (Nocedal & Wright 2006, "Numerical Optimization",
+    At a direction along which `A` is not positive it stops with the current iterate, or with
+    `b` if that is the first direction (Nocedal & Wright 2006, "Numerical Optimization",
     algorithm 7.1).
 
     Args:
-        product: maps ``v`` to ``A v``.
-        b: ``(P,)``.
-        steps: number of products; ``P`` give the exact solution up to rounding.
+        product: maps `v` to `A v`.
+        b: `(P,)`.
+        steps: number of products; `P` give the exact solution up to rounding.
     """
     x, residual, direction = torch.zeros_like(b), b, b
     squared = b.dot(b)  # norm of the residual

@@ -18,20 +18,20 @@ _MIN_WEIGHT = 0.03  # times 1 / K
 
 
 class MultiStep(MetaGradient):
-    """The gradient of ``sum_k w_k Q(theta_k)``: the query loss after each of ``K`` inner steps.
+    """The gradient of `sum_k w_k Q(theta_k)`: the query loss after each of `K` inner steps.
 
     Antoniou et al. 2019, "How to train your MAML", section 4 (MSL, DA), with the weights of the
-    authors' code, counted in meta-steps instead of epochs: at meta-step ``t`` each ``w_k`` but the
-    last is ``max(1 - t / anneal_steps, 0.03) / K``, and the weights sum to 1. From meta-step
-    ``anneal_steps`` on only the last one is nonzero, which is :class:`Exact`.
+    authors' code, counted in meta-steps instead of epochs: at meta-step `t` each `w_k` but the
+    last is `max(1 - t / anneal_steps, 0.03) / K`, and the weights sum to 1. From meta-step
+    `anneal_steps` on only the last one is nonzero, which is [`Exact`][fastmeta.metagrad.Exact].
 
     After each inner step but the last, the query set is evaluated
-    :func:`~fastmeta.inner_step.at_step` that step.
+    [`at_step`][fastmeta.inner_step.at_step] that step.
 
     Args:
         anneal_steps: number of meta-steps in which the losses after earlier inner steps are used.
         first_order_steps: number of first meta-steps in which inner gradients are held fixed, as in
-            :class:`FirstOrder`; afterwards the meta-gradient is exact.
+            [`FirstOrder`][fastmeta.metagrad.FirstOrder]; afterwards the meta-gradient is exact.
 
     Raises:
         ValueError: if an argument is negative.
@@ -83,7 +83,7 @@ class MultiStep(MetaGradient):
 
 
 def _linearized(loss: LossFn, params: Sequence[Tensor]) -> Tensor:
-    """The first-order Taylor expansion of the loss at ``params``: same value, same gradient."""
+    """The first-order Taylor expansion of the loss at `params`: same value, same gradient."""
     point = [p.detach().requires_grad_() for p in params]
     value = loss(point)
     grads = torch.autograd.grad(value, point, allow_unused=True)

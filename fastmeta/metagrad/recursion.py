@@ -26,30 +26,32 @@ _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward
 
 
 class Recursion(ReverseSweep):
-    """The meta-gradient of :class:`Exact` by a reverse sweep over the inner steps.
+    """The meta-gradient of `Exact` by a reverse sweep over the inner steps.
 
     The inner loop keeps the parameters before each step (and what the adaptation's
-    :meth:`~fastmeta.adaptation.Adaptation.vjp` needs), but no graph. The reverse sweep starts from
-    the query gradient ``v`` at the last parameters and computes ``v <- v - a H_k v`` for gradient
+    [`vjp`][fastmeta.adaptation.Adaptation.vjp] needs), but no graph. The reverse sweep starts from
+    the query gradient `v` at the last parameters and computes `v <- v - a H_k v` for gradient
     descent, and the corresponding vector-Jacobian products for momentum and Adam. It re-evaluates
     one step at a time, with the same random numbers and buffers, so that only one step has a graph.
     Kemaev et al. 2025, "MixFlow-MG" (arXiv 2505.00793).
 
-    Buffers are constants: gradients through them, which :class:`Exact` includes, are left out.
+    Buffers are constants: gradients through them, which [`Exact`][fastmeta.metagrad.Exact]
+    includes, are left out.
 
     Args:
-        hvp: how ``H_k v`` is computed. ``"reverse"`` differentiates ``<grad, v>``. ``"forward"``
+        hvp: how `H_k v` is computed. `"reverse"` differentiates `<grad, v>`. `"forward"`
             takes the tangent of the gradient; it rejects operations without a forward derivative,
-            and differentiates operations of the module even under ``torch.no_grad``. ``"auto"``
-            is ``"reverse"``: forward took 1.4 times as long and 1.26 times the memory on the
+            and differentiates operations of the module even under `torch.no_grad`. `"auto"`
+            is `"reverse"`: forward took 1.4 times as long and 1.26 times the memory on the
             strided Conv-4 (5 to 25 images of Omniglot's size) and 2.5 times as long on small MLPs,
             in one run each (one CPU thread, torch 2.13).
         graphs: number of last inner steps whose graph is kept instead of re-evaluating them. With 1
-            (the default) one inner step costs the same as in :class:`Exact`, in time and in memory;
-            0 needs the least memory, and is the default and the only choice for ``hvp="forward"``.
+            (the default) one inner step costs the same as in [`Exact`][fastmeta.metagrad.Exact], in
+            time and in memory; 0 needs the least memory, and is the default and the only choice for
+            `hvp="forward"`.
 
     Raises:
-        ValueError: if ``hvp`` is unknown, ``graphs`` is negative, or not 0 with ``hvp="forward"``,
+        ValueError: if `hvp` is unknown, `graphs` is negative, or not 0 with `hvp="forward"`,
             which does not use kept graphs.
     """
 
@@ -78,7 +80,7 @@ class Recursion(ReverseSweep):
         """Adapts to one task and computes its meta-gradient.
 
         Raises:
-            NotImplementedError: with ``hvp="forward"``, where torch has no forward derivative.
+            NotImplementedError: with `hvp="forward"`, where torch has no forward derivative.
         """
         return super().task(losses, params, adaptation, context)
 
@@ -92,7 +94,7 @@ class Recursion(ReverseSweep):
     def _hvp(
         self, step: InnerStep, direction: Sequence[Tensor | None], replay: Replay
     ) -> list[Tensor | None]:
-        """The Hessian of this step's support loss times ``direction``."""
+        """The Hessian of this step's support loss times `direction`."""
         if step.grads is not None:
             replay.discard_last()
             return hvp_of_graph(step.grads, step.params, direction)

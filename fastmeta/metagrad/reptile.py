@@ -15,14 +15,14 @@ from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, Task
 
 
 class Reptile(MetaGradient):
-    """The displacement ``theta - theta_K`` of the inner loop on support and query together.
+    """The displacement `theta - theta_K` of the inner loop on support and query together.
 
-    Nichol et al. 2018, algorithm 2: with an outer SGD of learning rate ``e`` the step is
-    ``theta + e (theta_K - theta)``. Reptile does not split a task: it trains on all its examples,
+    Nichol et al. 2018, algorithm 2: with an outer SGD of learning rate `e` the step is
+    `theta + e (theta_K - theta)`. Reptile does not split a task: it trains on all its examples,
     so the reported query loss and outputs are those of the last inner step, before its update.
 
     Args:
-        use_query: ``False`` trains on the support set alone.
+        use_query: `False` trains on the support set alone.
     """
 
     task_batchable = True

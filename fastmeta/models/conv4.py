@@ -25,16 +25,16 @@ class Conv4(nn.Module):
         image_size: their height and width.
         ways: outputs, one per class.
         hidden: filters per block.
-        downsample: ``"pool"`` (2x2 max-pooling after each block) or ``"stride"``.
-        batch_norm_stats: whether BatchNorm tracks running statistics for ``eval()``; without them
+        downsample: `"pool"` (2x2 max-pooling after each block) or `"stride"`.
+        batch_norm_stats: whether BatchNorm tracks running statistics for `eval()`; without them
             it always uses batch statistics, as MAML does.
-        pool_last: whether ``features`` ends with the last block's pooling and a flattening. If not,
-            ``head`` begins with them and ``features`` returns a feature map, the input of the
+        pool_last: whether `features` ends with the last block's pooling and a flattening. If not,
+            `head` begins with them and `features` returns a feature map, the input of the
             co-learner of Shin et al. 2024. Initial weights and outputs are the same.
         batch_norm_steps: BatchNorms per block; if more than one, one per inner step, see
-            :class:`PerStepBatchNorm2d`.
+            [`PerStepBatchNorm2d`][fastmeta.models.PerStepBatchNorm2d].
 
-    Input ``(n, in_channels, image_size, image_size)``, output ``(n, ways)``.
+    Input `(n, in_channels, image_size, image_size)`, output `(n, ways)`.
 
     Attributes:
         features: the four blocks and a flattening.
@@ -42,7 +42,7 @@ class Conv4(nn.Module):
         map_size: channels and width of the final feature map.
 
     Raises:
-        ValueError: if ``downsample`` is unknown or a size is below 1.
+        ValueError: if `downsample` is unknown or a size is below 1.
     """
 
     def __init__(
@@ -95,6 +95,6 @@ class Conv4(nn.Module):
             self.map_size = hidden, width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(n, ways)`` of images ``(n, in_channels, image_size, image_size)``."""
+        """Class scores `(n, ways)` of images `(n, in_channels, image_size, image_size)`."""
         scores: Tensor = self.head(self.features(x))
         return scores

@@ -10,19 +10,20 @@ def conv_co_learner(
 ) -> nn.Sequential:
     """Two blocks of 3x3 convolution, BatchNorm and ReLU, 2x2 max-pooling and a linear classifier.
 
-    On the feature map of :class:`Conv4` before pooling (``pool_last=False``) this is the co-learner
-    in the code of Shin, Han, Kim 2024 (arXiv 2406.04639). For non-image features they use an
-    :class:`MLP` with one hidden layer: of 40 units for sine regression, of 16 for graph nodes.
+    On the feature map of [`Conv4`][fastmeta.models.Conv4] before pooling (`pool_last=False`) this
+    is the co-learner in the code of Shin, Han, Kim 2024 (arXiv 2406.04639). For non-image features
+    they use an [`MLP`][fastmeta.models.MLP] with one hidden layer: of 40 units for sine regression,
+    of 16 for graph nodes.
 
     Args:
         channels: channels of the feature map.
         width: width of the feature map, which is square; a single pixel is not pooled.
         ways: outputs, one per class.
         hidden: filters.
-        batch_norm_stats: as in :class:`Conv4`.
+        batch_norm_stats: as in [`Conv4`][fastmeta.models.Conv4].
 
     Returns:
-        A head from feature maps ``(n, channels, width, width)`` to scores ``(n, ways)``.
+        A head from feature maps `(n, channels, width, width)` to scores `(n, ways)`.
 
     Raises:
         ValueError: if a size is below 1.

@@ -14,20 +14,20 @@ class GCN(nn.Module):
     """Graph convolutions with ReLU, then a linear classifier (Kipf and Welling 2017).
 
     A convolution averages over a node and its neighbours with the normalized adjacency matrix
-    ``A = D^-1/2 (A' + I) D^-1/2``, where ``A'`` is the adjacency matrix and ``D`` the degrees with
-    self-loops, and applies a linear layer: ``ReLU(A H W + b)``. Outputs are computed only for the
-    requested nodes, and each convolution only for the neighbours that the next one needs. ``A X``
-    for the features ``X``, the input of the first, is precomputed.
+    `A = D^-1/2 (A' + I) D^-1/2`, where `A'` is the adjacency matrix and `D` the degrees with
+    self-loops, and applies a linear layer: `ReLU(A H W + b)`. Outputs are computed only for the
+    requested nodes, and each convolution only for the neighbours that the next one needs. `A X`
+    for the features `X`, the input of the first, is precomputed.
 
     Args:
-        features: ``(nodes, F)`` floating point.
-        edges: ``(2, E)`` int64, each edge once, without self-loops.
+        features: `(nodes, F)` floating point.
+        edges: `(2, E)` int64, each edge once, without self-loops.
         ways: outputs, one per class.
         hidden: widths of the convolutions.
 
-    Input ``(n,)`` int64 nodes, output ``(n, ways)``. The graph is constant: it moves with the
+    Input `(n,)` int64 nodes, output `(n, ways)`. The graph is constant: it moves with the
     module to a device or dtype, but is not part of its state dict, and tasks share it.
-    ``torch.vmap`` supports a single convolution only: nodes differ in their number of neighbours.
+    `torch.vmap` supports a single convolution only: nodes differ in their number of neighbours.
 
     Attributes:
         convolutions: the linear layers of the convolutions.
@@ -81,17 +81,17 @@ class GCN(nn.Module):
         return self
 
     def forward(self, nodes: Tensor) -> Tensor:
-        """Class scores ``(n, ways)`` of nodes ``(n,)``."""
+        """Class scores `(n, ways)` of nodes `(n,)`."""
         scores: Tensor = self.head(self._embed(nodes, len(self.convolutions) - 1))
         return scores
 
     def _embed(self, nodes: Tensor, last: int) -> Tensor:
-        """The output of convolution ``last`` for ``nodes``, computed recursively."""
+        """The output of convolution `last` for `nodes`, computed recursively."""
         mean = self._average(nodes, last - 1) if last else self._mean_features[nodes]
         return F.relu(self.convolutions[last](mean))
 
     def _average(self, nodes: Tensor, last: int) -> Tensor:
-        """The rows ``nodes`` of ``A H``, where ``H`` is the output of convolution ``last``."""
+        """The rows `nodes` of `A H`, where `H` is the output of convolution `last`."""
         degrees = self._degrees[nodes]
         # The entries of A in these rows, row by row, and the row of each.
         row = torch.arange(len(nodes), device=nodes.device).repeat_interleave(degrees)

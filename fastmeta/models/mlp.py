@@ -20,7 +20,7 @@ class MLP(nn.Module):
         hidden: widths of the hidden layers.
         activation: factory of the activation of each hidden layer.
 
-    Input ``(n, *)`` with ``in_features`` elements per example, output ``(n, out_features)``.
+    Input `(n, *)` with `in_features` elements per example, output `(n, out_features)`.
 
     Attributes:
         layers: the flattening, the linear layers and the activations.
@@ -46,6 +46,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs ``(n, out_features)``."""
+        """Outputs `(n, out_features)`."""
         output: Tensor = self.layers(x)
         return output

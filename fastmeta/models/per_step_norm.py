@@ -13,21 +13,21 @@ class PerStepBatchNorm2d(nn.Module):
     """One BatchNorm2d per inner step, each with its own statistics and affine transform.
 
     Antoniou et al. 2019, "How to train your MAML", section 4: per-step running statistics (BNRS),
-    weights and biases (BNWB). The support set at inner step ``k`` (from 0) uses the ``k``-th;
+    weights and biases (BNWB). The support set at inner step `k` (from 0) uses the `k`-th;
     further steps, the adapted network and calls outside an inner loop use the last.
 
     Args:
         num_features: channels.
         steps: number of BatchNorms, usually the number of inner steps in meta-training.
-        **options: options of each ``nn.BatchNorm2d``.
+        **options: options of each `nn.BatchNorm2d`.
 
-    Input and output ``(n, num_features, height, width)``.
+    Input and output `(n, num_features, height, width)`.
 
     Attributes:
         steps: the BatchNorms.
 
     Raises:
-        ValueError: if ``steps`` is below 1.
+        ValueError: if `steps` is below 1.
     """
 
     def __init__(self, num_features: int, steps: int, **options: Any) -> None:

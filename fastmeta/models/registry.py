@@ -26,12 +26,13 @@ class NetworkOptions:
         input_shape: of one example.
         ways: outputs, one per class; 1 for the regression of one number.
         hidden: filters or widths.
-        dataset: what the tasks are drawn from, which has a vocabulary or a graph; ``None`` if
+        dataset: what the tasks are drawn from, which has a vocabulary or a graph; `None` if
             unknown.
-        downsample: see :class:`Conv4`.
-        batch_norm_stats: see :class:`Conv4`.
-        batch_norm_steps: see :class:`Conv4`; ``None`` if each block has one BatchNorm.
-        pool_last: see :class:`Conv4`.
+        downsample: see [`Conv4`][fastmeta.models.Conv4].
+        batch_norm_stats: see [`Conv4`][fastmeta.models.Conv4].
+        batch_norm_steps: see [`Conv4`][fastmeta.models.Conv4]; `None` if each block has one
+            BatchNorm.
+        pool_last: see [`Conv4`][fastmeta.models.Conv4].
     """
 
     input_shape: torch.Size
@@ -50,14 +51,14 @@ class BackboneSpec:
 
     Attributes:
         network: its class.
-        arguments: from the options to the arguments of the class; raises ``ValueError`` if it does
+        arguments: from the options to the arguments of the class; raises `ValueError` if it does
             not fit them.
-        kinds: the kinds of datasets it fits, see :class:`fastmeta.data.DatasetSpec`.
-        hidden_counts: how many numbers it takes as ``hidden``; any by default.
+        kinds: the kinds of datasets it fits, see [`fastmeta.data.DatasetSpec`][].
+        hidden_counts: how many numbers it takes as `hidden`; any by default.
         hidden_label: these counts in an error message.
         co_learner: from a network, its outputs and whether BatchNorm keeps statistics to the name
             of the submodule whose output a co-learner takes, and the co-learner's freshly
-            initialised head; ``None`` if there is none.
+            initialised head; `None` if there is none.
     """
 
     network: Callable[..., nn.Module]

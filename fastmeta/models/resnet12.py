@@ -23,12 +23,12 @@ class ResNet12(nn.Module):
         image_size: their height and width.
         ways: outputs, one per class.
         hidden: filters of the four blocks.
-        batch_norm_stats: as in :class:`Conv4`.
-        pool_last: whether ``features`` ends with the last pooling, the mean over pixels and a
-            flattening. If not, ``head`` begins with them and ``features`` returns a feature map.
+        batch_norm_stats: as in [`Conv4`][fastmeta.models.Conv4].
+        pool_last: whether `features` ends with the last pooling, the mean over pixels and a
+            flattening. If not, `head` begins with them and `features` returns a feature map.
             Initial weights and outputs are the same.
 
-    Input ``(n, in_channels, image_size, image_size)``, output ``(n, ways)``.
+    Input `(n, in_channels, image_size, image_size)`, output `(n, ways)`.
 
     Attributes:
         features: the blocks and pooling.
@@ -36,7 +36,7 @@ class ResNet12(nn.Module):
         map_size: channels and width of the final feature map.
 
     Raises:
-        ValueError: if a size is below 1 or ``hidden`` does not have four values.
+        ValueError: if a size is below 1 or `hidden` does not have four values.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ResNet12(nn.Module):
             self.map_size = channels, width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(n, ways)`` of images ``(n, in_channels, image_size, image_size)``."""
+        """Class scores `(n, ways)` of images `(n, in_channels, image_size, image_size)`."""
         scores: Tensor = self.head(self.features(x))
         return scores
 
@@ -89,9 +89,9 @@ class ResidualBlock(nn.Module):
     Args:
         inputs: channels of the input.
         outputs: channels of the output.
-        **norm: options of ``nn.BatchNorm2d``.
+        **norm: options of `nn.BatchNorm2d`.
 
-    Input ``(n, inputs, height, width)``, output ``(n, outputs, height, width)``.
+    Input `(n, inputs, height, width)`, output `(n, outputs, height, width)`.
     """
 
     def __init__(self, inputs: int, outputs: int, **norm: Any) -> None:
@@ -109,5 +109,5 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The feature map ``(n, outputs, height, width)``."""
+        """The feature map `(n, outputs, height, width)`."""
         return leaky_relu(self.path(x) + self.shortcut(x), _SLOPE)

@@ -18,7 +18,7 @@ class TextEncoder(nn.Module):
         ways: outputs, one per class.
         hidden: width of the embedding.
 
-    Input ``(n, L)`` int64 token ids, where 0 is padding and ignored; output ``(n, ways)``. The mean
+    Input `(n, L)` int64 token ids, where 0 is padding and ignored; output `(n, ways)`. The mean
     of a text of only padding is 0.
 
     Attributes:
@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
         self.head = nn.Linear(hidden, ways)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Class scores ``(n, ways)`` of texts ``(n, L)``."""
+        """Class scores `(n, ways)` of texts `(n, L)`."""
         embedded = self.embedding(ids)
         mask = (ids != _PADDING).to(embedded.dtype)
         weights = mask / mask.sum(1, keepdim=True).clamp(min=1)

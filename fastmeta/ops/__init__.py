@@ -1,4 +1,4 @@
-"""Compiled ops on packed task gradients; :mod:`fastmeta.reference` has the PyTorch references."""
+"""Compiled ops on packed task gradients; [`fastmeta.reference`][] has the PyTorch references."""
 
 from fastmeta.ops.combine import combine, combine_
 from fastmeta.ops.conv import conv3x3

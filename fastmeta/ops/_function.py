@@ -1,9 +1,9 @@
 """Shared helpers of the differentiable ops.
 
-The compiled ops have no registered autograd formula, which would break ``torch.func``. Instead,
-each op is a pair of ``autograd.Function`` classes: ``X`` has ``setup_context``, a backward of
-differentiable torch ops, a ``vmap`` rule and its ``reference_impl`` in PyTorch; ``XEager(X)`` adds
-``jvp``, which ``torch.compile`` cannot trace. Where neither autograd nor a transform is active, the
+The compiled ops have no registered autograd formula, which would break `torch.func`. Instead,
+each op is a pair of `autograd.Function` classes: `X` has `setup_context`, a backward of
+differentiable torch ops, a `vmap` rule and its `reference_impl` in PyTorch; `XEager(X)` adds
+`jvp`, which `torch.compile` cannot trace. Where neither autograd nor a transform is active, the
 compiled op is called directly, at a tenth of the overhead.
 """
 
@@ -20,19 +20,19 @@ from torch.autograd.graph import increment_version
 
 
 def transform_active() -> bool:
-    """Whether a ``torch.func`` transform or forward-mode AD is active."""
+    """Whether a `torch.func` transform or forward-mode AD is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def needs_autograd(*tensors: Tensor) -> bool:
-    """Whether this call must be visible to autograd, ``torch.func`` or forward-mode AD."""
+    """Whether this call must be visible to autograd, `torch.func` or forward-mode AD."""
     return transform_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def apply(function: Any, eager: Any, *args: Any) -> Any:
-    """Dispatches to the variant that works under the active transforms and ``torch.compile``.
+    """Dispatches to the variant that works under the active transforms and `torch.compile`.
 
-    Under a transform, ``torch.compile`` traces through a Function and drops its backward: the
+    Under a transform, `torch.compile` traces through a Function and drops its backward: the
     gradient would be zero. The reference implementation is differentiable as it is.
     """
     if not torch.compiler.is_compiling():
@@ -44,7 +44,7 @@ def apply(function: Any, eager: Any, *args: Any) -> Any:
 
 @cache
 def _plain(function: Any) -> Any:
-    """The Function for plain autograd: without ``setup_context``, a call costs 40 us less."""
+    """The Function for plain autograd: without `setup_context`, a call costs 40 us less."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         output = function.forward(*args)
@@ -56,7 +56,7 @@ def _plain(function: Any) -> Any:
 
 
 def _without_duplicates(args: Sequence[Any]) -> list[Any]:
-    """The arguments with repeated tensors as views: ``torch.compile`` refuses one tensor twice."""
+    """The arguments with repeated tensors as views: `torch.compile` refuses one tensor twice."""
     seen: list[Any] = []
     result = []
     for arg in args:
@@ -69,7 +69,7 @@ def _without_duplicates(args: Sequence[Any]) -> list[Any]:
 def loop_vmap(
     function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """A ``vmap`` rule: one call per batch element, results stacked along a new first dimension."""
+    """A `vmap` rule: one call per batch element, results stacked along a new first dimension."""
     if info.batch_size == 0:
         raise RuntimeError("fastmeta: vmap needs at least one element, got a batch of size 0.")
     # A list or tuple of numbers as an argument has a list or tuple of dims.
@@ -89,23 +89,23 @@ def loop_vmap(
 
 
 def batch_first(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """A ``vmap`` argument with the batch dimension first, expanded if it has none."""
+    """A `vmap` argument with the batch dimension first, expanded if it has none."""
     return tensor.expand(size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
 
 
 def merge_batch(tensor: Tensor, in_dim: int | None, size: int) -> Tensor:
-    """A ``vmap`` argument with the batch dimension merged into the first one."""
+    """A `vmap` argument with the batch dimension merged into the first one."""
     return batch_first(tensor, in_dim, size).flatten(0, 1)
 
 
 def split_batch(batch: Tensor, size: int) -> Tensor:
-    """The inverse of :func:`merge_batch`: the batch dimension split off again."""
+    """The inverse of `merge_batch`: the batch dimension split off again."""
     elements: Tensor = batch.unflatten(0, (size, -1))
     return elements
 
 
 def segment_bounds(g: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
-    """``bounds`` as a tuple; one segment of all columns by default."""
+    """`bounds` as a tuple; one segment of all columns by default."""
     if bounds is None:
         return (0, g.shape[-1] if g.dim() else 0)
     return tuple(bounds)

@@ -25,19 +25,19 @@ from fastmeta.reference import accumulation_dtype
 def combine(
     buffers: Sequence[Tensor] | Tensor, coef: Tensor, bounds: Sequence[int] | None = None
 ) -> Tensor:
-    """``m[p] = sum_i sum_b coef[i, s(p), b] * buffers[b][i, p]`` in one pass.
+    """`m[p] = sum_i sum_b coef[i, s(p), b] * buffers[b][i, p]` in one pass.
 
     Differentiable. Tasks are summed in order, so that with unit weights float32 and float64 results
     are bitwise equal to repeated in-place accumulation.
 
     Args:
-        buffers: one ``(T, P)`` buffer or a list of one or two; float64, float32, float16, bfloat16.
-        coef: ``(T, S, B)``, or ``(T,)`` for one buffer and one segment; in the accumulation dtype
+        buffers: one `(T, P)` buffer or a list of one or two; float64, float32, float16, bfloat16.
+        coef: `(T, S, B)`, or `(T,)` for one buffer and one segment; in the accumulation dtype
             (float64 for float64 buffers, else float32).
-        bounds: ``S + 1`` increasing column indices from 0 to ``P``; one segment by default.
+        bounds: `S + 1` increasing column indices from 0 to `P`; one segment by default.
 
     Returns:
-        ``(P,)`` in the buffers' dtype.
+        `(P,)` in the buffers' dtype.
 
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
@@ -56,9 +56,9 @@ def combine_(
     coef: Tensor,
     bounds: Sequence[int] | None = None,
 ) -> None:
-    """:func:`combine` into the contiguous tensors ``out``, such as the parameters' ``.grad``.
+    """`combine` into the contiguous tensors `out`, such as the parameters' `.grad`.
 
-    The tensors receive the columns in list order and have ``P`` elements in total. Not
+    The tensors receive the columns in list order and have `P` elements in total. Not
     differentiable.
 
     Raises:

@@ -13,23 +13,23 @@ from fastmeta.ops._function import apply, batch_first, merge_batch, needs_autogr
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
-    """``conv2d(x, weight, bias, stride, padding=1)`` with 3x3 kernels, for one or several tasks.
+    """`conv2d(x, weight, bias, stride, padding=1)` with 3x3 kernels, for one or several tasks.
 
     Stride 1 uses Winograd's F(2x2, 3x3) (Lavin & Gray 2016) where that takes fewer multiplications:
     as accurate as direct summation, but NaN where the direct result is infinite. Sums are
-    accumulated in the dtype of ``x``, over blocks of pixels: in float32 the error is within 2e-6 of
+    accumulated in the dtype of `x`, over blocks of pixels: in float32 the error is within 2e-6 of
     the sum of absolute values. The output is in channels-last format, which the kernels use (other
     inputs are copied), and does not depend on the number of threads. CPU only.
 
     Args:
-        x: ``(N, C, H, W)``, not empty; float32 or float64. With weights for ``G`` groups (tasks),
-            ``(G * N, C, H, W)``: ``N`` images per group.
-        weight: ``(O, C, 3, 3)``, dtype of ``x``; or ``(G, O, C, 3, 3)``.
-        bias: ``(O,)`` or ``(G, O)``, dtype of ``x``.
+        x: `(N, C, H, W)`, not empty; float32 or float64. With weights for `G` groups (tasks),
+            `(G * N, C, H, W)`: `N` images per group.
+        weight: `(O, C, 3, 3)`, dtype of `x`; or `(G, O, C, 3, 3)`.
+        bias: `(O,)` or `(G, O)`, dtype of `x`.
         stride: 1 or 2.
 
     Returns:
-        ``(N, O, ceil(H / stride), ceil(W / stride))``, or with ``G * N`` in place of ``N``.
+        `(N, O, ceil(H / stride), ceil(W / stride))`, or with `G * N` in place of `N`.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
@@ -48,7 +48,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
 
 
 def _input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
-    """The gradient with respect to the input, of ``h`` x ``w`` pixels."""
+    """The gradient with respect to the input, of `h` x `w` pixels."""
     dx: Tensor
     if needs_autograd(dy, weight):
         dx = apply(_Input, _InputEager, dy, weight, h, w, stride)
@@ -188,7 +188,7 @@ class _WeightEager(_Weight):
 
 
 def _group(parameter: Tensor, in_dim: int | None, size: int, dims: int) -> Tensor:
-    """Parameters of a batch of ``size``, which may have groups already, as groups."""
+    """Parameters of a batch of `size`, which may have groups already, as groups."""
     groups = batch_first(parameter, in_dim, size)
     return groups.flatten(0, 1) if groups.dim() > dims + 1 else groups
 

@@ -21,15 +21,15 @@ def gram(g: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
     Differentiable. Deterministic: bitwise equal from run to run and for any number of threads.
 
     Args:
-        g: ``(T, P)`` packed gradients; float64, float32, float16 or bfloat16.
-        bounds: ``S + 1`` increasing column indices from 0 to ``P`` that split the columns into
-            segments, such as ``FlatLayout.bounds``; one segment by default.
+        g: `(T, P)` packed gradients; float64, float32, float16 or bfloat16.
+        bounds: `S + 1` increasing column indices from 0 to `P` that split the columns into
+            segments, such as `FlatLayout.bounds`; one segment by default.
 
     Returns:
-        ``(S, T, T)``, symmetric; float64 for float64, else float32 (accumulated in double).
+        `(S, T, T)`, symmetric; float64 for float64, else float32 (accumulated in double).
 
     Raises:
-        RuntimeError: if ``g`` is not a floating-point matrix or the bounds do not fit it.
+        RuntimeError: if `g` is not a floating-point matrix or the bounds do not fit it.
     """
     segments = segment_bounds(g, bounds)
     if needs_autograd(g):
@@ -40,7 +40,7 @@ def gram(g: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
 
 
 def pair_cosines(gram: Tensor) -> Tensor:
-    """Cosines of all pairs, ``(..., T, T)``, from Gram matrices ``(..., T, T)``.
+    """Cosines of all pairs, `(..., T, T)`, from Gram matrices `(..., T, T)`.
 
     The cosine with a zero gradient is 0.
     """
@@ -52,10 +52,10 @@ def pair_cosines(gram: Tensor) -> Tensor:
 
 
 def pair_distances(gram: Tensor) -> Tensor:
-    """Squared L2 distances of all pairs, ``(..., T, T)``, from Gram matrices ``(..., T, T)``.
+    """Squared L2 distances of all pairs, `(..., T, T)`, from Gram matrices `(..., T, T)`.
 
-    ``|a|^2 + |b|^2 - 2<a, b>`` cancels when two gradients are nearly equal: expect an absolute
-    error of about ``|a|^2`` times the machine epsilon of the dtype.
+    `|a|^2 + |b|^2 - 2<a, b>` cancels when two gradients are nearly equal: expect an absolute
+    error of about `|a|^2` times the machine epsilon of the dtype.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     return (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * gram).clamp_min(0)

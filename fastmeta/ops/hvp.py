@@ -15,31 +15,32 @@ from fastmeta.reference import accumulation_dtype
 
 
 def hvp_radius(v: Tensor, radius: float | Tensor = 0.01) -> Tensor:
-    """The step size ``radius / |v|`` per task, computed on the device; 0 where ``v`` is 0.
+    """The step size `radius / |v|` per task, computed on the device; 0 where `v` is 0.
 
     Args:
-        v: ``(T, P)``.
-        radius: L2 distance of the perturbed points from ``theta``.
+        v: `(T, P)`.
+        radius: L2 distance of the perturbed points from `theta`.
 
     Returns:
-        ``(T,)`` in the accumulation dtype.
+        `(T,)` in the accumulation dtype.
     """
     norms = torch.linalg.vector_norm(v, dim=1, dtype=accumulation_dtype(v.dtype))
     return torch.where(norms > 0, radius / torch.where(norms > 0, norms, 1), 0)
 
 
 def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """``(theta + eps_t v, theta - eps_t v)``, in one pass.
+    """`(theta + eps_t v, theta - eps_t v)`, in one pass.
 
     Differentiable.
 
     Args:
-        theta: ``(T, P)`` parameters; float64, float32, float16 or bfloat16.
-        v: ``(T, P)`` directions.
-        eps: ``(T,)`` step sizes in the accumulation dtype, see :func:`hvp_radius`.
+        theta: `(T, P)` parameters; float64, float32, float16 or bfloat16.
+        v: `(T, P)` directions.
+        eps: `(T,)` step sizes in the accumulation dtype, see
+            [`hvp_radius`][fastmeta.ops.hvp_radius].
 
     Returns:
-        Two new ``(T, P)`` tensors.
+        Two new `(T, P)` tensors.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
@@ -54,20 +55,20 @@ def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 def hvp_difference(
     v: Tensor, g_plus: Tensor, g_minus: Tensor, eps: Tensor, alpha: Tensor
 ) -> Tensor:
-    """``v - alpha (g_plus - g_minus) / (2 eps_t)``: one HVP recursion step by central differences.
+    """`v - alpha (g_plus - g_minus) / (2 eps_t)`: one HVP recursion step by central differences.
 
-    Fallah et al. 2019 (HF-MAML), with ``g_plus`` and ``g_minus`` the gradients at the points of
-    :func:`hvp_perturb`. Differentiable.
+    Fallah et al. 2019 (HF-MAML), with `g_plus` and `g_minus` the gradients at the points of
+    [`hvp_perturb`][fastmeta.ops.hvp_perturb]. Differentiable.
 
     Args:
-        v: ``(T, P)``; float64, float32, float16 or bfloat16.
-        g_plus: ``(T, P)``.
-        g_minus: ``(T, P)``.
-        eps: ``(T,)`` step sizes; where it is 0, ``v`` is returned unchanged.
-        alpha: the inner learning rate, one value or ``(P,)``, in the accumulation dtype.
+        v: `(T, P)`; float64, float32, float16 or bfloat16.
+        g_plus: `(T, P)`.
+        g_minus: `(T, P)`.
+        eps: `(T,)` step sizes; where it is 0, `v` is returned unchanged.
+        alpha: the inner learning rate, one value or `(P,)`, in the accumulation dtype.
 
     Returns:
-        A new ``(T, P)`` tensor.
+        A new `(T, P)` tensor.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
@@ -118,7 +119,7 @@ class _PerturbEager(_Perturb):
 
 
 def _inverse_width(eps: Tensor) -> Tensor:
-    """``1 / (2 eps)`` as a column, 0 where ``eps`` is 0."""
+    """`1 / (2 eps)` as a column, 0 where `eps` is 0."""
     zero = eps == 0
     return torch.where(zero, 0, 0.5 / torch.where(zero, 1, eps))[:, None]
 

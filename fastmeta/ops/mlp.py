@@ -21,14 +21,14 @@ _LOSS_IDS = {name: k for k, name in enumerate(LOSSES)}
 
 
 class MlpStep(NamedTuple):
-    """The results of :func:`mlp_step`, in the parameters' dtype.
+    """The results of [`mlp_step`][fastmeta.ops.mlp_step], in the parameters' dtype.
 
     Attributes:
-        meta_gradients: ``(T, P)``, the meta-gradient of each task, in the order of the parameters.
-        inner_gradients: ``(T, P)``, the mean gradient over the inner steps, with ``record_inner``.
-        support_loss: ``(T,)``, before the first inner step; the query loss if there is none.
-        query_loss: ``(T,)``, at the fast weights.
-        query_output: ``(T, n_query, out)``, at the fast weights.
+        meta_gradients: `(T, P)`, the meta-gradient of each task, in the order of the parameters.
+        inner_gradients: `(T, P)`, the mean gradient over the inner steps, with `record_inner`.
+        support_loss: `(T,)`, before the first inner step; the query loss if there is none.
+        query_loss: `(T,)`, at the fast weights.
+        query_output: `(T, n_query, out)`, at the fast weights.
     """
 
     meta_gradients: Tensor
@@ -54,25 +54,25 @@ def mlp_step(
 ) -> MlpStep:
     """Inner SGD from shared initial parameters on every task, and the tasks' meta-gradients.
 
-    Forward, backward, ``steps`` inner steps, the query gradient ``v`` and, if ``exact``, the
-    recursion ``v <- v - lr H_k v`` of the exact meta-gradient (Finn et al. 2017, eq. 1), with
+    Forward, backward, `steps` inner steps, the query gradient `v` and, if `exact`, the
+    recursion `v <- v - lr H_k v` of the exact meta-gradient (Finn et al. 2017, eq. 1), with
     Hessian-vector products by the R-operator (Pearlmutter 1994). Not differentiable: it is itself
     the gradient. Tasks run in parallel over threads, or over the blocks of one CUDA launch; the
-    result does not depend on their number. If ``exact``, each keeps the activations of all inner
-    steps. On CUDA the limits ``MAX_LAYERS`` and ``MAX_PRODUCTS`` of this module apply.
+    result does not depend on their number. If `exact`, each keeps the activations of all inner
+    steps. On CUDA the limits `MAX_LAYERS` and `MAX_PRODUCTS` of this module apply.
 
     Args:
-        params: weight ``(out, in)`` of every linear layer, each followed by its bias ``(out,)`` if
+        params: weight `(out, in)` of every linear layer, each followed by its bias `(out,)` if
             it has one; contiguous, float64 or float32.
-        support_x: ``(T, n_support, in)``, of the parameters' dtype.
-        support_y: ``(T, n_support, out)`` of the same dtype, or ``(T, n_support)`` int64 class
-            indices for ``"cross_entropy"``, where -100 is ignored. On CUDA, where a check
+        support_x: `(T, n_support, in)`, of the parameters' dtype.
+        support_y: `(T, n_support, out)` of the same dtype, or `(T, n_support)` int64 class
+            indices for `"cross_entropy"`, where -100 is ignored. On CUDA, where a check
             would need a synchronization, an index out of range makes its task's results NaN.
-        query_x: ``(T, n_query, in)``.
-        query_y: as ``support_y``.
-        activations: one between consecutive layers: ``"relu"``, ``"tanh"``, ``"elu"``, ``"silu"``,
-            ``"sigmoid"`` or ``"gelu"``, with torch's default options.
-        loss: ``"mse"`` or ``"cross_entropy"``, both with mean reduction.
+        query_x: `(T, n_query, in)`.
+        query_y: as `support_y`.
+        activations: one between consecutive layers: `"relu"`, `"tanh"`, `"elu"`, `"silu"`,
+            `"sigmoid"` or `"gelu"`, with torch's default options.
+        loss: `"mse"` or `"cross_entropy"`, both with mean reduction.
         lr: the inner learning rate.
         steps: inner steps, 0 or more.
         exact: whether to include the second derivatives; without them the meta-gradients are the
@@ -82,7 +82,7 @@ def mlp_step(
     Raises:
         ValueError: if an activation or the loss is unknown.
         RuntimeError: if shapes, dtypes, devices or class indices do not match, the network exceeds
-            the limits on CUDA, or a ``torch.func`` transform is active.
+            the limits on CUDA, or a `torch.func` transform is active.
     """
     activation_ids = [_id(_ACTIVATION_IDS, name, "activation") for name in activations]
     loss_id = _id(_LOSS_IDS, loss, "loss")

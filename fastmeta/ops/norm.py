@@ -16,11 +16,11 @@ from fastmeta.ops._function import apply, batch_first, needs_autograd, split_bat
 def batch_norm_relu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, pool: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``relu(batch_norm(x))`` with batch statistics (Ioffe & Szegedy 2015, algorithm 1).
+    """`relu(batch_norm(x))` with batch statistics (Ioffe & Szegedy 2015, algorithm 1).
 
-    Several tasks run in one call: with ``weight`` and ``bias`` of shape ``(G, C)``, ``x`` holds the
-    images of ``G`` groups of equal size, one group after the other, and every group has its own
-    statistics. ``vmap`` makes one such call.
+    Several tasks run in one call: with `weight` and `bias` of shape `(G, C)`, `x` holds the
+    images of `G` groups of equal size, one group after the other, and every group has its own
+    statistics. `vmap` makes one such call.
 
     Forward, backward, double backward and forward mode are kernels of two passes each; third
     derivatives are PyTorch's. Sums are accumulated in double. The output is in channels-last
@@ -28,15 +28,15 @@ def batch_norm_relu(
     threads.
 
     Args:
-        x: ``(N, C, H, W)`` or ``(G * N, C, H, W)``, not empty; float32 or float64.
-        weight: ``(C,)`` or ``(G, C)``, dtype of ``x``.
-        bias: shape and dtype of ``weight``.
+        x: `(N, C, H, W)` or `(G * N, C, H, W)`, not empty; float32 or float64.
+        weight: `(C,)` or `(G, C)`, dtype of `x`.
+        bias: shape and dtype of `weight`.
         eps: added to the variance.
         pool: whether 2x2 max-pooling with stride 2 follows (odd edges are dropped).
 
     Returns:
-        ``z``, shape of ``x`` or pooled ``(..., H // 2, W // 2)``; the batch mean and the biased
-        variance, each of the shape of ``weight``, for running statistics: no gradient flows through
+        `z`, shape of `x` or pooled `(..., H // 2, W // 2)`; the batch mean and the biased
+        variance, each of the shape of `weight`, for running statistics: no gradient flows through
         them.
 
     Raises:
@@ -52,7 +52,7 @@ def batch_norm_relu(
 
 
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x, weight, bias``, from ``dz, x, weight, bias, mean, var, eps, pool``."""
+    """Gradients of `x, weight, bias`, from `dz, x, weight, bias, mean, var, eps, pool`."""
     if needs_autograd(*args[:6]):
         dx, d_weight, d_bias = apply(_Backward, _BackwardEager, *args)
     else:
@@ -61,10 +61,10 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """JVPs along ``(u, p, q)`` of the output and of the gradients of ``x`` and ``weight``.
+    """JVPs along `(u, p, q)` of the output and of the gradients of `x` and `weight`.
 
-    Takes ``dz, u, p, q, x, weight, bias, mean, var, eps, pool``; see
-    ``csrc/include/fastmeta/norm.h``.
+    Takes `dz, u, p, q, x, weight, bias, mean, var, eps, pool`; see
+    `csrc/include/fastmeta/norm.h`.
     """
     if needs_autograd(*args[:9]):
         d_dz, dx, d_weight = apply(_Second, _SecondEager, *args)
@@ -74,7 +74,7 @@ def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tangent(*args: Any) -> Tensor:
-    """JVP of the output, from ``u, p, q, x, weight, bias, mean, var, eps, pool``."""
+    """JVP of the output, from `u, p, q, x, weight, bias, mean, var, eps, pool`."""
     if needs_autograd(*args[:8]):
         z: Tensor = apply(_Tangent, _TangentEager, *args)
     else:
@@ -85,7 +85,7 @@ def _tangent(*args: Any) -> Tensor:
 def _grouped_vmap(
     function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """A ``vmap`` rule: one call, with one group (or ``G`` groups) per batch element."""
+    """A `vmap` rule: one call, with one group (or `G` groups) per batch element."""
     *tensors, eps, pool = args
     size = info.batch_size
     batched = [batch_first(t, dim, size) for t, dim in zip(tensors, in_dims, strict=False)]
@@ -101,7 +101,7 @@ def _grouped_vmap(
 
 
 def _merge_groups(t: Tensor) -> Tensor:
-    """``(B, N, C, H, W)`` as ``(B * N, C, H, W)``, and ``(B[, G], C)`` as ``(B [* G], C)``."""
+    """`(B, N, C, H, W)` as `(B * N, C, H, W)`, and `(B[, G], C)` as `(B [* G], C)`."""
     if t.dim() < 5:
         return t.flatten(0, -2)
     return t.movedim(2, -1).flatten(0, 1).movedim(-1, 1)  # channels-last if it must copy

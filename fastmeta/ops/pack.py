@@ -1,4 +1,4 @@
-"""Packing of per-task gradients into one ``(T, P)`` buffer, and unpacking."""
+"""Packing of per-task gradients into one `(T, P)` buffer, and unpacking."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from fastmeta.ops._function import (
 
 
 def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
-    """Copies the tensors of ``rows`` tasks into the rows of one buffer, in one launch.
+    """Copies the tensors of `rows` tasks into the rows of one buffer, in one launch.
 
     Differentiable. To have backward write gradients into a packed buffer directly, see
-    :meth:`fastmeta.FlatLayout.attach_grads`.
+    [`fastmeta.FlatLayout.attach_grads`][].
 
     Args:
-        tensors: ``rows * L`` tensors, task after task; the ``l``-th tensors of all tasks have the
+        tensors: `rows * L` tensors, task after task; the `l`-th tensors of all tasks have the
             same size. One dtype (float64, float32, float16 or bfloat16), one device, any strides.
-        rows: number of tasks ``T``.
+        rows: number of tasks `T`.
 
     Returns:
-        A new ``(T, P)`` tensor; ``P`` is the number of elements per task.
+        A new `(T, P)` tensor; `P` is the number of elements per task.
 
     Raises:
-        RuntimeError: if the tensors do not form ``rows`` rows of equal size, or differ in dtype or
+        RuntimeError: if the tensors do not form `rows` rows of equal size, or differ in dtype or
             device.
     """
     tensors = list(tensors)
@@ -48,7 +48,7 @@ def pack(tensors: Sequence[Tensor], rows: int = 1) -> Tensor:
 
 
 def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """:func:`pack` into the rows of an existing ``(T, P)`` buffer; not differentiable.
+    """[`pack`][fastmeta.ops.pack] into the rows of an existing `(T, P)` buffer; not differentiable.
 
     A tensor may already be the view of the buffer that it is copied into.
 
@@ -62,13 +62,13 @@ def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    """Copies the rows of ``flat`` ``(T, P)`` into ``T * L`` tensors in one launch; inverts pack.
+    """Copies the rows of `flat` `(T, P)` into `T * L` tensors in one launch; inverts pack.
 
-    Not differentiable; views of ``flat`` (:meth:`fastmeta.FlatLayout.views`) are.
+    Not differentiable; views of `flat` ([`fastmeta.FlatLayout.views`][]) are.
 
     Raises:
         RuntimeError: if a target is not contiguous, sizes, dtypes or devices do not match, or a
-            target shares memory with another target or with a part of ``flat`` other than its own.
+            target shares memory with another target or with a part of `flat` other than its own.
     """
     targets = list(tensors)
     with torch.no_grad():

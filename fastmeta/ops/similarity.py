@@ -16,21 +16,21 @@ from fastmeta.reference import accumulation_dtype
 
 
 def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int] | None = None) -> Tensor:
-    """Inner products and squared norms of the ``i``-th gradients of two buffers, in one pass.
+    """Inner products and squared norms of the `i`-th gradients of two buffers, in one pass.
 
     Compares, for example, the support with the query gradient of each task.
 
     Differentiable and deterministic.
 
     Args:
-        a: ``(T, P)`` packed gradients; float64, float32, float16 or bfloat16.
+        a: `(T, P)` packed gradients; float64, float32, float16 or bfloat16.
         b: the same shape, dtype and device.
-        bounds: ``S + 1`` increasing column indices from 0 to ``P``, the bounds of ``S`` segments
+        bounds: `S + 1` increasing column indices from 0 to `P`, the bounds of `S` segments
             ("layers"); one segment by default.
 
     Returns:
-        ``(T, S, 3)``: ``<a_i, b_i>``, ``|a_i|^2`` and ``|b_i|^2`` over each segment; float64 for
-        float64, else float32 (accumulated in double). Sum over ``S`` for the full vectors.
+        `(T, S, 3)`: `<a_i, b_i>`, `|a_i|^2` and `|b_i|^2` over each segment; float64 for
+        float64, else float32 (accumulated in double). Sum over `S` for the full vectors.
 
     Raises:
         RuntimeError: if shapes, dtypes, devices or bounds do not match.
@@ -47,16 +47,16 @@ def mean_similarity(g: Tensor) -> Tensor:
     """Inner product of each task gradient with their sum, and its squared norm, in one pass.
 
     Gradient Agreement and the GSL task weights need no more of the Gram matrix than this, which
-    costs ``O(TP)`` instead of ``O(T^2 P)``. Differentiable and deterministic.
+    costs `O(TP)` instead of `O(T^2 P)`. Differentiable and deterministic.
 
     Args:
-        g: ``(T, P)`` packed gradients; float64, float32, float16 or bfloat16.
+        g: `(T, P)` packed gradients; float64, float32, float16 or bfloat16.
 
     Returns:
-        ``(T, 2)``: ``<g_i, sum_j g_j>`` and ``|g_i|^2``; float64 for float64, else float32.
+        `(T, 2)`: `<g_i, sum_j g_j>` and `|g_i|^2`; float64 for float64, else float32.
 
     Raises:
-        RuntimeError: if ``g`` is not a floating-point matrix.
+        RuntimeError: if `g` is not a floating-point matrix.
     """
     if needs_autograd(g):
         result: Tensor = apply(_MeanSimilarity, _MeanSimilarityEager, g)
@@ -66,7 +66,7 @@ def mean_similarity(g: Tensor) -> Tensor:
 
 
 def _columns(per_segment: Tensor, bounds: tuple[int, ...]) -> Tensor:
-    """Per-segment values ``(T, S)`` expanded to columns, ``(T, P)`` (or ``(T, 1)`` if S = 1)."""
+    """Per-segment values `(T, S)` expanded to columns, `(T, P)` (or `(T, 1)` if S = 1)."""
     if len(bounds) == 2:
         return per_segment
     sizes = [end - begin for begin, end in pairwise(bounds)]

@@ -26,25 +26,25 @@ def inner_step(
     alpha: float | Tensor | Sequence[Tensor],
     frozen: Sequence[bool] | None = None,
 ) -> tuple[Tensor, ...]:
-    """``theta - alpha * grad`` for a list of parameters in one launch.
+    """`theta - alpha * grad` for a list of parameters in one launch.
 
-    Differentiable in ``theta``, ``grad`` and ``alpha``. With ``theta = v`` and ``grad = H v`` it is
-    the recursion step ``v - alpha H v`` of the exact meta-gradient.
+    Differentiable in `theta`, `grad` and `alpha`. With `theta = v` and `grad = H v` it is
+    the recursion step `v - alpha H v` of the exact meta-gradient.
 
     Args:
-        theta: ``L`` tensors of one dtype (float64, float32, float16, bfloat16) and one device, with
+        theta: `L` tensors of one dtype (float64, float32, float16, bfloat16) and one device, with
             or without a leading task dimension.
-        grad: ``L`` tensors of the same shapes; ``None`` leaves the parameter unchanged.
-        alpha: the inner learning rate: a number, a tensor with one element, a tensor ``(L,)`` of
-            per-layer rates, or ``L`` tensors, each with one element or of its parameter's shape.
+        grad: `L` tensors of the same shapes; `None` leaves the parameter unchanged.
+        alpha: the inner learning rate: a number, a tensor with one element, a tensor `(L,)` of
+            per-layer rates, or `L` tensors, each with one element or of its parameter's shape.
         frozen: one flag per parameter: whether to return an unchanged copy.
 
     Returns:
-        ``L`` contiguous tensors, new except for parameters without a gradient.
+        `L` contiguous tensors, new except for parameters without a gradient.
 
     Raises:
         RuntimeError: if lengths, shapes, dtypes or devices do not match.
-        ValueError: if ``alpha`` has neither one value nor one per tensor.
+        ValueError: if `alpha` has neither one value nor one per tensor.
     """
     theta, grads, rates, flags = _arguments(theta, grad, alpha, frozen)
     with_grad = [i for i, g in enumerate(grad) if g is not None]
@@ -66,7 +66,7 @@ def inner_step_(
     alpha: float | Tensor | Sequence[Tensor],
     frozen: Sequence[bool] | None = None,
 ) -> None:
-    """:func:`inner_step` in place on contiguous tensors; not differentiable.
+    """[`inner_step`][fastmeta.ops.inner_step] in place on contiguous tensors; not differentiable.
 
     Raises:
         RuntimeError: if lengths, shapes, dtypes or devices do not match, a tensor is not contiguous

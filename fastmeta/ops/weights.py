@@ -29,30 +29,31 @@ def gsl_coefficients(
 ) -> Tensor:
     """The closed-form GSL update as coefficients of the query and support gradients.
 
-    With ``u`` the query and ``v`` the support gradient of a task, the gradient of
-    ``GSL = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`` with respect to ``u`` is ``d = p u + q v``;
-    the task's meta-gradient ``m = weight (u - rate * scale * d)`` is a linear combination of ``u``
-    and ``v``, too.
+    With `u` the query and `v` the support gradient of a task, the gradient of
+    `GSL = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2` with respect to `u` is `d = p u + q v`;
+    the task's meta-gradient `m = weight (u - rate * scale * d)` is a linear combination of `u`
+    and `v`, too.
     Our reconstruction of "MAML via AHE update" (Tak & Hong 2024); differentiable.
 
     Args:
-        stats: ``(T, S, 3)`` from :func:`row_similarity` of ``u`` with ``v``; float32 or float64.
-        weight: ``(T,)``, the weight of each task in the meta-gradient.
-        rate: one value, the AHE rate ``eta`` times the schedule's factor.
+        stats: `(T, S, 3)` from [`row_similarity`][fastmeta.ops.row_similarity] of `u` with `v`;
+            float32 or float64.
+        weight: `(T,)`, the weight of each task in the meta-gradient.
+        rate: one value, the AHE rate `eta` times the schedule's factor.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
-        magnitude: scaling of the correction ``d``: ``"none"`` leaves it unscaled, ``"norm-match"``
-            rescales it to the norm of ``u``, ``"ratio"`` to ``ratio`` times that norm, ``"clip"``
-            clips it to at most ``ratio`` times that norm.
-        ratio: see ``magnitude``.
+        magnitude: scaling of the correction `d`: `"none"` leaves it unscaled, `"norm-match"`
+            rescales it to the norm of `u`, `"ratio"` to `ratio` times that norm, `"clip"`
+            clips it to at most `ratio` times that norm.
+        ratio: see `magnitude`.
 
     Returns:
-        ``(T, S, 2)``, to be passed to :func:`combine` with the buffers ``u`` and ``v``. There is no
-        cosine term for a task whose ``u`` or ``v`` is zero.
+        `(T, S, 2)`, to be passed to [`combine`][fastmeta.ops.combine] with the buffers `u` and `v`.
+        There is no cosine term for a task whose `u` or `v` is zero.
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
-        ValueError: if ``magnitude`` is unknown.
+        ValueError: if `magnitude` is unknown.
     """
     rules = get_args(Magnitude)
     if magnitude not in rules:
@@ -65,18 +66,18 @@ def gsl_coefficients(
 
 
 def agreement_weights(stats: Tensor, finite: Tensor | None = None) -> Tensor:
-    """Gradient Agreement task weights, ``w = G 1 / |G 1|_1`` (Eshratifar et al. 2018, section 2).
+    """Gradient Agreement task weights, `w = G 1 / |G 1|_1` (Eshratifar et al. 2018, section 2).
 
     Weights may be negative; their absolute values sum to one. If every task gradient is orthogonal
-    to their sum (so that the formula gives 0/0) the weights are ``1/T``. Differentiable.
+    to their sum (so that the formula gives 0/0) the weights are `1/T`. Differentiable.
 
     Args:
-        stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
-        finite: ``(T,)``, bool: which tasks have finite gradients, all by default. The gradients of
+        stats: `(T, 2)` from [`mean_similarity`][fastmeta.ops.mean_similarity]; float32 or float64.
+        finite: `(T,)`, bool: which tasks have finite gradients, all by default. The gradients of
             the others are expected to be zero; so are their weights.
 
     Returns:
-        ``(T,)``, dtype of ``stats``.
+        `(T,)`, dtype of `stats`.
     """
     return _task_weights(stats, 0, 1.0, 0.0, 1.0, finite)
 
@@ -93,19 +94,19 @@ def gsl_task_weights(
     """Task weights from the GSL between each task gradient and the mean (reconstruction R3).
 
     Args:
-        stats: ``(T, 2)`` from :func:`mean_similarity`; float32 or float64.
-        finite: see :func:`agreement_weights`.
-        rule: ``"softmax"``: ``softmax(-GSL / tau)``; ``"linear"``: ``1 - GSL`` divided by the sum
+        stats: `(T, 2)` from [`mean_similarity`][fastmeta.ops.mean_similarity]; float32 or float64.
+        finite: see [`agreement_weights`][fastmeta.ops.agreement_weights].
+        rule: `"softmax"`: `softmax(-GSL / tau)`; `"linear"`: `1 - GSL` divided by the sum
             of the absolute values.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
         tau: temperature of the softmax.
 
     Returns:
-        ``(T,)``, dtype of ``stats``; absolute values sum to one. Differentiable.
+        `(T,)`, dtype of `stats`; absolute values sum to one. Differentiable.
 
     Raises:
-        ValueError: if ``tau`` is not positive or ``rule`` is unknown.
+        ValueError: if `tau` is not positive or `rule` is unknown.
     """
     if not tau > 0:
         raise ValueError(f"tau must be positive, got {tau}.")

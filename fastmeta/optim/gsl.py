@@ -21,7 +21,7 @@ class GSLOptimizer(TaskOptimizer):
     """Any torch optimizer, applied to GSL meta-gradients instead of plain FOMAML ones.
 
     Our reconstruction of "MAML via AHE update" (Tak & Hong 2024), the gradient similarity loss. In
-    a FOMAML loop, build this in place of the outer optimizer and mark each task::
+    a FOMAML loop, build this in place of the outer optimizer and mark each task:
 
         opt = fastmeta.GSLOptimizer(model.parameters(), base=torch.optim.Adam, lr=1e-3)
         for tasks in loader:
@@ -32,26 +32,26 @@ class GSLOptimizer(TaskOptimizer):
                     query_loss.backward()
             opt.step()
 
-    With ``eta=0`` this is the plain loop, bit for bit. It is a preset of :class:`TaskOptimizer`,
-    which documents the loop.
+    With `eta=0` this is the plain loop, bit for bit. It is a preset of
+    [`TaskOptimizer`][fastmeta.TaskOptimizer], which documents the loop.
 
     Args:
         params: parameters or parameter groups.
         base: class (or factory) of the optimizer that applies the meta-gradient.
-        lr: learning rate of ``base``.
-        variant: ``"off"`` (R0), ``"correction"`` (R1), ``"layer-weights"`` (R2),
-            ``"element-weights"`` (R2p) or ``"task-weights"`` (R3), or the short name; see
-            :func:`fastmeta.metagrad.gsl_variant`, which names the class of each, and
-            :class:`fastmeta.aggregation.GslWeights`. The options below have that class's defaults.
+        lr: learning rate of `base`.
+        variant: `"off"` (R0), `"correction"` (R1), `"layer-weights"` (R2),
+            `"element-weights"` (R2p) or `"task-weights"` (R3), or the short name; see
+            [`fastmeta.metagrad.gsl_variant`][], which names the class of each, and
+            [`fastmeta.aggregation.GslWeights`][]. The options below have that class's defaults.
         eta: AHE rate; 0 is FOMAML.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
         magnitude: norm of the correction.
-        ratio: see ``magnitude``.
-        schedule: of ``eta`` over meta-steps.
-        scope: ``"vector"`` compares whole gradients, ``"layer"`` each parameter tensor by itself.
-        tau: temperature of the softmax of ``"task-weights"``.
-        **base_options: further options of ``base``.
+        ratio: see `magnitude`.
+        schedule: of `eta` over meta-steps.
+        scope: `"vector"` compares whole gradients, `"layer"` each parameter tensor by itself.
+        tau: temperature of the softmax of `"task-weights"`.
+        **base_options: further options of `base`.
 
     Raises:
         ValueError: if the variant is unknown or an option is out of range.

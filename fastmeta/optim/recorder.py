@@ -13,17 +13,17 @@ Grads = list["Tensor | None"]
 
 
 class TaskRecorder:
-    """One task, in the block of ``with opt.task() as task:``.
+    """One task, in the block of `with opt.task() as task:`.
 
-    In the block, ``backward()`` on the query loss leaves the task's query gradient in ``.grad``.
-    The support gradients are passed in one of three ways: :meth:`support`, :meth:`record` or
-    :meth:`adapted`. After the block ``.grad`` holds what a plain loop would have accumulated.
+    In the block, `backward()` on the query loss leaves the task's query gradient in `.grad`.
+    The support gradients are passed in one of three ways: `support`, `record` or
+    `adapted`. After the block `.grad` holds what a plain loop would have accumulated.
 
     Args:
         params: the meta-parameters.
         finish: called at the end of the block with query gradients, mean support gradients and
-            their scale, before ``.grad`` is restored.
-        scale: factor by which the query loss was multiplied, such as ``1 / T``.
+            their scale, before `.grad` is restored.
+        scale: factor by which the query loss was multiplied, such as `1 / T`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TaskRecorder:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Records the support gradients of a ``backward()`` on the meta-parameters themselves."""
+        """Records the support gradients of a `backward()` on the meta-parameters themselves."""
         before = self._take()
         try:
             yield
@@ -85,12 +85,12 @@ class TaskRecorder:
             self._restore(before)
 
     def adapted(self, fast: Sequence[Tensor], inner_lr: float, steps: int = 1) -> None:
-        """Computes the mean support gradient as the displacement ``(theta - fast) / (lr steps)``.
+        """Computes the mean support gradient as the displacement `(theta - fast) / (lr steps)`.
 
         Exact for inner SGD; for other inner optimizers it is a rescaled displacement.
 
         Raises:
-            ValueError: if shapes differ, or ``inner_lr * steps`` is not positive.
+            ValueError: if shapes differ, or `inner_lr * steps` is not positive.
         """
         if not inner_lr * steps > 0:
             raise ValueError(f"inner_lr * steps must be positive, got {inner_lr} * {steps}.")

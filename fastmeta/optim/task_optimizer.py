@@ -22,7 +22,7 @@ Loss = TypeVar("Loss")
 class TaskOptimizer(torch.optim.Optimizer):
     """Any torch optimizer, applied to a combination of task gradients in a user's own loop.
 
-    Build it in place of the outer optimizer of a MAML loop and mark each task::
+    Build it in place of the outer optimizer of a MAML loop and mark each task:
 
         opt = fastmeta.TaskOptimizer(
             model.parameters(), base=torch.optim.Adam, aggregation=GradientAgreement(), lr=1e-3
@@ -35,23 +35,23 @@ class TaskOptimizer(torch.optim.Optimizer):
                     (query_loss / len(tasks)).backward()
             opt.step()
 
-    ``metagrad`` corrects each task's gradient in ``.grad``, using its mean support gradient, and
-    ``aggregation`` decides the weights of their sum. With the defaults this is the plain loop, bit
-    for bit. Parameter groups, ``state_dict``, learning rate schedulers, closures, hooks and
-    ``GradScaler`` work as with ``base``. ``zero_grad()`` discards tasks marked since the last
-    step; a step without marked tasks is one of ``base``. Parameters of several dtypes or devices
+    `metagrad` corrects each task's gradient in `.grad`, using its mean support gradient, and
+    `aggregation` decides the weights of their sum. With the defaults this is the plain loop, bit
+    for bit. Parameter groups, `state_dict`, learning rate schedulers, closures, hooks and
+    `GradScaler` work as with `base`. `zero_grad()` discards tasks marked since the last
+    step; a step without marked tasks is one of `base`. Parameters of several dtypes or devices
     are packed in the widest dtype on the first device.
 
     Args:
         params: parameters or parameter groups.
         base: class (or factory) of the optimizer that applies the meta-gradient.
-        metagrad: corrects a first-order gradient, such as :class:`fastmeta.metagrad.GSL`; by
+        metagrad: corrects a first-order gradient, such as [`fastmeta.metagrad.GSL`][]; by
             default the gradient stays as the loop computed it (which may be the exact one).
         aggregation: the task weights; by default those of the loop.
-        **base_options: options of ``base``, such as ``lr``.
+        **base_options: options of `base`, such as `lr`.
 
     Raises:
-        ValueError: if ``metagrad`` has another gradient per task than FOMAML, which here is
+        ValueError: if `metagrad` has another gradient per task than FOMAML, which here is
             computed by the user's loop.
         TypeError: if a parameter is a DTensor or on the meta device.
     """
@@ -100,14 +100,14 @@ class TaskOptimizer(torch.optim.Optimizer):
     # --- marking tasks ---------------------------------------------------------------------------
 
     def task(self, scale: float = 1.0) -> TaskRecorder:
-        """Marks one task; see :class:`fastmeta.optim.TaskRecorder`.
+        """Marks one task; see [`fastmeta.optim.TaskRecorder`][].
 
         Args:
-            scale: factor by which the query loss is multiplied in the loop, such as ``1 / T``.
+            scale: factor by which the query loss is multiplied in the loop, such as `1 / T`.
                 Gradients are compared without it.
 
         Raises:
-            ValueError: if ``scale`` is not positive.
+            ValueError: if `scale` is not positive.
         """
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}.")
@@ -122,7 +122,7 @@ class TaskOptimizer(torch.optim.Optimizer):
 
     @property
     def _is_plain_loop(self) -> bool:
-        """Whether ``.grad`` as the loop accumulates it is the meta-gradient."""
+        """Whether `.grad` as the loop accumulates it is the meta-gradient."""
         return not self._needs_support and type(self.aggregation) is Mean
 
     def _record(self, query: Grads, support: Grads | None, scale: float) -> None:
@@ -152,13 +152,13 @@ class TaskOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def combine(self, grad_scale: Tensor | float = 1.0) -> None:
-        """Replaces ``.grad`` by the meta-gradient of the marked tasks.
+        """Replaces `.grad` by the meta-gradient of the marked tasks.
 
-        Called by :meth:`step`. Call it before to inspect or clip the gradient.
+        Called by `step`. Call it before to inspect or clip the gradient.
 
         Args:
-            grad_scale: the loss scale of ``GradScaler`` in the query gradients (support gradients
-                have none). ``.grad`` keeps it, so that ``scaler.unscale_(opt)`` may follow.
+            grad_scale: the loss scale of `GradScaler` in the query gradients (support gradients
+                have none). `.grad` keeps it, so that `scaler.unscale_(opt)` may follow.
 
         Raises:
             ValueError: if the aggregation weights the tasks and their scales differ.
@@ -217,14 +217,14 @@ class TaskOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
-        """Combines the marked tasks and lets ``base`` take its step.
+        """Combines the marked tasks and lets `base` take its step.
 
         Args:
-            closure: reevaluates the model (marking its tasks) and returns the loss. ``base`` is
+            closure: reevaluates the model (marking its tasks) and returns the loss. `base` is
                 given the gradients of this one evaluation.
 
         Returns:
-            The closure's loss, or ``None``.
+            The closure's loss, or `None`.
         """
         loss = None
         if closure is not None:
@@ -261,12 +261,12 @@ class TaskOptimizer(torch.optim.Optimizer):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """State of ``base`` (same layout) plus ``"metagrad"``: meta-steps taken and its state."""
+        """State of `base` (same layout) plus `"metagrad"`: meta-steps taken and its state."""
         return {**super().state_dict(), "metagrad": {"step": self.steps_taken, **self._state}}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; also accepts a state of ``base`` alone.
+        """Restores `state_dict`; also accepts a state of `base` alone.
 
         Raises:
             ValueError: if the state is of another meta-gradient or other parameters.

@@ -12,7 +12,7 @@ from fastmeta.reference.dtypes import accumulation_dtype
 
 
 def combine(buffers: Sequence[Tensor], coef: Tensor, bounds: Sequence[int]) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.combine`."""
+    """Reference implementation of [`fastmeta.ops.combine`][]."""
     acc = accumulation_dtype(buffers[0].dtype)
     parts = []
     for s, (begin, end) in enumerate(pairwise(bounds)):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.conv3x3`."""
+    """Reference implementation of [`fastmeta.ops.conv3x3`][]."""
     if weight.dim() == 4:
         return F.conv2d(x, weight, bias, stride, 1)
     groups = weight.shape[0]
@@ -18,7 +18,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tens
 
 
 def conv_input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tensor:
-    """The gradient of ``<dy, conv3x3(x, weight)>`` with respect to ``x`` ``(N, C, h, w)``."""
+    """The gradient of `<dy, conv3x3(x, weight)>` with respect to `x` `(N, C, h, w)`."""
     sizes = zip((h, w), dy.shape[2:], strict=True)
     output_padding = [size - (out - 1) * stride - 1 for size, out in sizes]
     if weight.dim() == 4:
@@ -30,7 +30,7 @@ def conv_input(dy: Tensor, weight: Tensor, h: int, w: int, stride: int) -> Tenso
 
 
 def conv_weight(x: Tensor, dy: Tensor, stride: int, groups: int | None) -> tuple[Tensor, Tensor]:
-    """The gradients with respect to ``weight`` and ``bias``, per group if there are groups."""
+    """The gradients with respect to `weight` and `bias`, per group if there are groups."""
     columns = F.unfold(x, 3, padding=1, stride=stride)
     product = dy.flatten(2) @ columns.mT
     shape = (dy.shape[1], x.shape[1], 3, 3)
@@ -43,7 +43,7 @@ def conv_weight(x: Tensor, dy: Tensor, stride: int, groups: int | None) -> tuple
 
 
 def _stack_channels(x: Tensor, groups: int) -> Tensor:
-    """``(G * N, C, H, W)`` as ``(N, G * C, H, W)``, the input of PyTorch's grouped convolutions."""
+    """`(G * N, C, H, W)` as `(N, G * C, H, W)`, the input of PyTorch's grouped convolutions."""
     by_group: Tensor = x.unflatten(0, (groups, -1))
     return by_group.transpose(0, 1).flatten(1, 2)
 

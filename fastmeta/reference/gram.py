@@ -12,7 +12,7 @@ from fastmeta.reference.dtypes import accumulation_dtype
 
 
 def gram(g: Tensor, bounds: Sequence[int]) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.gram`."""
+    """Reference implementation of [`fastmeta.ops.gram`][]."""
     g = g.to(accumulation_dtype(g.dtype))
     parts = [g[:, begin:end] for begin, end in pairwise(bounds)]
     return torch.stack([part @ part.mT for part in parts])

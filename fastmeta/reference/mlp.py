@@ -36,9 +36,9 @@ def mlp_step(
     steps: int,
     exact: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """Reference implementation of :func:`fastmeta.ops.mlp_step`.
+    """Reference implementation of [`fastmeta.ops.mlp_step`][].
 
-    Without inner steps, the mean inner gradients are ``None``.
+    Without inner steps, the mean inner gradients are `None`.
     """
     evaluate = partial(_loss, activations=activations, loss=LOSSES[loss])
     results = []

@@ -12,7 +12,7 @@ from torch import Tensor
 def batch_norm_relu(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Reference implementation of :func:`fastmeta.ops.batch_norm_relu`."""
+    """Reference implementation of [`fastmeta.ops.batch_norm_relu`][]."""
     images = x.unflatten(0, (*weight.shape[:-1], -1))  # (G, N, C, H, W), or x itself without groups
     channel = (..., None, slice(None), None, None)
     mean = images.mean((-4, -2, -1))
@@ -24,14 +24,14 @@ def batch_norm_relu(
 
 
 def _output(eps: float, pool: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The block's output ``z`` as a function of the differentiable inputs."""
+    """The block's output `z` as a function of the differentiable inputs."""
     return lambda x, weight, bias: batch_norm_relu(x, weight, bias, eps, pool)[0]
 
 
 def norm_backward(
     dz: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``<dz, z>`` with respect to ``x``, ``weight`` and ``bias`` (VJP)."""
+    """The gradients of `<dz, z>` with respect to `x`, `weight` and `bias` (VJP)."""
     vjp = torch.func.vjp(_output(eps, pool), x, weight, bias)[1]
     grads: tuple[Tensor, Tensor, Tensor] = vjp(dz)
     return grads
@@ -47,7 +47,7 @@ def norm_tangent(
     eps: float,
     pool: bool,
 ) -> Tensor:
-    """The directional derivative of ``z`` along ``(u, p, q)`` (JVP)."""
+    """The directional derivative of `z` along `(u, p, q)` (JVP)."""
     tangent: Tensor = torch.func.jvp(_output(eps, pool), (x, weight, bias), (u, p, q))[1]
     return tangent
 
@@ -63,7 +63,7 @@ def norm_second(
     eps: float,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """JVPs along ``(u, p, q)`` of ``z`` and of the gradients of ``x`` and ``weight``."""
+    """JVPs along `(u, p, q)` of `z` and of the gradients of `x` and `weight`."""
 
     def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = _output(eps, pool)(x, weight, bias)

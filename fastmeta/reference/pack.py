@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pack(tensors: Sequence[Tensor], rows: int) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.pack`."""
+    """Reference implementation of [`fastmeta.ops.pack`][]."""
     per_task = len(tensors) // rows
     return torch.stack(
         [
@@ -20,12 +20,12 @@ def pack(tensors: Sequence[Tensor], rows: int) -> Tensor:
 
 
 def pack_(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Reference implementation of :func:`fastmeta.ops.pack_`."""
+    """Reference implementation of [`fastmeta.ops.pack_`][]."""
     flat.copy_(pack(tensors, flat.shape[0]))
 
 
 def unpack_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    """Reference implementation of :func:`fastmeta.ops.unpack_`."""
+    """Reference implementation of [`fastmeta.ops.unpack_`][]."""
     per_task = len(tensors) // flat.shape[0]
     for i, row in enumerate(flat):
         targets = tensors[i * per_task : (i + 1) * per_task]

@@ -12,7 +12,7 @@ from fastmeta.reference.dtypes import accumulation_dtype
 
 
 def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int]) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.row_similarity`."""
+    """Reference implementation of [`fastmeta.ops.row_similarity`][]."""
     acc = accumulation_dtype(a.dtype)
     a, b = a.to(acc), b.to(acc)
     products = torch.stack([a * b, a * a, b * b], dim=-1)
@@ -20,6 +20,6 @@ def row_similarity(a: Tensor, b: Tensor, bounds: Sequence[int]) -> Tensor:
 
 
 def mean_similarity(g: Tensor) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.mean_similarity`."""
+    """Reference implementation of [`fastmeta.ops.mean_similarity`][]."""
     g = g.to(accumulation_dtype(g.dtype))
     return torch.stack([g @ g.sum(0), (g * g).sum(1)], dim=1)

@@ -13,9 +13,9 @@ from fastmeta.reference.dtypes import accumulation_dtype
 def inner_step(
     theta: Sequence[Tensor], grad: Sequence[Tensor], alpha: Sequence[Tensor], frozen: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """Reference implementation of :func:`fastmeta.ops.inner_step`.
+    """Reference implementation of [`fastmeta.ops.inner_step`][].
 
-    ``alpha`` and ``frozen`` have one entry per tensor.
+    `alpha` and `frozen` have one entry per tensor.
     """
     acc = accumulation_dtype(theta[0].dtype)
     return tuple(
@@ -25,7 +25,7 @@ def inner_step(
 
 
 def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Reference implementation of :func:`fastmeta.ops.hvp_perturb`."""
+    """Reference implementation of [`fastmeta.ops.hvp_perturb`][]."""
     shift = eps[:, None] * v.to(eps.dtype)
     return (theta + shift).to(theta.dtype), (theta - shift).to(theta.dtype)
 
@@ -33,7 +33,7 @@ def hvp_perturb(theta: Tensor, v: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 def hvp_difference(
     v: Tensor, g_plus: Tensor, g_minus: Tensor, eps: Tensor, alpha: Tensor
 ) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.hvp_difference`."""
+    """Reference implementation of [`fastmeta.ops.hvp_difference`][]."""
     acc = eps.dtype
     zero = (eps == 0)[:, None]
     width = torch.where(zero, torch.ones_like(eps[:, None]), 2 * eps[:, None])

@@ -22,9 +22,9 @@ def gsl_coefficients(
     ratio: float,
     eps: float,
 ) -> Tensor:
-    """Reference implementation of :func:`fastmeta.ops.gsl_coefficients`.
+    """Reference implementation of [`fastmeta.ops.gsl_coefficients`][].
 
-    ``magnitude`` is the index of the rule.
+    `magnitude` is the index of the rule.
     """
     dot, uu, vv = stats.unbind(-1)
     u, v = _sqrt(uu), _sqrt(vv)
@@ -58,8 +58,8 @@ def task_weights(
 ) -> Tensor:
     """Reference implementation of the task weights.
 
-    Rule 0 is :func:`fastmeta.ops.agreement_weights`, rules 1 and 2 are ``"linear"`` and
-    ``"softmax"`` of :func:`fastmeta.ops.gsl_task_weights`.
+    Rule 0 is [`fastmeta.ops.agreement_weights`][], rules 1 and 2 are `"linear"` and
+    `"softmax"` of [`fastmeta.ops.gsl_task_weights`][].
     """
     dot, squares = stats.unbind(-1)
     included = torch.ones_like(dot) if finite is None else finite.to(dot)

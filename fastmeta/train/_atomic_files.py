@@ -47,7 +47,7 @@ def remove_temporary(folder: Path) -> None:
 
 @contextmanager
 def reporting_os_errors(path: Path) -> Iterator[None]:
-    """Turns errors of the operating system while writing ``path`` into :class:`StorageError`."""
+    """Turns errors of the operating system while writing `path` into `StorageError`."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def reporting_os_errors(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes ``content`` as JSON, atomically.
+    """Writes `content` as JSON, atomically.
 
     Raises:
         ValueError: if it holds a number that JSON does not have, such as NaN.

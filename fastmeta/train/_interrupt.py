@@ -10,7 +10,7 @@ from typing import Any
 
 
 class GracefulInterrupt:
-    """While active, the first SIGINT sets :attr:`requested`; a second one aborts at once.
+    """While active, the first SIGINT sets `requested`; a second one aborts at once.
 
     Only the main thread can receive signals: in other threads this does nothing.
 

@@ -34,7 +34,7 @@ class Reading(NamedTuple):
 
 
 class Meter:
-    """Accumulates loss, score and tasks of meta-steps; only :meth:`read` synchronizes the host.
+    """Accumulates loss, score and tasks of meta-steps; only `read` synchronizes the host.
 
     Args:
         metric: the score.
@@ -54,7 +54,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, batch: TaskBatch, result: StepResult, finite: Tensor | None) -> None:
-        """Counts one meta-step; ``finite``: :attr:`fastmeta.learners.NonFiniteGuard.finite`."""
+        """Counts one meta-step; `finite`: `fastmeta.learners.NonFiniteGuard.finite`."""
         scores = self._metric.per_task(result.query_output, batch.query_y)
         seen = torch.stack([result.query_loss.double(), scores.double()])
         skipped = seen.new_zeros(1, len(batch))
@@ -98,7 +98,7 @@ class Meter:
         return self._sharding.sum(self._sums.clone())
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str) -> None:
-        """Restores :meth:`state_dict`, with the sums on ``device``."""
+        """Restores `state_dict`, with the sums on `device`."""
         sums = state["sums"]
         if sums is not None:  # checkpoints of version 1 lack the third one, of skipped tasks
             sums = torch.tensor([*sums, 0.0][:3], dtype=torch.double, device=device)

@@ -75,7 +75,7 @@ def metric_of(config: TrainConfig) -> Metric:
 
 
 def find_device(name: str) -> torch.device:
-    """The device ``name``; ``auto`` is a GPU if torch finds one and the kernels are built for it.
+    """The device `name`; `auto` is a GPU if torch finds one and the kernels are built for it.
 
     Raises:
         ConfigError: if there is no such device, or no kernels for it.
@@ -110,7 +110,7 @@ def prepare(config: TrainConfig) -> torch.device:
 
 
 def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSource:
-    """The tasks of a split; those of ``val`` and ``test`` do not depend on seed or method.
+    """The tasks of a split; those of `val` and `test` do not depend on seed or method.
 
     Raises:
         ConfigError: if the data cannot be loaded, or has too few classes or examples.
@@ -148,9 +148,9 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
 
 
 def build_module(config: TrainConfig, source: TaskSource, device: torch.device) -> nn.Module:
-    """The freshly initialised network for the tasks of ``source``.
+    """The freshly initialised network for the tasks of `source`.
 
-    Its weights are a function of ``config.seed``; torch's generators are left as they were.
+    Its weights are a function of `config.seed`; torch's generators are left as they were.
 
     Raises:
         ConfigError: if the network does not fit the inputs.
@@ -162,7 +162,7 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
 
 
 def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any]:
-    """The arguments of the backbone's class that make it fit the tasks of ``source``.
+    """The arguments of the backbone's class that make it fit the tasks of `source`.
 
     Raises:
         ConfigError: if it does not fit the inputs.
@@ -182,9 +182,9 @@ def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any
 
 
 def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None:
-    """The freshly initialised co-learner for the network ``module``, if there is to be one.
+    """The freshly initialised co-learner for the network `module`, if there is to be one.
 
-    Its weights are a function of ``config.seed``; torch's generators are left as they were.
+    Its weights are a function of `config.seed`; torch's generators are left as they were.
 
     Raises:
         ConfigError: if the backbone has none.
@@ -203,7 +203,7 @@ def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None
 def build_learner(
     config: TrainConfig, module: nn.Module, sharding: Sharding | None = None
 ) -> MetaLearner:
-    """The learner ``config.method`` for ``module``, on one rank or one of several.
+    """The learner `config.method` for `module`, on one rank or one of several.
 
     Raises:
         ConfigError: if the method does not accept its options, or several ranks.
@@ -231,7 +231,7 @@ def build_learner(
 
 
 def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource) -> None:
-    """Checks that the engine of the configuration can run the tasks of ``source``.
+    """Checks that the engine of the configuration can run the tasks of `source`.
 
     Raises:
         ConfigError: if it cannot.

@@ -26,11 +26,11 @@ _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically: a file of ``torch.save`` and, at its end, its SHA-256.
+    """Writes a checkpoint atomically: a file of `torch.save` and, at its end, its SHA-256.
 
     Args:
         path: of the file.
-        content: tensors, numbers, strings, ``None``, and lists, tuples and dicts of these.
+        content: tensors, numbers, strings, `None`, and lists, tuples and dicts of these.
 
     Raises:
         StorageError: if it cannot be written; an existing file is unchanged.
@@ -43,7 +43,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Loads a checkpoint without running any code it may contain (``weights_only=True``).
+    """Loads a checkpoint without running any code it may contain (`weights_only=True`).
 
     Args:
         path: of the file.
@@ -103,16 +103,16 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the last ``keep`` numbered checkpoints."""
+    """Removes all but the last `keep` numbered checkpoints."""
     for path in checkpoints(folder)[:-keep]:
         path.unlink(missing_ok=True)
 
 
 def find_latest(path: Path) -> Path:
-    """The checkpoint to resume: ``path`` itself, or the newest of the run folder ``path``.
+    """The checkpoint to resume: `path` itself, or the newest of the run folder `path`.
 
     Raises:
-        CheckpointError: if there is none, or ``path`` is not the newest of its run (later steps
+        CheckpointError: if there is none, or `path` is not the newest of its run (later steps
             would be mixed with those of the resumed run).
     """
     folder = path if path.is_dir() else path.parent
@@ -141,11 +141,11 @@ def load_latest(path: Path) -> tuple[Path, dict[str, Any]]:
 
     Args:
         path: the newest checkpoint of a run, or the run's folder. In a folder, damaged checkpoints
-            are skipped with a warning and renamed to ``step-*.pt.damaged``. Nothing is lost: the
+            are skipped with a warning and renamed to `step-*.pt.damaged`. Nothing is lost: the
             steps that are repeated are the same steps.
 
     Raises:
-        CheckpointError: as :func:`find_latest` and :func:`load_checkpoint`.
+        CheckpointError: as `find_latest` and `load_checkpoint`.
     """
     newest = find_latest(path)
     if path == newest:
@@ -179,7 +179,7 @@ def _set_aside(damaged: Path, instead: Path) -> None:
 
 
 def find_best(path: Path) -> Path:
-    """The checkpoint to evaluate: ``path`` itself, or the best of the run folder ``path``.
+    """The checkpoint to evaluate: `path` itself, or the best of the run folder `path`.
 
     Raises:
         CheckpointError: if there is none.

@@ -17,7 +17,7 @@ from fastmeta.train.metrics import Metric
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """``module.eval()`` inside the context."""
+    """`module.eval()` inside the context."""
     training = module.training
     module.eval()
     try:
@@ -35,7 +35,7 @@ def task_scores(
     head: Head = "main",
     sharding: Sharding | None = None,
 ) -> Tensor:
-    """The scores ``(tasks,)`` of the first ``tasks`` tasks of a source.
+    """The scores `(tasks,)` of the first `tasks` tasks of a source.
 
     Args:
         learner: adapts its module to each support set; nothing of it changes.
@@ -43,7 +43,8 @@ def task_scores(
         tasks: how many, at least 2.
         metric: the score of a task's query outputs.
         steps: inner steps.
-        head: whose outputs are scored, see :meth:`fastmeta.MetaLearner.predict`.
+        head: whose outputs are scored, see
+            [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
         sharding: of the meta-batches over ranks; each rank returns the scores of all.
     """
     rank, size = (0, 1) if sharding is None else (sharding.rank, sharding.size)

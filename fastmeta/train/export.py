@@ -31,22 +31,22 @@ _OPTIONS = (
 def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) -> Path:
     """Writes the best initialisation of a run as safetensors.
 
-    The file holds the network's ``state_dict()``, without a co-learner that the run may have, and
-    learned inner learning rates as ``inner_lr.<parameter>``. Its metadata are strings, and JSON
-    for everything else: ``method``, ``adaptation`` and ``adaptation_options``, ``inner_lr``,
-    ``inner_steps`` and ``eval_inner_steps``;
-    ``backbone`` and the ``arguments`` of its class in ``fastmeta.models`` (but a graph);
-    ``dataset``, ``data_options``, ``ways``, ``shots`` and ``normalization``: mean and standard
-    deviation of pixels in [0, 1] that inputs were scaled with, or ``null``; ``step``, the
-    meta-steps taken, and ``fastmeta``, the version.
+    The file holds the network's `state_dict()`, without a co-learner that the run may have, and
+    learned inner learning rates as `inner_lr.<parameter>`. Its metadata are strings, and JSON
+    for everything else: `method`, `adaptation` and `adaptation_options`, `inner_lr`,
+    `inner_steps` and `eval_inner_steps`;
+    `backbone` and the `arguments` of its class in `fastmeta.models` (but a graph);
+    `dataset`, `data_options`, `ways`, `shots` and `normalization`: mean and standard
+    deviation of pixels in [0, 1] that inputs were scaled with, or `null`; `step`, the
+    meta-steps taken, and `fastmeta`, the version.
 
     Args:
         path: the folder of a finished run, or a checkpoint.
         out: the file; an existing one is replaced.
-        changes: options that differ from the run's, such as ``data_root``.
+        changes: options that differ from the run's, such as `data_root`.
 
     Returns:
-        ``out``.
+        `out`.
 
     Raises:
         CheckpointError: if the run has not finished, or there is no usable checkpoint.

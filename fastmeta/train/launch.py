@@ -32,7 +32,7 @@ _MAY_CHANGE = {
 
 
 def never() -> bool:
-    """The default of ``stop``: only Ctrl-C stops a run."""
+    """The default of `stop`: only Ctrl-C stops a run."""
     return False
 
 
@@ -44,7 +44,7 @@ def train(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, An
         stop: called after each meta-step; true saves the run and ends it.
 
     Returns:
-        The results, as in ``results.json``, or ``None`` if it was stopped by ``stop`` or Ctrl-C.
+        The results, as in `results.json`, or `None` if it was stopped by `stop` or Ctrl-C.
 
     Raises:
         ConfigError: if the folder already holds a run, or the data or device is not available.
@@ -67,11 +67,11 @@ def resume(
 
     Args:
         path: the run's folder, or its newest checkpoint.
-        changes: options that differ from the run's, such as a larger ``steps``.
-        stop: see :func:`train`.
+        changes: options that differ from the run's, such as a larger `steps`.
+        stop: see [`train`][fastmeta.train.train].
 
     Returns:
-        As :func:`train`.
+        As [`train`][fastmeta.train.train].
 
     Raises:
         CheckpointError: if there is no usable checkpoint.
@@ -92,19 +92,21 @@ def resume(
 
 
 def train_or_resume(config: TrainConfig, stop: Callable[[], bool] = never) -> dict[str, Any] | None:
-    """Continues the run in ``config.out`` if that has a checkpoint, else starts it.
+    """Continues the run in `config.out` if that has a checkpoint, else starts it.
 
     For jobs that are restarted by the same command until they are finished.
 
     Args:
-        config: the options; see :func:`resume` for which may differ from those of an existing run.
-        stop: see :func:`train`.
+        config: the options; see [`resume`][fastmeta.train.resume] for which may differ from those
+            of an existing run.
+        stop: see [`train`][fastmeta.train.train].
 
     Returns:
-        As :func:`train`.
+        As [`train`][fastmeta.train.train].
 
     Raises:
-        ConfigError: if ``config.out`` is not given; else as :func:`train` and :func:`resume`.
+        ConfigError: if `config.out` is not given; else as [`train`][fastmeta.train.train] and
+            [`resume`][fastmeta.train.resume].
     """
     if config.out is None:
         raise ConfigError("to continue a run, set out to its folder.")

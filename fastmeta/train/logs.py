@@ -21,11 +21,11 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the log; ``None`` is an empty cell.
+    """One row of the log; `None` is an empty cell.
 
     Attributes:
         step: meta-steps taken.
-        split: ``"train"``, a mean over the meta-steps since the last record, or ``"val"``.
+        split: `"train"`, a mean over the meta-steps since the last record, or `"val"`.
         score: accuracy or squared error on query sets, after adaptation.
         ci95: half the width of its 95 % interval.
         loss: on query sets, after adaptation.
@@ -63,9 +63,9 @@ class Log(ABC):
 
 
 class CsvLog(Log):
-    """``log.csv``, one row per record, flushed after each.
+    """`log.csv`, one row per record, flushed after each.
 
-    The file starts with the records of ``history``: a resumed run drops what was logged after its
+    The file starts with the records of `history`: a resumed run drops what was logged after its
     checkpoint, and an incomplete line left by a crash.
 
     Args:
@@ -97,7 +97,7 @@ class CsvLog(Log):
 
 
 class TensorBoardLog(Log):
-    """Scalars such as ``val/accuracy`` in the folder ``tensorboard``.
+    """Scalars such as `val/accuracy` in the folder `tensorboard`.
 
     Args:
         folder: of the run.
@@ -150,7 +150,7 @@ def open_logs(kind: str, folder: Path, metric: str, history: Sequence[Record]) -
     """The logs of a run.
 
     Args:
-        kind: ``"csv"``, ``"tensorboard"`` or ``"both"``.
+        kind: `"csv"`, `"tensorboard"` or `"both"`.
         folder: of the run.
         metric: name of the score.
         history: records of the run so far.

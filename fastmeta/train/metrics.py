@@ -18,7 +18,7 @@ class Estimate:
 
     Attributes:
         mean: over the tasks.
-        ci95: half the width of the 95 % interval, ``1.96 * std / sqrt(tasks)``.
+        ci95: half the width of the 95 % interval, `1.96 * std / sqrt(tasks)`.
         tasks: number of tasks.
     """
 
@@ -28,7 +28,7 @@ class Estimate:
 
 
 def estimate(scores: Tensor) -> Estimate:
-    """Mean and 95 % interval of per-task scores ``(tasks,)``, at least two; one host sync."""
+    """Mean and 95 % interval of per-task scores `(tasks,)`, at least two; one host sync."""
     values = scores.double().cpu()
     tasks = len(values)
     return Estimate(
@@ -41,8 +41,8 @@ class Metric:
     """A score of query outputs.
 
     Attributes:
-        name: ``"accuracy"`` or ``"mse"``.
-        per_task: from outputs and targets, whose shapes begin with ``(T, n_query)``, to ``(T,)``.
+        name: `"accuracy"` or `"mse"`.
+        per_task: from outputs and targets, whose shapes begin with `(T, n_query)`, to `(T,)`.
         higher_is_better: whether a higher mean is better.
     """
 
@@ -51,15 +51,15 @@ class Metric:
     higher_is_better: bool
 
     def better(self, new: float, old: float) -> bool:
-        """Whether ``new`` is strictly better than ``old``."""
+        """Whether `new` is strictly better than `old`."""
         return new > old if self.higher_is_better else new < old
 
     def loss(self, new: float, old: float) -> float:
-        """How much worse ``new`` is, in percent of all queries (accuracy) or of ``old`` (mse)."""
+        """How much worse `new` is, in percent of all queries (accuracy) or of `old` (mse)."""
         return 100 * (old - new) if self.higher_is_better else 100 * (new / old - 1)
 
     def show(self, mean: float, ci95: float | None = None) -> str:
-        """A mean as text, such as ``"97.31 ± 0.42 %"`` or ``"0.0312 ± 0.0021"``."""
+        """A mean as text, such as `"97.31 ± 0.42 %"` or `"0.0312 ± 0.0021"`."""
         if self.name == "accuracy":
             interval = "" if ci95 is None else f" ± {100 * ci95:.2f}"
             return f"{100 * mean:.2f}{interval} %"

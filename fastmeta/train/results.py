@@ -1,4 +1,4 @@
-"""Final evaluation of a run, and ``results.json``."""
+"""Final evaluation of a run, and `results.json`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
 def evaluate_on_test(
     run: Run, learner: MetaLearner, steps: int, head: Head = "main"
 ) -> dict[str, Any]:
-    """The score of a learner on the test tasks of a run after ``steps`` inner steps."""
+    """The score of a learner on the test tasks of a run after `steps` inner steps."""
     found = estimate(run.scores("test", learner=learner, steps=steps, head=head))
     return {**asdict(found), "inner_steps": steps}
 

@@ -20,7 +20,7 @@ from fastmeta.train.metrics import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A configuration, and what is built from it by :func:`fastmeta.train.builders.build_run`.
+    """A configuration, and what is built from it by `fastmeta.train.builders.build_run`.
 
     Attributes:
         config: the options.
@@ -28,8 +28,8 @@ class Run:
         device: of the learner and the tasks.
         metric: the score of query outputs.
         learner: to be trained, or trained.
-        sources: of the tasks, by split: ``"train"``, ``"val"`` and ``"test"``, or some of these.
-        sharding: of the tasks over ranks; ``None`` for a single process.
+        sources: of the tasks, by split: `"train"`, `"val"` and `"test"`, or some of these.
+        sharding: of the tasks over ranks; `None` for a single process.
     """
 
     config: TrainConfig
@@ -53,13 +53,14 @@ class Run:
         steps: int | None = None,
         head: Head = "main",
     ) -> Tensor:
-        """The scores ``(tasks,)`` of the tasks that the configuration evaluates.
+        """The scores `(tasks,)` of the tasks that the configuration evaluates.
 
         Args:
-            split: ``"val"`` or ``"test"``.
+            split: `"val"` or `"test"`.
             learner: the one that adapts; by default that of the run.
-            steps: inner steps; by default ``config.eval_inner_steps``.
-            head: whose outputs are scored, see :meth:`fastmeta.MetaLearner.predict`.
+            steps: inner steps; by default `config.eval_inner_steps`.
+            head: whose outputs are scored, see
+                [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
         """
         return task_scores(
             self.learner if learner is None else learner,

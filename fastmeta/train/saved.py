@@ -33,7 +33,7 @@ def evaluate_run(path: str | Path, changes: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         path: the run's folder, or a checkpoint.
-        changes: options that differ from the run's, such as ``test_tasks``.
+        changes: options that differ from the run's, such as `test_tasks`.
 
     Raises:
         CheckpointError: if there is no usable checkpoint.

@@ -35,7 +35,7 @@ def own_device(name: str) -> str:
 
 @contextmanager
 def process_group(config: TrainConfig, device: torch.device) -> Iterator[Sharding | None]:
-    """The sharding of meta-batches in a new process group, or ``None`` for a single process.
+    """The sharding of meta-batches in a new process group, or `None` for a single process.
 
     Raises:
         ConfigError: if the run's folder is not given, or there are more ranks than tasks per

@@ -46,11 +46,11 @@ class Best:
 class Trainer:
     """Meta-trains a learner, validates, logs, and saves checkpoints that continue exactly.
 
-    Meta-step ``i`` trains on meta-batch ``i`` of the source ``"train"``, so a run resumed on the
+    Meta-step `i` trains on meta-batch `i` of the source `"train"`, so a run resumed on the
     same machine takes the same steps as one that never stopped.
 
     Args:
-        run: what is trained, with sources ``"train"`` and ``"val"``. Of several ranks the first one
+        run: what is trained, with sources `"train"` and `"val"`. Of several ranks the first one
             alone writes anything.
 
     Attributes:
@@ -73,7 +73,7 @@ class Trainer:
         self._scheduler = LambdaLR(run.learner.optimizer, _lr_factor(run.config))
 
     def fit(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Trains up to ``config.steps`` meta-steps.
+        """Trains up to `config.steps` meta-steps.
 
         Args:
             stop: called after each meta-step; true ends training there, with a checkpoint.
@@ -83,7 +83,7 @@ class Trainer:
 
         Raises:
             DivergedError: if loss or score are no longer finite, or a task's loss or gradient is
-                not finite and ``config.non_finite`` is ``"raise"``.
+                not finite and `config.non_finite` is `"raise"`.
         """
         try:
             return self._fit(stop)
@@ -177,7 +177,7 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Writes a numbered checkpoint, and removes the oldest ones beyond ``config.keep``."""
+        """Writes a numbered checkpoint, and removes the oldest ones beyond `config.keep`."""
         self._write(step_path(self.run.folder, self.step))
         if self.run.writes:
             prune(self.run.folder, self.run.config.keep)
@@ -204,7 +204,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`; the configuration stays that of this trainer."""
+        """Restores `state_dict`; the configuration stays that of this trainer."""
         self.step = state["step"]
         self.seconds = state["seconds"]
         self.run.learner.load_state_dict(state["learner"])

@@ -15,15 +15,15 @@ from fastmeta.tuning.timing import medians
 class CostModel:
     """Seconds of adapting to a task, per layer.
 
-    Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): ``K`` steps of the pattern ``L`` with
-    the lowest layer ``m`` take ``F_prefix + K (sum_{l >= m} F_l + sum_{l > m} Bx_l + sum_{l in L}
-    Bw_l)``, where ``F_l`` is the forward pass of a layer and ``Bx_l`` and ``Bw_l`` the gradients in
+    Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): `K` steps of the pattern `L` with
+    the lowest layer `m` take `F_prefix + K (sum_{l >= m} F_l + sum_{l > m} Bx_l + sum_{l in L}
+    Bw_l)`, where `F_l` is the forward pass of a layer and `Bx_l` and `Bw_l` the gradients in
     its input and in its weights. Here these are grouped into what can be measured from outside.
 
     Attributes:
-        once: ``F_prefix`` if the layer is the lowest, and any other fixed cost of a task.
+        once: `F_prefix` if the layer is the lowest, and any other fixed cost of a task.
         step: cost of a step that adapts the layer alone.
-        more: ``Bw`` of the layer, the extra cost of a step that also adapts it; 0 for the first,
+        more: `Bw` of the layer, the extra cost of a step that also adapts it; 0 for the first,
             which is never above another.
     """
 
@@ -32,10 +32,10 @@ class CostModel:
     more: tuple[float, ...]
 
     def predict(self, pattern: str, steps: int) -> float:
-        """Seconds of ``steps`` inner steps.
+        """Seconds of `steps` inner steps.
 
         Args:
-            pattern: bits, one per layer, such as ``"00011"``.
+            pattern: bits, one per layer, such as `"00011"`.
             steps: inner steps.
         """
         lowest, *others = (k for k, bit in enumerate(pattern) if bit == "1")
@@ -51,7 +51,7 @@ def measure_cost(
         adapt: adapts to a task, given bits and a number of steps.
         layers: number of layers.
         steps: the larger number of steps; at least 2 are taken.
-        device: of ``adapt``.
+        device: of `adapt`.
     """
     long = max(steps, 2)
     alone = [_bits({k}, layers) for k in range(layers)]

@@ -24,7 +24,7 @@ class Search:
 
     Attributes:
         tuned: the search.
-        test: the score of each pattern in :data:`ROLES`, by its bits.
+        test: the score of each pattern in `ROLES`, by its bits.
         change: the mean difference per task from the score of all layers.
     """
 
@@ -33,7 +33,7 @@ class Search:
     change: Mapping[str, Estimate]
 
     def role(self, name: str) -> Trial:
-        """The trial of all layers (``"full"``), the ``"chosen"`` or the ``"best"`` one."""
+        """The trial of all layers (`"full"`), the `"chosen"` or the `"best"` one."""
         trial: Trial = getattr(self.tuned, name)
         return trial
 

@@ -24,13 +24,13 @@ def tune_run(
 ) -> str:
     """Finds a pattern for the best learner of a run, and evaluates it on test tasks.
 
-    This is done for the inner steps of evaluation and for a single one. Writes ``patterns.csv``,
-    ``patterns.json`` and ``pareto.png`` into the run's folder.
+    This is done for the inner steps of evaluation and for a single one. Writes `patterns.csv`,
+    `patterns.json` and `pareto.png` into the run's folder.
 
     Args:
         path: the run's folder, or a checkpoint.
-        changes: options that differ from the run's, such as ``test_tasks``.
-        allowed_loss: see :func:`fastmeta.tuning.tune_pattern`.
+        changes: options that differ from the run's, such as `test_tasks`.
+        allowed_loss: see [`fastmeta.tuning.tune_pattern`][].
         tasks: validation tasks.
 
     Returns:

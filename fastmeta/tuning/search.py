@@ -69,10 +69,10 @@ def tune_pattern(
     """The fastest pattern that is good enough, for a trained learner at test time.
 
     Our reconstruction of Khabarlak 2022 (arXiv 2206.05930): the fastest one whose score on
-    validation tasks is at most ``allowed_loss`` worse than that of all layers. Up to six layers all
+    validation tasks is at most `allowed_loss` worse than that of all layers. Up to six layers all
     patterns are evaluated. With more, layers are removed one by one: in each round the one without
     which the pattern is still good enough and, as predicted by
-    :class:`fastmeta.tuning.CostModel`, fastest.
+    [`fastmeta.tuning.CostModel`][], fastest.
 
     As the pattern is selected on these tasks, its score on them is optimistic: report it on others.
 
@@ -81,7 +81,7 @@ def tune_pattern(
         source: of validation tasks; the first ones decide the score, the next one is timed.
         tasks: how many decide the score, at least 2.
         steps: inner steps, at least 1.
-        allowed_loss: in percent of all queries for an accuracy, of the error for ``"mse"``.
+        allowed_loss: in percent of all queries for an accuracy, of the error for `"mse"`.
         metric: the score of a task's query outputs.
 
     Raises:
@@ -136,7 +136,7 @@ def tune_pattern(
 def with_pattern(learner: MetaLearner, pattern: str) -> MetaLearner:
     """The learner with an inner loop that adapts some layers only.
 
-    See :class:`fastmeta.adaptation.LayerPattern`.
+    See [`fastmeta.adaptation.LayerPattern`][].
 
     Raises:
         ValueError: if the pattern does not fit the network.
@@ -155,7 +155,7 @@ def layer_names(learner: MetaLearner) -> tuple[str, ...]:
 
 
 def _task_after(source: TaskSource, tasks: int) -> Task:
-    """A task of the first meta-batch after ``tasks`` tasks."""
+    """A task of the first meta-batch after `tasks` tasks."""
     count = i = 0
     while count < tasks:
         count += len(source[i])
@@ -166,7 +166,7 @@ def _task_after(source: TaskSource, tasks: int) -> Task:
 def _remove_layers(
     pattern: str, good: Callable[[str], bool], cost: Callable[[str], float]
 ) -> list[str]:
-    """``pattern``, and all that were evaluated while removing its layers one by one."""
+    """`pattern`, and all that were evaluated while removing its layers one by one."""
     tried = [pattern]
     while pattern.count("1") > 1:
         bits = [k for k, bit in enumerate(pattern) if bit == "1"]

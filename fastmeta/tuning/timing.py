@@ -17,7 +17,7 @@ _ROUNDS = 15
 def medians(
     runs: Mapping[Key, Callable[[], object]], device: torch.device, rounds: int = _ROUNDS
 ) -> dict[Key, float]:
-    """Median seconds of each run over ``rounds`` rounds, after a warm-up round.
+    """Median seconds of each run over `rounds` rounds, after a warm-up round.
 
     Args:
         runs: what to time; all of them run in every round.

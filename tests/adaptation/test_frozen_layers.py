@@ -31,7 +31,7 @@ class Wall(torch.autograd.Function):
 
 
 class Walled(nn.Module):
-    """Three layers with a :class:`Wall` before one of them."""
+    """Three layers with a `Wall` before one of them."""
 
     def __init__(self, before: int) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def jacobian(tasks: int, parameters: int) -> Tensor:
 
 @st.composite
 def jacobians(draw: st.DrawFn, min_tasks: int = 1, max_tasks: int = 6) -> Tensor:
-    """Draws a :func:`jacobian` of any shape, and leaves torch's generator seeded."""
+    """Draws a `jacobian` of any shape, and leaves torch's generator seeded."""
     tasks = draw(st.integers(min_tasks, max_tasks))
     torch.manual_seed(draw(st.integers(0, 2**32)))
     return jacobian(tasks, tasks + draw(st.integers(0, 5)))

@@ -1,6 +1,6 @@
 """higher 0.2.1's interface: differentiable inner loops with torch optimizers.
 
-``from fastmeta.compat import higher`` replaces ``import higher``.
+`from fastmeta.compat import higher` replaces `import higher`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def innerloop_ctx(
         model: the model, which is not changed.
         opt: its optimizer (SGD, Adam or AdamW), which is not changed.
         device: the device of the copy; that of the model by default.
-        copy_initial_weights: whether the initial fast weights are detached copies; use ``False``
+        copy_initial_weights: whether the initial fast weights are detached copies; use `False`
             for MAML, so that gradients reach the parameters of the model.
         override: hyperparameters to override in the optimizer, see
-            :class:`fastmeta.compat.higher.optim.DifferentiableOptimizer`.
+            [`fastmeta.compat.higher.optim.DifferentiableOptimizer`][].
         track_higher_grads: whether steps can be differentiated; earlier fast weights are then kept.
 
     Raises:

@@ -12,7 +12,7 @@ from fastmeta.compat._clone import clone_module, refresh
 
 
 class FunctionalModule(nn.Module):
-    """Mixin that :func:`monkeypatch` adds to the class of a module.
+    """Mixin that [`monkeypatch`][fastmeta.compat.higher.monkeypatch] adds to the class of a module.
 
     Attributes:
         track_higher_grads: whether the fast weights of all steps are kept, with their graph.
@@ -27,7 +27,7 @@ class FunctionalModule(nn.Module):
 
         Args:
             *args: arguments of the module.
-            params: new fast weights, as in :meth:`update_params`.
+            params: new fast weights, as in `update_params`.
             **kwargs: keyword arguments of the module.
         """
         if params is not None:
@@ -61,7 +61,7 @@ class FunctionalModule(nn.Module):
         """The initial fast weights.
 
         Raises:
-            ValueError: if ``track_higher_grads`` is false; they are then not kept.
+            ValueError: if `track_higher_grads` is false; they are then not kept.
         """
         if not self.track_higher_grads:
             raise ValueError(
@@ -97,8 +97,9 @@ def monkeypatch(
 ) -> Any:
     """A functional copy of a module.
 
-    The class of the copy derives from that of the module and from :class:`FunctionalModule`. Its
-    buffers are copies.
+    The class of the copy derives from that of the module and from
+    [`FunctionalModule`][fastmeta.compat.higher.functional_module.FunctionalModule]. Its buffers are
+    copies.
 
     Args:
         module: the module, which is not changed.

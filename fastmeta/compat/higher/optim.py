@@ -23,14 +23,14 @@ class DifferentiableOptimizer(ABC):
         other: the optimizer whose hyperparameters and state to copy; it is not changed.
         reference_params: the parameters of the module.
         fmodel: the functional copy of the module, whose fast weights are updated.
-        device: the device of the state; that of the state of ``other`` by default.
+        device: the device of the state; that of the state of `other` by default.
         override: hyperparameters to override, each with a list of one value for all parameter
             groups or one value for each. Values may be tensors that require gradients.
         grad_callback: maps the gradients of all parameters to those to use.
         track_higher_grads: whether steps can be differentiated.
 
     Raises:
-        ValueError: if an option is not supported, a list of ``override`` has the wrong length, or
+        ValueError: if an option is not supported, a list of `override` has the wrong length, or
             a parameter does not belong to the module.
     """
 
@@ -103,7 +103,7 @@ class DifferentiableOptimizer(ABC):
             The new fast weights.
 
         Raises:
-            ValueError: if there are neither ``params`` nor a functional module.
+            ValueError: if there are neither `params` nor a functional module.
         """
         self._override(override)
         if params is None:
@@ -145,7 +145,7 @@ class DifferentiableOptimizer(ABC):
 
 
 class DifferentiableSGD(DifferentiableOptimizer):
-    """``torch.optim.SGD``, with (Nesterov) momentum, dampening and weight decay."""
+    """`torch.optim.SGD`, with (Nesterov) momentum, dampening and weight decay."""
 
     @override
     def _updated(
@@ -163,7 +163,7 @@ class DifferentiableSGD(DifferentiableOptimizer):
 
 
 class DifferentiableAdam(DifferentiableOptimizer):
-    """``torch.optim.Adam``, with epsilon added before bias correction, as in higher."""
+    """`torch.optim.Adam`, with epsilon added before bias correction, as in higher."""
 
     UNSUPPORTED = ("maximize", "amsgrad")
 
@@ -192,7 +192,7 @@ class DifferentiableAdam(DifferentiableOptimizer):
 
 
 class DifferentiableAdamW(DifferentiableAdam):
-    """``torch.optim.AdamW``, with epsilon as in :class:`DifferentiableAdam`."""
+    """`torch.optim.AdamW`, with epsilon as in `DifferentiableAdam`."""
 
     @override
     def _weight_decay(self, group: dict[str, Any], p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +215,7 @@ def get_diff_optim(
     track_higher_grads: bool = True,
     grad_callback: GradCallback | None = None,
 ) -> DifferentiableOptimizer:
-    """The differentiable version of an optimizer, see :class:`DifferentiableOptimizer`.
+    """The differentiable version of an optimizer, see `DifferentiableOptimizer`.
 
     Raises:
         ValueError: if the optimizer is not SGD, Adam or AdamW.

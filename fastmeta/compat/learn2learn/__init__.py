@@ -1,6 +1,6 @@
 """learn2learn 0.2.0's interface for gradient-based meta-learning.
 
-``from fastmeta.compat import learn2learn as l2l`` replaces ``import learn2learn as l2l``.
+`from fastmeta.compat import learn2learn as l2l` replaces `import learn2learn as l2l`.
 """
 
 from fastmeta.compat._missing import register

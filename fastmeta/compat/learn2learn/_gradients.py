@@ -17,18 +17,18 @@ def gradients(
     allow_unused: bool,
     allow_nograd: bool,
 ) -> list[Tensor | None]:
-    """``torch.autograd.grad`` that can skip frozen and unused parameters.
+    """`torch.autograd.grad` that can skip frozen and unused parameters.
 
     Args:
         loss: a scalar.
         parameters: the parameters.
         create_graph: whether the gradients can be differentiated.
-        retain_graph: whether to keep the graph of the loss; ``create_graph`` by default.
+        retain_graph: whether to keep the graph of the loss; `create_graph` by default.
         allow_unused: whether the loss may be independent of some parameters.
-        allow_nograd: whether some parameters may have ``requires_grad=False``.
+        allow_nograd: whether some parameters may have `requires_grad=False`.
 
     Returns:
-        A gradient for each parameter; ``None`` for those that are unused or frozen.
+        A gradient for each parameter; `None` for those that are unused or frozen.
 
     Raises:
         RuntimeError: if a parameter is unused or frozen and that is not allowed.

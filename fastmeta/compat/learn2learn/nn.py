@@ -1,4 +1,4 @@
-"""Small ``nn.Module`` building blocks."""
+"""Small `nn.Module` building blocks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Flatten(nn.Module):
     """Flattens all dimensions but the first."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, *s)`` to ``(n, prod(s))``."""
+        """`(n, *s)` to `(n, prod(s))`."""
         return x.view(x.size(0), -1)
 
 
@@ -41,7 +41,7 @@ class Scale(nn.Module):
     """Multiplies by learned factors.
 
     Args:
-        shape: the shape of the factors, ``(1,)`` by default.
+        shape: the shape of the factors, `(1,)` by default.
         alpha: the initial value of the factors.
     """
 
@@ -50,7 +50,7 @@ class Scale(nn.Module):
         self.alpha = nn.Parameter(torch.ones(1 if shape is None else shape) * alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x * alpha``."""
+        """`x * alpha`."""
         return x * self.alpha
 
 

@@ -26,10 +26,10 @@ __all__ = [
 
 
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:
-    """The fraction of logits ``(n, classes)`` with their maximum at the target class."""
+    """The fraction of logits `(n, classes)` with their maximum at the target class."""
     return (preds.argmax(dim=1) == targets).sum().float() / len(preds)
 
 
 def magic_box(x: Any) -> Any:
-    """DiCE operator: 1, with the gradient of ``x`` (Foerster et al. 2018); non-tensors as given."""
+    """DiCE operator: 1, with the gradient of `x` (Foerster et al. 2018); non-tensors as given."""
     return (x - x.detach()).exp() if isinstance(x, Tensor) else x

@@ -22,7 +22,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @contextmanager
 def open_zip(path: Path, fix: str) -> Iterator[zipfile.ZipFile]:
-    """Opens the zip archive at ``path``; errors while reading it become a :class:`DataError`.
+    """Opens the zip archive at `path`; errors while reading it become a `DataError`.
 
     Raises:
         DataError: if it is missing, corrupt or truncated, or has a member that would be extracted
@@ -55,7 +55,7 @@ def open_zip(path: Path, fix: str) -> Iterator[zipfile.ZipFile]:
 
 
 def read_image(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of the member ``name`` of an archive from :func:`open_zip`."""
+    """The content of the member `name` of an archive from `open_zip`."""
     # Other compression methods decompress all at once.
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{name} is not compressed with deflate")
@@ -70,7 +70,7 @@ def read_decompressed(path: Path, fix: str) -> bytes:
     """A file's content, decompressed if it is a gzip file (detected by its content).
 
     Raises:
-        DataError: if it is missing, corrupt, or larger than ``MAX_BYTES``.
+        DataError: if it is missing, corrupt, or larger than `MAX_BYTES`.
     """
     try:
         with path.open("rb") as file:
@@ -89,11 +89,11 @@ def read_decompressed(path: Path, fix: str) -> bytes:
 
 
 def read_tar(path: Path, names: Sequence[str], fix: str) -> dict[str, bytes]:
-    """The contents of the files ``names`` in a tar archive, compressed with gzip or not.
+    """The contents of the files `names` in a tar archive, compressed with gzip or not.
 
     Raises:
         DataError: if it is corrupt or truncated, lacks one of the files, or is larger than
-            ``MAX_BYTES``.
+            `MAX_BYTES`.
     """
     stream = io.BytesIO(read_decompressed(path, fix))
     contents = {}

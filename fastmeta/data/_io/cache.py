@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """The folder ``FASTMETA_CACHE`` names, or ``~/.cache/fastmeta``."""
+    """The folder `FASTMETA_CACHE` names, or `~/.cache/fastmeta`."""
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/fastmeta").expanduser()
 
 
 def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays of ``build``, read from the cache file ``name``.npz if its key is ``key``.
+    """The arrays of `build`, read from the cache file `name`.npz if its key is `key`.
 
     A file with another key or a wrong checksum is rebuilt and replaced atomically, so that
     processes may share the folder. A folder that is not writable is a warning, not an error.
@@ -36,7 +36,7 @@ def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
     Args:
         name: name of the file, the same for all versions of one source.
         key: key that changes whenever the source or the processing does.
-        build: computes the arrays; none may be named ``key`` or contain objects.
+        build: computes the arrays; none may be named `key` or contain objects.
     """
     path = cache_folder() / f"{name}.npz"
     arrays = _read(path, key)
@@ -47,12 +47,12 @@ def cached(name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
 
 
 def path_hash(source: Path) -> str:
-    """A short hash of the path of ``source``: copies elsewhere have their own cache files."""
+    """A short hash of the path of `source`: copies elsewhere have their own cache files."""
     return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """A hash of the names, sizes and modification times of ``files``."""
+    """A hash of the names, sizes and modification times of `files`."""
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()

@@ -15,9 +15,9 @@ class DataError(ValueError):
 
 
 def data_error(where: Path | str, *, expected: str, found: str, fix: str) -> DataError:
-    """A :class:`DataError` with all four parts of its message.
+    """A [`DataError`][fastmeta.data.DataError] with all four parts of its message.
 
-    ``found`` is truncated: it may be quoted from an invalid file.
+    `found` is truncated: it may be quoted from an invalid file.
     """
     if len(found) > _MAX_LENGTH:
         found = f"{found[:_MAX_LENGTH]}..."
@@ -25,7 +25,7 @@ def data_error(where: Path | str, *, expected: str, found: str, fix: str) -> Dat
 
 
 def missing_package(package: str, purpose: str) -> ImportError:
-    """An ``ImportError`` for a missing optional package, with its purpose and the pip command."""
+    """An `ImportError` for a missing optional package, with its purpose and the pip command."""
     return ImportError(
         f'{purpose} needs {package}, which is not installed: pip install "fastmeta[train]"'
     )

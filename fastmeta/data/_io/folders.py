@@ -12,7 +12,7 @@ ROOT_VARIABLE = "FASTMETA_DATA"
 
 
 def data_root(root: str | Path | None) -> Path:
-    """``root``, or else the folder of the environment variable ``FASTMETA_DATA``.
+    """`root`, or else the folder of the environment variable `FASTMETA_DATA`.
 
     Raises:
         DataError: if neither is given.
@@ -29,7 +29,7 @@ def data_root(root: str | Path | None) -> Path:
 
 
 def find_folder(root: str | Path, name: str, markers: Sequence[str], fix: str) -> Path:
-    """``root/name`` or else ``root``, whichever contains one of ``markers``.
+    """`root/name` or else `root`, whichever contains one of `markers`.
 
     Raises:
         DataError: if neither does.

@@ -28,7 +28,7 @@ def read_idx(path: str | Path, ndim: int) -> NDArray[np.uint8]:
 
     Raises:
         DataError: if the file is missing or truncated, has trailing bytes, or its header is not
-            that of ``ndim``-dimensional unsigned bytes.
+            that of `ndim`-dimensional unsigned bytes.
     """
     path = Path(path)
     content = read_decompressed(path, _DOWNLOAD)

@@ -26,11 +26,11 @@ def decode_rgb(
     Args:
         names: names of the images.
         read: returns the file content for a name; called from several threads.
-        side: size of the result, ``S``; images are resized with an antialiased bilinear filter.
+        side: size of the result, `S`; images are resized with an antialiased bilinear filter.
         where: file or folder of the images, for error messages.
 
     Returns:
-        ``(n, 3, S, S)``.
+        `(n, 3, S, S)`.
 
     Raises:
         DataError: if an image is corrupt or of another format.
@@ -56,7 +56,7 @@ def decode_rgb(
 
 
 def resize_rgb(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Resizes images ``(n, H, W, 3)`` to ``(n, 3, S, S)``, as :func:`decode_rgb` does.
+    """Resizes images `(n, H, W, 3)` to `(n, 3, S, S)`, as `decode_rgb` does.
 
     Raises:
         ImportError: if they need resizing and Pillow is missing.
@@ -68,7 +68,7 @@ def resize_rgb(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _stack(count: int, side: int, image: Callable[[int], Any]) -> NDArray[np.uint8]:
-    """Stacks ``count`` images, resized by threads: Pillow releases the GIL."""
+    """Stacks `count` images, resized by threads: Pillow releases the GIL."""
     stacked = np.empty((count, 3, side, side), dtype=np.uint8)
     bilinear = pillow().Resampling.BILINEAR
 
@@ -82,7 +82,7 @@ def _stack(count: int, side: int, image: Callable[[int], Any]) -> NDArray[np.uin
 
 
 def pillow() -> ModuleType:
-    """Pillow's ``Image`` module.
+    """Pillow's `Image` module.
 
     Raises:
         ImportError: if it is missing.

@@ -20,7 +20,7 @@ from fastmeta.data._io.errors import data_error
 def load_pickle(file: IO[bytes], where: Path | str, fix: str, extra: Mapping[str, Any] = {}) -> Any:
     """Loads a pickle of Python 2 or 3, of any protocol, without running its code.
 
-    A pickle is a program: it may call any function by name, so ``pickle.load`` of an untrusted file
+    A pickle is a program: it may call any function by name, so `pickle.load` of an untrusted file
     can run arbitrary code. Here the few names that numeric arrays need are mapped to functions of
     this module, and any other name is an error.
 
@@ -28,15 +28,15 @@ def load_pickle(file: IO[bytes], where: Path | str, fix: str, extra: Mapping[str
         file: open at the start of the pickle.
         where: its name, for error messages.
         fix: how to get a valid file, for error messages.
-        extra: replacements for further names, by ``"module.name"`` as in the pickle: functions and
-            classes that are safe to call with any arguments, or ``None`` for a name that is only
-            passed as an argument. Classes must define ``__setstate__``, or the pickle could modify
+        extra: replacements for further names, by `"module.name"` as in the pickle: functions and
+            classes that are safe to call with any arguments, or `None` for a name that is only
+            passed as an argument. Classes must define `__setstate__`, or the pickle could modify
             them.
 
     Returns:
-        ``None``, a number, a string, a numeric array, an instance of ``extra``, or a list, tuple or
-        dictionary of these. Strings of Python 2 are bytes (see :func:`text`), arrays are of a
-        subclass of ``numpy.ndarray``.
+        `None`, a number, a string, a numeric array, an instance of `extra`, or a list, tuple or
+        dictionary of these. Strings of Python 2 are bytes (see `text`), arrays are of a
+        subclass of `numpy.ndarray`.
 
     Raises:
         DataError: if the pickle refers to another name, or is truncated or corrupt.
@@ -60,7 +60,7 @@ def load_pickle(file: IO[bytes], where: Path | str, fix: str, extra: Mapping[str
 
 
 def load_dict(file: IO[bytes], where: Path | str, fix: str) -> dict[str, Any]:
-    """:func:`load_pickle` for a dictionary; its keys become strings, its arrays plain ones.
+    """`load_pickle` for a dictionary; its keys become strings, its arrays plain ones.
 
     Raises:
         DataError: also if the pickle contains another object.
@@ -126,7 +126,7 @@ def _line(file: IO[bytes]) -> bytes:
 
 
 class _Dtype:
-    """A numeric data type, in place of ``numpy.dtype``."""
+    """A numeric data type, in place of `numpy.dtype`."""
 
     __slots__ = ("_code", "_order")
 
@@ -142,7 +142,7 @@ class _Dtype:
         self._order = text(order)
 
     def checked(self, shape: object, raw: object) -> np.dtype[Any]:
-        """The ``numpy.dtype``, if ``raw`` has the size of an array, which NumPy does not check."""
+        """The `numpy.dtype`, if `raw` has the size of an array, which NumPy does not check."""
         dtype = np.dtype(self._order + self._code)
         if (
             not isinstance(shape, tuple)
@@ -155,7 +155,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray[Any, Any]):
-    """An empty array, which the pickle fills by ``__setstate__``."""
+    """An empty array, which the pickle fills by `__setstate__`."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state

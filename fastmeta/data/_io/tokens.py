@@ -20,20 +20,20 @@ def token_ids(texts: Sequence[str], vocabulary: int, length: int) -> NDArray[np.
 
     The tokens of a lower-case word are the word itself in angle brackets and, if that is longer
     than three characters, all trigrams in it (after Bojanowski et al., "Enriching word vectors with
-    subword information", 2017): ``"<cat>", "<ca", "cat", "at>"``. A punctuation mark is a word. Ids
+    subword information", 2017): `"<cat>", "<ca", "cat", "at>"`. A punctuation mark is a word. Ids
     are CRC-32 hashes, the same on every platform; different tokens may collide.
 
     Args:
-        texts: ``n`` texts; one without a word is all padding.
+        texts: `n` texts; one without a word is all padding.
         vocabulary: number of ids, padding included, at least 2.
-        length: ids per text, ``L``, at least 1: longer texts are truncated, shorter ones padded
+        length: ids per text, `L`, at least 1: longer texts are truncated, shorter ones padded
             with 0.
 
     Returns:
-        ``(n, L)``.
+        `(n, L)`.
 
     Raises:
-        ValueError: if ``vocabulary`` or ``length`` is too small.
+        ValueError: if `vocabulary` or `length` is too small.
     """
     if vocabulary < 2 or length < 1:
         raise ValueError(

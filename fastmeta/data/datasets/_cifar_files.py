@@ -29,10 +29,10 @@ def read_cifar100(root: Path) -> ClassDataset:
     """All images of CIFAR-100, those of the file "train" before those of "test".
 
     Args:
-        root: the folder that contains ``cifar-100-python`` or, if there is none, its ``.tar.gz``.
+        root: the folder that contains `cifar-100-python` or, if there is none, its `.tar.gz`.
 
     Returns:
-        Images ``(n, 3, 32, 32)`` with class names such as ``"fish/flatfish"``; classes without an
+        Images `(n, 3, 32, 32)` with class names such as `"fish/flatfish"`; classes without an
         image are left out.
 
     Raises:
@@ -83,7 +83,7 @@ def _names(where: Path, meta: dict[str, Any], key: str) -> list[str]:
 def _part(
     where: Path, content: dict[str, Any], limits: Sequence[int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """The images, classes and superclasses of a file; ``limits`` are the numbers of classes."""
+    """The images, classes and superclasses of a file; `limits` are the numbers of classes."""
     data = content.get("data")
     if (
         not isinstance(data, np.ndarray)

@@ -18,11 +18,11 @@ def read_classes(folder: Path, split: str, names: Sequence[str]) -> list[int]:
     """The class ids of a split, in the order of its list.
 
     Args:
-        folder: the folder of the list, ``<split>.json`` (of names, or of pairs of superclass and
-            class) or, if there is none, ``<split>.txt`` (one name per line). A name is that of a
+        folder: the folder of the list, `<split>.json` (of names, or of pairs of superclass and
+            class) or, if there is none, `<split>.txt` (one name per line). A name is that of a
             class or of a superclass.
         split: name of the split.
-        names: names of all classes, as ``"superclass/class"``.
+        names: names of all classes, as `"superclass/class"`.
 
     Raises:
         DataError: if there is no list, it has another format, or contains an unknown name or a

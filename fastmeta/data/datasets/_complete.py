@@ -11,7 +11,7 @@ from fastmeta.data.image_dataset import ClassDataset
 def check_complete(
     dataset: ClassDataset, where: Path, classes: int, examples: int, source: str
 ) -> None:
-    """Checks that a split has ``classes`` classes with ``examples`` images each.
+    """Checks that a split has `classes` classes with `examples` images each.
 
     Args:
         dataset: the split.

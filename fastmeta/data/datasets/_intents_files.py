@@ -26,10 +26,10 @@ _HEADER = ["text", "category"]
 
 
 def read_clinc150(folder: Path) -> Texts:
-    """All in-scope texts, by ``"domain/intent"``.
+    """All in-scope texts, by `"domain/intent"`.
 
     Raises:
-        DataError: if ``data_full.json`` or ``domains.json`` is missing or incomplete.
+        DataError: if `data_full.json` or `domains.json` is missing or incomplete.
     """
     names = _read_domains(folder / "domains.json")
     path = folder / "data_full.json"
@@ -52,7 +52,7 @@ def read_banking77(folder: Path) -> Texts:
     """All texts of both files, by intent.
 
     Raises:
-        DataError: if ``train.csv`` or ``test.csv`` is missing or incomplete.
+        DataError: if `train.csv` or `test.csv` is missing or incomplete.
     """
     texts: Texts = defaultdict(list)
     for part, count in _BANKING77_TEXTS.items():
@@ -82,7 +82,7 @@ def read_banking77(folder: Path) -> Texts:
 
 
 def _read_domains(path: Path) -> dict[str, str]:
-    """The name ``"domain/intent"`` of each intent."""
+    """The name `"domain/intent"` of each intent."""
     content = _read(path, json.load, CLINC150_SOURCE)
     try:
         sizes = [len(intents) for intents in content.values()]

@@ -32,9 +32,9 @@ def read_listed(path: Path, image_size: int, *, use_cache: bool) -> ClassDataset
     """The images of a list, in its order, with sorted classes.
 
     Args:
-        path: path of the list; ``images/`` or, if there is none, ``images.zip`` is beside it.
+        path: path of the list; `images/` or, if there is none, `images.zip` is beside it.
         image_size: height and width of the decoded images.
-        use_cache: whether to cache decoded images, see :func:`fastmeta.data._io.cache.cached`.
+        use_cache: whether to cache decoded images, see `fastmeta.data._io.cache.cached`.
 
     Raises:
         DataError: if the list is invalid, or an image is missing or corrupt.

@@ -19,7 +19,7 @@ _FIX = "Download the file again, or use the lists and images."
 
 
 def read_pickled(path: Path, image_size: int) -> ClassDataset:
-    """The images of ``{"image_data": (n, H, W, 3) uint8, "class_dict": {name: [rows]}}``.
+    """The images of `{"image_data": (n, H, W, 3) uint8, "class_dict": {name: [rows]}}`.
 
     Args:
         path: path of the pickle.
@@ -49,7 +49,7 @@ def read_pickled(path: Path, image_size: int) -> ClassDataset:
 
 
 def _labels(path: Path, indices: Sequence[Any], count: int) -> NDArray[np.int64]:
-    """The labels of ``count`` images from the image indices of each class."""
+    """The labels of `count` images from the image indices of each class."""
     valid = all(isinstance(found, list) and found for found in indices)
     order = [i for found in indices for i in found] if valid else []
     if not all(isinstance(i, int) for i in order) or sorted(order) != list(range(count)):

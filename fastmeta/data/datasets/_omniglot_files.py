@@ -22,17 +22,17 @@ _VERSION = "1"  # of the decoded arrays: increase it when they change
 
 
 def read_part(folder: Path, part: str, image_size: int, *, use_cache: bool) -> Arrays:
-    """All drawings of ``images_background`` or ``images_evaluation``.
+    """All drawings of `images_background` or `images_evaluation`.
 
     Args:
         folder: the folder that contains the part as a folder or, if there is none, a zip archive.
         part: name of the part.
-        image_size: height and width of the resized images, ``S``.
-        use_cache: whether to cache the decoded arrays, see :func:`fastmeta.data._io.cache.cached`.
+        image_size: height and width of the resized images, `S`.
+        use_cache: whether to cache the decoded arrays, see `fastmeta.data._io.cache.cached`.
 
     Returns:
-        ``images`` ``(n, S, S)`` uint8 with ink 255 on 0, ``labels`` ``(n,)`` int64, ``characters``
-        ``(classes,)`` sorted names such as ``"Greek/character01"``.
+        `images` `(n, S, S)` uint8 with ink 255 on 0, `labels` `(n,)` int64, `characters`
+        `(classes,)` sorted names such as `"Greek/character01"`.
 
     Raises:
         DataError: if the part is missing, empty or corrupt.

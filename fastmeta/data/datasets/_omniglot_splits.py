@@ -26,7 +26,7 @@ def lake_validation(
     """The ids of the background characters held out for validation, in ascending order.
 
     Args:
-        characters: all background characters, as ``"alphabet/character"``.
+        characters: all background characters, as `"alphabet/character"`.
         validation: number of characters to draw, or the alphabets to hold out.
         seed: random seed of the draw.
 
@@ -56,7 +56,7 @@ def read_vinyals(path: Path) -> dict[str, list[str]]:
     """The characters of a split of Vinyals et al. (2016), from a JSON list.
 
     Returns:
-        For each of ``images_background`` and ``images_evaluation`` its ``"alphabet/character"``
+        For each of `images_background` and `images_evaluation` its `"alphabet/character"`
         names; parts without any are left out.
 
     Raises:
@@ -86,7 +86,7 @@ def read_vinyals(path: Path) -> dict[str, list[str]]:
 
 
 def character_ids(characters: Sequence[str], wanted: Sequence[str], where: Path) -> list[int]:
-    """The ids of ``wanted`` among ``characters``.
+    """The ids of `wanted` among `characters`.
 
     Raises:
         DataError: if some are missing.

@@ -24,9 +24,9 @@ class Citations(NamedTuple):
     """A citation graph.
 
     Attributes:
-        features: ``(nodes, F)`` float32.
-        edges: ``(2, E)`` int64, each edge once, without self-loops.
-        labels: ``(nodes,)`` int64 class indices; -1 for unlabelled nodes.
+        features: `(nodes, F)` float32.
+        edges: `(2, E)` int64, each edge once, without self-loops.
+        labels: `(nodes,)` int64 class indices; -1 for unlabelled nodes.
     """
 
     features: NDArray[np.float32]
@@ -35,12 +35,12 @@ class Citations(NamedTuple):
 
 
 def read_planetoid(folder: Path, name: str, classes: int) -> Citations:
-    """Reads the graph ``ind.NAME.*`` with the given number of classes.
+    """Reads the graph `ind.NAME.*` with the given number of classes.
 
-    ``allx`` and ``ally`` are features and one-hot labels of the first nodes, ``tx`` and ``ty``
-    those of the nodes listed in ``test.index``. Isolated nodes among these are in neither: their
-    features are 0, and they have no label. (``x`` and ``y``, the first rows of ``allx`` and
-    ``ally``, are not read.)
+    `allx` and `ally` are features and one-hot labels of the first nodes, `tx` and `ty`
+    those of the nodes listed in `test.index`. Isolated nodes among these are in neither: their
+    features are 0, and they have no label. (`x` and `y`, the first rows of `allx` and
+    `ally`, are not read.)
 
     Raises:
         DataError: if files are missing, corrupt or inconsistent.
@@ -67,7 +67,7 @@ def read_planetoid(folder: Path, name: str, classes: int) -> Citations:
 
 
 class _SparseRows:
-    """Replacement for ``scipy.sparse.csr_matrix``, whose code does not check its indices."""
+    """Replacement for `scipy.sparse.csr_matrix`, whose code does not check its indices."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -131,7 +131,7 @@ def _test_nodes(path: Path, rest: range) -> NDArray[np.int64]:
 
 
 def _edges(path: Path) -> tuple[int, NDArray[np.int64]]:
-    """The number of nodes, and the edges ``(2, E)``."""
+    """The number of nodes, and the edges `(2, E)`."""
     graph = _load(path, {"collections.defaultdict": lambda _: {}, "__builtin__.list": None})
     try:
         nodes = len(graph)

@@ -22,19 +22,19 @@ def load_cifar_fs(
     Pixels are divided by 255 and not normalized.
 
     Args:
-        root: the folder that contains ``cifar-100-python``, a folder with the files ``train``,
-            ``test`` and ``meta`` or, if there is none, its ``.tar.gz``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        splits: the folder of the class lists, ``train.json``, ``val.json`` and ``test.json`` or,
-            for each that is missing, ``.txt``; by default ``splits/cifar-fs`` in ``root``.
+        root: the folder that contains `cifar-100-python`, a folder with the files `train`,
+            `test` and `meta` or, if there is none, its `.tar.gz`.
+        split: `"train"`, `"val"` or `"test"`.
+        splits: the folder of the class lists, `train.json`, `val.json` and `test.json` or,
+            for each that is missing, `.txt`; by default `splits/cifar-fs` in `root`.
         complete: whether to require all classes with 600 images each.
 
     Returns:
-        Images ``(n, 3, 32, 32)``; class names include the superclass, as in ``"fish/flatfish"``.
+        Images `(n, 3, 32, 32)`; class names include the superclass, as in `"fish/flatfish"`.
 
     Raises:
         DataError: if files are missing, incomplete or corrupt.
-        ValueError: if ``split`` is unknown.
+        ValueError: if `split` is unknown.
     """
     classes = {"train": 64, "val": 16, "test": 20}
     return _load(root, "cifar-fs", split, splits, classes if complete else None)
@@ -46,7 +46,7 @@ def load_fc100(
     """Loads a split of FC100 (Oreshkin et al., 2018): 60 / 20 / 20 classes of CIFAR-100.
 
     The splits are disjoint in superclasses, too: 12 / 4 / 4. Everything else is as in
-    :func:`load_cifar_fs`, with the lists in ``splits/fc100``.
+    [`load_cifar_fs`][fastmeta.data.load_cifar_fs], with the lists in `splits/fc100`.
     """
     classes = {"train": 60, "val": 20, "test": 20}
     return _load(root, "fc100", split, splits, classes if complete else None)

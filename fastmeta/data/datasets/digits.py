@@ -26,12 +26,12 @@ def load_digits(
 ) -> ClassDataset:
     """Loads 1,797 digits of 8x8 pixels (Alpaydin and Kaynak, 1998), with transformed classes.
 
-    Splits and transformations are those of :func:`fastmeta.data.load_mnist`: 4 and 7 are held out
+    Splits and transformations are those of [`fastmeta.data.load_mnist`][]: 4 and 7 are held out
     for test, 3 for validation, and each digit gives 4 * 2 classes by rotation and inversion. A
     digit has 174 to 183 images.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: `"train"`, `"val"` or `"test"`.
         rotations: whether to add classes rotated by 90, 180 and 270 degrees.
         inversion: whether to add negatives as classes.
         val_classes: digits for validation.
@@ -39,11 +39,11 @@ def load_digits(
         examples_per_class: use only the first images of each class, this many; all by default.
 
     Returns:
-        Images ``(n, 1, 8, 8)``, the 17 grey levels scaled to 0..255.
+        Images `(n, 1, 8, 8)`, the 17 grey levels scaled to 0..255.
 
     Raises:
         ImportError: if scikit-learn is missing.
-        ValueError: if ``split`` is unknown, or the held-out classes are invalid.
+        ValueError: if `split` is unknown, or the held-out classes are invalid.
     """
     classes = split_classes(split, _CLASSES, val_classes, test_classes)
     try:

@@ -44,16 +44,16 @@ def load_clinc150(
     not used: an intent has all of its in-scope texts.
 
     Args:
-        root: the folder of ``data_full.json`` and ``domains.json``, or a folder with the subfolder
-            ``clinc150/``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        split_by: ``"intent"`` or ``"domain"``.
-        split_seed: seed of the split of intents or domains, ``0 <= split_seed < 2**64``.
-        vocabulary: number of token ids, see :func:`fastmeta.data.token_ids`.
-        length: token ids per text, see :func:`fastmeta.data.token_ids`.
+        root: the folder of `data_full.json` and `domains.json`, or a folder with the subfolder
+            `clinc150/`.
+        split: `"train"`, `"val"` or `"test"`.
+        split_by: `"intent"` or `"domain"`.
+        split_seed: seed of the split of intents or domains, `0 <= split_seed < 2**64`.
+        vocabulary: number of token ids, see [`fastmeta.data.token_ids`][].
+        length: token ids per text, see [`fastmeta.data.token_ids`][].
 
     Returns:
-        Texts ``(n, length)`` with class names such as ``"banking/transfer"``.
+        Texts `(n, length)` with class names such as `"banking/transfer"`.
 
     Raises:
         DataError: if a file is missing, truncated or corrupt.
@@ -87,15 +87,15 @@ def load_banking77(
     the official train and test files together.
 
     Args:
-        root: the folder of ``train.csv`` and ``test.csv``, or a folder with the subfolder
-            ``banking77/``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        split_seed: seed of the split of intents, ``0 <= split_seed < 2**64``.
-        vocabulary: number of token ids, see :func:`fastmeta.data.token_ids`.
-        length: token ids per text, see :func:`fastmeta.data.token_ids`.
+        root: the folder of `train.csv` and `test.csv`, or a folder with the subfolder
+            `banking77/`.
+        split: `"train"`, `"val"` or `"test"`.
+        split_seed: seed of the split of intents, `0 <= split_seed < 2**64`.
+        vocabulary: number of token ids, see [`fastmeta.data.token_ids`][].
+        length: token ids per text, see [`fastmeta.data.token_ids`][].
 
     Returns:
-        Texts ``(n, length)`` with class names such as ``"card_arrival"``.
+        Texts `(n, length)` with class names such as `"card_arrival"`.
 
     Raises:
         DataError: if a file is missing, truncated or corrupt.

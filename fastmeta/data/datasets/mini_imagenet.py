@@ -25,23 +25,23 @@ def load_mini_imagenet(
 ) -> ClassDataset:
     """Loads a split of mini-ImageNet, in either of its two common formats.
 
-    The first is the list of the split, ``train.csv``, ``val.csv`` or ``test.csv`` with the columns
-    ``filename`` and ``label``, and the images in a folder ``images`` beside it or, if there is
-    none, in ``images.zip``. The second, used if there is no list, is the pickle
-    ``mini-imagenet-cache-<split>.pkl``; none of its code is run. The 64 / 16 / 20 classes are those
+    The first is the list of the split, `train.csv`, `val.csv` or `test.csv` with the columns
+    `filename` and `label`, and the images in a folder `images` beside it or, if there is
+    none, in `images.zip`. The second, used if there is no list, is the pickle
+    `mini-imagenet-cache-<split>.pkl`; none of its code is run. The 64 / 16 / 20 classes are those
     of Ravi and Larochelle (2017), who published the lists.
 
     Pixels are divided by 255 and not normalized, as in the code of Finn et al. (2017); to normalize
-    by mean and standard deviation use ``dataclasses.replace(dataset, normalization=...)``.
+    by mean and standard deviation use `dataclasses.replace(dataset, normalization=...)`.
 
     All images of the split are loaded into memory: 813 MB for the complete "train". Decoding its
     JPEGs takes some 15 s of CPU time, in several threads, the first time; the arrays are then
-    cached in ``FASTMETA_CACHE`` (default ``~/.cache/fastmeta``), and rebuilt when the size or
+    cached in `FASTMETA_CACHE` (default `~/.cache/fastmeta`), and rebuilt when the size or
     modification time of a source file changes.
 
     Args:
-        root: the folder of the files, or a folder with the subfolder ``mini-imagenet/``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: the folder of the files, or a folder with the subfolder `mini-imagenet/`.
+        split: `"train"`, `"val"` or `"test"`.
         image_size: height and width of the images; those of another size or shape are resized with
             an antialiased bilinear filter.
         complete: whether to require all classes with 600 images each. The images of the list are
@@ -49,7 +49,7 @@ def load_mini_imagenet(
         cache: whether to cache decoded images.
 
     Returns:
-        Images ``(n, 3, image_size, image_size)``, with the WordNet ids of the classes as class
+        Images `(n, 3, image_size, image_size)`, with the WordNet ids of the classes as class
         names.
 
     Raises:

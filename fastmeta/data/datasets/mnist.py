@@ -60,18 +60,18 @@ def load_mnist(
     are. For Fashion-MNIST the defaults are trouser and ankle boot for test, dress for validation.
 
     That gives 8 validation and 16 test classes. For 20 ways hold out three digits each,
-    ``val_classes=(2, 5, 9), test_classes=(3, 4, 7)``: 24 validation, 24 test and 32 training
+    `val_classes=(2, 5, 9), test_classes=(3, 4, 7)`: 24 validation, 24 test and 32 training
     classes. Of the other digits, 2, 5 and 9 look least like rotations of themselves and each other.
 
     "train" and "val" use the files of 60,000 images and "test" those of 10,000, whose MNIST digits
     are by other writers. The images of all classes are materialized: 263 MB for "train"; reduce
-    this with ``examples_per_class``.
+    this with `examples_per_class`.
 
     Args:
-        root: the folder of the four IDX files (plain or ``.gz``), or a folder with the subfolder
-            ``name``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        name: ``"mnist"`` or ``"fashion-mnist"``.
+        root: the folder of the four IDX files (plain or `.gz`), or a folder with the subfolder
+            `name`.
+        split: `"train"`, `"val"` or `"test"`.
+        name: `"mnist"` or `"fashion-mnist"`.
         rotations: whether to add classes rotated by 90, 180 and 270 degrees.
         inversion: whether to add negatives as classes.
         val_classes: original classes (0-9) for validation instead of the default.
@@ -79,11 +79,11 @@ def load_mnist(
         examples_per_class: use only the first images of each class, this many; all by default.
 
     Returns:
-        Images ``(n, 1, 28, 28)`` with class names such as ``"4/rot90/inv"``.
+        Images `(n, 1, 28, 28)` with class names such as `"4/rot90/inv"`.
 
     Raises:
         DataError: if a file is missing, truncated or corrupt, or images and labels do not match.
-        ValueError: if ``name`` or ``split`` is unknown, or the held-out classes are invalid.
+        ValueError: if `name` or `split` is unknown, or the held-out classes are invalid.
     """
     if name not in _VARIANTS:
         raise ValueError(f"name must be one of {', '.join(_VARIANTS)}; got {name!r}.")

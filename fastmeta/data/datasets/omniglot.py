@@ -45,33 +45,33 @@ def load_omniglot(
 
     The protocol "lake" separates alphabets: "test" is all 659 characters of the 20 evaluation
     alphabets; "val" is 100 of the 964 background characters, drawn uniformly with
-    ``validation_seed``, and "train" the other 864. The protocol "vinyals" splits characters
+    `validation_seed`, and "train" the other 864. The protocol "vinyals" splits characters
     1,028 / 172 / 423 by the lists that later papers share; of its alphabets only Gurmukhi is in
     two splits, train and test.
 
-    Decoding takes some seconds the first time; the arrays are then cached in ``FASTMETA_CACHE``
-    (default ``~/.cache/fastmeta``), and rebuilt when the size or modification time of a source file
+    Decoding takes some seconds the first time; the arrays are then cached in `FASTMETA_CACHE`
+    (default `~/.cache/fastmeta`), and rebuilt when the size or modification time of a source file
     changes.
 
     Args:
-        root: the folder of ``images_background`` and ``images_evaluation`` (each a folder
-            ``<alphabet>/<character>/*.png`` or, if there is none, its ``.zip``), or a folder with
-            the subfolder ``omniglot/``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        protocol: ``"lake"`` or ``"vinyals"``.
+        root: the folder of `images_background` and `images_evaluation` (each a folder
+            `<alphabet>/<character>/*.png` or, if there is none, its `.zip`), or a folder with
+            the subfolder `omniglot/`.
+        split: `"train"`, `"val"` or `"test"`.
+        protocol: `"lake"` or `"vinyals"`.
         image_size: height and width of the images, resized with an antialiased bilinear filter.
         rotations: whether to add characters rotated by 90, 180 and 270 degrees as classes. The
-            default ``None`` does so for "train" only; some papers test on them, too.
+            default `None` does so for "train" only; some papers test on them, too.
         validation: with "lake", the number of validation characters, or their alphabets.
         validation_seed: random seed of the draw of validation characters.
-        splits: with "vinyals", the folder of ``train.json``, ``val.json`` and ``test.json``; by
-            default ``splits/omniglot-vinyals`` beside the folder of the data.
+        splits: with "vinyals", the folder of `train.json`, `val.json` and `test.json`; by
+            default `splits/omniglot-vinyals` beside the folder of the data.
         complete: whether to require all characters with 20 drawings each.
         cache: whether to cache decoded images.
 
     Returns:
-        Images ``(n, 1, image_size, image_size)`` with class names such as
-        ``"Greek/character01/rot90"``.
+        Images `(n, 1, image_size, image_size)` with class names such as
+        `"Greek/character01/rot90"`.
 
     Raises:
         DataError: if files are missing, incomplete or corrupt.

@@ -26,19 +26,19 @@ def load_planetoid(
     features have no label.
 
     Args:
-        root: the folder of the files ``ind.NAME.*``, or a folder with the subfolder
-            ``planetoid/``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        name: ``"cora"`` or ``"citeseer"``.
-        split_seed: seed of the split of classes, ``0 <= split_seed < 2**64``.
+        root: the folder of the files `ind.NAME.*`, or a folder with the subfolder
+            `planetoid/`.
+        split: `"train"`, `"val"` or `"test"`.
+        name: `"cora"` or `"citeseer"`.
+        split_seed: seed of the split of classes, `0 <= split_seed < 2**64`.
 
     Returns:
-        Nodes with class names ``"0"``, ``"1"``, ...: the files have no other names. Features are 0
+        Nodes with class names `"0"`, `"1"`, ...: the files have no other names. Features are 0
         or 1, the absence or presence of words in a paper.
 
     Raises:
         DataError: if files are missing, corrupt or inconsistent.
-        ValueError: if ``name`` or ``split`` is unknown, or ``split_seed`` is out of range.
+        ValueError: if `name` or `split` is unknown, or `split_seed` is out of range.
     """
     if name not in _CLASSES:
         raise ValueError(f"name must be one of {', '.join(_CLASSES)}; got {name!r}.")

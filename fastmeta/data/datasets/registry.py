@@ -32,9 +32,9 @@ class DatasetSpec:
     """What is known about a dataset: either it is loaded, or its tasks are generated.
 
     Attributes:
-        kind: of its inputs and targets, ``None`` if unknown; all but ``"regression"`` are classes.
-        loader: from a folder (or ``None``), a split and options to the dataset.
-        generator: from ``(tasks, shots, queries, seed, device=..., **options)`` to tasks.
+        kind: of its inputs and targets, `None` if unknown; all but `"regression"` are classes.
+        loader: from a folder (or `None`), a split and options to the dataset.
+        generator: from `(tasks, shots, queries, seed, device=..., **options)` to tasks.
         files: paths in the folder of the datasets, one of which holds the data; none are needed if
             this is empty.
         preset: name of the default options of a training run.
@@ -85,11 +85,11 @@ DATASETS: Registry[DatasetSpec] = Registry(
     },
     convert=_from_plugin,
 )
-"""The datasets by name; a plug-in provides the loader of a :class:`DatasetSpec`."""
+"""The datasets by name; a plug-in provides the loader of a `DatasetSpec`."""
 
 
 def datasets_in(root: str | Path) -> list[str]:
-    """The datasets with files in ``root``."""
+    """The datasets with files in `root`."""
     return [
         name
         for name, spec in DATASETS.own.items()
@@ -101,13 +101,20 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
     """Loads a dataset by name.
 
     Args:
-        name: one of :data:`DATASETS` that is not generated; ``"digits"`` needs no files.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        name: one of [`DATASETS`][fastmeta.data.DATASETS] that is not generated; `"digits"` needs no
+            files.
+        split: `"train"`, `"val"` or `"test"`.
         root: the folder of the datasets; by default the one that the environment variable
-            ``FASTMETA_DATA`` names. "digits" ignores it; a plug-in may do without.
-        options: of the loader: :func:`load_digits`, :func:`load_mnist`, :func:`load_omniglot`,
-            :func:`load_mini_imagenet`, :func:`load_cifar_fs`, :func:`load_fc100`,
-            :func:`load_clinc150`, :func:`load_banking77` or :func:`load_planetoid`.
+            `FASTMETA_DATA` names. "digits" ignores it; a plug-in may do without.
+        options: of the loader: [`load_digits`][fastmeta.data.load_digits],
+            [`load_mnist`][fastmeta.data.load_mnist],
+            [`load_omniglot`][fastmeta.data.load_omniglot],
+            [`load_mini_imagenet`][fastmeta.data.load_mini_imagenet],
+            [`load_cifar_fs`][fastmeta.data.load_cifar_fs],
+            [`load_fc100`][fastmeta.data.load_fc100],
+            [`load_clinc150`][fastmeta.data.load_clinc150],
+            [`load_banking77`][fastmeta.data.load_banking77] or
+            [`load_planetoid`][fastmeta.data.load_planetoid].
 
     Raises:
         PluginError: if the name is that of a plug-in that cannot be used.

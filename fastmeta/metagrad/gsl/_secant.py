@@ -10,9 +10,9 @@ from fastmeta.metagrad._replay import Replay
 
 
 def secant(adapted: Adapted, replay: Replay) -> list[Tensor | None]:
-    """``g_s(theta) - g_s(theta')``, with ``theta'`` the parameters after the first inner step.
+    """`g_s(theta) - g_s(theta')`, with `theta'` the parameters after the first inner step.
 
-    The second inner step's gradient is ``g_s(theta')``; where there is none, the support loss is
+    The second inner step's gradient is `g_s(theta')`; where there is none, the support loss is
     evaluated once more, with the random numbers and buffers of the first.
 
     Args:
@@ -20,7 +20,7 @@ def secant(adapted: Adapted, replay: Replay) -> list[Tensor | None]:
         replay: of the support losses of this inner loop.
 
     Returns:
-        One tensor per parameter; ``None`` means zero.
+        One tensor per parameter; `None` means zero.
     """
     first, *others = adapted.inner_grads
     if others:

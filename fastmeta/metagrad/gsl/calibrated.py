@@ -23,23 +23,23 @@ from fastmeta.reference import accumulation_dtype
 
 
 class CalibratedGSL(MetaGradient):
-    """``g_q + c1 G_in + c2 g_q + c3 (g_s(theta) - g_s(theta'))``, ``c`` fitted to the exact term.
+    """`g_q + c1 G_in + c2 g_q + c3 (g_s(theta) - g_s(theta'))`, `c` fitted to the exact term.
 
     Variant "calibrated" (R4) of our reconstruction of GSL/AHE (Tak & Hong 2024), an addition of
-    ours: neither sign nor norm of the correction is assumed. ``g_q`` is FOMAML's meta-gradient,
-    ``G_in`` the mean support gradient, ``theta'`` the parameters after the first inner step. Every
-    ``every`` meta-steps the exact meta-gradient of a few tasks is also computed
-    (:class:`Recursion`), and ``c`` is fitted to their Hessian terms by least squares; it is used
-    from the next meta-step on.
+    ours: neither sign nor norm of the correction is assumed. `g_q` is FOMAML's meta-gradient,
+    `G_in` the mean support gradient, `theta'` the parameters after the first inner step. Every
+    `every` meta-steps the exact meta-gradient of a few tasks is also computed
+    ([`Recursion`][fastmeta.metagrad.Recursion]), and `c` is fitted to their Hessian terms by least
+    squares; it is used from the next meta-step on.
     All other steps are first-order: the cost of FOMAML, two passes over the parameters and, if
-    ``secant`` with one inner step, one more support gradient per task. The first meta-step is that
+    `secant` with one inner step, one more support gradient per task. The first meta-step is that
     of FOMAML. Learned rates keep FOMAML's meta-gradient.
 
     Args:
         every: number of meta-steps between calibrations.
         tasks: number of tasks, the first of the meta-batch, that a calibration uses.
         decay: of the moving average over calibrations; 0 uses the last one only.
-        secant: whether ``c3`` is fitted; otherwise it is 0.
+        secant: whether `c3` is fitted; otherwise it is 0.
 
     Raises:
         ValueError: if an option is out of range.
@@ -141,7 +141,7 @@ class CalibratedGSL(MetaGradient):
 
 
 def _weights(vectors: Tensor, coefficients: Tensor | None) -> Tensor:
-    """The coefficients of ``G_in``, ``g_q`` and the secant (if used) in the meta-gradient."""
+    """The coefficients of `G_in`, `g_q` and the secant (if used) in the meta-gradient."""
     weights = vectors.new_zeros(len(vectors), dtype=accumulation_dtype(vectors.dtype))
     weights[1] = 1
     return weights if coefficients is None else weights + coefficients.to(weights)
@@ -153,10 +153,10 @@ def least_squares(gram: Tensor) -> Tensor:
     If there are several, those of minimum norm for vectors of norm 1.
 
     Args:
-        gram: inner products of the ``n`` vectors and, last, the target, ``(n + 1, n + 1)``.
+        gram: inner products of the `n` vectors and, last, the target, `(n + 1, n + 1)`.
 
     Returns:
-        One coefficient per vector, ``(n,)``, in float64.
+        One coefficient per vector, `(n,)`, in float64.
     """
     wide = gram.double()
     norms = wide.diagonal()[:-1].sqrt()

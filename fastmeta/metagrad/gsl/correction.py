@@ -24,23 +24,23 @@ Scope = Literal["vector", "layer"]
 class GSL(FirstOrder):
     """FOMAML's meta-gradient corrected towards (or away from) the task's support gradient.
 
-    ``u - rho(t) eta scale dGSL/du`` in closed form, with ``u`` the query gradient, ``v`` the mean
-    support gradient and ``GSL(u, v) = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2``. Variant
+    `u - rho(t) eta scale dGSL/du` in closed form, with `u` the query gradient, `v` the mean
+    support gradient and `GSL(u, v) = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`. Variant
     "correction" (R1) of our reconstruction of GSL/AHE (Tak & Hong 2024), the gradient similarity
-    loss: first-order calculations only, no inner solve. Costs an additional ``(T, P)`` buffer
+    loss: first-order calculations only, no inner solve. Costs an additional `(T, P)` buffer
     and two passes over it. Learned rates, which support gradients do not cover, keep FOMAML's
-    meta-gradient. :func:`fastmeta.metagrad.gsl_variant` has the other variants.
+    meta-gradient. [`fastmeta.metagrad.gsl_variant`][] has the other variants.
 
     Args:
         eta: AHE rate; positive turns the update towards the support gradient, negative away from
             it. 0 is FOMAML.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
-        magnitude: norm of the correction, see :func:`fastmeta.ops.gsl_coefficients`; ``"clip"``
+        magnitude: norm of the correction, see [`fastmeta.ops.gsl_coefficients`][]; `"clip"`
             with scope "vector" is clipping by the global norm.
-        ratio: see ``magnitude``.
-        schedule: ``rho(t)``, see :func:`fastmeta.schedules.schedule`.
-        scope: ``"vector"`` compares whole gradients, ``"layer"`` each parameter tensor by itself.
+        ratio: see `magnitude`.
+        schedule: `rho(t)`, see [`fastmeta.schedules.schedule`][].
+        scope: `"vector"` compares whole gradients, `"layer"` each parameter tensor by itself.
 
     Raises:
         ValueError: if an option is out of range.
@@ -92,11 +92,11 @@ class GSL(FirstOrder):
     def coefficients(
         self, stats: Tensor, extras: Mapping[str, Tensor], context: StepContext
     ) -> Tensor:
-        """The coefficients ``(T, S, 2)`` of query and support gradients in the meta-gradients.
+        """The coefficients `(T, S, 2)` of query and support gradients in the meta-gradients.
 
         Args:
-            stats: ``(T, S, 3)``, :func:`fastmeta.ops.row_similarity` of the two.
-            extras: see :meth:`MetaGradient.combine`.
+            stats: `(T, S, 3)`, [`fastmeta.ops.row_similarity`][] of the two.
+            extras: see [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine].
             context: the meta-step.
         """
         rate = read_schedule(self.schedule)(context.step) * self.eta

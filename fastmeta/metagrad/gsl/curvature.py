@@ -20,14 +20,14 @@ from fastmeta.metagrad.gsl.correction import GSL
 
 
 class CurvatureGSL(GSL):
-    """:class:`GSL` with the magnitude rule ``"inner-lr"``: ``|d| = a |H| |u|``, per task.
+    """`GSL` with the magnitude rule `"inner-lr"`: `|d| = a |H| |u|`, per task.
 
-    ``|H|`` is estimated by ``|g_s(theta) - g_s(theta')| / (a |g_s(theta)|)``, ``theta'`` being the
-    parameters after the first inner step of rate ``a``, which cancels: the rule is defined for any
+    `|H|` is estimated by `|g_s(theta) - g_s(theta')| / (a |g_s(theta)|)`, `theta'` being the
+    parameters after the first inner step of rate `a`, which cancels: the rule is defined for any
     inner loop. Costs one more support gradient per task if there is only one inner step.
 
     Args:
-        **options: those of :class:`GSL`, except ``magnitude``.
+        **options: those of [`GSL`][fastmeta.metagrad.GSL], except `magnitude`.
     """
 
     def __init__(self, **options: Any) -> None:

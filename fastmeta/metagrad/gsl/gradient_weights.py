@@ -22,18 +22,18 @@ from fastmeta.schedules import schedule as read_schedule
 
 
 class LayerWeights(FirstOrder):
-    """``w * u`` with one persistent weight per parameter tensor.
+    """`w * u` with one persistent weight per parameter tensor.
 
-    Once per meta-step ``w`` takes a gradient step along the mean ``-dGSL(w u, v)/dw`` over tasks,
-    of rate ``rho(t) eta``, and is clamped to ``[w_min, w_max]``. ``u``, ``v`` and ``GSL`` as in
-    :class:`~fastmeta.metagrad.GSL`. Variant "layer-weights" (R2) of our reconstruction of GSL/AHE
+    Once per meta-step `w` takes a gradient step along the mean `-dGSL(w u, v)/dw` over tasks,
+    of rate `rho(t) eta`, and is clamped to `[w_min, w_max]`. `u`, `v` and `GSL` as in
+    [`GSL`][fastmeta.metagrad.GSL]. Variant "layer-weights" (R2) of our reconstruction of GSL/AHE
     (Tak & Hong 2024). Learned rates keep FOMAML's meta-gradient.
 
     Args:
         eta: AHE rate of the weights; 0 is FOMAML.
         lam_c: weight of the cosine loss.
         lam_2: weight of the L2 loss.
-        schedule: ``rho(t)``, see :func:`fastmeta.schedules.schedule`.
+        schedule: `rho(t)`, see [`fastmeta.schedules.schedule`][].
         w_min: minimum weight.
         w_max: maximum weight.
 
@@ -107,11 +107,11 @@ class LayerWeights(FirstOrder):
 
 
 class ElementWeights(LayerWeights):
-    """``w * u`` with one persistent weight per scalar parameter.
+    """`w * u` with one persistent weight per scalar parameter.
 
-    As :class:`LayerWeights`. With ``P`` parameters, the derivative of the cosine loss in each
-    weight is of order ``1/P``, so ``eta`` should grow with ``P``. Variant "element-weights" (R2p)
-    of our reconstruction of GSL/AHE (Tak & Hong 2024).
+    As [`LayerWeights`][fastmeta.metagrad.LayerWeights]. With `P` parameters, the derivative of the
+    cosine loss in each weight is of order `1/P`, so `eta` should grow with `P`. Variant
+    "element-weights" (R2p) of our reconstruction of GSL/AHE (Tak & Hong 2024).
     """
 
     task_batchable = True

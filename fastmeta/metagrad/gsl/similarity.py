@@ -13,9 +13,9 @@ from fastmeta.ops.weights import Magnitude
 
 @dataclass(frozen=True)
 class SimilarityLoss:
-    """``GSL(u, v) = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2``.
+    """`GSL(u, v) = lam_c (1 - cos(u, v)) + lam_2/2 |u - v|^2`.
 
-    ``u`` is a task's query gradient, ``v`` its mean support gradient. Tak & Hong 2024, our
+    `u` is a task's query gradient, `v` its mean support gradient. Tak & Hong 2024, our
     reconstruction.
 
     Attributes:
@@ -36,13 +36,13 @@ class SimilarityLoss:
     def descend(
         self, stats: Tensor, rate: float, magnitude: Magnitude = "none", ratio: float = 1.0
     ) -> Tensor:
-        """The coefficients ``(T, S, 2)`` of ``u`` and ``v`` in ``u - rate scale dGSL/du``.
+        """The coefficients `(T, S, 2)` of `u` and `v` in `u - rate scale dGSL/du`.
 
         Args:
-            stats: ``(T, S, 3)``, :func:`fastmeta.ops.row_similarity` of ``u`` and ``v``.
+            stats: `(T, S, 3)`, [`fastmeta.ops.row_similarity`][] of `u` and `v`.
             rate: the step size.
-            magnitude: norm of the step, see :func:`fastmeta.ops.gsl_coefficients`.
-            ratio: see ``magnitude``.
+            magnitude: norm of the step, see [`fastmeta.ops.gsl_coefficients`][].
+            ratio: see `magnitude`.
         """
         return ops.gsl_coefficients(
             stats,
@@ -55,6 +55,6 @@ class SimilarityLoss:
         )
 
     def derivative(self, stats: Tensor) -> tuple[Tensor, Tensor]:
-        """``p, q``, ``(T, 1)`` each, of ``dGSL/du = p u + q v``, from ``(T, 1, 3)`` stats."""
+        """`p, q`, `(T, 1)` each, of `dGSL/du = p u + q v`, from `(T, 1, 3)` stats."""
         step = self.descend(stats, 1.0)[:, 0]  # 1 - p, -q
         return 1 - step[:, :1], -step[:, 1:]

@@ -22,12 +22,13 @@ from fastmeta.ops.weights import Magnitude
 def _correction(
     magnitude: Magnitude | Literal["inner-lr"] = "norm-match", **options: Any
 ) -> MetaGradient:
-    """:class:`GSL` with one more magnitude rule.
+    """[`GSL`][fastmeta.metagrad.GSL] with one more magnitude rule.
 
     Args:
-        magnitude: norm of the correction: as it is, that of the query gradient, ``ratio`` times
-            that, at most ``ratio`` times that, or ``"inner-lr"``, see :class:`CurvatureGSL`.
-        **options: of :class:`GSL`.
+        magnitude: norm of the correction: as it is, that of the query gradient, `ratio` times
+            that, at most `ratio` times that, or `"inner-lr"`, see
+            [`CurvatureGSL`][fastmeta.metagrad.CurvatureGSL].
+        **options: of [`GSL`][fastmeta.metagrad.GSL].
     """
     if magnitude == "inner-lr":
         return CurvatureGSL(**options)
@@ -60,16 +61,18 @@ VARIANT_ALIASES: dict[str, str] = {
 
 @forwards_options(lambda given: VARIANTS.get(_full_name(given.get("variant", "correction")), GSL))
 def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
-    """The meta-gradient of a variant of GSL; ``"gsl"`` in a configuration.
+    """The meta-gradient of a variant of GSL; `"gsl"` in a configuration.
 
     Args:
-        variant: ``"off"`` (R0, :class:`FirstOrder`), ``"correction"`` (R1, :class:`GSL`; with
-            ``magnitude="inner-lr"`` :class:`CurvatureGSL`), ``"layer-weights"`` (R2,
-            :class:`LayerWeights`), ``"element-weights"`` (R2p, :class:`ElementWeights`),
-            ``"calibrated"`` (R4, :class:`CalibratedGSL`), ``"central-difference"`` (R5,
-            :class:`CentralDifference`) or ``"hvp-forward"`` (R6, :class:`Recursion`), or a short
-            name such as ``"R1"``. ``"task-weights"`` (R3) is
-            :class:`fastmeta.aggregation.GslWeights`.
+        variant: `"off"` (R0, [`FirstOrder`][fastmeta.metagrad.FirstOrder]), `"correction"` (R1,
+            [`GSL`][fastmeta.metagrad.GSL]; with `magnitude="inner-lr"`
+            [`CurvatureGSL`][fastmeta.metagrad.CurvatureGSL]), `"layer-weights"` (R2,
+            [`LayerWeights`][fastmeta.metagrad.LayerWeights]), `"element-weights"` (R2p,
+            [`ElementWeights`][fastmeta.metagrad.ElementWeights]), `"calibrated"` (R4,
+            [`CalibratedGSL`][fastmeta.metagrad.CalibratedGSL]), `"central-difference"` (R5,
+            [`CentralDifference`][fastmeta.metagrad.CentralDifference]) or `"hvp-forward"` (R6,
+            [`Recursion`][fastmeta.metagrad.Recursion]), or a short name such as `"R1"`.
+            `"task-weights"` (R3) is [`fastmeta.aggregation.GslWeights`][].
         **options: arguments of its class.
 
     Raises:

@@ -41,8 +41,8 @@ class Kind:
 
     Attributes:
         label: its name in a message.
-        read: the value in its canonical form; raises ``TypeError`` or ``ValueError``.
-        optional: whether ``None`` is a value.
+        read: the value in its canonical form; raises `TypeError` or `ValueError`.
+        optional: whether `None` is a value.
     """
 
     label: str
@@ -103,7 +103,7 @@ def kind_of(hint: Any) -> Kind:
 
 
 def choices_of(hint: Any, metadata: Mapping[str, Any]) -> Collection[str] | None:
-    """The allowed values of an option, or ``None`` if its type and range alone restrict them."""
+    """The allowed values of an option, or `None` if its type and range alone restrict them."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     choices: Collection[str] | None = metadata["choices"]
@@ -111,7 +111,7 @@ def choices_of(hint: Any, metadata: Mapping[str, Any]) -> Collection[str] | None
 
 
 def checked(name: str, hint: Any, metadata: Mapping[str, Any], value: Any) -> Any:
-    """``value`` in its canonical form.
+    """`value` in its canonical form.
 
     Raises:
         ConfigError: if it has the wrong type, is not one of the choices or is out of range.

@@ -13,10 +13,10 @@ from fastmeta.train.errors import ConfigError, require
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The options in a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file.
+    """The options in a `.toml`, `.yaml`, `.yml` or `.json` file.
 
     Args:
-        path: of the file; options such as ``data_options`` are tables in it.
+        path: of the file; options such as `data_options` are tables in it.
 
     Raises:
         ConfigError: if the file is missing, is not valid, has another format or an unknown option.
@@ -28,7 +28,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The content of such a file, whatever its keys; raises as :func:`read_config`."""
+    """The content of such a file, whatever its keys; raises as `read_config`."""
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
         raise ConfigError(f"{path}: expected a {', '.join(_PARSERS)} file.")
@@ -69,7 +69,7 @@ def _yaml(text: str) -> Any:
 
 
 def _loader() -> Any:
-    """A loader that reads ``1e-3`` as a number, which is a string in YAML 1.1."""
+    """A loader that reads `1e-3` as a number, which is a string in YAML 1.1."""
     import re
 
     import yaml

@@ -26,8 +26,9 @@ TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation
 class TrainConfig:
     """All options of a training run, checked.
 
-    Make one with :func:`configure`, which adds the defaults that depend on dataset and method, of
-    fields without a default here. The ``help`` of each field is in its metadata.
+    Make one with [`configure`][fastmeta.train.configure], which adds the defaults that depend on
+    dataset and method, of fields without a default here. The `help` of each field is in its
+    metadata.
 
     Raises:
         ConfigError: if an option has the wrong type or value, or does not fit the others.

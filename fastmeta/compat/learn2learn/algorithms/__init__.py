@@ -1,4 +1,4 @@
-"""Module wrappers with ``clone()`` and ``adapt()``."""
+"""Module wrappers with `clone()` and `adapt()`."""
 
 from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
 from fastmeta.compat.learn2learn.algorithms.gbml import GBML

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class BaseLearner(nn.Module):
-    """A wrapper that forwards calls and unknown attributes to ``module``."""
+    """A wrapper that forwards calls and unknown attributes to `module`."""
 
     module: nn.Module
 

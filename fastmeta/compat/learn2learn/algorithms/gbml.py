@@ -12,18 +12,18 @@ from fastmeta.compat.learn2learn.optim import DifferentiableSGD, ParameterUpdate
 
 
 class GBML(nn.Module):
-    """Gradient-based meta-learning with any gradient transform, as ``learn2learn.algorithms.GBML``.
+    """Gradient-based meta-learning with any gradient transform, as `learn2learn.algorithms.GBML`.
 
     Args:
         module: the module; its parameters are the initialization.
-        transform: maps a parameter to the ``nn.Module`` that transforms its gradients, or to
-            ``None``; the parameters of these modules are learned.
+        transform: maps a parameter to the `nn.Module` that transforms its gradients, or to
+            `None`; the parameters of these modules are learned.
         lr: the inner learning rate.
         adapt_transform: whether to adapt the parameters of the transforms to a task as well, from
             the second inner step on and before those of the module.
         first_order: whether to ignore second derivatives.
         allow_unused: whether a loss may be independent of some parameters.
-        allow_nograd: whether some parameters may have ``requires_grad=False``.
+        allow_nograd: whether some parameters may have `requires_grad=False`.
         compute_update: existing transforms of all parameters, to use instead of new ones.
     """
 
@@ -69,7 +69,7 @@ class GBML(nn.Module):
         Args:
             first_order: defaults to that of the wrapper, like the other arguments.
             allow_unused: whether the loss may be independent of some parameters.
-            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            allow_nograd: whether some parameters may have `requires_grad=False`.
             adapt_transform: whether to adapt the parameters of the transforms as well.
         """
         return GBML(
@@ -95,7 +95,7 @@ class GBML(nn.Module):
         Args:
             loss: the loss of this clone, a scalar.
             first_order: defaults to that of the wrapper, like the other arguments.
-            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            allow_nograd: whether some parameters may have `requires_grad=False`.
             allow_unused: whether the loss may be independent of some parameters.
 
         Raises:

@@ -14,13 +14,13 @@ from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
 def maml_update(
     model: Module, lr: float | Tensor, grads: Sequence[Tensor | None] | None = None
 ) -> Module:
-    """Updates the parameters of a model to ``p - lr * g``, in place and differentiably.
+    """Updates the parameters of a model to `p - lr * g`, in place and differentiably.
 
     Args:
         model: the model.
         lr: the inner learning rate.
-        grads: a gradient for each parameter; ``None`` leaves it unchanged. By default, the
-            ``update`` attributes of the parameters are added.
+        grads: a gradient for each parameter; `None` leaves it unchanged. By default, the
+            `update` attributes of the parameters are added.
 
     Returns:
         The model.
@@ -31,15 +31,15 @@ def maml_update(
 
 
 class MAML(BaseLearner):
-    """MAML (Finn, Abbeel, Levine 2017), as ``learn2learn.algorithms.MAML``.
+    """MAML (Finn, Abbeel, Levine 2017), as `learn2learn.algorithms.MAML`.
 
     Args:
         model: the module; its parameters are the initialization.
         lr: the inner learning rate.
         first_order: whether to ignore second derivatives (FOMAML).
         allow_unused: whether a loss may be independent of some parameters; defaults to
-            ``allow_nograd``.
-        allow_nograd: whether some parameters may have ``requires_grad=False``.
+            `allow_nograd`.
+        allow_nograd: whether some parameters may have `requires_grad=False`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class MAML(BaseLearner):
             loss: the loss of this clone, a scalar.
             first_order: defaults to that of the wrapper, like the other arguments.
             allow_unused: whether the loss may be independent of some parameters.
-            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            allow_nograd: whether some parameters may have `requires_grad=False`.
 
         Raises:
             RuntimeError: if a parameter is unused or frozen and that is not allowed.
@@ -95,7 +95,7 @@ class MAML(BaseLearner):
         Args:
             first_order: defaults to that of the wrapper, like the other arguments.
             allow_unused: whether the loss may be independent of some parameters.
-            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            allow_nograd: whether some parameters may have `requires_grad=False`.
         """
         return MAML(
             clone_module(self.module),

@@ -12,7 +12,7 @@ from fastmeta.compat.learn2learn.algorithms.base_learner import BaseLearner
 
 
 def meta_sgd_update(model: Module, lrs: Sequence[Tensor], grads: Sequence[Tensor]) -> Module:
-    """Updates the parameters of a model to ``p - lr * g``, in place and differentiably.
+    """Updates the parameters of a model to `p - lr * g`, in place and differentiably.
 
     Args:
         model: the model.
@@ -26,13 +26,13 @@ def meta_sgd_update(model: Module, lrs: Sequence[Tensor], grads: Sequence[Tensor
 
 
 class MetaSGD(BaseLearner):
-    """Meta-SGD (Li, Zhou, Chen, Li 2017), as ``learn2learn.algorithms.MetaSGD``.
+    """Meta-SGD (Li, Zhou, Chen, Li 2017), as `learn2learn.algorithms.MetaSGD`.
 
     Args:
         model: the module; its parameters are the initialization.
         lr: the initial value of the learned rates.
         first_order: whether to ignore second derivatives.
-        lrs: the learned rates, one tensor for each parameter; overrides ``lr``.
+        lrs: the learned rates, one tensor for each parameter; overrides `lr`.
     """
 
     def __init__(

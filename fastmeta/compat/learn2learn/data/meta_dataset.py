@@ -13,20 +13,20 @@ class MetaDataset(Dataset[Any]):
     """A classification dataset with an index of the examples of each class.
 
     Args:
-        dataset: a map-style dataset of ``(x, y)`` with a scalar label ``y``.
+        dataset: a map-style dataset of `(x, y)` with a scalar label `y`.
         labels_to_indices: the examples of each class, if known.
         indices_to_labels: the class of each example, if known; by default the attribute
-            ``indices_to_labels`` of the dataset, if it has one. If neither is known, every
+            `indices_to_labels` of the dataset, if it has one. If neither is known, every
             example is loaded once.
 
     Attributes:
         dataset: the dataset.
         labels_to_indices: the indices of the examples of each class.
         indices_to_labels: the class of each example.
-        labels: the classes, in the order of ``labels_to_indices``.
+        labels: the classes, in the order of `labels_to_indices`.
 
     Raises:
-        TypeError: if ``dataset`` is not a ``torch.utils.data.Dataset``.
+        TypeError: if `dataset` is not a `torch.utils.data.Dataset`.
         ValueError: if a label is not a scalar.
     """
 
@@ -55,7 +55,7 @@ class MetaDataset(Dataset[Any]):
         labels_to_indices: Mapping[Any, Sequence[int]] | None = None,
         indices_to_labels: Mapping[int, Any] | None = None,
     ) -> None:
-        """Builds ``labels_to_indices``, ``indices_to_labels`` and ``labels``.
+        """Builds `labels_to_indices`, `indices_to_labels` and `labels`.
 
         The constructor calls it; call it again after changing the dataset. Without arguments,
         every example is loaded once.
@@ -86,7 +86,7 @@ class MetaDataset(Dataset[Any]):
         return {i: _scalar(self.dataset[i][1], i) for i in range(len(self.dataset))}
 
     def __getitem__(self, item: int) -> Any:
-        """The example at index ``item``."""
+        """The example at index `item`."""
         return self.dataset[item]
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class UnionMetaDataset(MetaDataset):
 
     @override
     def __getitem__(self, item: int) -> Any:
-        """The example at index ``item``, as a list, with its class in the union."""
+        """The example at index `item`, as a list, with its class in the union."""
         dataset, i = self._positions[item]
         x, _, *rest = dataset[i]
         return [x, self.indices_to_labels[item], *rest]

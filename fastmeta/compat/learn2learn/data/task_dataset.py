@@ -20,7 +20,7 @@ class DataDescription:
 
     Attributes:
         index: the index of the example in the dataset.
-        transforms: functions that load the example, applied in turn to ``index``.
+        transforms: functions that load the example, applied in turn to `index`.
     """
 
     def __init__(self, index: int) -> None:
@@ -39,18 +39,18 @@ Transform = Callable[[Description | None], Description]
 
 
 class Taskset:
-    """Tasks sampled by a chain of task transforms, with Python's global ``random``.
+    """Tasks sampled by a chain of task transforms, with Python's global `random`.
 
     Args:
-        dataset: a dataset of ``(x, y)``.
-        task_transforms: functions from a task description to the next, the first from ``None``,
+        dataset: a dataset of `(x, y)`.
+        task_transforms: functions from a task description to the next, the first from `None`,
             which stands for all examples; or a single function.
         num_tasks: the number of tasks, each sampled on first access and then kept; -1 for
             unlimited tasks, sampled anew on each access.
-        task_collate: makes a task of a list of examples; ``default_collate`` by default.
+        task_collate: makes a task of a list of examples; `default_collate` by default.
 
     Raises:
-        ValueError: if ``num_tasks`` is neither positive nor -1.
+        ValueError: if `num_tasks` is neither positive nor -1.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Taskset:
         return max(self.num_tasks, 1)
 
     def __getitem__(self, i: int) -> Any:
-        """The task at index ``i``; a new one if unlimited."""
+        """The task at index `i`; a new one if unlimited."""
         if self.num_tasks == -1:
             return self.get_task(self.sample_task_description())
         if i not in self.sampled_descriptions:
@@ -120,7 +120,7 @@ class Taskset:
 
 
 class TaskDataset(Taskset):
-    """The deprecated name of :class:`Taskset`."""
+    """The deprecated name of [`Taskset`][fastmeta.compat.learn2learn.data.Taskset]."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         warnings.warn("TaskDataset is now called Taskset.", DeprecationWarning, stacklevel=2)

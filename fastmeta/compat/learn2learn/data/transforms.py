@@ -1,6 +1,6 @@
 """Task transforms: which classes and examples a task has, and how they are loaded.
 
-They sample with Python's global ``random`` in the same order as learn2learn 0.2.0, so the same seed
+They sample with Python's global `random` in the same order as learn2learn 0.2.0, so the same seed
 gives the same tasks.
 """
 
@@ -17,7 +17,7 @@ from fastmeta.compat.learn2learn.data.task_dataset import DataDescription, Descr
 class TaskTransform:
     """Base class of task transforms.
 
-    A transform maps a task description to the next; ``None`` stands for the whole dataset.
+    A transform maps a task description to the next; `None` stands for the whole dataset.
 
     Args:
         dataset: the dataset.
@@ -43,7 +43,7 @@ class LoadData(TaskTransform):
     """Loads the examples."""
 
     def __call__(self, task_description: Description | None) -> Description:
-        """Appends the dataset's ``__getitem__`` to the transforms of each example."""
+        """Appends the dataset's `__getitem__` to the transforms of each example."""
         task = super().__call__(task_description)
         for one in task:
             one.transforms.append(self.dataset.__getitem__)
@@ -106,7 +106,7 @@ class RemapLabels(TaskTransform):
 
 
 class NWays(TaskTransform):
-    """Keeps the examples of ``n`` random classes.
+    """Keeps the examples of `n` random classes.
 
     Args:
         dataset: the dataset.
@@ -127,7 +127,7 @@ class NWays(TaskTransform):
 
 
 class KShots(TaskTransform):
-    """Keeps ``k`` random examples of each class.
+    """Keeps `k` random examples of each class.
 
     Args:
         dataset: the dataset.
@@ -154,7 +154,7 @@ class KShots(TaskTransform):
 
 
 class FusedNWaysKShots(TaskTransform):
-    """Keeps ``k`` random examples of each of ``n`` random classes.
+    """Keeps `k` random examples of each of `n` random classes.
 
     Args:
         dataset: the dataset.

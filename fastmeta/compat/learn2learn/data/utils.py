@@ -13,7 +13,7 @@ Part = tuple[Tensor, Tensor]
 
 
 class OnDeviceDataset(TensorDataset):
-    """A dataset of ``(tensor, label)`` loaded into memory.
+    """A dataset of `(tensor, label)` loaded into memory.
 
     Args:
         dataset: the dataset.
@@ -35,7 +35,7 @@ class OnDeviceDataset(TensorDataset):
         self.transform = transform
 
     def __getitem__(self, index: Any) -> Any:
-        """The transformed example at ``index`` and its label."""
+        """The transformed example at `index` and its label."""
         x, y = (tensor[index] for tensor in self.tensors)
         return (x if self.transform is None else self.transform(x)), y
 
@@ -68,8 +68,8 @@ def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[Part, 
     """Splits a task into a support and a query set, each sorted by class.
 
     Args:
-        data: ``(n, *input)``.
-        labels: ``(n,)``, with equally many examples of each class.
+        data: `(n, *input)`.
+        labels: `(n,)`, with equally many examples of each class.
         shots: support examples per class, which are the first of each class.
 
     Returns:
@@ -77,7 +77,7 @@ def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[Part, 
 
     Raises:
         ValueError: if lengths differ, or classes have different numbers of examples or fewer than
-            ``shots``.
+            `shots`.
     """
     counts = labels.unique(return_counts=True)[1]
     if len(data) != len(labels) or counts.unique().numel() != 1 or counts[0] < shots:

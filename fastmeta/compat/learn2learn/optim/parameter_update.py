@@ -19,11 +19,11 @@ class ParameterUpdate(nn.Module):
 
     Args:
         parameters: the parameters of the model to update.
-        transform: maps a parameter to the module that transforms its gradient, or to ``None`` to
+        transform: maps a parameter to the module that transforms its gradient, or to `None` to
             use the gradient as it is.
 
     Raises:
-        TypeError: if ``transform`` returns neither.
+        TypeError: if `transform` returns neither.
     """
 
     def __init__(self, parameters: Iterable[Tensor], transform: Transform) -> None:
@@ -48,15 +48,15 @@ class ParameterUpdate(nn.Module):
         allow_unused: bool = False,
         allow_nograd: bool = False,
     ) -> list[Tensor | None]:
-        """The update of each parameter; ``None`` where it has no gradient.
+        """The update of each parameter; `None` where it has no gradient.
 
         Args:
             loss: a scalar.
             parameters: the parameters, as many as passed to the constructor.
-            create_graph: whether the updates can be differentiated; implies ``retain_graph``.
+            create_graph: whether the updates can be differentiated; implies `retain_graph`.
             retain_graph: whether to keep the graph of the loss.
             allow_unused: whether the loss may be independent of some parameters.
-            allow_nograd: whether some parameters may have ``requires_grad=False``.
+            allow_nograd: whether some parameters may have `requires_grad=False`.
 
         Raises:
             RuntimeError: if a parameter is unused or frozen and that is not allowed.
@@ -76,7 +76,7 @@ class ParameterUpdate(nn.Module):
 
 
 class DifferentiableSGD(nn.Module):
-    """Differentiable SGD, which updates parameters to ``p - lr * g``.
+    """Differentiable SGD, which updates parameters to `p - lr * g`.
 
     Args:
         lr: the learning rate.
@@ -91,7 +91,7 @@ class DifferentiableSGD(nn.Module):
 
         Args:
             module: the module.
-            gradients: a gradient, or ``None``, for each parameter; their ``.grad`` by default.
+            gradients: a gradient, or `None`, for each parameter; their `.grad` by default.
         """
         if gradients is None:
             gradients = [p.grad for p in module.parameters()]

@@ -32,10 +32,10 @@ class ReshapedTransform(nn.Module):
 
 
 class ModuleTransform:
-    """Creates a module for each parameter, applied to the gradient reshaped to ``(1, numel)``.
+    """Creates a module for each parameter, applied to the gradient reshaped to `(1, numel)`.
 
     Args:
-        module_cls: creates a module from its input and output size, such as ``nn.Linear``.
+        module_cls: creates a module from its input and output size, such as `nn.Linear`.
     """
 
     def __init__(self, module_cls: Callable[[int, int], nn.Module]) -> None:

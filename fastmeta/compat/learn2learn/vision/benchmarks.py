@@ -46,16 +46,16 @@ def get_tasksets(
     """The tasks of a standard benchmark, from local files.
 
     Args:
-        name: one of :func:`list_tasksets`.
+        name: one of [`list_tasksets`][fastmeta.compat.learn2learn.vision.benchmarks.list_tasksets].
         train_ways: classes per training task.
         train_samples: examples per class of a training task, support and query together.
         test_ways: classes per validation or test task.
         test_samples: examples per class of a validation or test task.
         num_tasks: the number of tasks in each set; -1 for unlimited.
-        root: the folder of the files; see :mod:`fastmeta.compat.learn2learn.vision.datasets`.
+        root: the folder of the files; see [`fastmeta.compat.learn2learn.vision.datasets`][].
         device: the device to load all examples to; by default, they are loaded on access.
-        **kwargs: for mini-ImageNet ``data_augmentation``: ``None`` for pixels from 0 to 255,
-            ``"normalize"`` for pixels from 0 to 1.
+        **kwargs: for mini-ImageNet `data_augmentation`: `None` for pixels from 0 to 255,
+            `"normalize"` for pixels from 0 to 1.
 
     Raises:
         DataError: if files are missing or corrupt.
@@ -110,7 +110,7 @@ def _omniglot(
 
 
 def _ink(image: Any) -> Tensor:
-    """A tensor ``(1, 28, 28)`` with ink 1 on background 0."""
+    """A tensor `(1, 28, 28)` with ink 1 on background 0."""
     small = image.resize((28, 28), pillow().Resampling.LANCZOS)
     return 1.0 - _to_tensor(small)[None]
 
@@ -153,7 +153,7 @@ def _divide(image: Tensor) -> Tensor:
 
 
 def _to_tensor(image: Any) -> Tensor:
-    """A Pillow image as a tensor ``(*channels, H, W)`` from 0 to 1."""
+    """A Pillow image as a tensor `(*channels, H, W)` from 0 to 1."""
     pixels = torch.from_numpy(np.array(image))
     return (pixels if pixels.dim() == 2 else pixels.permute(2, 0, 1)).float() / 255
 

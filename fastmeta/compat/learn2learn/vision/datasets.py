@@ -26,7 +26,7 @@ _Function = Callable[[Any], Any]
 
 
 class _Labelled(Dataset[Any]):
-    """uint8 images ``(n, C, H, W)`` with int labels, and transforms of both."""
+    """uint8 images `(n, C, H, W)` with int labels, and transforms of both."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class _Labelled(Dataset[Any]):
 
     @property
     def indices_to_labels(self) -> Mapping[int, Any]:
-        """Lets ``MetaDataset`` read the labels without loading the images."""
+        """Lets `MetaDataset` read the labels without loading the images."""
         return {i: self._label(i) for i in range(len(self))}
 
     def _image(self, i: int) -> Any:
@@ -71,8 +71,8 @@ class FullOmniglot(_Labelled):
     The images are kept in memory (360 MB).
 
     Args:
-        root: the folder that contains torchvision's ``omniglot-py/`` or ``omniglot/``, with
-            ``images_background`` and ``images_evaluation`` as folders or ``.zip``.
+        root: the folder that contains torchvision's `omniglot-py/` or `omniglot/`, with
+            `images_background` and `images_evaluation` as folders or `.zip`.
         transform: applied to each image.
         target_transform: applied to each label.
         download: ignored.
@@ -106,11 +106,11 @@ class FullOmniglot(_Labelled):
 
 
 class CIFARFS(_Labelled):
-    """A split of CIFAR-FS, as 32x32 Pillow images; see :func:`fastmeta.data.load_cifar_fs`.
+    """A split of CIFAR-FS, as 32x32 Pillow images; see [`fastmeta.data.load_cifar_fs`][].
 
     Args:
-        root: the folder that contains ``cifar-100-python`` and ``splits/cifar-fs``.
-        mode: ``"train"``, ``"validation"`` or ``"test"``.
+        root: the folder that contains `cifar-100-python` and `splits/cifar-fs`.
+        mode: `"train"`, `"validation"` or `"test"`.
         transform: applied to each image.
         target_transform: applied to each label.
         download: ignored.
@@ -135,19 +135,19 @@ class CIFARFS(_Labelled):
 
 
 class FC100(CIFARFS):
-    """A split of FC100, read as :class:`CIFARFS` but with the splits of ``splits/fc100``."""
+    """A split of FC100, read as `CIFARFS` but with the splits of `splits/fc100`."""
 
     _load = staticmethod(load_fc100)
 
 
 class MiniImagenet(_Labelled):
-    """A split of mini-ImageNet, as tensors ``(3, 84, 84)`` from 0 to 255.
+    """A split of mini-ImageNet, as tensors `(3, 84, 84)` from 0 to 255.
 
-    See :func:`fastmeta.data.load_mini_imagenet` for the files.
+    See [`fastmeta.data.load_mini_imagenet`][] for the files.
 
     Args:
-        root: the folder of the files, or the one that contains it as ``mini-imagenet/``.
-        mode: ``"train"``, ``"validation"`` or ``"test"``.
+        root: the folder of the files, or the one that contains it as `mini-imagenet/`.
+        mode: `"train"`, `"validation"` or `"test"`.
         transform: applied to each image.
         target_transform: applied to each label.
         download: ignored.

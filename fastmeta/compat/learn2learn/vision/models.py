@@ -72,7 +72,7 @@ class LinearBlock(nn.Module):
         self.linear = fc_init_(nn.Linear(input_size, output_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, input_size)`` to ``(n, output_size)``."""
+        """`(n, input_size)` to `(n, output_size)`."""
         y: Tensor = self.relu(self.normalize(self.linear(x)))
         return y
 
@@ -107,13 +107,13 @@ class ConvBlock(nn.Module):
         maml_init_(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, in_channels, h, w)`` to ``(n, out_channels, h', w')``."""
+        """`(n, in_channels, h, w)` to `(n, out_channels, h', w')`."""
         y: Tensor = self.max_pool(self.relu(self.normalize(self.conv(x))))
         return y
 
 
 class ConvBase(nn.Sequential):
-    """A stack of 3x3 :class:`ConvBlock`.
+    """A stack of 3x3 [`ConvBlock`][fastmeta.compat.learn2learn.vision.models.ConvBlock].
 
     Args:
         hidden: channels per block.
@@ -141,14 +141,14 @@ class ConvBase(nn.Sequential):
 
 
 class CNN4Backbone(ConvBase):
-    """:class:`ConvBase` with flattened outputs.
+    """[`ConvBase`][fastmeta.compat.learn2learn.vision.models.ConvBase] with flattened outputs.
 
     Args:
         hidden_size: channels per block.
         layers: the number of blocks.
         channels: input channels.
         max_pool: whether to downsample by max pooling; otherwise by strides.
-        max_pool_factor: half the pooling width or stride; ``4 // layers`` by default.
+        max_pool_factor: half the pooling width or stride; `4 // layers` by default.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class CNN4Backbone(ConvBase):
         super().__init__(hidden_size, channels, max_pool, layers, factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, channels, h, w)`` to ``(n, features)``."""
+        """`(n, channels, h, w)` to `(n, features)`."""
         for block in self:
             x = block(x)
         return x.flatten(1)
@@ -174,7 +174,7 @@ class _Classifier(nn.Module):
     classifier: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, output_size)``."""
+        """Logits `(n, output_size)`."""
         scores: Tensor = self.classifier(self.features(x))
         return scores
 
@@ -232,7 +232,7 @@ class CNN4(_Classifier):
         layers: the number of blocks.
         channels: input channels.
         max_pool: whether to downsample by max pooling; otherwise by strides.
-        embedding_size: input features of the classifier; ``25 * hidden_size`` by default.
+        embedding_size: input features of the classifier; `25 * hidden_size` by default.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from fastmeta.compat.learn2learn.data.task_dataset import Description
 
 
 class RandomClassRotation:
-    """Rotates the images of a task; use it after ``LoadData``.
+    """Rotates the images of a task; use it after `LoadData`.
 
     As in learn2learn 0.2.0, an angle is sampled for each class, but all images of the task are
     rotated by that of the last class.

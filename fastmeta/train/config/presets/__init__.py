@@ -1,7 +1,7 @@
 """Default options that depend on the dataset and the method, read from the files beside this one.
 
-``datasets.toml`` has the options of each preset, of which a dataset names one
-(:class:`fastmeta.data.DatasetSpec`); ``methods.toml`` has what methods change.
+`datasets.toml` has the options of each preset, of which a dataset names one
+([`fastmeta.data.DatasetSpec`][]); `methods.toml` has what methods change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastmeta.train.config._toml import parse_toml
 def defaults_for(dataset: str, method: str) -> dict[str, Any]:
     """The options that depend on dataset and method.
 
-    Unknown names are left for :class:`fastmeta.train.TrainConfig` to refuse.
+    Unknown names are left for [`fastmeta.train.TrainConfig`][] to refuse.
 
     Raises:
         MissingPackageError: on Python 3.10, if tomli is missing.
