@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands[given.command](given)
     except (UserError, PluginError) as error:
         print(f"fastmeta: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USER_ERROR
     except KeyboardInterrupt:
         print("fastmeta: aborted", file=sys.stderr)

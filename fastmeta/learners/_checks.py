@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from fastmeta.distributed import Sharding
 from fastmeta.functional import CoLearner, Head
 from fastmeta.metagrad import MetaGradient, Reptile
 from fastmeta.tasks import TaskBatch
@@ -44,11 +45,13 @@ def check_head(head: str, co_learner: CoLearner | None) -> None:
         raise ValueError(f"head={head!r} needs a learner with a co_learner; expected 'main'.")
 
 
-def check_not_empty(batch: TaskBatch) -> None:
-    """Rejects a meta-batch without tasks.
+def check_tasks(batch: TaskBatch, sharding: Sharding | None = None) -> None:
+    """Rejects an empty meta-batch, and one that is not this rank's part.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: in either case.
     """
     if len(batch) == 0:
         raise ValueError("the meta-batch has no tasks; expected at least one.")
+    if sharding is not None:
+        sharding.check_own(batch)

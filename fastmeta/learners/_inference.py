@@ -38,7 +38,7 @@ def adapt_to_task(
             return model.evaluate_co_learner(spec.loss, params, buffers, x, y)
         return model.evaluate(spec.loss, params, buffers, x, y)[0]
 
-    with torch.enable_grad():
+    with torch.enable_grad(), model.planned():
         fast = run_inner_loop(spec.adaptation, support, model.params, steps=steps).fast
     return [t.detach() for t in fast]
 
@@ -46,12 +46,13 @@ def adapt_to_task(
 def predict_tasks(spec: StepSpec, batch: TaskBatch, steps: int | None, head: Head) -> Tensor:
     """Query outputs after adaptation, see `fastmeta.MetaLearner.predict`."""
     model, outputs = spec.model, []
-    for task in batch:
-        buffers = model.clone_buffers()
-        fast = adapt_to_task(spec, task.support_x, task.support_y, buffers, steps, head)
-        with torch.no_grad():
-            if head == "main":
-                outputs.append(model(fast, buffers, task.query_x))
-            else:
-                outputs.append(model.both(fast, buffers, task.query_x)[1])
+    with model.planned():
+        for task in batch:
+            buffers = model.clone_buffers()
+            fast = adapt_to_task(spec, task.support_x, task.support_y, buffers, steps, head)
+            with torch.no_grad():
+                if head == "main":
+                    outputs.append(model(fast, buffers, task.query_x))
+                else:
+                    outputs.append(model.both(fast, buffers, task.query_x)[1])
     return torch.stack(outputs)

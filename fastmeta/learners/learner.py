@@ -18,7 +18,7 @@ from fastmeta.engines import ENGINES, EngineName, Loss, StepBuffers, StepResult,
 from fastmeta.engines.selection import EngineSelector
 from fastmeta.functional import CoLearner, FunctionalModule, FusedModule, Head
 from fastmeta.gradients import TaskGradients
-from fastmeta.learners._checks import check_components, check_head, check_not_empty
+from fastmeta.learners._checks import check_components, check_head, check_tasks
 from fastmeta.learners._inference import adapt_to_task, predict_tasks
 from fastmeta.learners._state import load_state, state_of
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
@@ -51,9 +51,8 @@ class MetaLearner:
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
             an `nn.Sequential` as compiled ops (see [`fastmeta.functional.FusedModule`][]).
         autocast: `torch.bfloat16`, or `torch.float16`, in which small gradients underflow
-            because losses are not scaled: forward passes and the loss run under
-            `torch.autocast`. Parameters, inner steps, meta-gradients and the outer optimizer stay
-            float32. Disables the compiled ops of `fuse`.
+            because losses are not scaled: forward passes and the loss run under `torch.autocast`,
+            all else in float32. Disables the compiled ops of `fuse`.
         checkpoint: activation checkpointing of the children of every `nn.Sequential` and
             `nn.ModuleList`; for first-order meta-gradients.
         co_learner: a second head that is trained with the module and augments its meta-gradients
@@ -169,12 +168,12 @@ class MetaLearner:
         Raises:
             ValueError: if it is empty, or the engine asked for cannot run it.
         """
-        self._check_tasks(batch)
+        check_tasks(batch, self.sharding)
         self._engines.select(batch)
 
     def _task_gradients(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call reuses."""
-        self._check_tasks(batch)
+        check_tasks(batch, self.sharding)
         spec, buffers, sharding = self._spec, self._buffers, self.sharding
         buffers.clear()
         context = StepContext(
@@ -201,11 +200,6 @@ class MetaLearner:
         if self.module.training:
             sharding.merge_buffers([buffer for _, buffer in self._model.named_buffers()])
         return ShardedTaskGradients(found, sharding), result
-
-    def _check_tasks(self, batch: TaskBatch) -> None:
-        check_not_empty(batch)
-        if self.sharding is not None:
-            self.sharding.check_own(batch)
 
     def step(self, batch: TaskBatch) -> StepResult:
         """One meta-training step: `backward`, then the outer optimizer's step."""
@@ -234,8 +228,7 @@ class MetaLearner:
             y: support targets.
             steps: number of inner steps; as in training by default.
         """
-        with self._model.planned():
-            fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
+        fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
         own = self._model.own
         return dict(zip(self._model.names[:own], fast[:own], strict=True))
 
@@ -257,10 +250,9 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, the head is unknown or there is no co-learner.
         """
-        check_not_empty(batch)
+        check_tasks(batch)
         check_head(head, self.co_learner)
-        with self._model.planned():
-            return predict_tasks(self._spec, batch, steps, head)
+        return predict_tasks(self._spec, batch, steps, head)
 
     def with_components(
         self,
