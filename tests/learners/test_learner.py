@@ -196,9 +196,9 @@ def test_errors_say_how_to_mend_it() -> None:
         build("maml", mlp(), loss, inner_lr=0.1, aggregation="meen")
     with pytest.raises(TypeError, match="etta"):
         build("gsl", mlp(), loss, inner_lr=0.1, metagrad_options={"etta": 1})
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="lr must be a positive finite number"):
         MAML(mlp(), loss, inner_lr=0)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 0"):
         MAML(mlp(), loss, inner_lr=1, inner_steps=-1)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         MAML(mlp().requires_grad_(False), loss, inner_lr=1)
