@@ -107,11 +107,6 @@ class _StackedTasks:
         """The sum of the losses, and the outputs `(T, n, *output)`."""
         with _explain_vmap_errors():
             losses, output = torch.vmap(self.evaluate)(list(params), self.buffers, self.x, self.y)
-        if losses.dim() != 1:
-            raise RuntimeError(
-                f"the loss must be a scalar, got shape {tuple(losses.shape[1:])} for each task. "
-                "Average it, such as with reduction='mean'."
-            )
         self.losses.append(losses.detach())
         return losses.sum(), output
 

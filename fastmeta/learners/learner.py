@@ -32,8 +32,8 @@ class MetaLearner:
     """Meta-trains the initialisation of an `nn.Module`, with any combination of components.
 
     The module is used unchanged: tied weights, frozen parameters, dropout and any BatchNorm are
-    supported. Each task has its own copy of the buffers; after a meta-step the module's buffers are
-    the mean over tasks (see [`fastmeta.functional.FunctionalModule.merge_buffers`][]).
+    supported. Each task has its own copy of the buffers; after a meta-step those of the module are
+    the mean over tasks.
 
     Args:
         module: the network; its trainable parameters are the initialisation that is learned.
@@ -65,8 +65,8 @@ class MetaLearner:
             must start with the same parameters and optimizer.
 
     Attributes:
-        steps_taken: number of meta-gradients computed so far.
-        non_finite_guard: counts the tasks that were skipped.
+        steps_taken: number of meta-gradients so far.
+        non_finite_guard: counts skipped tasks.
 
     Raises:
         ValueError: if `engine` or `non_finite` is unknown, the module has no trainable
