@@ -219,9 +219,7 @@ class MetaLearner:
         return result
 
     def adapt(self, x: Tensor, y: Tensor, steps: int | None = None) -> dict[str, Tensor]:
-        """The fast weights of the module for one task, by parameter name.
-
-        Use them with `torch.func.functional_call`.
+        """The fast weights for one task by parameter name, for `torch.func.functional_call`.
 
         Args:
             x: support inputs, `(n_support, *input)`.

@@ -20,6 +20,7 @@ from fastmeta.engines import StepBuffers, StepResult
 from fastmeta.gradients import TaskGradients
 from fastmeta.learners import NonFiniteError, NonFiniteGuard, compare_with_exact, nonfinite
 from fastmeta.metagrad import METAGRADS, Exact, FirstOrder, Reptile
+from tests.helpers.nonfinite import corrupt, learner_of, without
 from tests.helpers.problems import MODULES, mlp, tasks
 
 ENGINES = ("loop", "batched", "mlp")
@@ -35,28 +36,6 @@ class Cliff(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x) + (self.slope * x.flatten(1)[:, :1]).square().sqrt()
-
-
-def corrupt(batch: TaskBatch, task: int, split: str = "support", value: float = torch.nan):
-    """The meta-batch with ``value`` as the first number of the inputs of one task."""
-    parts = {name: part.clone() for name, part in vars(batch).items()}
-    parts[f"{split}_x"][task, ..., 0] = value
-    return TaskBatch(**parts)
-
-
-def without(batch: TaskBatch, *gone: int) -> TaskBatch:
-    kept = [i for i in range(len(batch)) if i not in gone]
-    return TaskBatch(**{name: part[kept] for name, part in vars(batch).items()})
-
-
-def learner_of(module: nn.Module, policy: Any = "skip", **components: Any) -> MetaLearner:
-    components = {
-        "adaptation": SGD(0.3, 2),
-        "metagrad": FirstOrder(),
-        "aggregation": Mean(),
-        **components,
-    }
-    return MetaLearner(copy.deepcopy(module), F.cross_entropy, non_finite=policy, **components)
 
 
 def same(
@@ -102,48 +81,6 @@ def test_other_methods(components: dict[str, Any]) -> None:
     module, batch = MODULES["running batch norm"]().double(), tasks(3)
     alone = learner_of(module, "keep", **copy.deepcopy(components))
     same(learner_of(module, **components), alone, corrupt(batch, 2), without(batch, 2))
-
-
-AGGREGATION_OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "agreement": [{}, {"of": "meta"}],
-    "gsl": [{}, {"lam_2": 0.3}, {"rule": "linear", "lam_2": 0.3}],
-}
-CORRECTIONS = [
-    FirstOrder(),
-    metagrad.GSL(scope="layer"),
-    metagrad.LayerWeights(),
-    metagrad.ElementWeights(eta=50.0),
-    metagrad.CurvatureGSL(),
-    metagrad.CalibratedGSL(every=1),
-]
-
-
-@pytest.mark.parametrize("on_host", [True, False])
-@pytest.mark.parametrize("name", AGGREGATIONS)
-def test_every_aggregation_leaves_non_finite_tasks_out(
-    name: str, on_host: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not on_host:
-        monkeypatch.setattr(nonfinite, "_on_host", lambda tensor: False)
-    batch = tasks(3)  # of two tasks, which PCGrad treats in one order
-    for options in AGGREGATION_OPTIONS.get(name, [{}]):
-        module, aggregation = mlp().double(), AGGREGATIONS[name](**options)
-        components = {"metagrad": metagrad.GSL(), "aggregation": aggregation}
-        found, _ = learner_of(module, **components).meta_gradient(corrupt(batch, 1))
-        expected, _ = learner_of(module, "keep", **components).meta_gradient(without(batch, 1))
-        assert expected.any()
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
-
-
-@pytest.mark.parametrize("way", CORRECTIONS, ids=lambda way: type(way).__name__)
-def test_every_correction_leaves_non_finite_tasks_out(way: metagrad.MetaGradient) -> None:
-    batch = tasks(3)
-    module = mlp().double()
-    learner, alone = (learner_of(module, policy, metagrad=way) for policy in ("skip", "keep"))
-    for _ in range(3):
-        found, _ = learner.meta_gradient(corrupt(batch, 2))
-        expected, _ = alone.meta_gradient(without(batch, 2))
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
