@@ -100,8 +100,8 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str) -> None:
         """Restores `state_dict`, with the sums on `device`."""
         sums = state["sums"]
-        if sums is not None:  # checkpoints of version 1 lack the third one, of skipped tasks
-            sums = torch.tensor([*sums, 0.0][:3], dtype=torch.double, device=device)
+        if sums is not None:
+            sums = torch.tensor(sums, dtype=torch.double, device=device)
             if self._sharding is not None and self._sharding.rank > 0:
                 sums.zero_()  # the first rank keeps those of all ranks
         self._sums = sums

@@ -15,7 +15,7 @@ from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import CheckpointError, DamagedError
 
 FORMAT = "fastmeta-checkpoint"
-VERSION = 2  # 1 has no checksum
+VERSION = 3  # of the content, whose parts an older or newer version may name otherwise
 BEST = "best.pt"
 MARK = b"fastmeta-sha256:"  # before the digest at the end of the file
 
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         DamagedError: if the file differs from what was written, or is not a file of torch.
         CheckpointError: if it is missing, cannot be read, is not a checkpoint of fastmeta, or is
-            from a newer version.
+            of another version.
     """
     try:
         data = path.read_bytes()
@@ -74,12 +74,12 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"{path}: expected a checkpoint of fastmeta; found another file of torch. A run cannot "
             "be resumed from weights alone: load those with torch.load and module.load_state_dict."
         )
-    if content["version"] > VERSION:
+    if content["version"] != VERSION:
         raise CheckpointError(
-            f"{path}: expected checkpoint version {VERSION} or older; found {content['version']}. "
-            "Use the version of fastmeta that wrote it."
+            f"{path}: expected checkpoint version {VERSION}; found {content['version']}. Use the "
+            "version of fastmeta that wrote it."
         )
-    if content["version"] > 1 and not sealed:
+    if not sealed:
         raise _damaged(path)
     return content
 

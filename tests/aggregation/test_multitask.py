@@ -99,7 +99,7 @@ def test_the_graph_is_freed() -> None:
     ("losses", "method", "options", "part"),
     [
         (None, "upgrade", {}, "unknown aggregation 'upgrade'; expected one of agreement, "),
-        (None, "agreement", {"of": "inner"}, "compares inner gradients; aggregate has none"),
+        (None, "agreement", {"of": "inner"}, "compares support gradients; aggregate has none"),
         (None, "cagrad", {"c": -1.0}, "'cagrad': c must be a finite number of at least 0"),
         ([], "mean", {}, "no losses; expected at least one"),
         (torch.tensor(1.0), "mean", {}, r"expected a list or a tensor \(T,\) of losses, got \(\)"),

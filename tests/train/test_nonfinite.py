@@ -84,18 +84,3 @@ def test_raise_names_step_and_task_and_the_run_can_go_on(sine: dict[str, Any]) -
 def test_keep_lets_them_diverge(sine: dict[str, Any]) -> None:
     with pytest.raises(DivergedError, match="has diverged"):
         train(configure({**sine, "non_finite": "keep"}))
-
-
-def test_a_run_of_version_1_can_be_resumed(sine: dict[str, Any]) -> None:
-    whole = train(configure({**sine, "out": "whole"}))
-    taken = iter(range(1, 13))
-    assert train(configure(sine), stop=lambda: next(taken) == 4) is None
-    path = checkpoints(Path("run"))[-1]
-    content = load_checkpoint(path)
-    content["version"] = 1
-    del content["learner"]["non_finite_guard"], content["config"]["non_finite"]
-    content["meter"]["sums"] = content["meter"]["sums"][:2]
-    content["history"] = [row[:8] for row in content["history"]]
-    torch.save(content, path)
-    assert resume("run", {})["test"] == whole["test"]
-    assert skipped("run")[9] == 2

@@ -10,7 +10,7 @@ import pytest
 from fastmeta.data import DATASETS, DatasetSpec, SineTasks
 from fastmeta.learners import METHODS
 from fastmeta.train import ConfigError, TrainConfig, configure, read_config
-from fastmeta.train.config.schema import presets
+from fastmeta.train.config import presets
 
 OPTIONS = {
     "dataset": "omniglot",
