@@ -45,6 +45,7 @@ def run_inner_loop(
     create_graph: bool = False,
     record: bool = False,
     tape: Tape | None = None,
+    differentiated: Sequence[Sequence[bool]] | None = None,
 ) -> Adapted:
     """Runs the inner loop.
 
@@ -58,6 +59,9 @@ def run_inner_loop(
             with respect to `params`; without it they are leaves that require a gradient.
         record: whether to keep the inner gradients.
         tape: records every step for the reverse sweep; not together with `create_graph`.
+        differentiated: which parameters' gradients keep their graph, one mask per inner step (the
+            last one for all further steps); all by default. The others are constants, and nothing
+            below the lowest of these parameters is differentiated twice.
 
     Raises:
         ValueError: if `steps` is not an integer of at least 0.
@@ -81,7 +85,10 @@ def run_inner_loop(
             fast = _new_nodes(fast, adapted[k - 1], adapted[k])
         with at_step(k), nullcontext() if taped else cache.used():
             value = loss(fast)
-        grads = _gradients(value, fast, adapted[k], graph)
+        mask = [graph] * len(fast)
+        if graph and differentiated is not None:
+            mask = list(differentiated[min(k, len(differentiated) - 1)])
+        grads = _gradients(value, fast, adapted[k], mask)
         losses.append(value.detach())
         plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
         if record:
@@ -95,7 +102,7 @@ def run_inner_loop(
             else:
                 updated, state, pullback = adaptation.vjp(k, fast, plain, state)
                 kept = graph or (tape.gradients and all(adapted[k]))
-                tape.steps.append(InnerStep(fast, pullback, grads if kept else None))
+                tape.steps.append(InnerStep(k, fast, pullback, grads if kept else None))
         fast = [t.requires_grad_() for t in updated]
     return Adapted(fast, inner_grads, losses, state)
 
@@ -118,12 +125,26 @@ def _new_nodes(
 
 
 def _gradients(
-    value: Tensor, params: Sequence[Tensor], adapted: Sequence[bool], create_graph: bool
+    value: Tensor, params: Sequence[Tensor], adapted: Sequence[bool], graph: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients with respect to adapted parameters; `None` for the others and unused ones."""
+    """Gradients with respect to adapted parameters; `None` for the others and unused ones.
+
+    Those with a graph first: their pass ends at the lowest of these parameters.
+    """
+    found: list[Tensor | None] = [None] * len(params)
     if not all(adapted) and not value.requires_grad:
-        return [None] * len(params)
-    asked = [p for p, used in zip(params, adapted, strict=True) if used]
-    found = torch.autograd.grad(value, asked, create_graph=create_graph, allow_unused=True)
-    known = iter(found)
-    return [next(known) if used else None for used in adapted]
+        return found
+    kept = [i for i, used in enumerate(adapted) if used and graph[i]]
+    plain = [i for i, used in enumerate(adapted) if used and not graph[i]]
+    for chosen, keep in ((kept, True), (plain, False)):
+        if chosen:
+            grads = torch.autograd.grad(
+                value,
+                [params[i] for i in chosen],
+                create_graph=keep,
+                retain_graph=keep or bool(kept),
+                allow_unused=True,
+            )
+            for i, grad in zip(chosen, grads, strict=True):
+                found[i] = grad
+    return found

@@ -38,12 +38,14 @@ class InnerStep:
     """What the reverse sweep needs of one inner step.
 
     Attributes:
+        number: of the step, from 0.
         params: the parameters before the step, leaves that require a gradient.
         pullback: of the update.
         grads: the gradients with respect to `params`: with their graph where it was kept; without
             one where the tape keeps gradients and all parameters are adapted; else `None`.
     """
 
+    number: int
     params: list[Tensor]
     pullback: Pullback
     grads: Grads | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import is_not
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from fastmeta.backend import kernel_devices
 from fastmeta.engines._recognition import MlpNetwork, loss_name, read_mlp
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import FunctionalModule
-from fastmeta.metagrad import Exact, FirstOrder, StepContext
+from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, StepContext
 from fastmeta.metagrad.base import require_inner_steps
 from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
 from fastmeta.tasks import TaskBatch
@@ -75,7 +74,7 @@ class MlpEngine(Engine):
             loss=loss,
             lr=adaptation.lr,
             steps=adaptation.steps,
-            exact=_task_method(self.spec) is Exact.task,
+            exact=bool(_is_exact(self.spec.metagrad)),
             record_inner=context.record_support,
         )
         buffers.outer.adopt(step.meta_gradients)
@@ -84,9 +83,14 @@ class MlpEngine(Engine):
         return StepResult(step.support_loss, step.query_loss, step.query_output)
 
 
-def _task_method(spec: StepSpec) -> Any:
-    """The method that computes the meta-gradient of a task; the kernel supports two."""
-    return type(spec.metagrad).task
+def _is_exact(metagrad: MetaGradient) -> bool | None:
+    """Whether the gradient of a task is the exact or the first-order one; `None` for any other."""
+    task = type(metagrad).task
+    if task is FirstOrder.task:
+        return False
+    if task is Exact.task and isinstance(metagrad, Exact) and metagrad.layers in ("all", "none"):
+        return metagrad.second_order
+    return None
 
 
 def _unsuitable_components(spec: StepSpec) -> str | None:
@@ -94,10 +98,12 @@ def _unsuitable_components(spec: StepSpec) -> str | None:
         return f"the adaptation is {type(spec.adaptation).__name__}, not SGD"
     if spec.adaptation.momentum:
         return "the inner SGD has momentum"
-    if _task_method(spec) not in (Exact.task, FirstOrder.task):
+    if _is_exact(spec.metagrad) is None:
+        layers = getattr(spec.metagrad, "layers", "all")
+        some = "" if layers == "all" else f" with layers={layers!r}"
         return (
-            f"the meta-gradient is {type(spec.metagrad).__name__}; expected Exact, FirstOrder or "
-            "GSL"
+            f"the meta-gradient is {type(spec.metagrad).__name__}{some}; expected Exact, "
+            "FirstOrder or GSL"
         )
     return None
 

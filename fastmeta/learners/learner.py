@@ -116,6 +116,7 @@ class MetaLearner:
         self._model = spec.model
         self._engines = EngineSelector(engine, spec)
         self._buffers = StepBuffers(self._learned)
+        self._prepared = spec.metagrad.prepare(spec.model.params, spec.model.names)
 
     @property
     def engine(self) -> EngineName:
@@ -181,6 +182,7 @@ class MetaLearner:
             len(self._model.params),
             self.steps_taken,
             record_support=spec.needs_support_gradients,
+            prepared=self._prepared,
             state=self._state,
             sharding=sharding,
         )

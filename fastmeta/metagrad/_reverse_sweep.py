@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape, run_inner_loop
+from fastmeta.metagrad._mixed_order import Masks, mask_of
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
@@ -50,15 +51,24 @@ class ReverseSweep(MetaGradient):
         context: StepContext,
     ) -> TaskGradient:
         replay, tape = Replay(losses, params[0].device), Tape(self.graphs, self.gradients)
-        record = context.record_support
-        adapted = run_inner_loop(adaptation, replay.loss, params, record=record, tape=tape)
+        masks: Masks | None = context.prepared
+        adapted = run_inner_loop(
+            adaptation,
+            replay.loss,
+            params,
+            record=context.record_support,
+            tape=tape,
+            differentiated=masks,
+        )
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
         loss, output = loss.detach(), output.detach()  # frees the query graph before the sweep
-        v, d_rates = tape.reverse_sweep(
-            grads,
-            adapted.state,
-            adaptation.rates,
-            lambda step, cotangents: self.through_grads(step, cotangents, replay),
-        )
+
+        def through_grads(step: InnerStep, cotangents: Cotangents) -> Sequence[Tensor]:
+            if masks is not None:
+                pairs = zip(cotangents.grads, mask_of(masks, step.number), strict=True)
+                cotangents = cotangents._replace(grads=[g if used else None for g, used in pairs])
+            return self.through_grads(step, cotangents, replay)
+
+        v, d_rates = tape.reverse_sweep(grads, adapted.state, adaptation.rates, through_grads)
         return TaskGradient.of([*v, *d_rates], adapted, loss, output, context)

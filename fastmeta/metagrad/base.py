@@ -45,6 +45,7 @@ class StepContext:
         task: index of the task in the meta-batch over all ranks, for
             [`MetaGradient.task`][fastmeta.metagrad.MetaGradient.task].
         record_support: whether the tasks' mean support gradients are needed.
+        prepared: what [`MetaGradient.prepare`][fastmeta.metagrad.MetaGradient.prepare] returned.
         state: what the meta-gradient keeps between meta-steps, by name; owned and saved by the
             learner. Only [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine] writes to
             it.
@@ -56,6 +57,7 @@ class StepContext:
     step: int = 0
     task: int = 0
     record_support: bool = False
+    prepared: Any = None
     state: dict[str, Tensor] = field(default_factory=dict)
     sharding: Sharding | None = None
 
@@ -132,18 +134,35 @@ class MetaGradient(ABC):
             first, the query loss last. Computations made of gradients, updates and linear
             combinations qualify; norms or inner products over a parameter do not. Not inherited (a
             subclass may change that): each class declares it in its own body.
-        second_order: whether gradients of gradients are computed.
         state_names: the entries that `combine` keeps in `StepContext.state`.
     """
 
     task_batchable: ClassVar[bool] = False
-    second_order: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def second_order(self) -> bool:
+        """Whether gradients of gradients are computed."""
+        return False
 
     @property
     def needs_support_gradients(self) -> bool:
         """Whether `combine` uses the mean support gradients."""
         return False
+
+    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Any:
+        """What [`task`][fastmeta.metagrad.MetaGradient.task] needs to know of a network.
+
+        Called once per learner and passed on as `StepContext.prepared`; nothing by default.
+
+        Args:
+            params: the trainable parameters.
+            names: of the parameters in the module.
+
+        Raises:
+            ValueError: if the network does not suit the options.
+        """
+        return None
 
     @abstractmethod
     def task(

@@ -10,7 +10,9 @@ from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad._hvp import twice_differentiable
+from fastmeta.metagrad._mixed_order import Masks, check_layers, read_layers
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.first_order import first_order
 
 
 class Exact(MetaGradient):
@@ -18,14 +20,50 @@ class Exact(MetaGradient):
 
     `(I - a H_1) ... (I - a H_K) g_q`; Finn et al. 2017, eq. 1, including all second derivatives.
     Learned rates get their exact gradient, too.
+
+    With `layers` the order is mixed: `H_k` keeps the columns of some layers only, whose inner
+    gradients are differentiated; those of the others are constants. Nothing is differentiated
+    twice below the lowest of these layers: `"head"` costs one more backward pass of the support
+    set than FOMAML.
+
+    Args:
+        layers: `"all"`: MAML; `"none"`: FOMAML; or a pattern of layers, see
+            [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern], such as `"head"`.
+
+    Raises:
+        ValueError: if the pattern is neither a string nor a number made of bits.
     """
 
     task_batchable = True
-    second_order = True
+
+    def __init__(self, layers: str = "all") -> None:
+        self.layers = check_layers(layers)
+
+    @property
+    @override
+    def second_order(self) -> bool:
+        return self.layers != "none"
 
     @override
-    @twice_differentiable
+    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:
+        return read_layers(self.layers, params, names)
+
+    @override
     def task(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+    ) -> TaskGradient:
+        if not self.second_order:
+            return first_order(
+                lambda p: losses.support(p)[0], losses.query, params, adaptation, context
+            )[0]
+        return self._task(losses, params, adaptation, context)
+
+    @twice_differentiable
+    def _task(
         self,
         losses: TaskLosses,
         params: Sequence[Tensor],
@@ -39,6 +77,7 @@ class Exact(MetaGradient):
             start,
             create_graph=True,
             record=context.record_support,
+            differentiated=context.prepared,
         )
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)

@@ -17,9 +17,11 @@ from fastmeta.metagrad._hvp import (
     hvp_reverse,
     twice_differentiable,
 )
+from fastmeta.metagrad._mixed_order import Masks, check_layers, read_layers
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
 from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.first_order import first_order
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
@@ -49,16 +51,18 @@ class Recursion(ReverseSweep):
             (the default) one inner step costs the same as in [`Exact`][fastmeta.metagrad.Exact], in
             time and in memory; 0 needs the least memory, and is the default and the only choice for
             `hvp="forward"`.
+        layers: whose inner gradients are differentiated, see
+            [`Exact`][fastmeta.metagrad.Exact].
 
     Raises:
-        ValueError: if `hvp` is unknown, `graphs` is negative, or not 0 with `hvp="forward"`,
-            which does not use kept graphs.
+        ValueError: if `layers` is no pattern, `hvp` is unknown, `graphs` is negative, or not 0 with
+            `hvp="forward"`, which does not use kept graphs.
     """
 
     task_batchable = True
-    second_order = True
 
-    def __init__(self, hvp: Hvp = "auto", graphs: int | None = None) -> None:
+    def __init__(self, hvp: Hvp = "auto", graphs: int | None = None, layers: str = "all") -> None:
+        self.layers = check_layers(layers)
         check_choice("hvp", hvp, _PRODUCTS)
         if graphs is None:
             graphs = 0 if hvp == "forward" else 1
@@ -68,8 +72,16 @@ class Recursion(ReverseSweep):
         self.hvp = hvp
         self.graphs = graphs
 
+    @property
     @override
-    @twice_differentiable
+    def second_order(self) -> bool:
+        return self.layers != "none"
+
+    @override
+    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:
+        return read_layers(self.layers, params, names)
+
+    @override
     def task(
         self,
         losses: TaskLosses,
@@ -82,6 +94,20 @@ class Recursion(ReverseSweep):
         Raises:
             NotImplementedError: with `hvp="forward"`, where torch has no forward derivative.
         """
+        if not self.second_order:
+            return first_order(
+                lambda p: losses.support(p)[0], losses.query, params, adaptation, context
+            )[0]
+        return self._task(losses, params, adaptation, context)
+
+    @twice_differentiable
+    def _task(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+    ) -> TaskGradient:
         return super().task(losses, params, adaptation, context)
 
     @override
