@@ -37,7 +37,7 @@ learner = fastmeta.MetaLearner(
     module,
     F.mse_loss,
     adaptation=adaptation.SGD(lr=0.1),
-    metagrad=metagrad.GSL(eta=1.0),
+    metagrad=metagrad.GSLCorrection(eta=1.0),
     aggregation=InverseLength(),
     optimizer=lambda params: torch.optim.Adam(params, lr=1e-3),
 )

@@ -13,6 +13,8 @@ SHOWN = ("R0", "R1 +1", "R1 +1 inner-lr", "R2", "R2p", "R3", "R4 three", "R5", "
 # The slope per weight of R2p falls with the number of weights: 112,000 and 1,800.
 _R2P_RATE = {"omniglot": 100.0, "sine": 2.0}
 
+_LAST_TWO = {"omniglot": "00011", "sine": "011"}  # blocks and head, or linear layers
+
 
 def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
     """Options added to those of method ``gsl``, for a run of ``steps`` meta-steps.
@@ -52,6 +54,12 @@ def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
         "metagrad": "first-order",
         "aggregation": "gsl",
         "aggregation_options": {"tau": 0.1},
+    }
+    rules |= {
+        "GSL": {"variant": "similarity"},
+        "GSL cosine": {"variant": "similarity", "lam_d": 0.0, "lam_c": 1.0},
+        "GSL L2": {"variant": "similarity", "lam_d": 0.0, "lam_2": 1.0},
+        "GSL two layers": {"variant": "similarity", "layers": _LAST_TWO[dataset]},
     }
     found = {name: {"metagrad_options": options} for name, options in rules.items()}
     return dict(sorted({**found, "R3": task_weights}.items(), key=lambda item: item[0][:2]))

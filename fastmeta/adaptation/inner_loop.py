@@ -83,11 +83,13 @@ def run_inner_loop(
                 t.requires_grad_(trained)
         elif create_graph and k:
             fast = _new_nodes(fast, adapted[k - 1], adapted[k])
+        mask: Sequence[bool] = [graph] * len(fast)
+        if graph and differentiated is not None:
+            mask = differentiated[min(k, len(differentiated) - 1)]
+            if create_graph:  # one update is one node, through which others would be reached
+                fast = [p.view_as(p) if m else p for p, m in zip(fast, mask, strict=True)]
         with at_step(k), nullcontext() if taped else cache.used():
             value = loss(fast)
-        mask = [graph] * len(fast)
-        if graph and differentiated is not None:
-            mask = list(differentiated[min(k, len(differentiated) - 1)])
         grads = _gradients(value, fast, adapted[k], mask)
         losses.append(value.detach())
         plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]

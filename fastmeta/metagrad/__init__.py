@@ -13,6 +13,7 @@ from fastmeta.metagrad.gsl import (
     CalibratedGSL,
     CurvatureGSL,
     ElementWeights,
+    GSLCorrection,
     LayerWeights,
     gsl_variant,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "ElementWeights",
     "Exact",
     "FirstOrder",
+    "GSLCorrection",
     "Implicit",
     "LayerWeights",
     "MetaGradient",

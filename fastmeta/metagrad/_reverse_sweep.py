@@ -32,7 +32,7 @@ class ReverseSweep(MetaGradient):
 
     @abstractmethod
     def through_grads(
-        self, step: InnerStep, cotangents: Cotangents, replay: Replay
+        self, step: InnerStep, cotangents: Cotangents, replay: Replay, context: StepContext
     ) -> Sequence[Tensor]:
         """`cotangents.params + H cotangents.grads`, `H` the Hessian of the support loss.
 
@@ -40,6 +40,7 @@ class ReverseSweep(MetaGradient):
             step: the inner step.
             cotangents: derivatives with respect to the arguments of its update.
             replay: its last evaluation is that of the step, to be repeated or discarded.
+            context: the meta-step.
         """
 
     @override
@@ -68,7 +69,7 @@ class ReverseSweep(MetaGradient):
             if masks is not None:
                 pairs = zip(cotangents.grads, mask_of(masks, step.number), strict=True)
                 cotangents = cotangents._replace(grads=[g if used else None for g, used in pairs])
-            return self.through_grads(step, cotangents, replay)
+            return self.through_grads(step, cotangents, replay, context)
 
         v, d_rates = tape.reverse_sweep(grads, adapted.state, adaptation.rates, through_grads)
         return TaskGradient.of([*v, *d_rates], adapted, loss, output, context)

@@ -137,7 +137,7 @@ class MetaGradient(ABC):
         state_names: the entries that `combine` keeps in `StepContext.state`.
     """
 
-    task_batchable: ClassVar[bool] = False
+    task_batchable: bool = False
     state_names: ClassVar[tuple[str, ...]] = ()
 
     @property

@@ -15,6 +15,7 @@ from fastmeta.adaptation import Cotangents, Grads, InnerStep, LossFn
 from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
+from fastmeta.metagrad.base import StepContext
 
 
 class CentralDifference(ReverseSweep):
@@ -56,7 +57,7 @@ class CentralDifference(ReverseSweep):
     @override
     @torch.no_grad()
     def through_grads(
-        self, step: InnerStep, cotangents: Cotangents, replay: Replay
+        self, step: InnerStep, cotangents: Cotangents, replay: Replay, context: StepContext
     ) -> Sequence[Tensor]:
         layout = FlatLayout.of(step.params)
         theta = _pack(step.params, step.params)

@@ -112,7 +112,7 @@ class Recursion(ReverseSweep):
 
     @override
     def through_grads(
-        self, step: InnerStep, cotangents: Cotangents, replay: Replay
+        self, step: InnerStep, cotangents: Cotangents, replay: Replay, context: StepContext
     ) -> Sequence[Tensor]:
         hvp = self._hvp(step, cotangents.grads, replay)
         return ops.inner_step(cotangents.params, hvp, -1.0)

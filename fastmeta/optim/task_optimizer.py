@@ -45,7 +45,7 @@ class TaskOptimizer(torch.optim.Optimizer):
     Args:
         params: parameters or parameter groups.
         base: class (or factory) of the optimizer that applies the meta-gradient.
-        metagrad: corrects a first-order gradient, such as [`fastmeta.metagrad.GSL`][]; by
+        metagrad: corrects a first-order gradient, such as [`fastmeta.metagrad.GSLCorrection`][]; by
             default the gradient stays as the loop computed it (which may be the exact one).
         aggregation: the task weights; by default those of the loop.
         **base_options: options of `base`, such as `lr`.

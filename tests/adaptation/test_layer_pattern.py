@@ -17,7 +17,7 @@ from torch.func import functional_call
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 from fastmeta.aggregation import Mean
-from fastmeta.metagrad import GSL, Exact, FirstOrder, MetaGradient, Recursion, Reptile
+from fastmeta.metagrad import Exact, FirstOrder, GSLCorrection, MetaGradient, Recursion, Reptile
 from fastmeta.models import MLP, Conv4
 from tests.adaptation.layer_pattern_reference import learner, names_of, reference_meta_gradients
 from tests.helpers.problems import MODULES, WAYS, mlp, tasks
@@ -50,7 +50,7 @@ def assert_close(found: Tensor, expected: Tensor, *context: Any) -> None:
     assert (found - expected).norm() <= TOLERANCE * expected.norm(), context
 
 
-@pytest.mark.parametrize("metagrad", [Exact, Recursion, FirstOrder, GSL, Reptile])
+@pytest.mark.parametrize("metagrad", [Exact, Recursion, FirstOrder, GSLCorrection, Reptile])
 @pytest.mark.parametrize("name", MODULES)
 def test_full_pattern_is_the_adaptation_itself(name: str, metagrad) -> None:
     module, batch = MODULES[name]().double(), tasks()

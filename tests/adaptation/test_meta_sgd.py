@@ -12,7 +12,7 @@ from torch.func import functional_call
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import MetaSGD
 from fastmeta.aggregation import Mean
-from fastmeta.metagrad import GSL, Exact, FirstOrder, MetaGradient, Recursion, Reptile
+from fastmeta.metagrad import Exact, FirstOrder, GSLCorrection, MetaGradient, Recursion, Reptile
 from tests.helpers.problems import MODULES, loss, mlp, tasks
 
 LR = 0.3
@@ -96,12 +96,14 @@ def test_rates_per_step_without_inner_steps_in_training() -> None:
 @pytest.mark.parametrize("name", ["frozen", "unused", "tied"])
 def test_modules_with_unusual_parameters(name: str) -> None:
     batch = tasks(2, torch.float32)
-    for metagrad in (Exact(), Recursion(), FirstOrder(), GSL(), Reptile()):
+    for metagrad in (Exact(), Recursion(), FirstOrder(), GSLCorrection(), Reptile()):
         model = learner(MODULES[name](), metagrad, "element")
         assert model.step(batch).query_loss.isfinite().all()
 
 
-@pytest.mark.parametrize(("metagrad", "moves"), [(Recursion, True), (GSL, True), (Reptile, False)])
+@pytest.mark.parametrize(
+    ("metagrad", "moves"), [(Recursion, True), (GSLCorrection, True), (Reptile, False)]
+)
 def test_which_meta_gradients_train_the_rates(metagrad, moves: bool) -> None:
     model = learner(mlp(), metagrad(), "tensor")
     model.step(tasks(3, torch.float32))

@@ -12,7 +12,7 @@ from fastmeta import MetaLearner
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import AGGREGATIONS, GradientAgreement
 from fastmeta.data import SineTasks
-from fastmeta.metagrad import GSL, Exact, FirstOrder
+from fastmeta.metagrad import Exact, FirstOrder, GSLCorrection
 from fastmeta.models import MLP
 from tests.aggregation.jacobians import ALL, SEED, direction
 from tests.helpers.problems import mlp, tasks
@@ -32,7 +32,7 @@ def test_the_meta_gradient_is_the_weighted_sum(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("metagrad", [FirstOrder, GSL])
+@pytest.mark.parametrize("metagrad", [FirstOrder, GSLCorrection])
 @pytest.mark.parametrize("name", ALL)
 def test_training_on_sines(name: str, metagrad) -> None:
     source = SineTasks(tasks=5, shots=5, queries=10, seed=torch.seed() % 2**32)

@@ -34,8 +34,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "exact": Exact,
     "first order": FirstOrder,
-    "gsl": metagrad.GSL,
-    "gsl by layer": lambda: metagrad.GSL(scope="layer"),
+    "gsl": metagrad.GSLCorrection,
+    "gsl by layer": lambda: metagrad.GSLCorrection(scope="layer"),
     "gsl R2p": lambda: metagrad.ElementWeights(eta=9.0),
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),

@@ -40,7 +40,7 @@ COMPOSED: dict[str, Callable[[], MetaGradient]] = {
     "exact": Exact,
     "first order": FirstOrder,
     "recursion": lambda: Recursion(graphs=2),  # replays no step
-    "gsl": metagrad.GSL,
+    "gsl": metagrad.GSLCorrection,
 }
 
 

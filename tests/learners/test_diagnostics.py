@@ -98,7 +98,7 @@ def test_every_combination_with_learned_rates(way: str, aggregation: str) -> Non
     assert all(torch.equal(a, b) for a, b in zip(learner.adaptation.rates, rates, strict=True))
 
 
-@pytest.mark.parametrize("way", [FirstOrder, metagrad.GSL])
+@pytest.mark.parametrize("way", [FirstOrder, metagrad.GSLCorrection])
 def test_learned_rates_are_excluded(way: Callable[[], MetaGradient]) -> None:
     module, batch = mlp().double(), tasks(3)
     plain, learned = (

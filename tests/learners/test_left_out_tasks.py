@@ -20,7 +20,7 @@ AGGREGATION_OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 CORRECTIONS = [
     FirstOrder(),
-    metagrad.GSL(scope="layer"),
+    metagrad.GSLCorrection(scope="layer"),
     metagrad.LayerWeights(),
     metagrad.ElementWeights(eta=50.0),
     metagrad.CurvatureGSL(),
@@ -38,7 +38,7 @@ def test_every_aggregation_leaves_non_finite_tasks_out(
     batch = tasks(3)  # of two tasks, which PCGrad treats in one order
     for options in AGGREGATION_OPTIONS.get(name, [{}]):
         module, aggregation = mlp().double(), AGGREGATIONS[name](**options)
-        components = {"metagrad": metagrad.GSL(), "aggregation": aggregation}
+        components = {"metagrad": metagrad.GSLCorrection(), "aggregation": aggregation}
         found, _ = learner_of(module, **components).meta_gradient(corrupt(batch, 1))
         expected, _ = learner_of(module, "keep", **components).meta_gradient(without(batch, 1))
         assert expected.any()

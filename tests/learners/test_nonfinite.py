@@ -88,7 +88,7 @@ def test_finite_tasks_train_bitwise_as_without_the_guard(engine: str) -> None:
     module = mlp() if engine == "mlp" else MODULES["running batch norm"]()
     batches, ends = [tasks(3, torch.float32) for _ in range(3)], []
     for policy in ("keep", "skip", "raise"):
-        learner = learner_of(module, policy, metagrad=metagrad.GSL(), engine=engine)
+        learner = learner_of(module, policy, metagrad=metagrad.GSLCorrection(), engine=engine)
         for batch in batches:
             learner.step(batch)
         ends.append(learner.module.state_dict())

@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[MetaLearner, str]] = {
 def test_a_state_of_another_learner_changes_nothing(case: str) -> None:
     other, message = WRONG[case]
     batch = tasks(3, torch.float32)
-    learner = learner_of(metagrad.GSL(), optimizer=sgd)
+    learner = learner_of(metagrad.GSLCorrection(), optimizer=sgd)
     for each in (other, learner):
         for _ in range(2):
             each.step(batch)

@@ -85,7 +85,7 @@ def test_derivatives_of_both_orders() -> None:
 METAGRADS = {
     "exact": metagrad.Exact,
     "first order": metagrad.FirstOrder,
-    "gsl": metagrad.GSL,
+    "gsl": metagrad.GSLCorrection,
     "reptile": metagrad.Reptile,
     "recursion": metagrad.Recursion,
 }

@@ -19,8 +19,8 @@ from tests.optim.user_loops import LR, gradients, marked, plain
 
 CORRECTIONS = {
     "none": FirstOrder(),
-    "gsl": metagrad.GSL(eta=0.3),
-    "gsl per layer": metagrad.GSL(eta=0.3, scope="layer", lam_2=0.1),
+    "gsl": metagrad.GSLCorrection(eta=0.3),
+    "gsl per layer": metagrad.GSLCorrection(eta=0.3, scope="layer", lam_2=0.1),
     "layer weights": metagrad.LayerWeights(eta=0.5),
     "element weights": metagrad.ElementWeights(eta=20.0),
 }
@@ -73,7 +73,7 @@ def test_parameters_of_several_dtypes() -> None:
     batch, found = tasks(3, torch.float32), []
     wide = type(batch)(*(x.double() if x.is_floating_point() else x for x in vars(batch).values()))
     for net, part in ((module, batch), (other, wide)):
-        opt = optimizer(net, metagrad=metagrad.GSL(), aggregation=GradientAgreement())
+        opt = optimizer(net, metagrad=metagrad.GSLCorrection(), aggregation=GradientAgreement())
         marked(net, part, opt)
         opt.combine()
         assert [p.grad.dtype for p in net.parameters()] == [p.dtype for p in net.parameters()]

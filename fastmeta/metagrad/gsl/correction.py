@@ -21,7 +21,7 @@ from fastmeta.schedules import schedule as read_schedule
 Scope = Literal["vector", "layer"]
 
 
-class GSL(FirstOrder):
+class GSLCorrection(FirstOrder):
     """FOMAML's meta-gradient corrected towards (or away from) the task's support gradient.
 
     `u - rho(t) eta scale dGSL/du` in closed form, with `u` the query gradient, `v` the mean

@@ -1,4 +1,4 @@
-"""The correction of GSL, rescaled to the estimated norm of the Hessian term."""
+"""The correction of GSLCorrection, rescaled to the estimated norm of the Hessian term."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl._secant import secant
-from fastmeta.metagrad.gsl.correction import GSL
+from fastmeta.metagrad.gsl.correction import GSLCorrection
 
 
-class CurvatureGSL(GSL):
+class CurvatureGSL(GSLCorrection):
     """`GSL` with the magnitude rule `"inner-lr"`: `|d| = a |H| |u|`, per task.
 
     `|H|` is estimated by `|g_s(theta) - g_s(theta')| / (a |g_s(theta)|)`, `theta'` being the
@@ -27,7 +27,7 @@ class CurvatureGSL(GSL):
     inner loop. Costs one more support gradient per task if there is only one inner step.
 
     Args:
-        **options: those of [`GSL`][fastmeta.metagrad.GSL], except `magnitude`.
+        **options: those of [`GSLCorrection`][fastmeta.metagrad.GSLCorrection], except `magnitude`.
     """
 
     def __init__(self, **options: Any) -> None:

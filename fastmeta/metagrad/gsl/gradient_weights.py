@@ -26,8 +26,8 @@ class LayerWeights(FirstOrder):
 
     Once per meta-step `w` takes a gradient step along the mean `-dGSL(w u, v)/dw` over tasks,
     of rate `rho(t) eta`, and is clamped to `[w_min, w_max]`. `u`, `v` and `GSL` as in
-    [`GSL`][fastmeta.metagrad.GSL]. Variant "layer-weights" (R2) of our reconstruction of GSL/AHE
-    (Tak & Hong 2024). Learned rates keep FOMAML's meta-gradient.
+    [`GSLCorrection`][fastmeta.metagrad.GSLCorrection]. Variant "layer-weights" (R2) of our
+    reconstruction of GSL/AHE (Tak & Hong 2024). Learned rates keep FOMAML's meta-gradient.
 
     Args:
         eta: AHE rate of the weights; 0 is FOMAML.

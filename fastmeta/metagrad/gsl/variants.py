@@ -11,33 +11,35 @@ from fastmeta.metagrad.base import MetaGradient
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl.calibrated import CalibratedGSL
-from fastmeta.metagrad.gsl.correction import GSL
+from fastmeta.metagrad.gsl.correction import GSLCorrection
 from fastmeta.metagrad.gsl.curvature import CurvatureGSL
 from fastmeta.metagrad.gsl.gradient_weights import ElementWeights, LayerWeights
+from fastmeta.metagrad.gsl.support_similarity import GSL
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.ops.weights import Magnitude
 
 
-@forwards_options(lambda given: GSL)
+@forwards_options(lambda given: GSLCorrection)
 def _correction(
     magnitude: Magnitude | Literal["inner-lr"] = "norm-match", **options: Any
 ) -> MetaGradient:
-    """[`GSL`][fastmeta.metagrad.GSL] with one more magnitude rule.
+    """[`GSLCorrection`][fastmeta.metagrad.GSLCorrection] with one more magnitude rule.
 
     Args:
         magnitude: norm of the correction: as it is, that of the query gradient, `ratio` times
             that, at most `ratio` times that, or `"inner-lr"`, see
             [`CurvatureGSL`][fastmeta.metagrad.CurvatureGSL].
-        **options: of [`GSL`][fastmeta.metagrad.GSL].
+        **options: of [`GSLCorrection`][fastmeta.metagrad.GSLCorrection].
     """
     if magnitude == "inner-lr":
         return CurvatureGSL(**options)
-    return GSL(magnitude=magnitude, **options)
+    return GSLCorrection(magnitude=magnitude, **options)
 
 
 VARIANTS: dict[str, Callable[..., MetaGradient]] = {
     "off": FirstOrder,
     "correction": _correction,
+    "similarity": GSL,
     "layer-weights": LayerWeights,
     "element-weights": ElementWeights,
     "calibrated": CalibratedGSL,
@@ -59,20 +61,23 @@ VARIANT_ALIASES: dict[str, str] = {
 """Short names of the variants."""
 
 
-@forwards_options(lambda given: VARIANTS.get(_full_name(given.get("variant", "correction")), GSL))
+@forwards_options(
+    lambda given: VARIANTS.get(_full_name(given.get("variant", "correction")), GSLCorrection)
+)
 def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
     """The meta-gradient of a variant of GSL; `"gsl"` in a configuration.
 
     Args:
-        variant: `"off"` (R0, [`FirstOrder`][fastmeta.metagrad.FirstOrder]), `"correction"` (R1,
-            [`GSL`][fastmeta.metagrad.GSL]; with `magnitude="inner-lr"`
+        variant: `"similarity"` ([`GSL`][fastmeta.metagrad.GSL]), `"off"` (R0,
+            [`FirstOrder`][fastmeta.metagrad.FirstOrder]), `"correction"` (R1,
+            [`GSLCorrection`][fastmeta.metagrad.GSLCorrection]; with `magnitude="inner-lr"`
             [`CurvatureGSL`][fastmeta.metagrad.CurvatureGSL]), `"layer-weights"` (R2,
             [`LayerWeights`][fastmeta.metagrad.LayerWeights]), `"element-weights"` (R2p,
             [`ElementWeights`][fastmeta.metagrad.ElementWeights]), `"calibrated"` (R4,
             [`CalibratedGSL`][fastmeta.metagrad.CalibratedGSL]), `"central-difference"` (R5,
             [`CentralDifference`][fastmeta.metagrad.CentralDifference]) or `"hvp-forward"` (R6,
-            [`Recursion`][fastmeta.metagrad.Recursion]), or a short name such as `"R1"`.
-            `"task-weights"` (R3) is [`fastmeta.aggregation.GslWeights`][].
+            [`Recursion`][fastmeta.metagrad.Recursion]), or a short name. `"task-weights"` (R3) is
+            [`fastmeta.aggregation.GslWeights`][].
         **options: arguments of its class.
 
     Raises:

@@ -243,7 +243,7 @@ def test_learned_rates_do_not_affect_the_comparison(name: str) -> None:
 def test_the_variant_is_a_configuration_option(adaptation: str) -> None:
     kinds = {
         "R0": metagrad.FirstOrder,
-        "R1": metagrad.GSL,
+        "R1": metagrad.GSLCorrection,
         "R2": metagrad.LayerWeights,
         "R2p": metagrad.ElementWeights,
         "R4": metagrad.CalibratedGSL,
