@@ -17,7 +17,7 @@ from fastmeta.tuning.cost import measure_cost
 from fastmeta.tuning.timing import medians
 
 _EXHAUSTIVE = 6  # layers: 63 patterns
-_ROUNDING = 1e-9  # of means over tasks, in percent
+_ROUNDING = 1e-4  # percent; scores of tasks are float32
 
 
 @dataclass(frozen=True)

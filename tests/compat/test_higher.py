@@ -67,8 +67,13 @@ def test_steps_match_torch(make: Maker, track: bool) -> None:
         opt.zero_grad()
         model(x).square().sum().backward()
         opt.step()
+    # Adam's bias corrections are float32 here (6e-8), and gradients near zero amplify that.
+    tolerance = 1e-12 if isinstance(opt, torch.optim.SGD) else 1e-5
     assert_close(
-        [p.detach() for p in fmodel.parameters()], [p.detach() for p in model.parameters()]
+        [p.detach() for p in fmodel.parameters()],
+        [p.detach() for p in model.parameters()],
+        rtol=tolerance,
+        atol=tolerance,
     )
     if track:
         assert_close([p.detach() for p in fmodel.parameters(time=0)], before)
