@@ -47,7 +47,7 @@ CASES = [
     (f"{METAGRAD} variant=R4 --metagrad-option every=abc", "every must be an integer; got 'abc'"),
     (
         "train --metagrad exact --metagrad-option a=3",
-        "metagrad 'exact' has no option 'a'. It takes",
+        "metagrad 'exact' has no option 'a'. Options: layers",
     ),
     (
         "train --metagrad recursion --metagrad-option graphs=abc",
