@@ -85,10 +85,9 @@ class MlpEngine(Engine):
 
 def _is_exact(metagrad: MetaGradient) -> bool | None:
     """Whether the gradient of a task is the exact or the first-order one; `None` for any other."""
-    task = type(metagrad).task
-    if task is FirstOrder.task:
+    if type(metagrad).task is FirstOrder.task:
         return False
-    if task is Exact.task and isinstance(metagrad, Exact) and metagrad.layers in ("all", "none"):
+    if type(metagrad) is Exact and metagrad.layers in ("all", "none"):
         return metagrad.second_order
     return None
 

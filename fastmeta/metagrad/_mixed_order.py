@@ -1,54 +1,94 @@
-"""Mixed order: the inner gradients of some layers only are differentiated."""
+"""Base class of meta-gradients that differentiate the inner gradients of some layers."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing_extensions import override
 
+from fastmeta.adaptation import Adaptation
 from fastmeta.adaptation.layer_pattern import read_pattern
 from fastmeta.adaptation.layers import find_layers
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.first_order import first_order
 
 # One mask over the parameters per inner step; the last one is that of all further steps.
 Masks = Sequence[Sequence[bool]]
 
 
-def read_layers(
-    layers: str, params: Sequence[Tensor], names: Sequence[str]
-) -> tuple[tuple[bool, ...], ...] | None:
-    """The parameters whose inner gradient is differentiated.
+class MixedOrder(MetaGradient):
+    """Differentiates the inner gradients of some layers; those of the others are constants.
 
     Args:
-        layers: `"all"`, `"none"`, or a pattern as of
+        layers: `"all"`; `"none"`, which is FOMAML; or a pattern of layers, see
             [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern].
-        params: of the network.
-        names: of the parameters.
-
-    Returns:
-        The masks, or `None` for `"all"`.
 
     Raises:
-        ValueError: if the pattern does not suit the network.
+        ValueError: if the pattern is neither a string nor a number made of bits.
     """
-    if layers == "all":
-        return None
-    if layers == "none":
-        return ((False,) * len(params),)
-    found = find_layers(params, names)
-    steps = read_pattern(layers, [layer.name for layer in found])
-    members = [{i for k in step for i in found[k].members} for step in steps]
-    return tuple(tuple(i in step for i in range(len(params))) for step in members)
 
+    def __init__(self, layers: str = "all") -> None:
+        # Configuration files and flags read 11111 as a number.
+        if not isinstance(layers, str) and not set(str(layers)) <= set("01"):
+            raise ValueError(f"layers must be a string, got {layers!r}. Put it in quotes.")
+        self.layers = str(layers)
 
-def check_layers(layers: object) -> str:
-    """The pattern as a string: configuration files and flags read bits as a number.
+    @property
+    def is_first_order(self) -> bool:
+        """Whether no inner gradient is differentiated at all."""
+        return self.layers == "none"
 
-    Raises:
-        ValueError: if it is neither a string nor a number made of bits.
-    """
-    if not isinstance(layers, str) and not set(str(layers)) <= set("01"):
-        raise ValueError(f"layers must be a string, got {layers!r}. Put it in quotes.")
-    return str(layers)
+    @property
+    @override
+    def second_order(self) -> bool:
+        return not self.is_first_order
+
+    @override
+    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:
+        """Which parameters' inner gradients are differentiated; `None` means all.
+
+        Raises:
+            ValueError: if the pattern does not suit the network.
+        """
+        if self.layers in ("all", "none"):
+            return None
+        layers = find_layers(params, names)
+        steps = read_pattern(self.layers, [layer.name for layer in layers])
+        members = [{i for k in step for i in layers[k].members} for step in steps]
+        return tuple(tuple(i in step for i in range(len(params))) for step in members)
+
+    @override
+    def task(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+    ) -> TaskGradient:
+        if self.is_first_order:
+            return first_order(
+                lambda p: losses.support(p)[0], losses.query, params, adaptation, context
+            )[0]
+        # torch's fused attention has no second derivative.
+        with sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext():
+            return self.differentiate(losses, params, adaptation, context)
+
+    @abstractmethod
+    def differentiate(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+    ) -> TaskGradient:
+        """[`task`][fastmeta.metagrad.MetaGradient.task] where some layers are differentiated.
+
+        `context.prepared` has the masks of [`prepare`][fastmeta.metagrad.MetaGradient.prepare].
+        """
 
 
 def mask_of(masks: Masks, step: int) -> Sequence[bool]:

@@ -10,12 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape, run_inner_loop
-from fastmeta.metagrad._mixed_order import Masks, mask_of
+from fastmeta.metagrad._mixed_order import Masks, MixedOrder, mask_of
 from fastmeta.metagrad._replay import Replay
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
 
 
-class ReverseSweep(MetaGradient):
+class ReverseSweep(MixedOrder):
     """Propagates the query gradient back to the initialisation, one inner step at a time.
 
     The inner loop keeps the parameters before each step and what the adaptation's
@@ -44,7 +44,7 @@ class ReverseSweep(MetaGradient):
         """
 
     @override
-    def task(
+    def differentiate(
         self,
         losses: TaskLosses,
         params: Sequence[Tensor],

@@ -43,16 +43,25 @@ class CentralDifference(ReverseSweep):
             to 6 % without a kink; with the cube root of `u`, which suits smooth networks, 10 to
             850 %. Under autocast gradients are less precise: choose a larger radius.
 
+        layers: whose inner gradients are differentiated, see
+            [`Exact`][fastmeta.metagrad.Exact].
+
     Raises:
-        ValueError: if `radius` is not positive.
+        ValueError: if `radius` is not positive, or `layers` is no pattern.
     """
 
     gradients = True
 
-    def __init__(self, radius: float | None = None) -> None:
+    def __init__(self, radius: float | None = None, layers: str = "all") -> None:
+        super().__init__(layers)
         if radius is not None:
             check_positive("radius", radius)
         self.radius = radius
+
+    @property
+    @override
+    def second_order(self) -> bool:
+        return False  # differences of gradients
 
     @override
     @torch.no_grad()

@@ -9,13 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, run_inner_loop
-from fastmeta.metagrad._hvp import twice_differentiable
-from fastmeta.metagrad._mixed_order import Masks, check_layers, read_layers
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
-from fastmeta.metagrad.first_order import first_order
+from fastmeta.metagrad._mixed_order import MixedOrder
+from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
 
 
-class Exact(MetaGradient):
+class Exact(MixedOrder):
     """The gradient of the query loss with respect to the initialisation, to second order.
 
     `(I - a H_1) ... (I - a H_K) g_q`; Finn et al. 2017, eq. 1, including all second derivatives.
@@ -36,34 +34,8 @@ class Exact(MetaGradient):
 
     task_batchable = True
 
-    def __init__(self, layers: str = "all") -> None:
-        self.layers = check_layers(layers)
-
-    @property
     @override
-    def second_order(self) -> bool:
-        return self.layers != "none"
-
-    @override
-    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:
-        return read_layers(self.layers, params, names)
-
-    @override
-    def task(
-        self,
-        losses: TaskLosses,
-        params: Sequence[Tensor],
-        adaptation: Adaptation,
-        context: StepContext,
-    ) -> TaskGradient:
-        if not self.second_order:
-            return first_order(
-                lambda p: losses.support(p)[0], losses.query, params, adaptation, context
-            )[0]
-        return self._task(losses, params, adaptation, context)
-
-    @twice_differentiable
-    def _task(
+    def differentiate(
         self,
         losses: TaskLosses,
         params: Sequence[Tensor],

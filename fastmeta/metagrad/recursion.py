@@ -10,18 +10,15 @@ from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta._checks import check_choice, check_integer
-from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
+from fastmeta.adaptation import Cotangents, InnerStep
 from fastmeta.metagrad._hvp import (
     hvp_forward,
     hvp_of_graph,
     hvp_reverse,
-    twice_differentiable,
 )
-from fastmeta.metagrad._mixed_order import Masks, check_layers, read_layers
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
-from fastmeta.metagrad.first_order import first_order
+from fastmeta.metagrad.base import StepContext
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
@@ -55,6 +52,8 @@ class Recursion(ReverseSweep):
             [`Exact`][fastmeta.metagrad.Exact].
 
     Raises:
+        NotImplementedError: in a meta-step with `hvp="forward"`, where torch has no forward
+            derivative.
         ValueError: if `layers` is no pattern, `hvp` is unknown, `graphs` is negative, or not 0 with
             `hvp="forward"`, which does not use kept graphs.
     """
@@ -62,7 +61,7 @@ class Recursion(ReverseSweep):
     task_batchable = True
 
     def __init__(self, hvp: Hvp = "auto", graphs: int | None = None, layers: str = "all") -> None:
-        self.layers = check_layers(layers)
+        super().__init__(layers)
         check_choice("hvp", hvp, _PRODUCTS)
         if graphs is None:
             graphs = 0 if hvp == "forward" else 1
@@ -71,44 +70,6 @@ class Recursion(ReverseSweep):
             raise ValueError(f"graphs must be 0 with hvp='forward', which uses none; got {graphs}.")
         self.hvp = hvp
         self.graphs = graphs
-
-    @property
-    @override
-    def second_order(self) -> bool:
-        return self.layers != "none"
-
-    @override
-    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:
-        return read_layers(self.layers, params, names)
-
-    @override
-    def task(
-        self,
-        losses: TaskLosses,
-        params: Sequence[Tensor],
-        adaptation: Adaptation,
-        context: StepContext,
-    ) -> TaskGradient:
-        """Adapts to one task and computes its meta-gradient.
-
-        Raises:
-            NotImplementedError: with `hvp="forward"`, where torch has no forward derivative.
-        """
-        if not self.second_order:
-            return first_order(
-                lambda p: losses.support(p)[0], losses.query, params, adaptation, context
-            )[0]
-        return self._task(losses, params, adaptation, context)
-
-    @twice_differentiable
-    def _task(
-        self,
-        losses: TaskLosses,
-        params: Sequence[Tensor],
-        adaptation: Adaptation,
-        context: StepContext,
-    ) -> TaskGradient:
-        return super().task(losses, params, adaptation, context)
 
     @override
     def through_grads(

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from fastmeta import CoLearner, MetaLearner, TaskBatch, learners
 from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
-from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, Recursion
+from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
 from fastmeta.models import MLP, Conv4
 from tests.helpers.problems import mlp, tasks
 
@@ -195,6 +195,16 @@ def test_invalid_layers() -> None:
     for layers in ("tail", "01", "all,head"):
         with pytest.raises(ValueError, match=r"pattern|bits"):
             gradient(deep(), tasks(1), Exact(layers), SGD(LR))
+
+
+def test_central_differences_of_some_layers() -> None:
+    module, batch = deep(), tasks(2)
+    for layers in ("head", "010", "head/body"):
+        found = gradient(module, batch, CentralDifference(1e-5, layers), SGD(LR, 2))
+        expected = gradient(module, batch, Exact(layers), SGD(LR, 2))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    first = gradient(module, batch, CentralDifference(layers="none"), SGD(LR, 2))
+    assert torch.equal(first, gradient(module, batch, FirstOrder(), SGD(LR, 2)))
 
 
 def test_activation_checkpointing_suits_none_alone() -> None:

@@ -141,7 +141,9 @@ def test_the_state_of_another_model_is_refused() -> None:
     other = mlp()[1:2]
     with pytest.raises(ValueError, match="parameter group"):
         GSLOptimizer(other.parameters(), lr=0.1, variant="R2").load_state_dict(opt.state_dict())
-    with pytest.raises(ValueError, match=r"has weights, which metagrad\.GSLCorrection does not have"):
+    with pytest.raises(
+        ValueError, match=r"has weights, which metagrad\.GSLCorrection does not have"
+    ):
         GSLOptimizer(module.parameters(), lr=0.1).load_state_dict(opt.state_dict())
 
 

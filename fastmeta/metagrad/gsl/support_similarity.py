@@ -11,13 +11,11 @@ from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta._checks import check_integer, check_nonnegative, check_number
-from fastmeta.adaptation import Adaptation, Cotangents, Grads, InnerStep
-from fastmeta.metagrad._hvp import hvp_of_graph, twice_differentiable
-from fastmeta.metagrad._mixed_order import Masks, check_layers, read_layers
+from fastmeta.adaptation import Cotangents, Grads, InnerStep
+from fastmeta.metagrad._hvp import hvp_of_graph
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
-from fastmeta.metagrad.first_order import first_order
+from fastmeta.metagrad.base import StepContext
 from fastmeta.schedules import schedule as read_schedule
 
 
@@ -67,6 +65,7 @@ class GSL(ReverseSweep):
         layers: str = "head",
         graphs: int | None = None,
     ) -> None:
+        super().__init__(layers)
         check_number("eta", eta)
         for name, weight in (("lam_d", lam_d), ("lam_c", lam_c), ("lam_2", lam_2)):
             check_nonnegative(name, weight)
@@ -76,42 +75,13 @@ class GSL(ReverseSweep):
         self.eta = eta
         self.lam_d, self.lam_c, self.lam_2 = lam_d, lam_c, lam_2
         self.schedule = schedule
-        self.layers = check_layers(layers)
         self.graphs = sys.maxsize if graphs is None else graphs
         self.task_batchable = lam_c == 0  # the cosine takes inner products over parameters
 
     @property
     @override
-    def second_order(self) -> bool:
-        return self.eta != 0 and self.layers != "none"
-
-    @override
-    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:
-        return read_layers(self.layers, params, names)
-
-    @override
-    def task(
-        self,
-        losses: TaskLosses,
-        params: Sequence[Tensor],
-        adaptation: Adaptation,
-        context: StepContext,
-    ) -> TaskGradient:
-        if not self.second_order:
-            return first_order(
-                lambda p: losses.support(p)[0], losses.query, params, adaptation, context
-            )[0]
-        return self._task(losses, params, adaptation, context)
-
-    @twice_differentiable
-    def _task(
-        self,
-        losses: TaskLosses,
-        params: Sequence[Tensor],
-        adaptation: Adaptation,
-        context: StepContext,
-    ) -> TaskGradient:
-        return super().task(losses, params, adaptation, context)
+    def is_first_order(self) -> bool:
+        return self.eta == 0 or super().is_first_order
 
     @override
     def through_grads(
