@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.aggregation import Aggregation, Mean
-from fastmeta.gradients import GradientBuffer, TaskGradients
+from fastmeta.gradients import TaskGradients
 from fastmeta.gradients.checks import check_materialized
 from fastmeta.metagrad import FirstOrder, MetaGradient, StepContext
+from fastmeta.optim._marked_tasks import MarkedTasks, check_real, warn_unmarked
 from fastmeta.optim.recorder import Grads, TaskRecorder
 
 Loss = TypeVar("Loss")
@@ -84,13 +85,16 @@ class TaskOptimizer(torch.optim.Optimizer):
         self._share_state()
         self.steps_taken = 0
         self._state: dict[str, Tensor] = {}
-        self._buffers: tuple[GradientBuffer, GradientBuffer] | None = None
-        self._scales: list[float] = []
+        self._tasks = MarkedTasks()
+        self._combined = False  # whether .grad is already the meta-gradient of the next step
+        self._warned = False
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
         for k, group in enumerate(groups):
             named = ((f"parameter {i} of group {k}", p) for i, p in enumerate(group["params"]))
             check_materialized(named)
+            if not self._is_plain_loop:
+                check_real(group["params"], k)
 
     def _share_state(self) -> None:
         """Both optimizers act on the same groups and the same per-parameter state."""
@@ -111,7 +115,8 @@ class TaskOptimizer(torch.optim.Optimizer):
         """
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}.")
-        return TaskRecorder(self._params(), self._record, scale)
+        params = self._params()
+        return TaskRecorder(params, partial(self._record, params), scale)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -125,28 +130,19 @@ class TaskOptimizer(torch.optim.Optimizer):
         """Whether `.grad` as the loop accumulates it is the meta-gradient."""
         return not self._needs_support and type(self.aggregation) is Mean
 
-    def _record(self, query: Grads, support: Grads | None, scale: float) -> None:
-        params = self._params()
+    def _record(
+        self, params: list[Tensor], query: Grads, support: Grads | None, scale: float
+    ) -> None:
         if self._is_plain_loop or not params:
             return
         if self._needs_support and support is None:
             raise RuntimeError(
                 f"metagrad.{type(self.metagrad).__name__} with aggregation."
                 f"{type(self.aggregation).__name__} compares support gradients, but task "
-                f"{len(self._scales)} has none. Call task.support(grads) after each inner "
+                f"{len(self._tasks.scales)} has none. Call task.support(grads) after each inner "
                 "step, or task.adapted(...), or use task.record()."
             )
-        if self._buffers is None:
-            dtype = reduce(torch.promote_types, (p.dtype for p in params))
-            like = params[0].new_empty(0, dtype=dtype)
-            self._buffers = GradientBuffer(params, like), GradientBuffer(params, like)
-        outer, inner = self._buffers
-        row = outer.append(query)
-        if scale != 1:
-            row.div_(scale)
-        if self._needs_support and support is not None:
-            inner.append(support)
-        self._scales.append(scale)
+        self._tasks.append(params, query, support if self._needs_support else None, scale)
 
     # --- the meta-gradient -----------------------------------------------------------------------
 
@@ -163,9 +159,10 @@ class TaskOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if the aggregation weights the tasks and their scales differ.
         """
-        if not self._scales or self._buffers is None:
+        tasks = self._tasks
+        if not tasks.scales:
             return
-        outer, inner = self._buffers
+        outer = tasks.outer
         if not (isinstance(grad_scale, float) and grad_scale == 1):
             outer.filled.div_(grad_scale)
         context = StepContext(
@@ -175,33 +172,33 @@ class TaskOptimizer(torch.optim.Optimizer):
             record_support=self._needs_support,
             state=self._state,
         )
-        support = inner.filled if self._needs_support else None
+        support = tasks.support.filled if self._needs_support else None
         found = self.metagrad.combine(TaskGradients(outer.filled, support), {}, context)
         flat = found.combine(self._weights(found) * grad_scale)
-        for param, view in zip(self._params(), outer.layout.views(flat), strict=True):
+        for param, view in zip(tasks.params, outer.layout.views(flat), strict=True):
             if param.grad is not None:  # unused by every task: stays None, as in a plain loop
                 param.grad = view.to(param)
         self.steps_taken += 1
-        self._discard_tasks()
+        tasks.discard()
+        self._combined = True
 
     def _weights(self, gradients: TaskGradients) -> Tensor:
         weights = self.aggregation.weights(gradients)
         # Filled one by one: a copy from the host would synchronise with the GPU.
-        scales = torch.cat([weights.new_full((1,), scale) for scale in self._scales])
+        scales = torch.cat([weights.new_full((1,), scale) for scale in self._tasks.scales])
         if type(self.aggregation) is Mean:
             return scales
-        if len(set(self._scales)) > 1:
+        if len(set(self._tasks.scales)) > 1:
             raise ValueError(
                 f"aggregation.{type(self.aggregation).__name__} weights the tasks itself: expected "
-                f"one scale for all of them, got {self._scales}. Use opt.task(scale=1 / "
+                f"one scale for all of them, got {self._tasks.scales}. Use opt.task(scale=1 / "
                 "len(tasks)), or aggregation.Mean."
             )
-        return weights * len(self._scales) * scales
+        return weights * len(scales) * scales
 
     def _discard_tasks(self) -> None:
-        self._scales = []
-        for buffer in self._buffers or ():
-            buffer.clear()
+        self._tasks.discard()
+        self._combined = False
 
     # --- torch.optim.Optimizer -------------------------------------------------------------------
 
@@ -230,6 +227,7 @@ class TaskOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._warn_if_unmarked()
         scale = getattr(self, "grad_scale", None)
         self.combine(1.0 if scale is None else scale)
         if scale is not None:
@@ -239,7 +237,15 @@ class TaskOptimizer(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or found_inf.item() == 0:
             self.base.step()
+        self._combined = False
         return loss
+
+    def _warn_if_unmarked(self) -> None:
+        marked = self._tasks.scales or self._combined or self._is_plain_loop
+        if marked or self._warned or all(param.grad is None for param in self._params()):
+            return
+        self._warned = True
+        warn_unmarked(self.base, self.metagrad, self.aggregation)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to both optimizers; discards marked tasks.
@@ -247,9 +253,8 @@ class TaskOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: if a parameter is a DTensor or on the meta device.
         """
-        if "_buffers" in self.__dict__:
+        if "_tasks" in self.__dict__:
             self._discard_tasks()
-            self._buffers = None
             self.base.add_param_group(param_group)
             try:
                 self._check(self.base.param_groups[-1:])
@@ -284,7 +289,8 @@ class TaskOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         names = ("base", "metagrad", "aggregation", "steps_taken", "_state")
         own = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **own, "_buffers": None, "_scales": []}
+        fresh = {"_tasks": MarkedTasks(), "_combined": False, "_warned": False}
+        return {**super().__getstate__(), **own, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -176,7 +176,7 @@ def test_an_exception_in_a_task_discards_it() -> None:
         failing()
     after = gradients(list(module.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert len(opt._scales) == 2
+    assert len(opt._tasks.scales) == 2
 
 
 def test_zero_grad_discards_recorded_tasks() -> None:

@@ -129,3 +129,61 @@ def test_state_and_pickles() -> None:
     with pytest.raises(ValueError, match=r"weights, which metagrad.FirstOrder does not have"):
         plain_one.load_state_dict(opt.state_dict())
     assert plain_one.state_dict() == before
+
+
+def test_freezing_and_unfreezing_between_steps() -> None:
+    module, batches = mlp(), [tasks(3, torch.float32) for _ in range(3)]
+    opt = optimizer(module, metagrad=metagrad.GSLCorrection(), aggregation=GradientAgreement())
+    for frozen, batch in zip((False, True, False), batches, strict=True):
+        module[1].requires_grad_(not frozen)
+        before = [p.detach().clone() for p in module.parameters()]
+        opt.zero_grad()
+        marked(module, batch, opt)
+        opt.step()
+        changed = [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
+        assert changed == [not frozen, not frozen, True, True]
+
+
+def test_freezing_within_a_meta_step_is_an_error() -> None:
+    module, batch = mlp(), tasks(2, torch.float32)
+    opt = optimizer(module, aggregation=AGGREGATIONS["mgda"]())
+    marked(module, batch, opt)
+    module[1].requires_grad_(False)
+    with pytest.raises(RuntimeError, match="requires_grad of a parameter changed between two"):
+        marked(module, batch, opt)
+    opt.zero_grad()
+    marked(module, batch, opt)
+    opt.step()
+
+
+def test_all_parameters_frozen() -> None:
+    module = mlp().requires_grad_(False)
+    before = [p.clone() for p in module.parameters()]
+    opt = optimizer(module, metagrad=metagrad.GSLCorrection())
+    with opt.task():
+        pass
+    opt.step()
+    assert all(map(torch.equal, before, module.parameters()))
+
+
+def test_a_step_without_a_marked_task_warns_once() -> None:
+    module = mlp()
+    opt = optimizer(module, metagrad=metagrad.GSLCorrection())
+    opt.step()  # without gradients there is nothing to miss
+    module(torch.randn(2, 16)).sum().backward()
+    with pytest.warns(UserWarning, match=r"without a marked task: SGD .* 'with opt.task\(\)"):
+        opt.step()
+    opt.step()
+    plain_one = optimizer(module)
+    plain_one.step()
+
+
+def test_unsupported_parameters_and_gradients_are_named() -> None:
+    weight = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"parameter 0 of group 0 is torch\.complex64"):
+        TaskOptimizer([weight], lr=0.1, aggregation=GradientAgreement())
+    embedding = nn.Embedding(5, 2, sparse=True)
+    opt = optimizer(embedding, aggregation=AGGREGATIONS["mgda"]())
+    message = r"parameter 0 is torch\.sparse_coo; .* sparse=False"
+    with pytest.raises(TypeError, match=message), opt.task():
+        embedding(torch.tensor([1, 2])).sum().backward()
