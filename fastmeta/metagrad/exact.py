@@ -22,7 +22,7 @@ class Exact(MixedOrder):
     With `layers` the order is mixed: `H_k` keeps the columns of some layers only, whose inner
     gradients are differentiated; those of the others are constants. Nothing is differentiated
     twice below the lowest of these layers: `"head"` costs one more backward pass of the support
-    set than FOMAML.
+    set per inner step than FOMAML.
 
     Args:
         layers: `"all"`: MAML; `"none"`: FOMAML; or a pattern of layers, see

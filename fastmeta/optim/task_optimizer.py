@@ -54,7 +54,7 @@ class TaskOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError: if `metagrad` has another gradient per task than FOMAML, which here is
             computed by the user's loop.
-        TypeError: if a parameter is a DTensor or on the meta device.
+        TypeError: if a parameter is complex, a DTensor or on the meta device.
     """
 
     # GradScaler leaves the unscaling to step(), which has the task gradients.
@@ -251,7 +251,7 @@ class TaskOptimizer(torch.optim.Optimizer):
         """Adds a group to both optimizers; discards marked tasks.
 
         Raises:
-            TypeError: if a parameter is a DTensor or on the meta device.
+            TypeError: if a parameter is complex, a DTensor or on the meta device.
         """
         if "_tasks" in self.__dict__:
             self._discard_tasks()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import override
 
 from fastmeta import CoLearner, MetaLearner, TaskBatch, learners
 from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
@@ -162,6 +163,42 @@ def test_nothing_below_the_layers_is_differentiated_twice(monkeypatch: pytest.Mo
         asked.clear()
         gradient(module, batch, way, SGD(LR, 2))
         assert set(asked) == {2}, "the weight and the bias of the head alone"
+
+
+class CountBackward(nn.Module):
+    """The identity; counts how often a gradient passes it."""
+
+    passes = 0
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        if y.requires_grad:
+            y.register_hook(self.count)
+        return y
+
+    def count(self, _: Tensor) -> None:
+        self.passes += 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_head_costs_one_more_backward_pass_per_inner_step(steps: int) -> None:
+    passes = []
+    for layers in ("none", "head"):
+        counter = CountBackward()
+        module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), counter, nn.Tanh(), nn.Linear(8, 3))
+        learner = MetaLearner(
+            module.double(),
+            F.cross_entropy,
+            adaptation=SGD(LR, steps),
+            metagrad=Exact(layers),
+            aggregation=Mean(),
+            engine="loop",
+        )
+        learner.meta_gradient(tasks(1))
+        passes.append(counter.passes)
+    # One pass of the query set, and one or two of the support set per inner step.
+    assert passes == [1 + steps, 1 + 2 * steps]
 
 
 def test_co_learners_and_named_components() -> None:
