@@ -90,7 +90,7 @@ def run_inner_loop(
                 fast = [p.view_as(p) if m else p for p, m in zip(fast, mask, strict=True)]
         with at_step(k), nullcontext() if taped else cache.used():
             value = loss(fast)
-        grads = _gradients(value, fast, adapted[k], mask)
+        grads = _gradients(value, fast, adapted[k], mask, retain_graph=taped)
         losses.append(value.detach())
         plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
         if record:
@@ -127,7 +127,11 @@ def _new_nodes(
 
 
 def _gradients(
-    value: Tensor, params: Sequence[Tensor], adapted: Sequence[bool], graph: Sequence[bool]
+    value: Tensor,
+    params: Sequence[Tensor],
+    adapted: Sequence[bool],
+    graph: Sequence[bool],
+    retain_graph: bool,
 ) -> list[Tensor | None]:
     """Gradients with respect to adapted parameters; `None` for the others and unused ones.
 
@@ -144,7 +148,7 @@ def _gradients(
                 value,
                 [params[i] for i in chosen],
                 create_graph=keep,
-                retain_graph=keep or bool(kept),
+                retain_graph=retain_graph or bool(kept),
                 allow_unused=True,
             )
             for i, grad in zip(chosen, grads, strict=True):

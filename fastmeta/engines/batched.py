@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from fastmeta.engines._chunks import Chunks, out_of_memory
+from fastmeta.engines._head import HeadFinder
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import Buffers
+from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
 from fastmeta.tasks import TaskBatch
 
@@ -69,12 +72,21 @@ class BatchedEngine(Engine):
         on_query = partial(model.evaluate_query, spec.loss)
         support = _StackedTasks(on_support, stacked, batch.support_x, batch.support_y)
         query = _StackedTasks(on_query, stacked, batch.query_x, batch.query_y)
+
+        def with_features(
+            head: LinearHead, params: Sequence[Tensor]
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            return support.with_features(
+                partial(model.evaluate_with_features, spec.loss, head=head), params
+            )
+
+        find = partial(HeadFinder(spec).of, batch.support_y, with_features)
         # Copies as well: forward mode rejects expanded tensors, and most kernels would copy them.
         params = [_stack_copies(p.detach(), count) for p in model.params]
         # On the CPU only the math implementation of attention has a batching rule; others loop.
         with _reject_host_rng(), sdpa_kernel(SDPBackend.MATH):
             result = spec.metagrad.task(
-                TaskLosses(support, query, stacked), params, spec.adaptation, context
+                TaskLosses(support, query, stacked, find), params, spec.adaptation, context
             )
         done = buffers.outer.count
         # Drop what a chunk left that ran out of memory between the two buffers.
@@ -105,10 +117,29 @@ class _StackedTasks:
 
     def __call__(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The sum of the losses, and the outputs `(T, n, *output)`."""
+        loss, output = self._run(self.evaluate, params)
+        return loss, output
+
+    def with_features(
+        self,
+        evaluate: Callable[..., tuple[Tensor, Tensor, Tensor | None]],
+        params: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same with the features of `evaluate`, `(T, n, d)`, or `None`."""
+
+        def present(*args: Any) -> tuple[Tensor, ...]:  # vmap returns tensors only
+            return tuple(part for part in evaluate(*args) if part is not None)
+
+        loss, output, *features = self._run(present, params)
+        return loss, output, features[0] if features else None
+
+    def _run(
+        self, evaluate: Callable[..., tuple[Tensor, ...]], params: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         with _explain_vmap_errors():
-            losses, output = torch.vmap(self.evaluate)(list(params), self.buffers, self.x, self.y)
+            losses, *others = torch.vmap(evaluate)(list(params), self.buffers, self.x, self.y)
         self.losses.append(losses.detach())
-        return losses.sum(), output
+        return losses.sum(), *others
 
 
 def _stack_copies(tensor: Tensor, count: int) -> Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta.engines._head import HeadFinder
 from fastmeta.engines.base import Engine, StepBuffers, StepResult
 from fastmeta.functional import Buffers
+from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
 from fastmeta.tasks import Task, TaskBatch
 
@@ -23,11 +26,12 @@ class LoopEngine(Engine):
     @override
     def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
         spec, results = self.spec, []
+        heads = HeadFinder(spec)
         first = 0 if context.sharding is None else context.sharding.own.start
         for i, task in enumerate(batch):
             own = spec.model.clone_buffers()
             result = spec.metagrad.task(
-                self._losses(task, own),
+                self._losses(task, own, heads),
                 spec.model.params,
                 spec.adaptation,
                 replace(context, task=first + i),
@@ -36,7 +40,7 @@ class LoopEngine(Engine):
             results.append((result.support_loss, result.query_loss, result.query_output))
         return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
 
-    def _losses(self, task: Task, buffers: Buffers) -> TaskLosses:
+    def _losses(self, task: Task, buffers: Buffers, heads: HeadFinder) -> TaskLosses:
         model, loss = self.spec.model, self.spec.loss
 
         def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -45,4 +49,12 @@ class LoopEngine(Engine):
         def query(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             return model.evaluate_query(loss, params, buffers, task.query_x, task.query_y)
 
-        return TaskLosses(support, query, buffers)
+        def with_features(
+            head: LinearHead, params: Sequence[Tensor]
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            return model.evaluate_with_features(
+                loss, params, buffers, task.support_x, task.support_y, head
+            )
+
+        find = partial(heads.of, task.support_y, with_features)
+        return TaskLosses(support, query, buffers, find)

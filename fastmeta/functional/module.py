@@ -12,6 +12,7 @@ from torch.func import functional_call
 from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
+from fastmeta.functional.head import LinearHead, capture_calls, find_head
 from fastmeta.gradients.checks import check_module
 
 Buffers = dict[str, Tensor]
@@ -177,6 +178,38 @@ class FunctionalModule:
         with self._precision():
             output = self(params, buffers, x)
             return _scalar(loss(output, y)), output
+
+    def find_head(self) -> LinearHead | None:
+        """The network's last layer, if its inputs and outputs are those of a plain linear one."""
+        if self.autocast is not None or self.checkpoint:
+            return None
+        return find_head(self.module, self.params[: self.own], self.names[: self.own])
+
+    def evaluate_with_features(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+        head: LinearHead,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`evaluate`, and the features: the inputs of the head, `(n, d)`.
+
+        `None` if the network's outputs are not those `(n, classes)` of one call of the head.
+        """
+        _check_examples(x)
+        seen: list[tuple[object, object]] = []
+        capture = capture_calls(self.module.get_submodule(head.name), seen)
+        output = self._run(params, buffers, x, capture)
+        features = seen[0][0] if len(seen) == 1 and seen[0][1] is output else None
+        if (
+            not isinstance(features, Tensor)
+            or features.dim() != 2
+            or features.dtype != output.dtype
+        ):
+            features = None
+        return _scalar(loss(output, y)), output, features
 
     def evaluate_query(
         self,

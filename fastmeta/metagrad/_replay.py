@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ class _Snapshot:
     cpu_rng: Tensor
     device_rng: Tensor | None
     buffers: Buffers
-    step: int | None
 
 
 @contextmanager
@@ -52,33 +52,33 @@ class Replay:
     Args:
         losses: the task.
         device: see `preserve_state`.
+        steps: number of first inner steps that may be repeated; all by default.
     """
 
-    def __init__(self, losses: TaskLosses, device: torch.device) -> None:
+    def __init__(self, losses: TaskLosses, device: torch.device, steps: int = sys.maxsize) -> None:
         self._losses = losses
         self._device = device
-        self._snapshots: list[_Snapshot] = []
+        self._steps = steps
+        self._snapshots: dict[int, _Snapshot] = {}
 
     def loss(self, params: Sequence[Tensor]) -> Tensor:
-        """The support loss, evaluated for the first time."""
-        device_rng = None
-        if self._device.type != "cpu":
-            device_rng = torch.get_device_module(self._device).get_rng_state(self._device)
-        buffers = _clone(self._losses.buffers)
-        self._snapshots.append(
-            _Snapshot(torch.get_rng_state(), device_rng, buffers, current_step())
-        )
+        """The support loss, evaluated for the first time, in an inner step."""
+        number = current_step()
+        assert number is not None
+        if number < self._steps:
+            device_rng = None
+            if self._device.type != "cpu":
+                device_rng = torch.get_device_module(self._device).get_rng_state(self._device)
+            self._snapshots[number] = _Snapshot(
+                torch.get_rng_state(), device_rng, _clone(self._losses.buffers)
+            )
         return self._losses.support(params)[0]
 
-    def discard_last(self) -> None:
-        """Discards the snapshot of the last evaluation."""
-        self._snapshots.pop()
-
     @contextmanager
-    def repeat_last(self) -> Iterator[LossFn]:
-        """A context with the loss that repeats the last evaluation; discards it on entry."""
-        snapshot = self._snapshots.pop()
-        with preserve_state(self._losses, self._device), at_step(snapshot.step):
+    def repeat(self, number: int) -> Iterator[LossFn]:
+        """A context with the loss that repeats an inner step, which is possible once."""
+        snapshot = self._snapshots.pop(number)
+        with preserve_state(self._losses, self._device), at_step(number):
             yield lambda params: self._repeat(snapshot, params)
 
     def _repeat(self, snapshot: _Snapshot, params: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape, run_inn
 from fastmeta.metagrad._mixed_order import Masks, MixedOrder, mask_of
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
+
+# See `ReverseSweep.through_grads`.
+ThroughGrads = Callable[[InnerStep, Cotangents, Replay, StepContext], Sequence[Tensor]]
 
 
 class ReverseSweep(MixedOrder):
@@ -39,7 +42,7 @@ class ReverseSweep(MixedOrder):
         Args:
             step: the inner step.
             cotangents: derivatives with respect to the arguments of its update.
-            replay: its last evaluation is that of the step, to be repeated or discarded.
+            replay: repeats the step, if its graph was not kept.
             context: the meta-step.
         """
 
@@ -51,7 +54,30 @@ class ReverseSweep(MixedOrder):
         adaptation: Adaptation,
         context: StepContext,
     ) -> TaskGradient:
-        replay, tape = Replay(losses, params[0].device), Tape(self.graphs, self.gradients)
+        return self.sweep(losses, params, adaptation, context, context.prepared, self.through_grads)
+
+    def sweep(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+        differentiated: Masks | None,
+        through: ThroughGrads,
+    ) -> TaskGradient:
+        """The inner loop, the query gradient and the reverse sweep.
+
+        Args:
+            losses: the task.
+            params: the initialisation.
+            adaptation: the inner loop.
+            context: the meta-step.
+            differentiated: whose gradients have a graph in the steps whose graph is kept.
+            through: see `through_grads`.
+        """
+        repeated = adaptation.steps - self.graphs
+        replay = Replay(losses, params[0].device, repeated)
+        tape = Tape(self.graphs, self.gradients)
         masks: Masks | None = context.prepared
         adapted = run_inner_loop(
             adaptation,
@@ -59,7 +85,7 @@ class ReverseSweep(MixedOrder):
             params,
             record=context.record_support,
             tape=tape,
-            differentiated=masks,
+            differentiated=differentiated,
         )
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
@@ -69,7 +95,7 @@ class ReverseSweep(MixedOrder):
             if masks is not None:
                 pairs = zip(cotangents.grads, mask_of(masks, step.number), strict=True)
                 cotangents = cotangents._replace(grads=[g if used else None for g, used in pairs])
-            return self.through_grads(step, cotangents, replay, context)
+            return through(step, cotangents, replay, context)
 
         v, d_rates = tape.reverse_sweep(grads, adapted.state, adaptation.rates, through_grads)
         return TaskGradient.of([*v, *d_rates], adapted, loss, output, context)

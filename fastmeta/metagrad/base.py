@@ -19,6 +19,26 @@ Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
+class SupportHead:
+    """The network's last layer in the support loss, whose gradient has a closed form.
+
+    Attributes:
+        weight: index of its weight among the parameters.
+        bias: index of its bias, or `None`.
+        loss: `"mse"` or `"cross_entropy"`, with mean reduction.
+        targets: of the support set; `(T, n, ...)` for `T` stacked tasks.
+        evaluate: loss, outputs and the inputs of the layer, its features, for given parameters.
+            No features if the outputs are not those of one call of the layer.
+    """
+
+    weight: int
+    bias: int | None
+    loss: str
+    targets: Tensor
+    evaluate: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
 class TaskLosses:
     """The support and query loss of one task.
 
@@ -27,11 +47,14 @@ class TaskLosses:
         query: loss and outputs on the query set for given parameters.
         buffers: the task's copy of the module's buffers, which both read and update; replacing an
             entry takes effect.
+        head: finds the last layer in the support loss, if the module and the loss are such that it
+            has a closed form.
     """
 
     support: Evaluate
     query: Evaluate
     buffers: Buffers = field(default_factory=dict)
+    head: Callable[[], SupportHead | None] = lambda: None
 
 
 @dataclass(frozen=True)

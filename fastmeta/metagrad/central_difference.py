@@ -74,7 +74,7 @@ class CentralDifference(ReverseSweep):
         d_params = _pack(cotangents.params, step.params)
         radius = _default_radius(theta.dtype) if self.radius is None else self.radius
         eps = ops.hvp_radius(v, radius * (1 + theta.norm()))
-        with replay.repeat_last() as loss:
+        with replay.repeat(step.number) as loss:
             plus, minus = (
                 _pack(_gradient(loss, layout.views(point[0])), step.params)
                 for point in ops.hvp_perturb(theta, v, eps)

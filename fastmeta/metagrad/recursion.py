@@ -83,7 +83,6 @@ class Recursion(ReverseSweep):
     ) -> list[Tensor | None]:
         """The Hessian of this step's support loss times `direction`."""
         if step.grads is not None:
-            replay.discard_last()
             return hvp_of_graph(step.grads, step.params, direction)
-        with replay.repeat_last() as loss:
+        with replay.repeat(step.number) as loss:
             return _PRODUCTS[self.hvp](loss, step.params, direction)

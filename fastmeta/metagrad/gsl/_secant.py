@@ -26,7 +26,7 @@ def secant(adapted: Adapted, replay: Replay) -> list[Tensor | None]:
     if others:
         second = others[0]
     else:
-        with replay.repeat_last() as loss:
+        with replay.repeat(0) as loss:
             second = list(torch.autograd.grad(loss(adapted.fast), adapted.fast, allow_unused=True))
     return [_subtract(a, b) for a, b in zip(first, second, strict=True)]
 

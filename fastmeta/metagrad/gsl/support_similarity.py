@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,11 +13,13 @@ from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta._checks import check_integer, check_nonnegative, check_number
-from fastmeta.adaptation import Cotangents, Grads, InnerStep
+from fastmeta.adaptation import Adaptation, Cotangents, Grads, InnerStep
 from fastmeta.metagrad._hvp import hvp_of_graph
+from fastmeta.metagrad._mixed_order import Masks
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import StepContext
+from fastmeta.metagrad.base import StepContext, SupportHead, TaskGradient, TaskLosses
+from fastmeta.metagrad.gsl._head_sweep import HeadSweep
 from fastmeta.schedules import schedule as read_schedule
 
 
@@ -28,8 +32,8 @@ class GSL(ReverseSweep):
 
     (the norms in front of the cosine held fixed) is differentiated with respect to all parameters:
     `v <- v + a rho(t) eta grad L(theta_k)`, from the last inner step `k` of rate `a` to the first.
-    Of other inner optimizers `a g` is the update's derivative with respect to the gradient. Our
-    reconstruction of GSL/AHE (Tak & Hong 2024) as a loss.
+    For other inner optimizers `-a v` is the vector-Jacobian product of the update with respect to
+    `g`. Our reconstruction of GSL/AHE (Tak & Hong 2024) as a loss.
 
     `grad <g, v>` is the product of the Hessian's columns of that layer with `v`: with `lam_d = 1`
     alone this is MAML's meta-gradient with these columns exact and the others dropped, so exactly
@@ -84,24 +88,58 @@ class GSL(ReverseSweep):
         return self.eta == 0 or super().is_first_order
 
     @override
+    def differentiate(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+    ) -> TaskGradient:
+        head = losses.head() if self.lam_2 == 0 else None
+        if head is None or not _is_head(context.prepared, head):
+            return super().differentiate(losses, params, adaptation, context)
+        sweep = HeadSweep(head)
+        return self.sweep(
+            replace(losses, support=sweep.support),
+            params,
+            adaptation,
+            context,
+            [[False] * len(params)],
+            partial(self._through_head, sweep),
+        )
+
+    def _through_head(
+        self,
+        sweep: HeadSweep,
+        step: InnerStep,
+        cotangents: Cotangents,
+        replay: Replay,
+        context: StepContext,
+    ) -> Sequence[Tensor]:
+        """`through_grads` from the closed form of the last layer's gradient."""
+        if cotangents.grads[sweep.head.weight] is None:
+            sweep.discard()
+            return cotangents.params
+        loss, output, features = sweep.pop(step, replay)
+        if features is None:
+            return self._descend(
+                step, _with_graph(loss, step.params, cotangents.grads), cotangents, context
+            )
+        products = sweep.products(features, output, step, cotangents.grads, self.lam_d, self.lam_c)
+        return ops.inner_step(cotangents.params, products, -self._rate(context))
+
+    @override
     def through_grads(
         self, step: InnerStep, cotangents: Cotangents, replay: Replay, context: StepContext
     ) -> Sequence[Tensor]:
-        chosen = [i for i, grad in enumerate(cotangents.grads) if grad is not None]
-        if step.grads is not None or not chosen:
-            replay.discard_last()
+        if step.grads is not None or all(grad is None for grad in cotangents.grads):
             return self._descend(step, step.grads or cotangents.grads, cotangents, context)
-        grads: list[Tensor | None] = [None] * len(step.params)
-        with replay.repeat_last() as loss:
-            found = torch.autograd.grad(
-                loss(step.params),
-                [step.params[i] for i in chosen],
-                create_graph=True,
-                allow_unused=True,
-            )
-            for i, grad in zip(chosen, found, strict=True):
-                grads[i] = grad
+        with replay.repeat(step.number) as loss:
+            grads = _with_graph(loss(step.params), step.params, cotangents.grads)
             return self._descend(step, grads, cotangents, context)
+
+    def _rate(self, context: StepContext) -> float:
+        return self.eta * read_schedule(self.schedule)(context.step)
 
     def _descend(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents, context: StepContext
@@ -109,9 +147,8 @@ class GSL(ReverseSweep):
         """The parameters' cotangents plus the gradient of the similarity loss of this step."""
         with torch.no_grad():
             direction = self._direction(step, grads, cotangents)
-            rate = self.eta * read_schedule(self.schedule)(context.step)
-            direction = [None if d is None else rate * d for d in direction]
-        return ops.inner_step(cotangents.params, hvp_of_graph(grads, step.params, direction), -1.0)
+        products = hvp_of_graph(grads, step.params, direction)
+        return ops.inner_step(cotangents.params, products, -self._rate(context))
 
     def _direction(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents
@@ -119,24 +156,45 @@ class GSL(ReverseSweep):
         """`-dL/dg`, as the cotangent of the gradients: `-a` times it for gradient descent."""
         total = self.lam_d + self.lam_c + self.lam_2
         direction = [None if c is None else total * c for c in cotangents.grads]
-        if self.lam_c == self.lam_2 == 0:
-            return direction
         # Both other losses have a part along g; that of the cosine removes the part of v along g.
         pairs = [
-            (g, v)
-            for g, v, c in zip(grads, cotangents.params, direction, strict=True)
-            if g is not None and c is not None
+            (g, c) for g, c in zip(grads, cotangents.grads, strict=True) if g is not None is not c
         ]
-        along: float | Tensor = self.lam_2
         if self.lam_c and pairs:
-            dot = torch.stack([(g * v).sum() for g, v in pairs]).sum()
+            dot = torch.stack([(g * c).sum() for g, c in pairs]).sum()
             square = torch.stack([g.square().sum() for g, _ in pairs]).sum()
-            along = self.lam_2 + self.lam_c * torch.where(square > 0, dot / square, 0)
-        parts = [
-            torch.zeros_like(p) if g is None or c is None else -along * g
-            for p, g, c in zip(step.params, grads, direction, strict=True)
-        ]
-        extra = step.pullback(parts, [torch.zeros_like(s) for s in cotangents.state]).grads
-        return [
-            d if d is None or e is None else d + e for d, e in zip(direction, extra, strict=True)
-        ]
+            along = self.lam_c * torch.where(square > 0, dot / square, 0)
+            direction = _add(direction, [None if g is None else -along * g for g in grads])
+        if self.lam_2:
+            parts = [
+                torch.zeros_like(p) if g is None else -self.lam_2 * g
+                for p, g in zip(step.params, grads, strict=True)
+            ]
+            state = [torch.zeros_like(s) for s in cotangents.state]
+            direction = _add(direction, step.pullback(parts, state).grads)
+        return direction
+
+
+def _add(direction: Grads, other: Grads) -> list[Tensor | None]:
+    """The sum, where there is a direction."""
+    return [d if d is None or o is None else d + o for d, o in zip(direction, other, strict=True)]
+
+
+def _is_head(masks: Masks | None, head: SupportHead) -> bool:
+    """Whether the masks choose the parameters of the head and no others."""
+    chosen = {i for i in (head.weight, head.bias) if i is not None}
+    return masks is not None and all(
+        {i for i, used in enumerate(mask) if used} == chosen for mask in masks
+    )
+
+
+def _with_graph(loss: Tensor, params: Sequence[Tensor], wanted: Grads) -> list[Tensor | None]:
+    """The gradients of the parameters for which one is wanted, with their graph."""
+    chosen = [i for i, grad in enumerate(wanted) if grad is not None]
+    found = torch.autograd.grad(
+        loss, [params[i] for i in chosen], create_graph=True, allow_unused=True
+    )
+    grads: list[Tensor | None] = [None] * len(params)
+    for i, grad in zip(chosen, found, strict=True):
+        grads[i] = grad
+    return grads
