@@ -13,7 +13,14 @@ SHOWN = ("R0", "R1 +1", "R1 +1 inner-lr", "R2", "R2p", "R3", "R4 three", "R5", "
 # The slope per weight of R2p falls with the number of weights: 112,000 and 1,800.
 _R2P_RATE = {"omniglot": 100.0, "sine": 2.0}
 
-_LAST_TWO = {"omniglot": "00011", "sine": "011"}  # blocks and head, or linear layers
+# Layers whose support gradient is compared beyond the head: blocks, or linear layers.
+_DEEPER = {
+    "omniglot": {"two layers": "00011", "three layers": "00111", "four layers": "01111"},
+    "sine": {"two layers": "011"},
+}
+
+# Mixed order from none to all layers, for the plot of accuracy per cost.
+CURVE = ("R0", "GSL", *(f"GSL {name}" for name in (*_DEEPER["omniglot"], "all layers")))
 
 
 def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
@@ -59,7 +66,9 @@ def candidates(dataset: str, steps: int) -> dict[str, Mapping[str, Any]]:
         "GSL": {"variant": "similarity"},
         "GSL cosine": {"variant": "similarity", "lam_d": 0.0, "lam_c": 1.0},
         "GSL L2": {"variant": "similarity", "lam_d": 0.0, "lam_2": 1.0},
-        "GSL two layers": {"variant": "similarity", "layers": _LAST_TWO[dataset]},
+        "GSL all layers": {"variant": "similarity", "layers": "all"},
     }
+    for name, layers in _DEEPER[dataset].items():
+        rules[f"GSL {name}"] = {"variant": "similarity", "layers": layers}
     found = {name: {"metagrad_options": options} for name, options in rules.items()}
     return dict(sorted({**found, "R3": task_weights}.items(), key=lambda item: item[0][:2]))

@@ -8,12 +8,14 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.studies.gsl_candidates import SHOWN, candidates
+from benchmarks.studies.gsl_candidates import CURVE, SHOWN, candidates
 from fastmeta.train.metrics import ACCURACY, MSE, Metric
 
 Row = dict[str, str]
 METRICS = {"omniglot": ACCURACY, "sine": MSE}
 TITLES = {"omniglot": "Omniglot, 5-way 1-shot", "sine": "Sine regression"}
+
+CURVE_PLOT = "mixed-order.png"
 
 PAGE = """# A study of GSL variants
 
@@ -37,6 +39,11 @@ meaning in `fastmeta.metagrad.gsl_variant`.
   loop engine, one run each.
 
 ![Cosine over training]({plot})
+
+Mixed order, by the layers whose inner gradients are differentiated: accuracy and error against the
+time of a step (mean over seeds, with the range).
+
+![Score against time]({curve})
 
 {tables}"""
 
@@ -66,6 +73,35 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def draw_curve(rows: Sequence[Row], path: Path) -> None:
+    """Score against the time of a step for mixed order, from no layer to all."""
+    from matplotlib.figure import Figure
+
+    names = _unique(rows, "dataset")
+    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    for axes, dataset in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        metric, points = METRICS[dataset], []
+        for name in CURVE:
+            last = [
+                r for r in rows if (r["dataset"], r["candidate"]) == (dataset, name) and r["score"]
+            ]
+            if not last:
+                continue
+            time, scores = _mean(r["time"] for r in last), [float(r["score"]) for r in last]
+            label = {"R0": "none (FOMAML)", "GSL": "head (GSL)"}.get(
+                name, name.removeprefix("GSL ")
+            )
+            axes.annotate(label, (time, fmean(scores)), textcoords="offset points", xytext=(5, -10))
+            spread = [[fmean(scores) - min(scores)], [max(scores) - fmean(scores)]]
+            axes.errorbar(time, fmean(scores), spread, fmt="o", color="#2a7f62", capsize=3)
+            points.append((time, fmean(scores)))
+        axes.plot(*zip(*points, strict=True), color="#2a7f62", alpha=0.4)
+        axes.set(title=TITLES[dataset], xlabel="time of a step / FOMAML", ylabel=metric.name)
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
 def write_page(rows: Sequence[Row], path: Path, plot: Path) -> None:
     """Writes the page, with the plot; the CSV is in the same folder as the plot."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +109,7 @@ def write_page(rows: Sequence[Row], path: Path, plot: Path) -> None:
     page = PAGE.format(
         csv=Path(link).with_suffix(".csv").as_posix(),
         plot=link,
+        curve=Path(link).with_name(CURVE_PLOT).as_posix(),
         steps=", ".join(_unique(rows, "steps")),
         seeds=", ".join(_unique(rows, "seed")),
         tables="\n".join(_table(rows, dataset) for dataset in _unique(rows, "dataset")),

@@ -8,7 +8,7 @@ its peak memory.
 
     python -m benchmarks.studies.gsl_study --data ROOT --steps 1000 --seeds 0 1 2
 
-appends to a CSV (candidates already in it are not run again), then writes the plot beside it and
+appends to a CSV (candidates already in it are not run again), then writes the plots beside it and
 the page ``docs/gsl-study.md``, whose numbers all come from the CSV.
 """
 
@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks._common.memory import peak_bytes
 from benchmarks._common.timing import interleaved
 from benchmarks.studies.gsl_candidates import EVERY, candidates
-from benchmarks.studies.gsl_report import draw, write_page
+from benchmarks.studies.gsl_report import CURVE_PLOT, draw, draw_curve, write_page
 from fastmeta.data import TaskSource
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
@@ -63,6 +63,7 @@ def main() -> None:
     rows = [row for row in _read(args.out) if row["steps"] == str(args.steps)]
     plot = args.out.with_suffix(".png")
     draw(rows, plot)
+    draw_curve(rows, plot.with_name(CURVE_PLOT))
     write_page(rows, args.page, plot)
 
 
