@@ -180,9 +180,7 @@ class FunctionalModule:
             return _scalar(loss(output, y)), output
 
     def find_head(self) -> LinearHead | None:
-        """The network's last layer, if its inputs and outputs are those of a plain linear one."""
-        if self.autocast is not None or self.checkpoint:
-            return None
+        """The network's last layer, if that is a plain linear one."""
         return find_head(self.module, self.params[: self.own], self.names[: self.own])
 
     def evaluate_with_features(
@@ -201,15 +199,13 @@ class FunctionalModule:
         _check_examples(x)
         seen: list[tuple[object, object]] = []
         capture = capture_calls(self.module.get_submodule(head.name), seen)
-        output = self._run(params, buffers, x, capture)
-        features = seen[0][0] if len(seen) == 1 and seen[0][1] is output else None
-        if (
-            not isinstance(features, Tensor)
-            or features.dim() != 2
-            or features.dtype != output.dtype
-        ):
-            features = None
-        return _scalar(loss(output, y)), output, features
+        with self._precision():
+            output = self._run(params, buffers, x, capture)
+            value = _scalar(loss(output, y))
+        (features, result), *others = seen or [(None, None)]
+        if others or result is not output or not isinstance(features, Tensor):
+            return value, output, None
+        return value, output, features if features.dim() == 2 else None
 
     def evaluate_query(
         self,

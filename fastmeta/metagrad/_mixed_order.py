@@ -45,7 +45,9 @@ class MixedOrder(MetaGradient):
     @property
     @override
     def second_order(self) -> bool:
-        return not self.is_first_order
+        # The gradient of the last layer is linear in the features: below it, nothing is
+        # differentiated twice.
+        return not self.is_first_order and self.layers != "head"
 
     @override
     def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Masks | None:

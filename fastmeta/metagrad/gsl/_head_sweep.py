@@ -84,9 +84,10 @@ class HeadSweep:
         def tasks(tensor: Tensor) -> Tensor:
             return tensor if stacked else tensor.unsqueeze(0)
 
-        with torch.no_grad():
+        with torch.no_grad():  # autocast leaves features and outputs in its own dtype
+            targets = head.targets.to(weight.dtype) if head.loss == "mse" else head.targets
             found = ops.head_similarity(
-                *(tasks(features), tasks(output), tasks(head.targets)),
+                *(tasks(features.to(weight.dtype)), tasks(output.to(weight.dtype)), tasks(targets)),
                 *(tasks(step.params[head.weight]), tasks(weight)),
                 None if bias is None else tasks(bias),
                 loss=head.loss,
@@ -95,7 +96,7 @@ class HeadSweep:
             )
         grads: list[Tensor | None] = [None] * len(step.params)
         if features.requires_grad:
-            d_features = found.d_features if stacked else found.d_features[0]
+            d_features = (found.d_features if stacked else found.d_features[0]).to(features.dtype)
             grads = list(torch.autograd.grad(features, step.params, d_features, allow_unused=True))
         grads[head.weight] = found.d_weight if stacked else found.d_weight[0]
         if head.bias is not None and found.d_bias is not None:

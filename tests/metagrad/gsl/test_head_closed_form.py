@@ -215,3 +215,16 @@ def test_broadcast_regression_targets(calls: list[int]) -> None:
     found = gradient(module, broadcast, F.mse_loss)
     assert not calls
     check(found, by_autograd(module, broadcast, F.mse_loss))
+
+
+@pytest.mark.parametrize("options", [{"checkpoint": True}, {"autocast": torch.bfloat16}], ids=str)
+def test_options_of_the_learner(calls: list[int], options: dict[str, Any]) -> None:
+    module, tasks = mlp().float(), batch(6)
+    tasks = TaskBatch(
+        tasks.support_x.float(), tasks.support_y, tasks.query_x.float(), tasks.query_y
+    )
+    found = gradient(module, tasks, F.cross_entropy, **options)
+    assert len(calls) == 4
+    expected = by_autograd(module, tasks, F.cross_entropy, **options)
+    tolerance = 2e-2 if "autocast" in options else 1e-5
+    assert (found - expected).norm() < tolerance * expected.norm()
