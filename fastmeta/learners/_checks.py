@@ -23,8 +23,8 @@ def check_components(
         raise ValueError(
             f"checkpoint=True saves no memory with metagrad.{type(metagrad).__name__}, whose "
             "second derivatives keep the recomputed activations; expected a first-order "
-            "meta-gradient such as FirstOrder, GSL or Reptile. Of the exact ones, "
-            "metagrad.Recursion needs the least memory."
+            "meta-gradient such as FirstOrder, GSL or Reptile, or layers='head'. Of the exact "
+            "ones, metagrad.Recursion needs the least memory."
         )
     if co_learner is not None and isinstance(metagrad, Reptile):
         raise ValueError(

@@ -244,7 +244,12 @@ def test_central_differences_of_some_layers() -> None:
     assert torch.equal(first, gradient(module, batch, FirstOrder(), SGD(LR, 2)))
 
 
-def test_activation_checkpointing_suits_none_alone() -> None:
-    gradient(deep(), tasks(1), Exact("none"), SGD(LR), checkpoint=True)
+@pytest.mark.parametrize("way", [Exact, Recursion])
+def test_activation_checkpointing_suits_none_and_the_head(way: Any) -> None:
+    module, batch = deep(), tasks(1)
+    for layers in ("none", "head"):
+        found = gradient(module, batch, way(layers=layers), SGD(LR, 2), checkpoint=True)
+        expected = gradient(module, batch, way(layers=layers), SGD(LR, 2))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     with pytest.raises(ValueError, match="checkpoint=True"):
-        gradient(deep(), tasks(1), Exact("head"), SGD(LR), checkpoint=True)
+        gradient(module, batch, way(layers="010"), SGD(LR), checkpoint=True)
