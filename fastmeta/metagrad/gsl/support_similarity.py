@@ -90,7 +90,7 @@ class GSL(ReverseSweep):
         chosen = [i for i, grad in enumerate(cotangents.grads) if grad is not None]
         if step.grads is not None or not chosen:
             replay.discard_last()
-            return self._descend(step, step.grads or cotangents.grads, cotangents, context)
+            return self.descend(step, step.grads or cotangents.grads, cotangents, context)
         grads: list[Tensor | None] = [None] * len(step.params)
         with replay.repeat_last() as loss:
             found = torch.autograd.grad(
@@ -101,17 +101,37 @@ class GSL(ReverseSweep):
             )
             for i, grad in zip(chosen, found, strict=True):
                 grads[i] = grad
-            return self._descend(step, grads, cotangents, context)
+            return self.descend(step, grads, cotangents, context)
 
-    def _descend(
+    def descend(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents, context: StepContext
     ) -> Sequence[Tensor]:
-        """The parameters' cotangents plus the gradient of the similarity loss of this step."""
-        with torch.no_grad():
-            direction = self._direction(step, grads, cotangents)
-            rate = self.eta * read_schedule(self.schedule)(context.step)
-            direction = [None if d is None else rate * d for d in direction]
+        """The parameters' cotangents plus the gradient of the similarity loss of this step.
+
+        Args:
+            step: the inner step.
+            grads: its support gradients with their graph, which is freed.
+            cotangents: derivatives with respect to the arguments of its update.
+            context: the meta-step.
+        """
+        direction = self.direction(step, grads, cotangents, context)
         return ops.inner_step(cotangents.params, hvp_of_graph(grads, step.params, direction), -1.0)
+
+    @torch.no_grad()
+    def direction(
+        self, step: InnerStep, grads: Grads, cotangents: Cotangents, context: StepContext
+    ) -> list[Tensor | None]:
+        """The derivative of the similarity loss of this step with respect to its gradients.
+
+        Arguments as of `descend`; only the values of `grads` are used.
+        """
+        rate = self.rate(context.step)
+        direction = self._direction(step, grads, cotangents)
+        return [None if d is None else rate * d for d in direction]
+
+    def rate(self, step: int) -> float:
+        """`rho(t) eta` in meta-step `step`."""
+        return self.eta * read_schedule(self.schedule)(step)
 
     def _direction(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents
