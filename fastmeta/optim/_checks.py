@@ -27,8 +27,9 @@ def warn_unmarked(base: object, metagrad: object, aggregation: object) -> None:
     warnings.warn(
         f"step() without a marked task: {type(base).__name__} takes its step with .grad as it is. "
         "Run each task of the loop in 'with opt.task() as task: ...', and take its inner gradients "
-        f"by task.inner_gradients(loss), for metagrad.{type(metagrad).__name__} and aggregation."
-        f"{type(aggregation).__name__} to take effect.",
+        "by task.inner_gradients(loss), with opt.task(inner_lr=...) if its updates are in place, "
+        f"for metagrad.{type(metagrad).__name__} and aggregation.{type(aggregation).__name__} to "
+        "take effect.",
         UserWarning,
         stacklevel=5,
     )

@@ -28,7 +28,8 @@ def layer_masks(
     """
     found = _trainable(groups)
     order = _network_order(found)
-    params, names = [found[i][2] for i in order], [found[i][1] for i in order]
+    params = [found[i][2] for i in order]
+    names = [found[i][1] or f"parameter {i}" for i in order]
     masks: Sequence[Sequence[bool]] | None = metagrad.prepare(params, names) if params else None
     if masks is None:
         return None
@@ -37,13 +38,13 @@ def layer_masks(
 
 
 def _trainable(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, Tensor]]:
-    """Group, name and tensor of each parameter; unnamed ones are called by their number."""
+    """Group, name (empty if unknown) and tensor of each trainable parameter."""
     found: list[tuple[int, str, Tensor]] = []
     for k, group in enumerate(groups):
         names = group.get("param_names") or [""] * len(group["params"])
         for name, param in zip(names, group["params"], strict=True):
             if param.requires_grad:
-                found.append((k, name or f"parameter {len(found)}", param))
+                found.append((k, name, param))
     return found
 
 
@@ -65,7 +66,7 @@ def _network_order(found: Sequence[tuple[int, str, Tensor]]) -> list[int]:
         home = weight
         if home < 0:
             home = modules.get(name.rpartition(".")[0], -1)
-            if group and name.startswith("parameter "):
+            if group and not name:
                 raise ValueError(
                     f"parameter group {group} begins with a bias, scale or shift, and its layer is "
                     "unknown; expected names: build the groups from model.named_parameters(), "

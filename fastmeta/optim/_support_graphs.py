@@ -21,7 +21,7 @@ class SupportGraphs:
 
     Without `inner_lr` they are returned with their graph: the query loss is differentiated through
     the user's own updates, and the derivative of the similarity loss is taken on the way. With
-    `inner_lr`, the rate of gradient descent, they are returned without, and `sweep` adds the
+    `inner_lr`, the rate of gradient descent, they are returned without, and `complete` adds the
     derivatives to the query gradient.
 
     Args:
@@ -41,7 +41,7 @@ class SupportGraphs:
         reached: Callable[[], None],
     ) -> None:
         self.inner_lr = inner_lr
-        self.reached = False
+        self._reached = False
         self._metagrad = metagrad
         self._masks = masks
         self._context = context
@@ -72,17 +72,29 @@ class SupportGraphs:
         self._count += 1
         return grads
 
-    def sweep(self, query: Grads, params: Sequence[Tensor], scale: float) -> list[Tensor | None]:
-        """The query gradient plus the derivatives of the similarity loss, with `inner_lr`.
+    def complete(self, query: Grads, params: Sequence[Tensor], scale: float) -> list[Tensor | None]:
+        """The query gradient plus the derivatives of the similarity loss; frees the graphs.
 
         Args:
-            query: the gradient at the fast weights.
+            query: the query gradient, which has these derivatives without `inner_lr`.
             params: the meta-parameters.
             scale: factor of the query loss in the loop; the similarity is that without it.
-        """
-        if not self._tape.steps:
-            return list(query)
 
+        Raises:
+            RuntimeError: if there is a query gradient, but no derivative of the similarity loss.
+        """
+        if self._tape.steps:
+            return self._sweep(query, params, scale)
+        if any(g is not None for g in query) and not self._reached:
+            raise RuntimeError(
+                "metagrad.GSL had no effect on this task: the query loss was not differentiated "
+                "through gradients of task.inner_gradients(support_loss). Take the inner gradients "
+                "by it; and if the updates are not differentiable (in place, or by an inner "
+                "optimizer), use opt.task(inner_lr=...)."
+            )
+        return list(query)
+
+    def _sweep(self, query: Grads, params: Sequence[Tensor], scale: float) -> list[Tensor | None]:
         def through(step: InnerStep, back: Cotangents) -> Sequence[Tensor]:
             assert step.grads is not None
             graph = [None if g is None else c for g, c in zip(step.grads, back.grads, strict=True)]
@@ -102,7 +114,7 @@ class SupportGraphs:
 
     def reach(self) -> None:
         """Notes that the similarity loss has been differentiated."""
-        self.reached = True
+        self._reached = True
         self._report()
 
     def direction(self, grads: Sequence[Tensor], cotangents: Grads) -> list[Tensor | None]:

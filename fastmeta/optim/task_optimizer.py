@@ -189,14 +189,7 @@ class TaskOptimizer(torch.optim.Optimizer):
     ) -> Grads:
         """`.grad` after a task, from `.grad` before it and the query gradient."""
         if task.graphs is not None:
-            query = task.graphs.sweep(query, params, task.scale)
-            if any(g is not None for g in query) and not task.graphs.reached:
-                raise RuntimeError(
-                    "metagrad.GSL had no effect on this task: the query loss was not "
-                    "differentiated through gradients of task.inner_gradients(support_loss). Take "
-                    "the inner gradients by it; and if the updates are not differentiable (in "
-                    "place, or by an inner optimizer), use opt.task(inner_lr=...)."
-                )
+            query = task.graphs.complete(query, params, task.scale)
         if self._combination.marks and params:
             return self._combination.add(params, task, before, query)
         return [add(b, q) for b, q in zip(before, query, strict=True)]

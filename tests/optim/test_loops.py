@@ -118,12 +118,12 @@ def episodes(split: str, queries: int, count: int, seed: int) -> EpisodeSampler:
 
 
 def accuracy(code: str) -> float:
-    """Mean 5-way 1-shot accuracy of three seeds, after 50 meta-steps of 2 tasks."""
+    """Mean 5-way 1-shot accuracy of three seeds, after 40 meta-steps of 2 tasks."""
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
-        model, source = small_network(), episodes("train", 5, 2, seed)
-        train(code, model, (source[step] for step in range(50)))
+        model, source = small_network(), episodes("train", 3, 2, seed)
+        train(code, model, (source[step] for step in range(40)))
         test = episodes("test", 5, 60, 0)[0]
         output = FOMAML(model, F.cross_entropy, inner_lr=LR, inner_steps=STEPS).predict(test)
         found.append((output.argmax(-1) == test.query_y).double().mean().item())
@@ -138,5 +138,5 @@ def fomaml_accuracy() -> float:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_on_omniglot_it_is_better_than_fomaml(name: str) -> None:
-    # Measured: 0.35 and 0.51, standard errors about 0.02.
+    # Measured: 0.35 and 0.48, standard errors about 0.02.
     assert accuracy(LOOPS[name][1]) > fomaml_accuracy() + 0.05
