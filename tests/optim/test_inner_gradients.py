@@ -301,7 +301,10 @@ def test_layers_in_parameter_groups() -> None:
     assert chosen(similarity(named), model) == head
     assert chosen(similarity(split), model) == head
     assert chosen(similarity(split, layers="10"), model) == {n for n, _ in named} - head
-    assert chosen(similarity([{"params": m.parameters()} for m in (model[:4], model[4])]), model) == head
+    assert (
+        chosen(similarity([{"params": m.parameters()} for m in (model[:4], model[4])]), model)
+        == head
+    )
     backwards = [{"params": list(model[4].named_parameters(prefix="4"))}, {"params": named[:-2]}]
     assert chosen(similarity(backwards, layers="4"), model) == head
     unnamed = [{"params": [p for _, p in part]} for part in (matrices, others)]
