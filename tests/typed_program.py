@@ -69,6 +69,7 @@ assert_type(fastmeta.aggregate([module(torch.ones(1, 1)).sum()], module.paramete
 optimizer = fastmeta.GSLOptimizer(module.parameters(), base=torch.optim.Adam, lr=1e-3)
 with optimizer.task(scale=0.5) as marked:
     marked.support([param.detach() for param in module.parameters()])
+    assert_type(marked.inner_gradients(module(torch.ones(1, 1)).sum()), tuple[Tensor, ...])
 assert_type(optimizer.step(), None)
 assert_type(optimizer.step(lambda: torch.ones(())), Tensor)
 

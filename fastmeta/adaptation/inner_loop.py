@@ -90,7 +90,7 @@ def run_inner_loop(
                 fast = [p.view_as(p) if m else p for p, m in zip(fast, mask, strict=True)]
         with at_step(k), nullcontext() if taped else cache.used():
             value = loss(fast)
-        grads = _gradients(value, fast, adapted[k], mask, retain_graph=taped)
+        grads = inner_gradients(value, fast, adapted[k], mask, retain_graph=taped)
         losses.append(value.detach())
         plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
         if record:
@@ -126,17 +126,23 @@ def _new_nodes(
     return [p.view_as(p) if n and not b else p for p, b, n in zip(params, before, now, strict=True)]
 
 
-def _gradients(
+def inner_gradients(
     value: Tensor,
     params: Sequence[Tensor],
     adapted: Sequence[bool],
     graph: Sequence[bool],
-    retain_graph: bool,
+    retain_graph: bool = False,
 ) -> list[Tensor | None]:
     """Gradients with respect to adapted parameters; `None` for the others and unused ones.
 
-    Those with a graph first: their pass ends at the lowest of these parameters.
+    Args:
+        value: the support loss.
+        params: the parameters.
+        adapted: for each parameter, whether its gradient is wanted.
+        graph: for each parameter, whether its gradient keeps its graph; the others are constants.
+        retain_graph: whether to keep the graph of the loss, too.
     """
+    # Those with a graph first: their pass ends at the lowest of these parameters.
     found: list[Tensor | None] = [None] * len(params)
     if not all(adapted) and not value.requires_grad:
         return found

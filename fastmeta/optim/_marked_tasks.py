@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import reduce
 from operator import is_not
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 
 from fastmeta.gradients import GradientBuffer
-from fastmeta.optim.recorder import Grads
+from fastmeta.optim.recorder import Grads, add
 
 
 class MarkedTasks:
     """Gradients of a loop's tasks, packed in the widest dtype on the first parameter's device.
+
+    Their combination is part of `.grad`, together with whatever else the loop accumulates there.
 
     Attributes:
         params: the parameters that the gradients are of.
@@ -30,69 +31,115 @@ class MarkedTasks:
     def __init__(self) -> None:
         self.params: Sequence[Tensor] = []
         self.scales: list[float] = []
+        self._used: list[bool] = []  # whether a task has a gradient of the parameter
+        # .grad as the last task has left it: the tensors, their versions, and both parts of them.
+        self._written: Grads = []
+        self._versions: list[int] = []
+        self._combined: Grads = []
+        self._others: Grads = []
+
+    def others(self, params: Sequence[Tensor], grads: Grads) -> Grads:
+        """What `.grad` holds besides the tasks; discards them if `.grad` was cleared since.
+
+        Args:
+            params: the trainable parameters.
+            grads: their `.grad` before a task.
+
+        Raises:
+            RuntimeError: if the tasks have other parameters, or a `.grad` was replaced.
+        """
+        if not self.scales:
+            return grads
+        same = len(params) == len(self.params) and not any(map(is_not, params, self.params))
+        kept = same and not any(
+            w is not None and g is not w for g, w in zip(grads, self._written, strict=True)
+        )
+        if kept and [_version(g) for g in grads] == self._versions:
+            return self._others
+        if not any(g is not None and g.any() for g in grads):
+            self.discard()
+            return grads
+        if not same:
+            raise RuntimeError(
+                "requires_grad of a parameter changed between two tasks of a meta-step; change "
+                "it between step() and the next task, or call zero_grad() to start again."
+            )
+        if not kept:
+            raise RuntimeError(
+                "another tensor was assigned to .grad between two tasks of a meta-step; expected "
+                "additions in place, as by backward(). To start again, call zero_grad() of this "
+                "optimizer."
+            )
+        return [
+            g if g is None or c is None else g - c.to(g)
+            for g, c in zip(grads, self._combined, strict=True)
+        ]
 
     def append(
-        self, params: Sequence[Tensor], query: Grads, support: Grads | None, scale: float
+        self,
+        params: Sequence[Tensor],
+        outer: Grads,
+        support: Grads | None,
+        scale: float,
+        divisor: float = 1.0,
     ) -> None:
         """Adds a task.
 
+        Args:
+            params: the trainable parameters.
+            outer: the task's gradient, `divisor` times.
+            support: its mean support gradient, if it is needed.
+            scale: factor of its query loss in the loop.
+            divisor: see `outer`.
+
         Raises:
-            RuntimeError: if the tasks before have other parameters.
             TypeError: if a gradient is sparse.
         """
-        for k, grad in enumerate(query):
+        for k, grad in enumerate(outer):
             if grad is not None and grad.layout is not torch.strided:
                 raise TypeError(
                     f"the gradient of parameter {k} is {grad.layout}; expected a dense one. Create "
                     "the layer with sparse=False."
                 )
-        if len(params) != len(self.params) or any(map(is_not, params, self.params)):
-            if self.scales:
-                raise RuntimeError(
-                    "requires_grad of a parameter changed between two tasks of a meta-step; change "
-                    "it between step() and the next task, or call zero_grad() to start again."
-                )
-            like = params[0].new_empty(
-                0, dtype=reduce(torch.promote_types, (p.dtype for p in params))
-            )
-            self.params = params
-            self.outer, self.support = GradientBuffer(params, like), GradientBuffer(params, like)
-        row = self.outer.append(query)
-        if scale != 1:
-            row.div_(scale)
+        if not self.scales:
+            self._used = [False] * len(params)
+            if len(params) != len(self.params) or any(map(is_not, params, self.params)):
+                dtype = reduce(torch.promote_types, (p.dtype for p in params))
+                like = params[0].new_empty(0, dtype=dtype)
+                self.params = params
+                self.outer, self.support = (GradientBuffer(params, like) for _ in range(2))
+        row = self.outer.append(outer)
+        if divisor != 1:
+            row.div_(divisor)
+        self._used = [u or g is not None for u, g in zip(self._used, outer, strict=True)]
         if support is not None:
             self.support.append(support)
         self.scales.append(scale)
 
+    def write(self, combined: Sequence[Tensor], others: Grads) -> Grads:
+        """The new `.grad`: the combination of the tasks and what else it holds.
+
+        A parameter that no task uses has no combination.
+        """
+        self._others = others
+        self._combined = [c if used else None for c, used in zip(combined, self._used, strict=True)]
+        # Copies, because a regularizer's backward() between two tasks adds to .grad in place.
+        parts = [
+            None if c is None else c.to(p, copy=True)
+            for c, p in zip(self._combined, self.params, strict=True)
+        ]
+        self._written = [add(o, c) for o, c in zip(others, parts, strict=True)]
+        self._versions = [_version(g) for g in self._written]
+        return self._written
+
     def discard(self) -> None:
         """Forgets the tasks, keeps the memory."""
         self.scales = []
+        self._written, self._combined, self._others = [], [], []
         if self.params:
             self.outer.clear()
             self.support.clear()
 
 
-def check_real(params: Sequence[Tensor], group: int) -> None:
-    """Rejects complex parameters, whose gradients have no similarity here.
-
-    Raises:
-        TypeError: if one is complex.
-    """
-    for i, param in enumerate(params):
-        if param.is_complex():
-            raise TypeError(
-                f"parameter {i} of group {group} is {param.dtype}; expected real parameters, such "
-                "as torch.view_as_real of it."
-            )
-
-
-def warn_unmarked(base: object, metagrad: object, aggregation: object) -> None:
-    """Warns of an outer step with gradients, but without a marked task."""
-    warnings.warn(
-        f"step() without a marked task: {type(base).__name__} takes its step with .grad as it is. "
-        "Run each task of the loop in 'with opt.task(): ...' for "
-        f"metagrad.{type(metagrad).__name__} and aggregation.{type(aggregation).__name__} to take "
-        "effect.",
-        UserWarning,
-        stacklevel=5,
-    )
+def _version(grad: Tensor | None) -> int:
+    return -1 if grad is None else grad._version

@@ -11,11 +11,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.aggregation import Aggregation, Mean
-from fastmeta.gradients import TaskGradients
+from fastmeta.gradients import FlatLayout
 from fastmeta.gradients.checks import check_materialized
-from fastmeta.metagrad import FirstOrder, MetaGradient, StepContext
-from fastmeta.optim._marked_tasks import MarkedTasks, check_real, warn_unmarked
-from fastmeta.optim.recorder import Grads, TaskRecorder
+from fastmeta.metagrad import GSL, FirstOrder, MetaGradient, Reptile
+from fastmeta.optim._checks import check_loss_scale, check_real, warn_unmarked
+from fastmeta.optim._combination import Combination
+from fastmeta.optim._layers import layer_masks
+from fastmeta.optim._support_graphs import SupportGraphs
+from fastmeta.optim.recorder import Grads, TaskRecorder, add
 
 Loss = TypeVar("Loss")
 
@@ -32,35 +35,41 @@ class TaskOptimizer(torch.optim.Optimizer):
             opt.zero_grad()
             for task in tasks:
                 with opt.task(scale=1 / len(tasks)) as t:
-                    ...  # inner loop; t.support(grads) after each inner step
+                    ...  # inner loop, whose gradients are t.inner_gradients(support_loss, fast)
                     (query_loss / len(tasks)).backward()
             opt.step()
 
-    `metagrad` corrects each task's gradient in `.grad`, using its mean support gradient, and
-    `aggregation` decides the weights of their sum. With the defaults this is the plain loop, bit
-    for bit. Parameter groups, `state_dict`, learning rate schedulers, closures, hooks and
-    `GradScaler` work as with `base`. `zero_grad()` discards tasks marked since the last
-    step; a step without marked tasks is one of `base`. Parameters of several dtypes or devices
-    are packed in the widest dtype on the first device.
+    `metagrad` corrects each task's gradient in `.grad`, and `aggregation` decides the weights of
+    their sum. With the defaults this is the plain loop, bit for bit. After each task `.grad` holds
+    the meta-gradient of the tasks so far, in addition to what else was accumulated there: it can
+    be clipped, scaled or added to before `step()`. An aggregation, or a correction, of `T` tasks is
+    computed after each of them, `T (T + 1) / 2` passes over gradients in total. The state of a
+    `metagrad` and of the random numbers of an `aggregation` advances once per `step()`.
+
+    Parameter groups, `state_dict`, learning rate schedulers, closures, hooks and `GradScaler` work
+    as with `base`. `zero_grad()` discards the tasks marked since the last step, and so does
+    clearing all `.grad`; a step without marked tasks is one of `base`. Parameters of several dtypes
+    or devices are packed in the widest dtype on the first device.
 
     Args:
-        params: parameters or parameter groups.
+        params: parameters, parameter groups, or either with names (`model.named_parameters()`).
+            [`metagrad.GSL`][fastmeta.metagrad.GSL] finds its layers by name, else by order: that of
+            the network within a group. Without names, the head is the last weight matrix of the
+            last group and what follows it.
         base: class (or factory) of the optimizer that applies the meta-gradient.
-        metagrad: corrects a first-order gradient, such as [`fastmeta.metagrad.GSLCorrection`][]; by
-            default the gradient stays as the loop computed it (which may be the exact one).
+        metagrad: a correction of a first-order gradient, such as
+            [`fastmeta.metagrad.GSLCorrection`][], [`metagrad.GSL`][fastmeta.metagrad.GSL], or
+            [`metagrad.Reptile`][fastmeta.metagrad.Reptile], whose gradient is the displacement of
+            the user's inner loop; by default the gradient stays as the loop computed it (which may
+            be the exact one).
         aggregation: the task weights; by default those of the loop.
         **base_options: options of `base`, such as `lr`.
 
     Raises:
-        ValueError: if `metagrad` has another gradient per task than FOMAML, which here is
-            computed by the user's loop.
+        ValueError: if `metagrad` needs an inner loop of its own, or its layers do not suit the
+            parameters.
         TypeError: if a parameter is complex, a DTensor or on the meta device.
     """
-
-    # GradScaler leaves the unscaling to step(), which has the task gradients.
-    _step_supports_amp_scaling = True
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
 
     def __init__(
         self,
@@ -71,23 +80,43 @@ class TaskOptimizer(torch.optim.Optimizer):
         aggregation: Aggregation | None = None,
         **base_options: Any,
     ) -> None:
-        self.metagrad = FirstOrder() if metagrad is None else metagrad
-        self.aggregation = Mean() if aggregation is None else aggregation
-        if type(self.metagrad).task is not FirstOrder.task:
+        self._combination = Combination(
+            FirstOrder() if metagrad is None else metagrad,
+            Mean() if aggregation is None else aggregation,
+        )
+        own_loop = type(self.metagrad).task is not FirstOrder.task
+        if own_loop and not isinstance(self.metagrad, (GSL, Reptile)):
             raise ValueError(
                 f"metagrad.{type(self.metagrad).__name__} needs its own inner loop, but here the "
-                "loop is yours; expected FirstOrder or a correction of it such as GSL. For other "
-                "meta-gradients use fastmeta.MetaLearner, which runs the inner loop."
+                "loop is yours; expected FirstOrder, Reptile, GSL or a correction such as "
+                "GSLCorrection. For other meta-gradients use fastmeta.MetaLearner, which runs the "
+                "inner loop."
             )
         self.base = base(params, **base_options)
         self._check(self.base.param_groups)
         super().__init__(self.base.param_groups, dict(self.base.defaults))
         self._share_state()
-        self.steps_taken = 0
-        self._state: dict[str, Tensor] = {}
-        self._tasks = MarkedTasks()
-        self._combined = False  # whether .grad is already the meta-gradient of the next step
+        self._forget()
+
+    def _forget(self) -> None:
+        self._scale = 1.0  # of the last task
+        self._effective = False  # whether the similarity loss had an effect since the last step
         self._warned = False
+
+    @property
+    def metagrad(self) -> MetaGradient:
+        """The meta-gradient."""
+        return self._combination.metagrad
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The task weights."""
+        return self._combination.aggregation
+
+    @property
+    def steps_taken(self) -> int:
+        """The number of meta-steps taken."""
+        return self._combination.step
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
         for k, group in enumerate(groups):
@@ -95,6 +124,8 @@ class TaskOptimizer(torch.optim.Optimizer):
             check_materialized(named)
             if not self._is_plain_loop:
                 check_real(group["params"], k)
+        if self._combination.similarity is not None:
+            layer_masks(self._combination.similarity, self.base.param_groups)
 
     def _share_state(self) -> None:
         """Both optimizers act on the same groups and the same per-parameter state."""
@@ -103,109 +134,72 @@ class TaskOptimizer(torch.optim.Optimizer):
 
     # --- marking tasks ---------------------------------------------------------------------------
 
-    def task(self, scale: float = 1.0) -> TaskRecorder:
+    def task(self, scale: float = 1.0, inner_lr: float | None = None) -> TaskRecorder:
         """Marks one task; see [`fastmeta.optim.TaskRecorder`][].
 
         Args:
-            scale: factor by which the query loss is multiplied in the loop, such as `1 / T`.
-                Gradients are compared without it.
+            scale: factor by which the query loss is multiplied in the loop, such as `1 / T`, or
+                `scaler.get_scale() / T` with a `GradScaler`. Gradients are compared without it.
+            inner_lr: rate of the inner gradient descent, for loops whose updates are not
+                differentiable (in place, or by an inner optimizer). For
+                [`metagrad.GSL`][fastmeta.metagrad.GSL], forward and backward passes are then all in
+                the block, which keeps the graphs of all inner steps to its end.
 
         Raises:
-            ValueError: if `scale` is not positive.
+            ValueError: if `scale` or `inner_lr` is not positive, or `inner_lr` is missing for an L2
+                distance.
         """
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
-        params = self._params()
-        return TaskRecorder(params, partial(self._record, params), scale)
+        for name, value in (("scale", scale), ("inner_lr", inner_lr)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        params, self._scale = self._params(), scale
+        finish, graphs = partial(self._finish, params), self._support_graphs(params, inner_lr)
+        return TaskRecorder(params, finish, scale, inner_lr, graphs, self._combination.marks)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
-    @property
-    def _needs_support(self) -> bool:
-        return self.metagrad.needs_support_gradients or self.aggregation.needs_support_gradients
+    def _support_graphs(self, params: list[Tensor], inner_lr: float | None) -> SupportGraphs | None:
+        similarity = self._combination.similarity
+        if similarity is None or not params:
+            return None
+        if similarity.rate(self.steps_taken) == 0:
+            self._set_effective()
+            return None
+        if similarity.lam_2 and inner_lr is None:
+            raise ValueError(
+                "metagrad.GSL with lam_2 compares gradients by their norms, for which it has to "
+                "know the inner learning rate; expected opt.task(inner_lr=...), and inner steps of "
+                "gradient descent."
+            )
+        masks = layer_masks(similarity, self.param_groups)
+        context = self._combination.context(FlatLayout.of(params))
+        return SupportGraphs(similarity, masks, context, inner_lr, self._set_effective)
+
+    def _set_effective(self) -> None:
+        self._effective = True
 
     @property
     def _is_plain_loop(self) -> bool:
-        """Whether `.grad` as the loop accumulates it is the meta-gradient."""
-        return not self._needs_support and type(self.aggregation) is Mean
-
-    def _record(
-        self, params: list[Tensor], query: Grads, support: Grads | None, scale: float
-    ) -> None:
-        if self._is_plain_loop or not params:
-            return
-        if self._needs_support and support is None:
-            raise RuntimeError(
-                f"metagrad.{type(self.metagrad).__name__} with aggregation."
-                f"{type(self.aggregation).__name__} compares support gradients, but task "
-                f"{len(self._tasks.scales)} has none. Call task.support(grads) after each inner "
-                "step, or task.adapted(...), or use task.record()."
-            )
-        self._tasks.append(params, query, support if self._needs_support else None, scale)
-
-    # --- the meta-gradient -----------------------------------------------------------------------
+        return not self._combination.marks and self._combination.similarity is None
 
     @torch.no_grad()
-    def combine(self, grad_scale: Tensor | float = 1.0) -> None:
-        """Replaces `.grad` by the meta-gradient of the marked tasks.
-
-        Called by `step`. Call it before to inspect or clip the gradient.
-
-        Args:
-            grad_scale: the loss scale of `GradScaler` in the query gradients (support gradients
-                have none). `.grad` keeps it, so that `scaler.unscale_(opt)` may follow.
-
-        Raises:
-            ValueError: if the aggregation weights the tasks and their scales differ.
-        """
-        tasks = self._tasks
-        if not tasks.scales:
-            return
-        outer = tasks.outer
-        if not (isinstance(grad_scale, float) and grad_scale == 1):
-            outer.filled.div_(grad_scale)
-        context = StepContext(
-            outer.layout,
-            len(outer.layout.shapes),
-            self.steps_taken,
-            record_support=self._needs_support,
-            state=self._state,
-        )
-        support = tasks.support.filled if self._needs_support else None
-        found = self.metagrad.combine(TaskGradients(outer.filled, support), {}, context)
-        flat = found.combine(self._weights(found) * grad_scale)
-        for param, view in zip(tasks.params, outer.layout.views(flat), strict=True):
-            if param.grad is not None:  # unused by every task: stays None, as in a plain loop
-                param.grad = view.to(param)
-        self.steps_taken += 1
-        tasks.discard()
-        self._combined = True
-
-    def _weights(self, gradients: TaskGradients) -> Tensor:
-        weights = self.aggregation.weights(gradients)
-        # Filled one by one: a copy from the host would synchronise with the GPU.
-        scales = torch.cat([weights.new_full((1,), scale) for scale in self._tasks.scales])
-        if type(self.aggregation) is Mean:
-            return scales
-        if len(set(self._tasks.scales)) > 1:
-            raise ValueError(
-                f"aggregation.{type(self.aggregation).__name__} weights the tasks itself: expected "
-                f"one scale for all of them, got {self._tasks.scales}. Use opt.task(scale=1 / "
-                "len(tasks)), or aggregation.Mean."
-            )
-        return weights * len(scales) * scales
-
-    def _discard_tasks(self) -> None:
-        self._tasks.discard()
-        self._combined = False
+    def _finish(
+        self, params: list[Tensor], task: TaskRecorder, before: Grads, query: Grads
+    ) -> Grads:
+        """`.grad` after a task, from `.grad` before it and the query gradient."""
+        if task.graphs is not None:
+            query = task.graphs.complete(query, params, task.scale)
+        if self._combination.marks and params:
+            return self._combination.add(params, task, before, query)
+        return [add(b, q) for b, q in zip(before, query, strict=True)]
 
     # --- torch.optim.Optimizer -------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears gradients and marked tasks."""
         super().zero_grad(set_to_none)
-        self._discard_tasks()
+        self._combination.tasks.discard()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -214,7 +208,7 @@ class TaskOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
-        """Combines the marked tasks and lets `base` take its step.
+        """Lets `base` take its step with `.grad`.
 
         Args:
             closure: reevaluates the model (marking its tasks) and returns the loss. `base` is
@@ -228,37 +222,38 @@ class TaskOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._warn_if_unmarked()
-        scale = getattr(self, "grad_scale", None)
-        self.combine(1.0 if scale is None else scale)
-        if scale is not None:
-            for param in self._params():
-                if param.grad is not None:
-                    param.grad = param.grad / scale.to(param.grad)
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or found_inf.item() == 0:
-            self.base.step()
-        self._combined = False
+        if self._combination.tasks.scales or self._effective:
+            self._combination.commit()
+        self._effective = False
+        self.base.step()
         return loss
 
     def _warn_if_unmarked(self) -> None:
-        marked = self._tasks.scales or self._combined or self._is_plain_loop
+        marked = self._combination.tasks.scales or self._effective or self._is_plain_loop
         if marked or self._warned or all(param.grad is None for param in self._params()):
             return
         self._warned = True
         warn_unmarked(self.base, self.metagrad, self.aggregation)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by `GradScaler.step`, which unscales `.grad` itself."""
+        check_loss_scale(self._scale, self.metagrad, self.aggregation)
+        return False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to both optimizers; discards marked tasks.
 
         Raises:
             TypeError: if a parameter is complex, a DTensor or on the meta device.
+            ValueError: if its layer is unknown.
         """
-        if "_tasks" in self.__dict__:
-            self._discard_tasks()
+        if "_warned" in self.__dict__:
+            self._combination.tasks.discard()
             self.base.add_param_group(param_group)
             try:
                 self._check(self.base.param_groups[-1:])
-            except TypeError:
+            except (TypeError, ValueError):
                 self.base.param_groups.pop()
                 raise
         else:  # called by Optimizer.__init__ with the groups that base has already checked
@@ -267,7 +262,10 @@ class TaskOptimizer(torch.optim.Optimizer):
     @override
     def state_dict(self) -> dict[str, Any]:
         """State of `base` (same layout) plus `"metagrad"`: meta-steps taken and its state."""
-        return {**super().state_dict(), "metagrad": {"step": self.steps_taken, **self._state}}
+        return {
+            **super().state_dict(),
+            "metagrad": {"step": self.steps_taken, **self._combination.state},
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -284,15 +282,16 @@ class TaskOptimizer(torch.optim.Optimizer):
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share_state()
         if "metagrad" in state_dict:
-            self.steps_taken, self._state = step, carried
+            self._combination.step, self._combination.state = step, carried
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("base", "metagrad", "aggregation", "steps_taken", "_state")
-        own = {name: getattr(self, name) for name in names}
-        fresh = {"_tasks": MarkedTasks(), "_combined": False, "_warned": False}
-        return {**super().__getstate__(), **own, **fresh}
+        old = self._combination
+        saved = Combination(old.metagrad, old.aggregation)  # without the marked tasks
+        saved.step, saved.state = old.step, old.state
+        return {**super().__getstate__(), "base": self.base, "_combination": saved}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "base" in state:  # unpickled or copied, rather than loaded
             self._share_state()
+            self._forget()

@@ -18,6 +18,8 @@ from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
 from fastmeta.train.builders import build_learner, build_module, check_learner, task_source
 from tests.helpers import markdown
+from tests.helpers.problems import tasks
+from tests.optim.test_loops import LOOPS, train
 
 # Values of placeholders; METHOD is one that supports all datasets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
@@ -70,6 +72,14 @@ def test_the_readme_optimizer_diff():
     plain = weight_after(before)
     assert torch.equal(weight_after(after.replace("UPGrad()", "None")), plain)
     assert not torch.equal(weight_after(after), plain)
+
+
+@pytest.mark.parametrize("name", ["functional_call", "summed losses", "learn2learn", "deepcopy"])
+def test_the_loops_of_the_how_to_run(name: str):
+    """Exactness and accuracy of these diffs: tests/optim/test_loops.py."""
+    model, batch = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), tasks(2)
+    for code in LOOPS[name][:2]:
+        train(code, model.double(), [batch])
 
 
 def run(page: Path) -> dict[str, Any]:

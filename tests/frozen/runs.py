@@ -114,7 +114,6 @@ def user_loop(
                     recorder.adapted(list(fast.values()), INNER_LR, INNER_STEPS)
                 losses.append(loss(fast, task.query_x, task.query_y))
                 (losses[-1] / TASKS).backward()
-        optimizer.combine()
         trace.add(losses, torch.sum)
         trace.add([p.grad for p in params.values()], torch.linalg.norm)
         optimizer.step()

@@ -54,3 +54,20 @@ def commands(text: str) -> list[list[str]]:
         shlex.split(re.sub(r"^.* -m (?=fastmeta )", "", part), comments=True) for part in parts
     ]
     return [arguments[1:] for arguments in split if arguments[:1] == ["fastmeta"]]
+
+
+def sides(diff: str) -> tuple[str, str, int]:
+    """The code before and after a diff that ignores indentation, and the number of new lines."""
+    before, after, inside = [], [], None
+    for line in diff.splitlines():
+        sign, code = line[:1], line[1:]
+        indent = len(code) - len(code.lstrip())
+        if code.strip() and inside is not None and indent <= inside:
+            inside = None
+        if sign != "-":
+            after.append(code)
+        if sign != "+":
+            before.append(code if inside is None else code[4:])
+        elif code.lstrip().startswith("with ") and code.endswith(":"):
+            inside = indent  # the block was not indented before
+    return "\n".join(before), "\n".join(after), sum(x[:1] == "+" for x in diff.splitlines())

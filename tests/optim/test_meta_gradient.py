@@ -59,7 +59,6 @@ def test_control_variants(options: dict) -> None:
     module, batch = mlp(), tasks(4, torch.float32)
     opt = GSLOptimizer(module.parameters(), lr=0.1, **options)
     marked(module, batch, opt)
-    opt.combine()
     found = ops.pack(gradients(list(module.parameters())))
     opt.zero_grad()
     plain(module, batch)
@@ -79,7 +78,6 @@ def test_only_the_l2_loss_is_support_only_reptile() -> None:
         magnitude="none",
     )
     marked(module, batch, opt, steps=3)
-    opt.combine()
     learner = GSL(module, loss, inner_lr=LR, inner_steps=3)
     moved = [
         sum(p.detach() - learner.adapt(t.support_x, t.support_y)[n] for t in batch) / (3 * LR)
@@ -105,7 +103,6 @@ def test_it_matches_the_learner(module: nn.Module, options: dict) -> None:
     learner = GSL(copy.deepcopy(module), loss, inner_lr=LR, inner_steps=2, **options)
     opt = GSLOptimizer(module.parameters(), lr=0.1, **options)
     marked(module, batch, opt)
-    opt.combine()
     params = [p for p in module.parameters() if p.requires_grad]
     found = ops.pack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])[0]
     torch.testing.assert_close(found, learner.meta_gradient(batch)[0])
@@ -117,7 +114,6 @@ def test_all_ways_to_pass_support_gradients_agree() -> None:
     for way in ("support", "record", "adapted"):
         opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
         marked(module, batch, opt, steps=1, way=way)
-        opt.combine()
         found.append(ops.pack(gradients(list(module.parameters()))))
         opt.zero_grad()
     torch.testing.assert_close(found[1], found[0])
@@ -158,7 +154,6 @@ def test_two_dtypes() -> None:
             )
         )
         marked(net, own, opt)
-        opt.combine()
         found.append([p.grad.double() for p in net.parameters()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -169,7 +164,6 @@ def test_gradients_can_be_clipped_before_the_step() -> None:
     opt = GSLOptimizer(module.parameters(), torch.optim.SGD, lr=1.0, eta=0.3)
     before = [p.detach().clone() for p in module.parameters()]
     marked(module, batch, opt)
-    opt.combine()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1e-3)
     clipped = gradients(list(module.parameters()))
     opt.step()

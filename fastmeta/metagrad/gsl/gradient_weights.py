@@ -131,5 +131,6 @@ class ElementWeights(LayerWeights):
             u, v = g_q.to(like), g_s.to(like)
             p, q = self.loss.derivative(ops.row_similarity((w * u)[None], v[None]))
             grad += u * (p[0] * w * u + q[0] * v)
-        query *= self._update(w, grad, gradients.count, context)
-        return gradients
+        outer = gradients.outer.clone()
+        outer[:, compared] *= self._update(w, grad, gradients.count, context)
+        return TaskGradients(outer, gradients.support, finite=gradients.finite)

@@ -122,33 +122,51 @@ class GSL(ReverseSweep):
             return cotangents.params
         loss, output, features = sweep.pop(step, replay)
         if features is None:
-            return self._descend(
+            return self.descend(
                 step, _with_graph(loss, step.params, cotangents.grads), cotangents, context
             )
         products = sweep.products(features, output, step, cotangents.grads, self.lam_d, self.lam_c)
-        return ops.inner_step(cotangents.params, products, -self._rate(context))
+        return ops.inner_step(cotangents.params, products, -self.rate(context.step))
 
     @override
     def through_grads(
         self, step: InnerStep, cotangents: Cotangents, replay: Replay, context: StepContext
     ) -> Sequence[Tensor]:
         if step.grads is not None or all(grad is None for grad in cotangents.grads):
-            return self._descend(step, step.grads or cotangents.grads, cotangents, context)
+            return self.descend(step, step.grads or cotangents.grads, cotangents, context)
         with replay.repeat(step.number) as loss:
             grads = _with_graph(loss(step.params), step.params, cotangents.grads)
-            return self._descend(step, grads, cotangents, context)
+            return self.descend(step, grads, cotangents, context)
 
-    def _rate(self, context: StepContext) -> float:
-        return self.eta * read_schedule(self.schedule)(context.step)
-
-    def _descend(
+    def descend(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents, context: StepContext
     ) -> Sequence[Tensor]:
-        """The parameters' cotangents plus the gradient of the similarity loss of this step."""
-        with torch.no_grad():
-            direction = self._direction(step, grads, cotangents)
-        products = hvp_of_graph(grads, step.params, direction)
-        return ops.inner_step(cotangents.params, products, -self._rate(context))
+        """The parameters' cotangents plus the gradient of the similarity loss of this step.
+
+        Args:
+            step: the inner step.
+            grads: its support gradients with their graph, which is freed.
+            cotangents: derivatives with respect to the arguments of its update.
+            context: the meta-step.
+        """
+        direction = self.direction(step, grads, cotangents, context)
+        return ops.inner_step(cotangents.params, hvp_of_graph(grads, step.params, direction), -1.0)
+
+    @torch.no_grad()
+    def direction(
+        self, step: InnerStep, grads: Grads, cotangents: Cotangents, context: StepContext
+    ) -> list[Tensor | None]:
+        """The derivative of the similarity loss of this step with respect to its gradients.
+
+        Arguments as of `descend`; only the values of `grads` are used.
+        """
+        rate = self.rate(context.step)
+        direction = self._direction(step, grads, cotangents)
+        return [None if d is None else rate * d for d in direction]
+
+    def rate(self, step: int) -> float:
+        """`rho(t) eta` in meta-step `step`."""
+        return self.eta * read_schedule(self.schedule)(step)
 
     def _direction(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents

@@ -36,6 +36,9 @@ def _correction(
     return GSLCorrection(magnitude=magnitude, **options)
 
 
+DEFAULT_VARIANT = "correction"
+"""The variant that `GSL` without one means."""
+
 VARIANTS: dict[str, Callable[..., MetaGradient]] = {
     "off": FirstOrder,
     "correction": _correction,
@@ -62,9 +65,9 @@ VARIANT_ALIASES: dict[str, str] = {
 
 
 @forwards_options(
-    lambda given: VARIANTS.get(_full_name(given.get("variant", "correction")), GSLCorrection)
+    lambda given: VARIANTS.get(_full_name(given.get("variant", DEFAULT_VARIANT)), GSLCorrection)
 )
-def gsl_variant(variant: str = "correction", **options: Any) -> MetaGradient:
+def gsl_variant(variant: str = DEFAULT_VARIANT, **options: Any) -> MetaGradient:
     """The meta-gradient of a variant of GSL; `"gsl"` in a configuration.
 
     Args:
