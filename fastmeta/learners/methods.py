@@ -17,6 +17,7 @@ from fastmeta.engines import EngineName, Loss
 from fastmeta.functional import CoLearner
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.nonfinite import NonFinite
+from fastmeta.metagrad.gsl.variants import DEFAULT_VARIANT
 from fastmeta.registry import Registry
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class GSL(MetaLearner):
         *,
         inner_lr: float,
         inner_steps: int = 1,
-        variant: str = "correction",
+        variant: str = DEFAULT_VARIANT,
         **options: Any,
     ) -> None:
         rule = {k: v for k, v in options.items() if k not in LearnerOptions.__annotations__}

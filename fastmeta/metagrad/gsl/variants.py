@@ -36,7 +36,7 @@ def _correction(
     return GSLCorrection(magnitude=magnitude, **options)
 
 
-DEFAULT_VARIANT = "correction"
+DEFAULT_VARIANT = "similarity"
 """The variant that `GSL` without one means."""
 
 VARIANTS: dict[str, Callable[..., MetaGradient]] = {
@@ -65,7 +65,7 @@ VARIANT_ALIASES: dict[str, str] = {
 
 
 @forwards_options(
-    lambda given: VARIANTS.get(_full_name(given.get("variant", DEFAULT_VARIANT)), GSLCorrection)
+    lambda given: VARIANTS.get(_full_name(given.get("variant", DEFAULT_VARIANT)), GSL)
 )
 def gsl_variant(variant: str = DEFAULT_VARIANT, **options: Any) -> MetaGradient:
     """The meta-gradient of a variant of GSL; `"gsl"` in a configuration.
