@@ -209,6 +209,14 @@ class FunctionalModule:
         with self._precision():
             return _scalar(loss(self.both(fixed, buffers, x)[1], y))
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of forward passes: that of autocast, here or around the call, or `params`'."""
+        like = self.params[0]
+        if self.autocast is None and torch.is_autocast_enabled(like.device.type):
+            return torch.get_autocast_dtype(like.device.type)
+        return self.autocast or like.dtype
+
     def _precision(self) -> AbstractContextManager[None]:
         if self.autocast is None:
             return nullcontext()

@@ -185,6 +185,7 @@ class MetaLearner:
             prepared=self._prepared,
             state=self._state,
             sharding=sharding,
+            precision=self._model.precision,
         )
         engine = self._engines.select(batch)
         with self._model.planned():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation, Adapted
@@ -50,6 +51,8 @@ class StepContext:
             learner. Only [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine] writes to
             it.
         sharding: of the tasks over ranks, if there are several.
+        precision: the dtype that gradients are computed in: that of the parameters, or that of
+            autocast; `None` if unknown.
     """
 
     layout: FlatLayout
@@ -60,6 +63,7 @@ class StepContext:
     prepared: Any = None
     state: dict[str, Tensor] = field(default_factory=dict)
     sharding: Sharding | None = None
+    precision: torch.dtype | None = None
 
     @property
     def param_bounds(self) -> tuple[int, ...]:

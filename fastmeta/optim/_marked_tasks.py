@@ -31,6 +31,11 @@ class MarkedTasks:
         self.params: Sequence[Tensor] = []
         self.scales: list[float] = []
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest dtype of the parameters."""
+        return max((p.dtype for p in self.params), key=lambda dtype: torch.finfo(dtype).eps)
+
     def append(
         self, params: Sequence[Tensor], query: Grads, support: Grads | None, scale: float
     ) -> None:

@@ -171,6 +171,7 @@ class TaskOptimizer(torch.optim.Optimizer):
             self.steps_taken,
             record_support=self._needs_support,
             state=self._state,
+            precision=tasks.precision,
         )
         support = tasks.support.filled if self._needs_support else None
         found = self.metagrad.combine(TaskGradients(outer.filled, support), {}, context)
