@@ -20,8 +20,9 @@ Buffers = dict[str, Tensor]
 class FunctionalModule:
     """An unchanged `nn.Module` as a function of its trainable parameters and its buffers.
 
-    Tied parameters count once and stay tied. Parameters with `requires_grad=False` keep the
-    module's values. Running statistics are updated in the buffers passed, not in the module.
+    Tied parameters count once and stay tied. Parameters that do not require a gradient on
+    construction keep the module's values; `current` follows changes. Running statistics are
+    updated in the buffers passed, not in the module.
 
     Args:
         module: the module.
@@ -69,11 +70,14 @@ class FunctionalModule:
         self.own = len(trainable)
         self._plan: ForwardPlan | None = None  # within `planned`
         self._head: FunctionalModule | None = None
+        self._all = list(module.parameters())
         if co_learner is not None:
             co_learner.check_fit(module)
             self._head = type(self)(co_learner.head, autocast)
             self.names += [PREFIX + name for name in self._head.names]
             self.params += self._head.params
+            self._all += self._head._all
+        self._trainable = [p.requires_grad for p in self._all]
         kinds = {(p.dtype, p.device) for p in self.params}
         if len(kinds) > 1:
             raise ValueError(
@@ -85,6 +89,16 @@ class FunctionalModule:
             _check_autocast(autocast, self.params[0].dtype)
         if checkpoint:
             check_segments(module)
+
+    def current(self) -> FunctionalModule:
+        """This, or a new one if `requires_grad` of a parameter has changed since it was built.
+
+        Raises:
+            ValueError: as on construction.
+        """
+        if [p.requires_grad for p in self._all] == self._trainable:
+            return self
+        return type(self)(self.module, self.autocast, self.checkpoint, self.co_learner)
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
         """The module's output for `x` with `params` (in the order of `names`) and buffers."""

@@ -42,8 +42,8 @@ class GSLCorrection(FirstOrder):
         schedule: `rho(t)`, see [`fastmeta.schedules.schedule`][].
         scope: `"vector"` compares whole gradients, `"layer"` each parameter tensor by itself. One
             whose query or support gradient is zero up to rounding has no cosine loss, such as the
-            bias of a convolution before BatchNorm: the threshold is 64 eps of the dtype times the
-            norm of the whole gradient, at most 1/128 of that norm.
+            bias of a convolution before BatchNorm: the threshold is 4096 eps of the dtype times
+            the norm of the whole gradient, at most 1/128 of that norm.
 
     Raises:
         ValueError: if an option is out of range.
