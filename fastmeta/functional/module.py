@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmeta.functional._argument_checks import as_scalar, check_autocast, check_examples
 from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
@@ -86,7 +87,7 @@ class FunctionalModule:
                 "Move or convert the module, or freeze the others with requires_grad_(False)."
             )
         if autocast is not None:
-            _check_autocast(autocast, self.params[0].dtype)
+            check_autocast(autocast, self.params[0].dtype)
         if checkpoint:
             check_segments(module)
 
@@ -187,10 +188,10 @@ class FunctionalModule:
             ValueError: if there are no examples, or the loss is not a scalar.
             TypeError: if the loss is not a tensor.
         """
-        _check_examples(x)
+        check_examples(x)
         with self._precision():
             output = self(params, buffers, x)
-            return _scalar(loss(output, y)), output
+            return as_scalar(loss(output, y)), output
 
     def evaluate_query(
         self,
@@ -203,11 +204,11 @@ class FunctionalModule:
         """`evaluate` with the co-learner's loss added, if there is one."""
         if self.co_learner is None:
             return self.evaluate(loss, params, buffers, x, y)
-        _check_examples(x)
+        check_examples(x)
         with self._precision():
             output, co_output = self.both(params, buffers, x)
-            main = _scalar(loss(output, y))
-            return main + self.co_learner.gamma * _scalar(loss(co_output, y)), output
+            main = as_scalar(loss(output, y))
+            return main + self.co_learner.gamma * as_scalar(loss(co_output, y)), output
 
     def evaluate_co_learner(
         self,
@@ -218,10 +219,10 @@ class FunctionalModule:
         y: Tensor,
     ) -> Tensor:
         """The co-learner's loss alone, with no gradient in its own parameters."""
-        _check_examples(x)
+        check_examples(x)
         fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
         with self._precision():
-            return _scalar(loss(self.both(fixed, buffers, x)[1], y))
+            return as_scalar(loss(self.both(fixed, buffers, x)[1], y))
 
     @property
     def precision(self) -> torch.dtype:
@@ -272,30 +273,3 @@ class FunctionalModule:
                 merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
             # The mean of equal numbers may be rounded to another number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
-
-
-def _check_examples(x: Tensor) -> None:
-    if x.shape[:1] == (0,):
-        raise ValueError(f"a set must hold at least one example; got inputs {tuple(x.shape)}.")
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    # Shape and type alone: looking at the value would wait for the device.
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"the loss must be a scalar tensor, got {type(loss).__name__}.")
-    if loss.dim() != 0:
-        raise ValueError(
-            f"the loss must be a scalar, got shape {tuple(loss.shape)} for each task. Average it, "
-            "such as with reduction='mean'."
-        )
-    return loss
-
-
-def _check_autocast(autocast: torch.dtype, params: torch.dtype) -> None:
-    if autocast not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"autocast must be torch.bfloat16 or torch.float16, got {autocast}.")
-    if params != torch.float32:
-        raise ValueError(
-            f"autocast={autocast} needs float32 parameters, which it keeps; got {params}. "
-            "Convert the module with .float(), or leave autocast out."
-        )

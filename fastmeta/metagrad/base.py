@@ -157,7 +157,8 @@ class MetaGradient(ABC):
     def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Any:
         """What [`task`][fastmeta.metagrad.MetaGradient.task] needs to know of a network.
 
-        Called once per learner and passed on as `StepContext.prepared`; nothing by default.
+        Called when a learner is built and when parameters were frozen or unfrozen since; passed on
+        as `StepContext.prepared`. Nothing by default.
 
         Args:
             params: the trainable parameters.
