@@ -5,12 +5,7 @@ namespace {
 
 template <class A>
 void gsl(const GslArgs& args) {
-  const A* stats = static_cast<const A*>(args.stats);
-  const A* weight = static_cast<const A*>(args.weight);
-  A* out = static_cast<A*>(args.out);
-  for (int64_t k = 0; k < args.rows * args.segments; ++k)
-    gsl_coefficients_core(stats + 3 * k, weight[k / args.segments],
-                          *static_cast<const A*>(args.rate), args.hyper, out + 2 * k);
+  for (int64_t k = 0; k < args.rows * args.segments; ++k) gsl_coefficients_core<A>(args, k);
 }
 
 template <class A>

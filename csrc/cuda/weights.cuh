@@ -12,10 +12,7 @@ template <class A>
 __global__ void gsl_coefficients_kernel(GslArgs args) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= args.rows * args.segments) return;
-  gsl_coefficients_core(static_cast<const A*>(args.stats) + 3 * k,
-                        static_cast<const A*>(args.weight)[k / args.segments],
-                        *static_cast<const A*>(args.rate), args.hyper,
-                        static_cast<A*>(args.out) + 2 * k);
+  gsl_coefficients_core<A>(args, k);
 }
 
 // One thread: T is small, and task order keeps the sums reproducible.

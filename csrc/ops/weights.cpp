@@ -8,7 +8,7 @@ namespace fastmeta {
 namespace {
 
 Tensor gsl_coefficients(const Tensor& stats, const Tensor& weight, const Tensor& rate, double lam_c,
-                        double lam_2, int64_t magnitude, double ratio, double eps) {
+                        double lam_2, int64_t magnitude, double ratio, double eps, double noise) {
   FM_REQUIRE(
       stats.dim() == 3 && stats.size(2) == 3 && acc_type(stats) == stats.scalar_type(),
       "gsl_coefficients: stats must be the float32 or float64 (tasks, segments, 3) result of "
@@ -28,7 +28,7 @@ Tensor gsl_coefficients(const Tensor& stats, const Tensor& weight, const Tensor&
                      rate.const_data_ptr(),
                      stats.size(0),
                      stats.size(1),
-                     {lam_c, lam_2, static_cast<Magnitude>(magnitude), ratio, eps},
+                     {lam_c, lam_2, static_cast<Magnitude>(magnitude), ratio, eps, noise},
                      out.mutable_data_ptr()};
   run(
       stats, "gsl_coefficients", [&](const Parallel&) { cpu::gsl_coefficients(args); },
@@ -64,7 +64,7 @@ Tensor task_weights(const Tensor& stats, int64_t rule, double lam_c, double lam_
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
   m.def(
       "gsl_coefficients(Tensor stats, Tensor weight, Tensor rate, float lam_c, float lam_2, "
-      "int magnitude, float ratio, float eps) -> Tensor");
+      "int magnitude, float ratio, float eps, float noise) -> Tensor");
   m.def("task_weights(Tensor stats, int rule, float lam_c, float lam_2, float tau) -> Tensor");
 }
 

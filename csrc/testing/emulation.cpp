@@ -130,14 +130,14 @@ void pack(const std::vector<py::array>& sources, std::vector<py::array> targets,
 
 void gsl_coefficients(const std::string& dtype, const py::array& stats, const py::array& weight,
                       const py::array& rate, double lam_c, double lam_2, int magnitude,
-                      double ratio, double eps, py::array out, uint64_t seed) {
+                      double ratio, double eps, double noise, py::array out, uint64_t seed) {
   emulation::gsl_coefficients({dtype_named(dtype),
                                stats.data(),
                                weight.data(),
                                rate.data(),
                                stats.shape(0),
                                stats.shape(1),
-                               {lam_c, lam_2, static_cast<Magnitude>(magnitude), ratio, eps},
+                               {lam_c, lam_2, static_cast<Magnitude>(magnitude), ratio, eps, noise},
                                out.mutable_data()},
                               seed);
 }

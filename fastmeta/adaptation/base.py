@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -43,6 +44,34 @@ class Adaptation(ABC):
         Raises:
             ValueError: if it does not suit the network, or was bound to another one before.
         """
+
+    def restricted(
+        self, kept: Sequence[int], params: Sequence[Tensor], names: Sequence[str]
+    ) -> Adaptation:
+        """This adaptation for some of the parameters that it is bound to; the others are frozen.
+
+        A learner calls it if `requires_grad` of a parameter has changed. By default a copy
+        that is bound to `params`.
+
+        Args:
+            kept: indices of the parameters that are not frozen.
+            params: these parameters.
+            names: of these parameters in the module.
+
+        Raises:
+            ValueError: if the adaptation does not suit them, or learns rates (then a subclass must
+                override this).
+        """
+        if self.rates:
+            raise ValueError(
+                f"requires_grad of a parameter has changed, but {type(self).__name__} learns rates "
+                "for the parameters that were trainable when the learner was built. Freeze "
+                f"parameters before building the learner, or override {type(self).__name__}."
+                "restricted."
+            )
+        other = copy.copy(self)
+        other.bind(params, names)
+        return other
 
     def adapts(self, step: int, params: Sequence[Tensor]) -> Sequence[bool]:
         """Which parameters are adapted in inner step `step`; all by default.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,15 @@ class LayerPattern(Adaptation):
         self.layers = layers
         members = [{i for k in step for i in layers[k].members} for step in chosen]
         self._adapted = [[i in step for i in range(len(params))] for step in members]
+
+    @override
+    def restricted(
+        self, kept: Sequence[int], params: Sequence[Tensor], names: Sequence[str]
+    ) -> LayerPattern:
+        other = copy.copy(self)
+        other.inner, other.layers = self.inner.restricted(kept, params, names), []
+        other.bind(params, names)
+        return other
 
     @override
     def adapts(self, step: int, params: Sequence[Tensor]) -> Sequence[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -67,6 +68,14 @@ class MetaSGD(Adaptation):
                 "this MetaSGD already has the rates of another network or number of steps. "
                 "Create one MetaSGD per learner."
             )
+
+    @override
+    def restricted(
+        self, kept: Sequence[int], params: Sequence[Tensor], names: Sequence[str]
+    ) -> MetaSGD:
+        other = copy.copy(self)
+        other.rates = [self.rates[i] for i in kept]
+        return other
 
     @override
     def update(

@@ -100,7 +100,7 @@ class StepBuffers:
 
 
 class Engine(ABC):
-    """Runs all tasks of a meta-batch; a learner builds it once.
+    """Runs all tasks of a meta-batch; a learner builds it once for a set of trainable parameters.
 
     Args:
         spec: the module and the components of a meta-step.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmeta.functional._argument_checks import as_scalar, check_autocast, check_examples
 from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
@@ -21,8 +22,9 @@ Buffers = dict[str, Tensor]
 class FunctionalModule:
     """An unchanged `nn.Module` as a function of its trainable parameters and its buffers.
 
-    Tied parameters count once and stay tied. Parameters with `requires_grad=False` keep the
-    module's values. Running statistics are updated in the buffers passed, not in the module.
+    Tied parameters count once and stay tied. Parameters that do not require a gradient on
+    construction keep the module's values; `current` follows changes. Running statistics are
+    updated in the buffers passed, not in the module.
 
     Args:
         module: the module.
@@ -70,11 +72,14 @@ class FunctionalModule:
         self.own = len(trainable)
         self._plan: ForwardPlan | None = None  # within `planned`
         self._head: FunctionalModule | None = None
+        self._all = list(module.parameters())
         if co_learner is not None:
             co_learner.check_fit(module)
             self._head = type(self)(co_learner.head, autocast)
             self.names += [PREFIX + name for name in self._head.names]
             self.params += self._head.params
+            self._all += self._head._all
+        self._trainable = [p.requires_grad for p in self._all]
         kinds = {(p.dtype, p.device) for p in self.params}
         if len(kinds) > 1:
             raise ValueError(
@@ -83,9 +88,19 @@ class FunctionalModule:
                 "Move or convert the module, or freeze the others with requires_grad_(False)."
             )
         if autocast is not None:
-            _check_autocast(autocast, self.params[0].dtype)
+            check_autocast(autocast, self.params[0].dtype)
         if checkpoint:
             check_segments(module)
+
+    def current(self) -> FunctionalModule:
+        """This, or a new one if `requires_grad` of a parameter has changed since it was built.
+
+        Raises:
+            ValueError: as on construction.
+        """
+        if [p.requires_grad for p in self._all] == self._trainable:
+            return self
+        return type(self)(self.module, self.autocast, self.checkpoint, self.co_learner)
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
         """The module's output for `x` with `params` (in the order of `names`) and buffers."""
@@ -174,10 +189,10 @@ class FunctionalModule:
             ValueError: if there are no examples, or the loss is not a scalar.
             TypeError: if the loss is not a tensor.
         """
-        _check_examples(x)
+        check_examples(x)
         with self._precision():
             output = self(params, buffers, x)
-            return _scalar(loss(output, y)), output
+            return as_scalar(loss(output, y)), output
 
     def find_head(self) -> LinearHead | None:
         """The network's last layer, if that is a plain linear one."""
@@ -218,11 +233,11 @@ class FunctionalModule:
         """`evaluate` with the co-learner's loss added, if there is one."""
         if self.co_learner is None:
             return self.evaluate(loss, params, buffers, x, y)
-        _check_examples(x)
+        check_examples(x)
         with self._precision():
             output, co_output = self.both(params, buffers, x)
-            main = _scalar(loss(output, y))
-            return main + self.co_learner.gamma * _scalar(loss(co_output, y)), output
+            main = as_scalar(loss(output, y))
+            return main + self.co_learner.gamma * as_scalar(loss(co_output, y)), output
 
     def evaluate_co_learner(
         self,
@@ -233,10 +248,18 @@ class FunctionalModule:
         y: Tensor,
     ) -> Tensor:
         """The co-learner's loss alone, with no gradient in its own parameters."""
-        _check_examples(x)
+        check_examples(x)
         fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
         with self._precision():
-            return _scalar(loss(self.both(fixed, buffers, x)[1], y))
+            return as_scalar(loss(self.both(fixed, buffers, x)[1], y))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of forward passes: that of autocast, here or around the call, or `params`'."""
+        like = self.params[0]
+        if self.autocast is None and torch.is_autocast_enabled(like.device.type):
+            return torch.get_autocast_dtype(like.device.type)
+        return self.autocast or like.dtype
 
     def _precision(self) -> AbstractContextManager[None]:
         if self.autocast is None:
@@ -279,30 +302,3 @@ class FunctionalModule:
                 merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
             # The mean of equal numbers may be rounded to another number: constants must not drift.
             buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))
-
-
-def _check_examples(x: Tensor) -> None:
-    if x.shape[:1] == (0,):
-        raise ValueError(f"a set must hold at least one example; got inputs {tuple(x.shape)}.")
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    # Shape and type alone: looking at the value would wait for the device.
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"the loss must be a scalar tensor, got {type(loss).__name__}.")
-    if loss.dim() != 0:
-        raise ValueError(
-            f"the loss must be a scalar, got shape {tuple(loss.shape)} for each task. Average it, "
-            "such as with reduction='mean'."
-        )
-    return loss
-
-
-def _check_autocast(autocast: torch.dtype, params: torch.dtype) -> None:
-    if autocast not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"autocast must be torch.bfloat16 or torch.float16, got {autocast}.")
-    if params != torch.float32:
-        raise ValueError(
-            f"autocast={autocast} needs float32 parameters, which it keeps; got {params}. "
-            "Convert the module with .float(), or leave autocast out."
-        )

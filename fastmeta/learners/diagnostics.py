@@ -63,7 +63,7 @@ def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
 def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """The tasks' meta-gradients `(T, P)`, and their combination `(P,)`."""
     learner.non_finite_guard = NonFiniteGuard()  # the learner is a copy
-    model = learner._model
+    model = learner._current().spec.model
     size = sum(p.numel() for p in model.params)
     with _preserve_state(model, model.params[0].device):
         found, _ = learner._task_gradients(batch)
@@ -103,11 +103,12 @@ def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tenso
     """
     if learner.co_learner is None:
         raise ValueError("the learner has no co-learner to compare with; expected one.")
-    model = learner._model
+    spec = learner._current().spec
+    model = spec.model
     cosines: dict[str, list[Tensor]] = {}
     for task in batch:
         buffers = model.clone_buffers()
-        fast = adapt_to_task(learner._spec, task.support_x, task.support_y, buffers, None)
+        fast = adapt_to_task(spec, task.support_x, task.support_y, buffers, None)
         fast = [p.requires_grad_() for p in fast]
         with torch.enable_grad():
             outputs = model.both(fast, buffers, task.query_x)

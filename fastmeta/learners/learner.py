@@ -14,13 +14,13 @@ from fastmeta._checks import check_choice
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.distributed import ShardedTaskGradients, Sharding
-from fastmeta.engines import ENGINES, EngineName, Loss, StepBuffers, StepResult, StepSpec
-from fastmeta.engines.selection import EngineSelector
+from fastmeta.engines import ENGINES, EngineName, EngineSelector, Loss, StepResult, StepSpec
 from fastmeta.functional import CoLearner, FunctionalModule, FusedModule, Head
 from fastmeta.gradients import TaskGradients
 from fastmeta.learners._checks import check_components, check_head, check_tasks
 from fastmeta.learners._inference import adapt_to_task, predict_tasks
 from fastmeta.learners._state import load_state, state_of
+from fastmeta.learners._trainable import TrainableStep
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient, StepContext
 from fastmeta.tasks import TaskBatch
@@ -33,7 +33,8 @@ class MetaLearner:
 
     The module is used unchanged: tied weights, frozen parameters, dropout and any BatchNorm are
     supported. Each task has its own copy of the buffers; after a meta-step those of the module are
-    the mean over tasks.
+    the mean over tasks. Parameters that are frozen later (`requires_grad_(False)`) are not adapted
+    and have no meta-gradient from the next call on, until they are unfrozen.
 
     Args:
         module: the network; its trainable parameters are the initialisation that is learned.
@@ -109,43 +110,42 @@ class MetaLearner:
         )
         self.steps_taken = 0
         self._state: dict[str, Tensor] = {}
-        self._set_spec(StepSpec(model, loss, adaptation, metagrad, aggregation), engine)
+        self._built = StepSpec(model, loss, adaptation, metagrad, aggregation)
+        self._step = TrainableStep.of(self._built, engine)
 
-    def _set_spec(self, spec: StepSpec, engine: EngineName) -> None:
-        self._spec = spec
-        self._model = spec.model
-        self._engines = EngineSelector(engine, spec)
-        self._buffers = StepBuffers(self._learned)
-        self._prepared = spec.metagrad.prepare(spec.model.params, spec.model.names)
+    def _current(self) -> TrainableStep:
+        """What is run, for the parameters that are trainable now."""
+        self._step = self._step.current(self._built)
+        return self._step
 
     @property
     def engine(self) -> EngineName:
         """What runs the tasks in training."""
-        return self._engines.name
+        return self._step.engines.name
 
     @engine.setter
     def engine(self, name: EngineName) -> None:
-        self._engines = EngineSelector(name, self._spec)
+        self._step = replace(self._step, engines=EngineSelector(name, self._step.spec))
 
     @property
     def loss(self) -> Loss:
         """A scalar function of outputs and targets."""
-        return self._spec.loss
+        return self._built.loss
 
     @property
     def adaptation(self) -> Adaptation:
         """The inner loop."""
-        return self._spec.adaptation
+        return self._built.adaptation
 
     @property
     def metagrad(self) -> MetaGradient:
         """The meta-gradient of a task."""
-        return self._spec.metagrad
+        return self._built.metagrad
 
     @property
     def aggregation(self) -> Aggregation:
         """The task weights."""
-        return self._spec.aggregation
+        return self._built.aggregation
 
     def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient `(P,)` of a meta-batch, without changing the parameters.
@@ -170,29 +170,31 @@ class MetaLearner:
             ValueError: if it is empty, or the engine asked for cannot run it.
         """
         check_tasks(batch, self.sharding)
-        self._engines.select(batch)
+        self._current().engines.select(batch)
 
     def _task_gradients(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call reuses."""
         check_tasks(batch, self.sharding)
-        spec, buffers, sharding = self._spec, self._buffers, self.sharding
+        current, sharding = self._current(), self.sharding
+        spec, model, buffers = current.spec, current.spec.model, current.buffers
         buffers.clear()
         context = StepContext(
             buffers.outer.layout,
-            len(self._model.params),
+            len(model.params),
             self.steps_taken,
             record_support=spec.needs_support_gradients,
-            prepared=self._prepared,
+            prepared=current.prepared,
             state=self._state,
             sharding=sharding,
+            precision=model.precision,
         )
-        engine = self._engines.select(batch)
-        with self._model.planned():
+        engine = current.engines.select(batch)
+        with model.planned():
             result = engine.run(batch, context, buffers)
         with torch.no_grad():
             finite = self.non_finite_guard.mask_tasks(buffers, result)
             if self.module.training and any(buffers.module_buffers):
-                self._model.merge_buffers(buffers.module_buffers, self.non_finite_guard.finite)
+                model.merge_buffers(buffers.module_buffers, self.non_finite_guard.finite)
             support = buffers.support.filled if context.record_support else None
             found = TaskGradients(buffers.outer.filled, support, finite=finite)
             found = spec.metagrad.combine(found, buffers.stacked_extras(), context)
@@ -200,7 +202,7 @@ class MetaLearner:
         if sharding is None:
             return found, result
         if self.module.training:
-            sharding.merge_buffers([buffer for _, buffer in self._model.named_buffers()])
+            sharding.merge_buffers([buffer for _, buffer in model.named_buffers()])
         return ShardedTaskGradients(found, sharding), result
 
     def step(self, batch: TaskBatch) -> StepResult:
@@ -210,13 +212,16 @@ class MetaLearner:
         return result
 
     def backward(self, batch: TaskBatch) -> StepResult:
-        """Sets `.grad` to the meta-gradient; does not accumulate.
+        """Sets `.grad` to the meta-gradient, to `None` for frozen parameters; does not accumulate.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
         flat, result = self.meta_gradient(batch)
-        for param, grad in zip(self._learned, self._buffers.outer.layout.views(flat), strict=True):
+        for param in self._learned:
+            param.grad = None
+        grads = self._step.buffers.outer.layout.views(flat)
+        for param, grad in zip(self._step.learned, grads, strict=True):
             param.grad = grad
         return result
 
@@ -228,9 +233,9 @@ class MetaLearner:
             y: support targets.
             steps: number of inner steps; as in training by default.
         """
-        fast = adapt_to_task(self._spec, x, y, self._model.clone_buffers(), steps)
-        own = self._model.own
-        return dict(zip(self._model.names[:own], fast[:own], strict=True))
+        spec = self._current().spec
+        fast, own = adapt_to_task(spec, x, y, spec.model.clone_buffers(), steps), spec.model.own
+        return dict(zip(spec.model.names[:own], fast[:own], strict=True))
 
     def predict(self, batch: TaskBatch, steps: int | None = None, head: Head = "main") -> Tensor:
         """Query outputs after adaptation to the support sets, `(T, n_query, *output)`.
@@ -252,7 +257,7 @@ class MetaLearner:
         """
         check_tasks(batch)
         check_head(head, self.co_learner)
-        return predict_tasks(self._spec, batch, steps, head)
+        return predict_tasks(self._current().spec, batch, steps, head)
 
     def with_components(
         self,
@@ -270,23 +275,25 @@ class MetaLearner:
         Raises:
             ValueError: if the adaptation does not support the module.
         """
-        model = self._model
+        model = self._built.model
         given: dict[str, Any] = {
             "adaptation": adaptation,
             "metagrad": metagrad,
             "aggregation": aggregation,
             "loss": loss,
         }
-        spec = replace(self._spec, **{k: v for k, v in given.items() if v is not None})
+        spec = replace(self._built, **{k: v for k, v in given.items() if v is not None})
         if adaptation is not None:
             adaptation.bind(model.params, model.names)
         if model.checkpoint and spec.metagrad.second_order:
-            model = type(model)(self.module, model.autocast, co_learner=self.co_learner)
+            model = copy.copy(model)
+            model.checkpoint = False
         other = copy.copy(self)
         other._state = dict(self._state) if spec.metagrad is self.metagrad else {}
         other._learned = [*model.params, *spec.adaptation.rates]
         other.non_finite_guard = NonFiniteGuard(self.non_finite_guard.policy, self.sharding)
-        other._set_spec(replace(spec, model=model), self.engine)
+        other._built = replace(spec, model=model)
+        other._step = TrainableStep.of(other._built, self.engine)
         return other
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation, Adapted
@@ -73,6 +74,8 @@ class StepContext:
             learner. Only [`MetaGradient.combine`][fastmeta.metagrad.MetaGradient.combine] writes to
             it.
         sharding: of the tasks over ranks, if there are several.
+        precision: the dtype that gradients are computed in: that of the parameters, or that of
+            autocast; `None` if unknown.
     """
 
     layout: FlatLayout
@@ -83,6 +86,7 @@ class StepContext:
     prepared: Any = None
     state: dict[str, Tensor] = field(default_factory=dict)
     sharding: Sharding | None = None
+    precision: torch.dtype | None = None
 
     @property
     def param_bounds(self) -> tuple[int, ...]:
@@ -176,7 +180,8 @@ class MetaGradient(ABC):
     def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Any:
         """What [`task`][fastmeta.metagrad.MetaGradient.task] needs to know of a network.
 
-        Called once per learner and passed on as `StepContext.prepared`; nothing by default.
+        Called when a learner is built and when parameters were frozen or unfrozen since; passed on
+        as `StepContext.prepared`. Nothing by default.
 
         Args:
             params: the trainable parameters.

@@ -62,6 +62,7 @@ class Combination:
             self.step,
             record_support=self.needs_support,
             state=dict(self.state),
+            precision=self.tasks.precision if self.tasks.scales else None,
         )
 
     def add(self, params: list[Tensor], task: TaskRecorder, before: Grads, query: Grads) -> Grads:

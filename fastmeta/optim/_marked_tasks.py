@@ -75,6 +75,11 @@ class MarkedTasks:
             for g, c in zip(grads, self._combined, strict=True)
         ]
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest dtype of the parameters."""
+        return max((p.dtype for p in self.params), key=lambda dtype: torch.finfo(dtype).eps)
+
     def append(
         self,
         params: Sequence[Tensor],

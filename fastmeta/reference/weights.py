@@ -21,11 +21,14 @@ def gsl_coefficients(
     magnitude: int,
     ratio: float,
     eps: float,
+    noise: float,
 ) -> Tensor:
     """Reference implementation of [`fastmeta.ops.gsl_coefficients`][].
 
     `magnitude` is the index of the rule.
     """
+    squares = stats[..., 1:].detach()
+    is_noise = (squares <= noise**2 * squares.sum(1, keepdim=True)).any(-1)
     dot, uu, vv = stats.unbind(-1)
     u, v = _sqrt(uu), _sqrt(vv)
     norms = u * v
@@ -35,7 +38,7 @@ def gsl_coefficients(
         return torch.where(nonzero, values, torch.ones_like(values))
 
     cosine = dot / denominator(norms)
-    lam_cs = lam_c * nonzero.to(dot)  # no cosine term with a zero gradient
+    lam_cs = lam_c * (nonzero & ~is_noise).to(dot)  # no cosine term with a zero gradient
     d_u = lam_cs * cosine / denominator(uu) + lam_2
     d_v = -(lam_cs / denominator(norms) + lam_2)
     # The components of d_u u + d_v v parallel and perpendicular to u; the minimum of the sine is

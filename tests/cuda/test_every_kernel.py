@@ -42,7 +42,7 @@ def run_scalars_and_mlp(name: str) -> None:
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros(shape, WIDE[name])
 
-    options = (1.0, 0.0, 0, 1.0, 1e-12)
+    options = (1.0, 0.0, 0, 1.0, 1e-12, 1e-5)
     cuda.gsl_coefficients(name, zeros(2, 1, 3), zeros(2), zeros(1), *options, zeros(2, 1, 2), 0)
     cuda.task_weights(name, zeros(2, 2), 0, 1.0, 0.0, 1.0, zeros(2), 0)
     data, out = [zeros(2, 1, 1)] * 4, [zeros(2, 1), zeros(0, 1), zeros(2), zeros(2), zeros(2, 1, 1)]

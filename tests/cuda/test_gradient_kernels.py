@@ -119,11 +119,14 @@ def test_bitwise_equal_for_any_row_alignment(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("tasks", [0, 1, 31, 131])
 def test_gsl_coefficients(dtype: torch.dtype, magnitude: int, tasks: int) -> None:
     u, v = torch.randn(2, tasks, 50, dtype=torch.float64)
-    stats = reference.row_similarity(u, v, (0, 10, 50)).to(dtype)
+    u[:, 20:25] *= 1e-6  # zero up to `noise`
+    v[:, 25:30] *= 1e-6
+    v[:, 30:35] *= 1e-3
+    stats = reference.row_similarity(u, v, (0, 10, 20, 25, 30, 35, 50)).to(dtype)
     weight, rate = torch.rand(tasks, dtype=dtype), torch.full((1,), 0.3, dtype=dtype)
-    options = (0.7, 0.2, magnitude, 0.5, 1e-12)
+    options = (0.7, 0.2, magnitude, 0.5, 1e-12, 1e-5)
     (found,) = run(
-        [(tasks, 2, 2)],
+        [(tasks, 6, 2)],
         dtype,
         lambda out, seed: cuda.gsl_coefficients(
             name(dtype), array(stats), array(weight), array(rate), *options, out[0], seed

@@ -76,9 +76,8 @@ def compare(
             engine=engine,
         )
         flat, result = learner.meta_gradient(batch)
-        task_gradients = [
-            buffer.filled.clone() for buffer in (learner._buffers.outer, learner._buffers.support)
-        ]
+        buffers = learner._step.buffers
+        task_gradients = [b.filled.clone() for b in (buffers.outer, buffers.support)]
         seen.append((*task_gradients, *vars(result).values(), *own.buffers(), flat))
     (*_, expected), (*_, found) = seen
     assert expected.norm() > 0

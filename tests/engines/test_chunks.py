@@ -49,15 +49,14 @@ def learner_of(module: torch.nn.Module, engine: Any) -> MetaLearner:
         copy.deepcopy(module), F.cross_entropy, inner_lr=0.3, inner_steps=2, engine=engine
     )
     for name in ("outer", "support"):
-        getattr(learner._buffers, name).name = name
+        getattr(learner._step.buffers, name).name = name
     return learner
 
 
 def outcome(learner: MetaLearner, batch: Any) -> list[Tensor]:
     flat, result = learner.meta_gradient(batch)
-    task_gradients = [
-        buffer.filled.clone() for buffer in (learner._buffers.outer, learner._buffers.support)
-    ]
+    buffers = learner._step.buffers
+    task_gradients = [b.filled.clone() for b in (buffers.outer, buffers.support)]
     return [flat, *task_gradients, *vars(result).values(), *learner.module.buffers()]
 
 
@@ -92,7 +91,7 @@ def test_the_chunk_size_is_kept_and_reported_once(monkeypatch: pytest.MonkeyPatc
         assert tries == [4, 2, 2]
         limit(monkeypatch, 2, out_of_memory)
         learner.step(tasks(4, torch.float32))  # even less memory: no second warning
-    assert learner._engines._special.chunks.size == 2
+    assert learner._step.engines._special.chunks.size == 2
 
 
 def test_one_task_exceeds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,4 +129,4 @@ def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch: pytest.Monke
     learner = learner_of(mlp(), "batched")
     with pytest.raises(RuntimeError, match="something else"):
         learner.step(tasks(4, torch.float32))
-    assert learner._engines._special.chunks.size is None
+    assert learner._step.engines._special.chunks.size is None

@@ -88,7 +88,7 @@ def test_checkpointing_stores_fewer_activations(name: str) -> None:
     """Compares the memory between the forward and the backward pass."""
     module, task, kept = MODULES[name](), tasks(1, torch.float32)[0], []
     for checkpoint in (False, True):
-        model = FOMAML(module, loss, inner_lr=0.1, checkpoint=checkpoint)._model
+        model = FOMAML(module, loss, inner_lr=0.1, checkpoint=checkpoint)._built.model
         buffers = model.clone_buffers()
         with Watch() as watch:
             graph = model.evaluate(loss, model.params, buffers, task.query_x, task.query_y)

@@ -124,7 +124,8 @@ def test_frozen_parameters_are_unchanged() -> None:
     learner.step(batch_for("conv4"))
     assert torch.equal(before[0], net.features[0][0].weight)
     assert torch.equal(before[1], co_learner.head[0].weight)
-    assert len(learner._model.names) == len({*net.parameters(), *co_learner.head.parameters()}) - 2
+    parameters = {*net.parameters(), *co_learner.head.parameters()}
+    assert len(learner._built.model.names) == len(parameters) - 2
 
 
 def test_the_co_learner_follows_the_networks_mode() -> None:

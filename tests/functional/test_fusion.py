@@ -265,8 +265,9 @@ def test_under_function_transforms(track: bool, calls) -> None:
 def test_fuse_option() -> None:
     module = network()
     for learner in (MAML, FOMAML, GSL):
-        assert type(learner(module, loss, inner_lr=0.1)._model) is FusedModule
-        assert type(learner(module, loss, inner_lr=0.1, fuse=False)._model) is FunctionalModule
+        assert type(learner(module, loss, inner_lr=0.1)._built.model) is FusedModule
+        plain = learner(module, loss, inner_lr=0.1, fuse=False)
+        assert type(plain._built.model) is FunctionalModule
 
 
 def test_a_training_step_restores_the_module() -> None:

@@ -222,7 +222,7 @@ def test_a_co_learner_at_any_submodule(at: str) -> None:
         module = copy.deepcopy(original)
         model = learner(module, co_learner=CoLearner(copy.deepcopy(head), at=at))
         if not planned:
-            model._model.planned = nullcontext  # type: ignore[method-assign]
+            model._built.model.planned = nullcontext  # type: ignore[method-assign]
         gradient, result = model.meta_gradient(tasks)
         results.append([gradient, result.query_output, *module.buffers()])
     assert all(map(torch.equal, *results))
@@ -237,7 +237,7 @@ def test_same_bits_of_a_meta_gradient(fuse: bool, checkpoint: bool) -> None:
         module = copy.deepcopy(original)
         model = learner(module, fuse=fuse, checkpoint=checkpoint)
         if not planned:
-            model._model.planned = nullcontext  # type: ignore[method-assign]
+            model._built.model.planned = nullcontext  # type: ignore[method-assign]
         gradient, result = model.meta_gradient(tasks)
         results.append([gradient, result.query_output, model.predict(tasks), *module.buffers()])
     assert all(map(torch.equal, *results))

@@ -41,7 +41,7 @@ SAMPLES = {
         torch.rand(3, 2, 3),
         torch.rand(3),
         torch.rand(1),
-        *(1.0, 0.1, 1, 1.0, 1e-12),
+        *(1.0, 0.1, 1, 1.0, 1e-12, 1e-5),
     ),
     "conv_forward": lambda g: (planes(), torch.randn(4, 2, 3, 3), g[0, :4], 1),
     "conv_input": lambda g: (planes(2, 3), torch.randn(3, 2, 4, 3, 3), 4, 5, 2),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ops, reference
+from fastmeta.ops.weights import noise_level
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Inputs = Callable[[torch.dtype, int, int], tuple[Tensor, ...]]
@@ -135,7 +136,9 @@ def _gsl(magnitude: str, number: int) -> Case:
     return Case(
         f"gsl_coefficients {magnitude}",
         lambda *a: ops.gsl_coefficients(*a, magnitude=magnitude, **options),
-        lambda *a: reference.gsl_coefficients(*a, 0.7, 0.2, number, 0.5, 1e-12),
+        lambda *a: reference.gsl_coefficients(
+            *a, 0.7, 0.2, number, 0.5, 1e-12, noise_level(a[0].dtype)
+        ),
         _gsl_inputs,
         scalar=True,
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta import ops, reference
+from fastmeta.ops.weights import noise_level
 from fastmeta.reference import accumulation_dtype as acc
 from tests.stress.network_calls import batch_norm_relu, conv3x3, mlp_step
 from tests.stress.op_tensors import (
@@ -221,7 +222,9 @@ def gsl_coefficients(draw: Draw) -> Call:
     words = ("none", "norm-match", "ratio", "clip")
     return Call(
         lambda *args: ops.gsl_coefficients(*args, magnitude=words[rule], **options),  # type: ignore[arg-type]
-        lambda *args: reference.gsl_coefficients(*args, 0.7, 0.2, rule, 0.5, 1e-12),
+        lambda *args: reference.gsl_coefficients(
+            *args, 0.7, 0.2, rule, 0.5, 1e-12, noise_level(stats.dtype)
+        ),
         [stats, tensor(draw, (len(stats),), stats.dtype), tensor(draw, (1,), stats.dtype)],
     )
 

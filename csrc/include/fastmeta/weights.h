@@ -16,7 +16,8 @@ struct GslHyper {
   double lam_2;
   Magnitude magnitude;
   double ratio;
-  double eps;  // added to |d| before dividing
+  double eps;    // added to |d| before dividing
+  double noise;  // norm relative to the whole gradient's up to which a segment counts as zero
 };
 
 template <class A>
@@ -72,11 +73,32 @@ struct GslArgs {
   void* out;  // (T, S, 2)
 };
 
-// m_i = weight_i * (u_i - rate * scale * d_i), as coefficients of u_i and v_i.
+// Whether the query or the support gradient of a segment is zero up to rounding of the whole one,
+// so that its direction means nothing. stats are those of all segments of a task.
 template <class A>
-FM_HD void gsl_coefficients_core(const A* stats, A weight, A rate, const GslHyper& hyper, A* out) {
-  const A dot = stats[0], uu = stats[1], vv = stats[2];
-  const A lam_c = static_cast<A>(hyper.lam_c), lam_2 = static_cast<A>(hyper.lam_2);
+FM_HD bool gsl_is_noise(const A* stats, int64_t segments, int64_t segment, A noise) {
+  A uu = A(0), vv = A(0);
+  for (int64_t s = 0; s < segments; ++s) {
+    uu += stats[3 * s + 1];
+    vv += stats[3 * s + 2];
+  }
+  const A part = noise * noise;
+  return stats[3 * segment + 1] <= part * uu || stats[3 * segment + 2] <= part * vv;
+}
+
+// m_i = weight_i * (u_i - rate * scale * d_i), as coefficients of u_i and v_i. index counts the
+// segments of all tasks.
+template <class A>
+FM_HD void gsl_coefficients_core(const GslArgs& args, int64_t index) {
+  const GslHyper& hyper = args.hyper;
+  const int64_t row = index / args.segments, segment = index % args.segments;
+  const A* task = static_cast<const A*>(args.stats) + 3 * args.segments * row;
+  const A dot = task[3 * segment], uu = task[3 * segment + 1], vv = task[3 * segment + 2];
+  const bool noise = gsl_is_noise(task, args.segments, segment, static_cast<A>(hyper.noise));
+  const A lam_c = noise ? A(0) : static_cast<A>(hyper.lam_c), lam_2 = static_cast<A>(hyper.lam_2);
+  const A weight = static_cast<const A*>(args.weight)[row];
+  const A rate = *static_cast<const A*>(args.rate);
+  A* out = static_cast<A*>(args.out) + 2 * index;
   const Pair<A> d = gsl_gradient(dot, uu, vv, lam_c, lam_2);
   const A k = rate * gsl_scale(uu, gsl_squared_norm(dot, uu, vv, lam_c, lam_2), hyper.magnitude,
                                static_cast<A>(hyper.ratio), static_cast<A>(hyper.eps));

@@ -15,7 +15,7 @@ from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad.base import StepContext
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl.similarity import SimilarityLoss
-from fastmeta.ops.weights import Magnitude
+from fastmeta.ops.weights import Magnitude, noise_level
 from fastmeta.schedules import schedule as read_schedule
 
 Scope = Literal["vector", "layer"]
@@ -40,7 +40,10 @@ class GSLCorrection(FirstOrder):
             with scope "vector" is clipping by the global norm.
         ratio: see `magnitude`.
         schedule: `rho(t)`, see [`fastmeta.schedules.schedule`][].
-        scope: `"vector"` compares whole gradients, `"layer"` each parameter tensor by itself.
+        scope: `"vector"` compares whole gradients, `"layer"` each parameter tensor by itself. One
+            whose query or support gradient is zero up to rounding has no cosine loss, such as the
+            bias of a convolution before BatchNorm: the threshold is 4096 eps of the dtype times
+            the norm of the whole gradient, at most 1/128 of that norm.
 
     Raises:
         ValueError: if an option is out of range.
@@ -100,7 +103,8 @@ class GSLCorrection(FirstOrder):
             context: the meta-step.
         """
         rate = read_schedule(self.schedule)(context.step) * self.eta
-        return self.loss.descend(stats, rate, self.magnitude, self.ratio)
+        noise = noise_level(context.precision or stats.dtype)
+        return self.loss.descend(stats, rate, self.magnitude, self.ratio, noise)
 
 
 def keep_rates(coef: Tensor, bounds: tuple[int, ...], size: int) -> tuple[Tensor, tuple[int, ...]]:

@@ -92,7 +92,9 @@ class LayerWeights(FirstOrder):
         if len(weights) != count:
             raise ValueError(
                 f"the state of metagrad.{type(self).__name__} has {len(weights)} gradient weights; "
-                f"expected {count}. Load a state that was saved with this model and variant."
+                f"expected {count}. Load a state that was saved with this model and variant; if "
+                "requires_grad of a parameter has changed since the first meta-step, restore it: "
+                "the weights cannot follow."
             )
         return weights.to(like)
 

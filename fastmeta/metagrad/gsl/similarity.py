@@ -34,7 +34,12 @@ class SimilarityLoss:
         check_nonnegative("lam_2", self.lam_2)
 
     def descend(
-        self, stats: Tensor, rate: float, magnitude: Magnitude = "none", ratio: float = 1.0
+        self,
+        stats: Tensor,
+        rate: float,
+        magnitude: Magnitude = "none",
+        ratio: float = 1.0,
+        noise: float | None = None,
     ) -> Tensor:
         """The coefficients `(T, S, 2)` of `u` and `v` in `u - rate scale dGSL/du`.
 
@@ -43,6 +48,8 @@ class SimilarityLoss:
             rate: the step size.
             magnitude: norm of the step, see [`fastmeta.ops.gsl_coefficients`][].
             ratio: see `magnitude`.
+            noise: relative norm up to which a segment counts as zero, see
+                [`fastmeta.ops.gsl_coefficients`][].
         """
         return ops.gsl_coefficients(
             stats,
@@ -52,6 +59,7 @@ class SimilarityLoss:
             lam_2=self.lam_2,
             magnitude=magnitude,
             ratio=ratio,
+            noise=noise,
         )
 
     def derivative(self, stats: Tensor) -> tuple[Tensor, Tensor]:
