@@ -211,12 +211,12 @@ class FunctionalModule:
 
         `None` if the network's outputs are not those `(n, classes)` of one call of the head.
         """
-        _check_examples(x)
+        check_examples(x)
         seen: list[tuple[object, object]] = []
         capture = capture_calls(self.module.get_submodule(head.name), seen)
         with self._precision():
             output = self._run(params, buffers, x, capture)
-            value = _scalar(loss(output, y))
+            value = as_scalar(loss(output, y))
         (features, result), *others = seen or [(None, None)]
         if others or result is not output or not isinstance(features, Tensor):
             return value, output, None
