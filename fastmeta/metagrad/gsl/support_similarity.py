@@ -83,6 +83,10 @@ class GSL(ReverseSweep):
     def is_first_order(self) -> bool:
         return self.eta == 0 or super().is_first_order
 
+    def rate(self, step: int) -> float:
+        """`rho(t) eta` in meta-step `t`."""
+        return self.eta * read_schedule(self.schedule)(step)
+
     @override
     def through_grads(
         self, step: InnerStep, cotangents: Cotangents, replay: Replay, context: StepContext
@@ -109,7 +113,7 @@ class GSL(ReverseSweep):
         """The parameters' cotangents plus the gradient of the similarity loss of this step."""
         with torch.no_grad():
             direction = self._direction(step, grads, cotangents)
-            rate = self.eta * read_schedule(self.schedule)(context.step)
+            rate = self.rate(context.step)
             direction = [None if d is None else rate * d for d in direction]
         return ops.inner_step(cotangents.params, hvp_of_graph(grads, step.params, direction), -1.0)
 
