@@ -101,7 +101,8 @@ class Worker {
     grad_ = arena_.take_zeros(net.by_input);
     inner_ = arena_.take_zeros(net.by_input);
     scratch_ = arena_.take_zeros(net.largest);
-    tangent_ = {new_tape(), new_tape(), arena_.take_zeros(max_examples_ * net.max_width)};
+    if (kept_)
+      tangent_ = {new_tape(), new_tape(), arena_.take_zeros(max_examples_ * net.max_width)};
   }
 
   void run(int64_t task) {

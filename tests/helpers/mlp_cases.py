@@ -45,6 +45,10 @@ ORDERS: dict[str, tuple[list[Callable[[int], list[bool]]], dict[str, float]]] = 
     "all similarities": ([HEAD, only(0, -1)], GSL),
     "all similarities of all layers": ([full], GSL),
 }
+# All numbers of steps with the two plain orders, the largest one with all.
+STEPS_AND_ORDERS = [
+    (steps, order) for order in ORDERS for steps in (0, 1, 5) if steps == 5 or "order" in order
+]
 
 
 def network(

@@ -16,6 +16,7 @@ from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 from tests.helpers.mlp_cases import (
     NETWORKS,
     ORDERS,
+    STEPS_AND_ORDERS,
     TOLERANCE,
     check,
     examples,
@@ -30,8 +31,7 @@ def compare(args: list[Any], how: dict[str, Any]) -> None:
     check(ops.mlp_step(*args, record_inner=how["steps"] > 0, **how), args, how)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize(("steps", "order"), STEPS_AND_ORDERS)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
