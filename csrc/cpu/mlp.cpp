@@ -28,9 +28,11 @@ Network describe(const MlpArgs& args) {
   return net;
 }
 
+// Transposes the weights of the layers of a mask, or of all.
 template <class T>
-void order_by_output(const Network& net, const Weights<T>& w) {
+void order_by_output(const Network& net, const Weights<T>& w, const int64_t* mask = nullptr) {
   for (size_t l = 1; l < net.layers.size(); ++l) {
+    if (mask && !mask[l]) continue;
     const Layer& layer = net.layers[l];
     transpose(w.by_input + layer.by_input, layer.in, layer.out, w.by_output + layer.by_output);
   }
@@ -84,18 +86,23 @@ class Worker {
         net_(net),
         start_(start),
         max_examples_(std::max(args.support.n, args.query.n)),
-        kept_(args.exact ? args.steps : std::min<int64_t>(args.steps, 1)),
-        arena_((kept_ + 1) * (net.by_input + net.by_output) + 3 * net.by_input + net.largest +
-               tapes() * 4 * tape_size() + 2 * tape_size() + max_examples_ * net.max_width) {
-    for (int64_t k = 0; k < kept_; ++k) weights_.push_back(new_weights());
-    for (int64_t k = 0; k < tapes(); ++k)
-      tapes_.push_back({new_tape(), new_tape(), args.exact && k < args.steps ? new_tape() : nullptr,
-                        new_tape()});
+        kept_(kept_steps(args)),
+        arena_((weight_sets() + 2) * (net.by_input + net.by_output) + 2 * net.by_input +
+               net.largest + tapes() * 4 * tape_size() + 2 * tape_size() +
+               max_examples_ * net.max_width) {
+    for (int64_t k = 0; k < weight_sets(); ++k) weights_.push_back(new_weights());
+    for (int64_t k = 0; k < tapes(); ++k) {
+      const int64_t lowest = k < kept_ ? lowest_differentiated(args, k) : args.count;
+      tapes_.push_back({new_tape(), new_tape(), lowest + 1 < args.count ? new_tape() : nullptr,
+                        new_tape(), static_cast<size_t>(lowest)});
+    }
     direction_ = new_weights();
+    cotangent_ = kept_ && !scales_only(args) ? new_weights() : direction_;
     grad_ = arena_.take_zeros(net.by_input);
     inner_ = arena_.take_zeros(net.by_input);
     scratch_ = arena_.take_zeros(net.largest);
-    tangent_ = {new_tape(), new_tape(), arena_.take_zeros(max_examples_ * net.max_width)};
+    if (kept_)
+      tangent_ = {new_tape(), new_tape(), arena_.take_zeros(max_examples_ * net.max_width)};
   }
 
   void run(int64_t task) {
@@ -114,7 +121,7 @@ class Worker {
     }
     const T value = evaluate(weights(args_.steps), query, tape(args_.steps), direction_.by_input);
     write_output(tape(args_.steps), task);
-    if (args_.exact) pull_back(support, rate);
+    if (kept_) pull_back(support);
     static_cast<T*>(args_.query_loss)[task] = value;
     static_cast<T*>(args_.support_loss)[task] = args_.steps ? first_loss : value;
     const int64_t size = row_size();
@@ -125,15 +132,56 @@ class Worker {
   }
 
  private:
-  // The reverse sweep: v <- v - lr H_k v from the last step to the first.
-  void pull_back(const Data<T>& support, T rate) {
+  // The reverse sweep: v <- v - lr H_k d_k from the last step to the first.
+  void pull_back(const Data<T>& support) {
+    const T rate = static_cast<T>(scales_only(args_) ? args_.lr * args_.lam_d : args_.lr);
     for (int64_t k = args_.steps; k-- > 0;) {
-      order_by_output(net_, direction_);
-      r_forward(net_, weights(k), direction_, support, tape(k), tangent_);
-      r_loss(net_, support, tape(k), tangent_);
-      r_backward(net_, weights(k), direction_, support, tape(k), tangent_, grad_);
+      const Tape<T>& tape = this->tape(k);
+      if (tape.lowest == net_.layers.size()) continue;
+      const int64_t* mask = mask_of(args_, k);
+      if (!scales_only(args_)) compare(support, tape, mask);
+      order_by_output(net_, cotangent_, mask);
+      r_forward(net_, weights(k), cotangent_, mask, support, tape, tangent_);
+      r_loss(net_, support, tape, tangent_);
+      r_backward(net_, weights(k), cotangent_, mask, support, tape, tangent_, grad_);
       add_scaled(direction_.by_input, -rate, grad_, net_.by_input, direction_.by_input);
     }
+  }
+
+  // Calls body(offset, size) for the weight and bias of each layer of a mask, by-input layout.
+  template <class Body>
+  void each_layer(const int64_t* mask, const Body& body) const {
+    for (size_t l = 0; l < net_.layers.size(); ++l) {
+      const Layer& layer = net_.layers[l];
+      if (mask[l]) body(layer.by_input, (layer.in + 1) * layer.row);
+    }
+  }
+
+  // d of the layers of a mask, from v and the inner gradient g, which the tape determines.
+  void compare(const Data<T>& support, const Tape<T>& tape, const int64_t* mask) {
+    for (size_t l = tape.lowest; l < net_.layers.size(); ++l)
+      if (mask[l]) layer_gradient(net_, l, support, tape, tape.delta, grad_);
+    Vec<T> dots = Vec<T>{}, squares = Vec<T>{};
+    each_layer(mask, [&](int64_t at, int64_t size) {
+      for (int64_t i = at; i < at + size; i += kLanes<T>) {
+        const Vec<T> g = load(grad_ + i);
+        dots += g * load(direction_.by_input + i);
+        squares += g * g;
+      }
+    });
+    double dot = 0, square = 0;
+    for (int64_t i = 0; i < kLanes<T>; ++i) {
+      dot += static_cast<double>(dots[i]);
+      square += static_cast<double>(squares[i]);
+    }
+    const double cosine = args_.lam_c != 0 && square > 0 ? args_.lam_c * dot / square : 0;
+    const T total = static_cast<T>(args_.lam_d + args_.lam_c + args_.lam_2);
+    const T along = static_cast<T>(args_.lam_2 + cosine);
+    each_layer(mask, [&](int64_t at, int64_t size) {
+      for (int64_t i = at; i < at + size; i += kLanes<T>)
+        store(cotangent_.by_input + i,
+              total * load(direction_.by_input + i) - along * load(grad_ + i));
+    });
   }
 
   T evaluate(const Weights<T>& w, const Data<T>& data, const Tape<T>& tape, T* grad) {
@@ -145,14 +193,13 @@ class Worker {
 
   // After k inner steps; first order keeps the latest only.
   const Weights<T>& weights(int64_t k) const {
-    return k == 0 ? start_ : weights_[args_.exact ? k - 1 : 0];
+    return k == 0 ? start_ : weights_[kept_ ? k - 1 : 0];
   }
+  int64_t weight_sets() const { return kept_ ? kept_ : std::min<int64_t>(args_.steps, 1); }
   // Of the evaluation before inner step k, or of the query set. A tape always holds the same number
   // of examples, so its padding stays zero.
-  const Tape<T>& tape(int64_t k) const {
-    return tapes_[args_.exact || k < args_.steps ? (args_.exact ? k : 0) : 1];
-  }
-  int64_t tapes() const { return args_.exact ? args_.steps + 1 : 2; }
+  const Tape<T>& tape(int64_t k) const { return tapes_[kept_ ? k : k >= args_.steps]; }
+  int64_t tapes() const { return kept_ ? kept_ + 1 : 2; }
 
   Data<T> examples(const MlpExamples& all, int64_t task) const {
     const int64_t in = net_.layers[0].in;
@@ -188,11 +235,12 @@ class Worker {
   const Network& net_;
   const Weights<T>& start_;
   const int64_t max_examples_;  // per support or query set
-  const int64_t kept_;          // sets of fast weights
+  const int64_t kept_;          // inner steps kept for the reverse sweep
   Arena<T> arena_;
   std::vector<Weights<T>> weights_;
   std::vector<Tape<T>> tapes_;
-  Weights<T> direction_;
+  Weights<T> direction_;  // v
+  Weights<T> cotangent_;  // d; v itself where d is a multiple of it
   T* grad_;
   T* inner_;
   T* scratch_;

@@ -53,34 +53,44 @@ template <class T>
 struct Tape {
   T* out;     // activations; outputs for the last layer
   T* first;   // derivative of the activations; for the last layer, cross-entropy's probabilities
-  T* second;  // second derivative, multiplied by the activation's gradient in backward; null
-              // without an R-operator to follow, and not written where it is zero (ReLU)
+  T* second;  // second derivative, multiplied by the activation's gradient in backward; not
+              // written below layer `lowest`, for the last layer, and where it is zero (ReLU)
   T* delta;   // gradient of the pre-activations
+  size_t lowest;  // where the R-operator starts; the number of layers if it does not follow
 };
+
+// Inputs of a layer, with their row stride.
+template <class T>
+struct Inputs {
+  const T* at;
+  int64_t row;
+};
+template <class T>
+Inputs<T> inputs_of(const Network& net, const Data<T>& data, const T* out, size_t l) {
+  if (l == 0) return {data.x, net.layers[0].in};
+  return {out + data.n * net.layers[l - 1].units, net.layers[l - 1].row};
+}
 
 template <class T>
 void forward(const Network& net, const Weights<T>& w, const Data<T>& data, const Tape<T>& tape) {
-  const T* from = data.x;
-  int64_t from_row = net.layers[0].in;
   for (size_t l = 0; l < net.layers.size(); ++l) {
     const Layer& layer = net.layers[l];
     const int64_t at = data.n * layer.units;
     const T* weight = w.by_input + layer.by_input;
+    const Inputs<T> from = inputs_of(net, data, tape.out, l);
     T* out = tape.out + at;
     multiply<T, 1>(out, data.n, layer.out, {weight + layer.in * layer.row, 0, 1},
-                   {{from, from_row, 1, weight, layer.row, layer.in}});
+                   {{from.at, from.row, 1, weight, layer.row, layer.in}});
     if (l + 1 < net.layers.size())
       with_activation(layer.activation, [&](auto f) {
         for (int64_t i = 0; i < data.n * layer.row; i += kLanes<T>) {
           const auto c = curve<decltype(f)::value, VectorMath<T>>(load(out + i));
           store(out + i, c.value);
           store(tape.first + at + i, c.first);
-          if (decltype(f)::value != Activation::relu && tape.second)
+          if (decltype(f)::value != Activation::relu && l >= tape.lowest)
             store(tape.second + at + i, c.second);
         }
       });
-    from = out;
-    from_row = layer.row;
   }
 }
 
@@ -100,29 +110,35 @@ void scale_by(const T* a, const T* b, int64_t size, T* to) {
   for (int64_t i = 0; i < size; i += kLanes<T>) store(to + i, load(a + i) * load(b + i));
 }
 
+// One layer's part of the gradient, the products of inputs and deltas, into `grad` (by-input
+// layout).
+template <class T>
+void layer_gradient(const Network& net, size_t l, const Data<T>& data, const Tape<T>& tape,
+                    const T* deltas, T* grad) {
+  const Layer& layer = net.layers[l];
+  const T* delta = deltas + data.n * layer.units;
+  const Inputs<T> from = inputs_of(net, data, tape.out, l);
+  T* g = grad + layer.by_input;
+  if (layer.bias) sum_rows(delta, data.n, layer.row, g + layer.in * layer.row);
+  multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
+                 {{from.at, 1, from.row, delta, layer.row, data.n}});
+}
+
 // The gradient of the mean loss, from the last layer's delta, into `grad` (by-input layout).
 template <class T>
 void backward(const Network& net, const Weights<T>& w, const Data<T>& data, const Tape<T>& tape,
               T* grad) {
   for (size_t l = net.layers.size(); l-- > 0;) {
-    const Layer& layer = net.layers[l];
-    const T* delta = tape.delta + data.n * layer.units;
-    T* g = grad + layer.by_input;
-    if (layer.bias) sum_rows(delta, data.n, layer.row, g + layer.in * layer.row);
-    if (l == 0) {
-      multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
-                     {{data.x, 1, layer.in, delta, layer.row, data.n}});
-      return;
-    }
-    const Layer& before = net.layers[l - 1];
+    layer_gradient(net, l, data, tape, tape.delta, grad);
+    if (l == 0) return;
+    const Layer &layer = net.layers[l], &before = net.layers[l - 1];
     const int64_t at = data.n * before.units;
-    multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
-                   {{tape.out + at, 1, before.row, delta, layer.row, data.n}});
+    const T* delta = tape.delta + data.n * layer.units;
     T* d = tape.delta + at;
     multiply<T, 1>(d, data.n, layer.in, zeros<T>(),
                    {{delta, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out}});
     const int64_t size = data.n * before.row;
-    if (before.activation != Activation::relu && tape.second)
+    if (before.activation != Activation::relu && l > tape.lowest)
       scale_by(tape.second + at, d, size, tape.second + at);
     scale_by(d, tape.first + at, size, d);
   }
@@ -136,23 +152,32 @@ struct Tangent {
   T* scratch;
 };
 
+// `v` is zero outside of the layers of `mask`, and not read there; so are the tangents of the
+// layers below the lowest of them, tape.lowest.
 template <class T>
-void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, const Data<T>& data,
-               const Tape<T>& tape, const Tangent<T>& r) {
-  for (size_t l = 0; l < net.layers.size(); ++l) {
+void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, const int64_t* mask,
+               const Data<T>& data, const Tape<T>& tape, const Tangent<T>& r) {
+  for (size_t l = tape.lowest; l < net.layers.size(); ++l) {
     const Layer& layer = net.layers[l];
     const int64_t at = data.n * layer.units;
     const T* direction = v.by_input + layer.by_input;
-    const T* bias = direction + layer.in * layer.row;
+    const Start<T> bias{direction + layer.in * layer.row, 0, 1};
+    const Inputs<T> from = inputs_of(net, data, tape.out, l);
+    const Factors<T> along_v{from.at, from.row, 1, direction, layer.row, layer.in};
     T* out = r.out + at;
-    if (l == 0) {
-      multiply<T, 1>(out, data.n, layer.out, {bias, 0, 1},
-                     {{data.x, layer.in, 1, direction, layer.row, layer.in}});
+    if (l == tape.lowest) {
+      multiply<T, 1>(out, data.n, layer.out, bias, {along_v});
     } else {
-      const int64_t from = data.n * net.layers[l - 1].units, row = net.layers[l - 1].row;
-      multiply<T, 2>(out, data.n, layer.out, {bias, 0, 1},
-                     {{tape.out + from, row, 1, direction, layer.row, layer.in},
-                      {r.out + from, row, 1, w.by_input + layer.by_input, layer.row, layer.in}});
+      const Factors<T> through_w{r.out + data.n * net.layers[l - 1].units,
+                                 from.row,
+                                 1,
+                                 w.by_input + layer.by_input,
+                                 layer.row,
+                                 layer.in};
+      if (mask[l])
+        multiply<T, 2>(out, data.n, layer.out, bias, {along_v, through_w});
+      else
+        multiply<T, 1>(out, data.n, layer.out, zeros<T>(), {through_w});
     }
     if (l + 1 == net.layers.size()) return;
     const int64_t size = data.n * layer.row;
@@ -163,30 +188,37 @@ void r_forward(const Network& net, const Weights<T>& w, const Weights<T>& v, con
 
 // The Hessian of the mean loss times v, into `product` (by-input layout).
 template <class T>
-void r_backward(const Network& net, const Weights<T>& w, const Weights<T>& v, const Data<T>& data,
-                const Tape<T>& tape, const Tangent<T>& r, T* product) {
+void r_backward(const Network& net, const Weights<T>& w, const Weights<T>& v, const int64_t* mask,
+                const Data<T>& data, const Tape<T>& tape, const Tangent<T>& r, T* product) {
   for (size_t l = net.layers.size(); l-- > 0;) {
     const Layer& layer = net.layers[l];
     const T* delta = tape.delta + data.n * layer.units;
     const T* d_tangent = r.delta + data.n * layer.units;
     T* g = product + layer.by_input;
-    if (layer.bias) sum_rows(d_tangent, data.n, layer.row, g + layer.in * layer.row);
-    if (l == 0) {
-      multiply<T, 1>(g, layer.in, layer.out, zeros<T>(),
-                     {{data.x, 1, layer.in, d_tangent, layer.row, data.n}});
-      return;
+    if (l > tape.lowest) {
+      const Layer& before = net.layers[l - 1];
+      const int64_t at = data.n * before.units;
+      if (layer.bias) sum_rows(d_tangent, data.n, layer.row, g + layer.in * layer.row);
+      multiply<T, 2>(g, layer.in, layer.out, zeros<T>(),
+                     {{tape.out + at, 1, before.row, d_tangent, layer.row, data.n},
+                      {r.out + at, 1, before.row, delta, layer.row, data.n}});
+    } else {
+      layer_gradient(net, l, data, tape, r.delta, product);
     }
+    if (l == 0) return;
     const Layer& before = net.layers[l - 1];
     const int64_t at = data.n * before.units;
-    multiply<T, 2>(g, layer.in, layer.out, zeros<T>(),
-                   {{tape.out + at, 1, before.row, d_tangent, layer.row, data.n},
-                    {r.out + at, 1, before.row, delta, layer.row, data.n}});
     // For these, r_forward wrote its part to r.delta.
-    const bool curved = before.activation != Activation::relu;
+    const bool curved = before.activation != Activation::relu && l > tape.lowest;
     T* sum = curved ? r.scratch : r.delta + at;
-    multiply<T, 2>(sum, data.n, layer.in, zeros<T>(),
-                   {{d_tangent, layer.row, 1, w.by_output + layer.by_output, before.row, layer.out},
-                    {delta, layer.row, 1, v.by_output + layer.by_output, before.row, layer.out}});
+    const Factors<T> through_w{d_tangent,  layer.row, 1, w.by_output + layer.by_output,
+                               before.row, layer.out};
+    const Factors<T> along_v{delta,      layer.row, 1, v.by_output + layer.by_output,
+                             before.row, layer.out};
+    if (mask[l])
+      multiply<T, 2>(sum, data.n, layer.in, zeros<T>(), {through_w, along_v});
+    else
+      multiply<T, 1>(sum, data.n, layer.in, zeros<T>(), {through_w});
     const int64_t size = data.n * before.row;
     scale_by(sum, tape.first + at, size, sum);
     if (curved)

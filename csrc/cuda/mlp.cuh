@@ -29,12 +29,12 @@ struct TaskStep {
     report(value, args.query_loss);
     write_output(last);
     T* row = task_row(args.rows);
-    T* direction = plan.direction.at(0, shared, scratch);
-    gradients(plan, query, last, {}, [&](int at, int param, T g) {
+    T* v = plan.direction.at(0, shared, scratch);
+    gradients(plan, kEveryLayer, query, last, {}, [&](int at, int param, T g) {
       row[param] = g;
-      if (args.exact) direction[at] = g;
+      if (plan.kept) v[at] = g;
     });
-    if (args.exact) pull_back(support, direction, row);
+    if (plan.kept) pull_back(support, v, row);
   }
 
   __device__ void inner_step(const Data<T>& support, int64_t k) const {
@@ -42,7 +42,7 @@ struct TaskStep {
     const T* w = weights(k);
     T* next = weights(k + 1);
     T* inner = args.inner ? task_row(args.inner) : nullptr;
-    gradients(plan, support, tape(k), {}, [&](int at, int param, T g) {
+    gradients(plan, kEveryLayer, support, tape(k), {}, [&](int at, int param, T g) {
       next[at] = w[at] - rate * g;
       if (!inner) return;
       const T sum = k > 0 ? inner[param] + g : g;
@@ -50,20 +50,55 @@ struct TaskStep {
     });
   }
 
-  // The reverse sweep: v <- v - lr H_k v from the last step to the first. The tangents reuse the
+  // The reverse sweep: v <- v - lr H_k d_k from the last step to the first. The tangents reuse the
   // tape of the query set.
   __device__ void pull_back(const Data<T>& support, T* v, T* row) const {
-    const T rate = static_cast<T>(args.lr);
+    const bool scaled = args.lam_c == 0 && args.lam_2 == 0;
+    const T rate = static_cast<T>(scaled ? args.lr * args.lam_d : args.lr);
+    T* d = scaled ? v : plan.direction.at(1, shared, scratch);
     const Tape<T> tangent = tape(args.steps);
     for (int64_t k = args.steps; k-- > 0;) {
-      r_forward(plan, weights(k), v, support, tape(k), tangent);
+      const uint64_t mask = plan.mask(k);
+      if (!mask) continue;
+      if (!scaled) compare(support, tape(k), mask, v, d);
+      r_forward(plan, weights(k), d, mask, support, tape(k), tangent);
       r_loss(args.loss, plan, support, tape(k), tangent);
-      r_backward(plan, weights(k), v, support, tape(k), tangent);
-      gradients(plan, support, tape(k), tangent, [&](int at, int param, T product) {
+      r_backward(plan, weights(k), d, mask, support, tape(k), tangent);
+      gradients(plan, kEveryLayer, support, tape(k), tangent, [&](int at, int param, T product) {
         v[at] -= rate * product;
         row[param] = v[at];
       });
     }
+  }
+
+  // d of the layers of a mask, from v and the inner gradient g, which the tape determines.
+  __device__ void compare(const Data<T>& support, const Tape<T>& tape, uint64_t mask, const T* v,
+                          T* d) const {
+    double dot = 0, square = 0;
+    gradients(plan, mask, support, tape, {}, [&](int at, int, T g) {
+      d[at] = g;
+      dot += static_cast<double>(g) * static_cast<double>(v[at]);
+      square += static_cast<double>(g) * static_cast<double>(g);
+    });
+    dot = block_sum(dot);
+    square = block_sum(square);
+    __shared__ double along;
+    if (threadIdx.x == 0)
+      along = args.lam_2 + (args.lam_c != 0 && square > 0 ? args.lam_c * dot / square : 0);
+    __syncthreads();
+    const T total = static_cast<T>(args.lam_d + args.lam_c + args.lam_2);
+    const T factor = static_cast<T>(along);
+    for (int l = tape.lowest; l < plan.count; ++l) {
+      if (!has_layer(mask, l)) continue;
+      const MlpPlanLayer& layer = plan.layers[l];
+      const int weights = layer.out * layer.in, biases = layer.bias ? layer.out : 0;
+      for (int k = threadIdx.x; k < weights + biases; k += kThreads) {
+        const int at = layer.set + (k < weights ? k / layer.in * layer.row + k % layer.in
+                                                : layer.out * layer.row + k - weights);
+        d[at] = total * v[at] - factor * d[at];
+      }
+    }
+    __syncthreads();
   }
 
   __device__ T evaluate(const T* w, const Data<T>& data, const Tape<T>& tape) const {
@@ -110,15 +145,16 @@ struct TaskStep {
 
   // After k inner steps; first order keeps the latest only.
   __device__ T* weights(int64_t k) const {
-    return plan.weights.at(args.exact ? k : 0, shared, scratch);
+    return plan.weights.at(plan.kept ? k : 0, shared, scratch);
   }
 
   // Of the evaluation before inner step k, or of the query set.
   __device__ Tape<T> tape(int64_t k) const {
-    const bool kept = args.exact && k < args.steps;
+    const bool kept = k < plan.kept;
     T* out = kept ? plan.tapes.at(k, shared, scratch) : plan.tape.at(0, shared, scratch);
     const int64_t size = kept ? plan.tapes.size / 4 : plan.tape.size / 3;
-    return {out, out + size, out + 2 * size, kept ? out + 3 * size : nullptr};
+    const int lowest = kept ? lowest_layer(plan.mask(k), plan.count) : plan.count;
+    return {out, out + size, out + 2 * size, kept ? out + 3 * size : nullptr, lowest};
   }
 
   __device__ T* task_row(void* rows) const { return static_cast<T*>(rows) + task * plan.params; }

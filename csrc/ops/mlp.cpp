@@ -10,12 +10,14 @@ namespace cuda {
 
 // Checks the limits and allocates scratch for the blocks.
 static int mlp_step(const MlpArgs& args, const Tensor& like, void* stream) {
-  FM_REQUIRE(args.count <= kMaxMlpLayers && mlp_products(args) <= kMaxMlpProducts,
-             "mlp_step: on CUDA at most " + std::to_string(kMaxMlpLayers) + " layers and " +
+  FM_REQUIRE(args.count <= kMaxMlpLayers && mlp_products(args) <= kMaxMlpProducts &&
+                 mlp_masks(args) <= kMaxMlpMasks,
+             "mlp_step: on CUDA at most " + std::to_string(kMaxMlpLayers) + " layers, " +
                  std::to_string(kMaxMlpProducts) +
-                 " multiplications of one forward pass over a task's examples; got " +
-                 std::to_string(args.count) + " and " + std::to_string(mlp_products(args)) +
-                 ". Move parameters and tasks with .cpu().");
+                 " multiplications of one forward pass over a task's examples, and masks for " +
+                 std::to_string(kMaxMlpMasks) + " inner steps; got " + std::to_string(args.count) +
+                 ", " + std::to_string(mlp_products(args)) + " and " +
+                 std::to_string(mlp_masks(args)) + ". Move parameters and tasks with .cpu().");
   const MlpPlan plan = plan_mlp(args, mlp_shared_capacity(args.dtype));
   const Tensor scratch = empty(like, {plan.blocks * plan.scratch}, like.scalar_type());
   return mlp_step(args, plan, scratch.mutable_data_ptr(), stream);
@@ -96,7 +98,8 @@ MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t task
 
 Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tensor query_x,
                  Tensor query_y, const Ints& activations, int64_t loss, double lr, int64_t steps,
-                 bool exact, bool record_inner) {
+                 const Ints& differentiated, double lam_d, double lam_c, double lam_2,
+                 bool record_inner) {
   const std::vector<MlpLayer> layers = read_layers(params, activations);
   const Tensor& like = params[0];
   const ScalarType type = like.scalar_type();
@@ -107,6 +110,11 @@ Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tens
   FM_REQUIRE(!record_inner || steps > 0,
              "mlp_step: the mean inner gradient needs at least one inner step.");
   FM_REQUIRE(support_x.dim() > 0, "mlp_step: support_x: expected (tasks, examples, inputs).");
+  const size_t count = layers.size();
+  FM_REQUIRE(!differentiated.empty() && differentiated.size() % count == 0,
+             "mlp_step: expected masks of " + std::to_string(count) +
+                 " layers, at least one; got " + std::to_string(differentiated.size()) +
+                 " values.");
   const auto kind = static_cast<Loss>(loss);
   const int64_t tasks = support_x.size(0), in = layers.front().in, out = layers.back().out;
   const MlpExamples support =
@@ -119,14 +127,18 @@ Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tens
                   empty(like, {tasks}, type), empty(like, {tasks, query.n, out}, type)};
   const MlpArgs args{dtype_of(like),
                      layers.data(),
-                     static_cast<int64_t>(layers.size()),
+                     static_cast<int64_t>(count),
                      kind,
                      tasks,
                      support,
                      query,
                      lr,
                      steps,
-                     exact,
+                     differentiated.data(),
+                     static_cast<int64_t>(differentiated.size() / count),
+                     lam_d,
+                     lam_c,
+                     lam_2,
                      results[0].mutable_data_ptr(),
                      record_inner ? results[1].mutable_data_ptr() : nullptr,
                      results[2].mutable_data_ptr(),
@@ -138,9 +150,9 @@ Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tens
   return results;
 }
 
-// Limits of the CUDA kernel: layers, and multiplications in one forward pass over a task.
+// Limits of the CUDA kernel: layers, multiplications in one forward pass over a task, and masks.
 Ints mlp_limits() {
-  return {kMaxMlpLayers, kMaxMlpProducts};
+  return {kMaxMlpLayers, kMaxMlpProducts, kMaxMlpMasks};
 }
 
 }  // namespace
@@ -149,8 +161,8 @@ Ints mlp_limits() {
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
   m.def(
       "mlp_step(Tensor[] params, Tensor support_x, Tensor support_y, Tensor query_x, Tensor "
-      "query_y, int[] activations, int loss, float lr, int steps, bool exact, bool record_inner) "
-      "-> Tensor[]");
+      "query_y, int[] activations, int loss, float lr, int steps, int[] differentiated, float "
+      "lam_d, float lam_c, float lam_2, bool record_inner) -> Tensor[]");
   m.def("mlp_limits() -> int[]");
 }
 

@@ -163,13 +163,14 @@ std::vector<MlpLayer> layers_of(const std::vector<py::array>& params,
 }
 
 // `data`: x and y of the support set and of the query set. `out`: rows, inner (or an empty array),
-// support and query loss, query output. At most `shared_capacity` elements of shared memory
-// per block, and at most `blocks` blocks. Returns the elements of shared memory and scratch per
-// block.
+// support and query loss, query output. `lam`: lam_d, lam_c and lam_2. At most `shared_capacity`
+// elements of shared memory per block, and at most `blocks` blocks. Returns the elements of shared
+// memory and scratch per block.
 py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& params,
                    const std::vector<py::array>& data, const std::vector<int>& activations,
-                   int loss, double lr, int64_t steps, bool exact, int64_t shared_capacity,
-                   int64_t blocks, std::vector<py::array> out, uint64_t seed) {
+                   int loss, double lr, int64_t steps, const std::vector<int64_t>& differentiated,
+                   const std::vector<double>& lam, int64_t shared_capacity, int64_t blocks,
+                   std::vector<py::array> out, uint64_t seed) {
   const std::vector<MlpLayer> layers = layers_of(params, activations);
   const MlpArgs args{dtype_named(dtype),
                      layers.data(),
@@ -180,7 +181,11 @@ py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& param
                      {data[2].data(), data[3].data(), data[2].shape(1)},
                      lr,
                      steps,
-                     exact,
+                     differentiated.data(),
+                     static_cast<int64_t>(differentiated.size() / layers.size()),
+                     lam[0],
+                     lam[1],
+                     lam[2],
                      out[0].mutable_data(),
                      out[1].size() ? out[1].mutable_data() : nullptr,
                      out[2].mutable_data(),

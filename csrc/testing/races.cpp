@@ -182,11 +182,12 @@ void check_mlp(const cpu::Kernels& kernels) {
   std::vector<T> rows(kTasks * kSize), inner(rows.size()), before(kTasks), after(kTasks);
   std::vector<T> output(y.size());
   const MlpExamples examples{x.data(), y.data(), kShots};
+  const int64_t masks[] = {0, 1, 1, 1};  // the head in the first inner step, then both layers
   check("mlp_step", {memory(rows), memory(inner), memory(before), memory(after), memory(output)},
         [&](const Parallel& p) {
           kernels.mlp_step(
-              {kDType<T>, layers, 2, Loss::mse, kTasks, examples, examples, 0.01, 3, true,
-               rows.data(), inner.data(), before.data(), after.data(), output.data()},
+              {kDType<T>, layers, 2, Loss::mse, kTasks, examples, examples, 0.01, 3, masks, 2, 0.7,
+               0.4, 0.3, rows.data(), inner.data(), before.data(), after.data(), output.data()},
               p);
         });
 }

@@ -37,6 +37,11 @@ class MlpNetwork:
     outputs: int
     flattens: bool
 
+    @property
+    def layers(self) -> int:
+        """The number of linear layers."""
+        return len(self.activations) + 1
+
 
 def read_mlp(module: nn.Module) -> MlpNetwork | str:
     """The linear layers and activations of a (nested) `nn.Sequential` or `models.MLP`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import is_not
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,21 @@ from fastmeta.backend import kernel_devices
 from fastmeta.engines._recognition import MlpNetwork, loss_name, read_mlp
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import FunctionalModule
-from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, StepContext
+from fastmeta.metagrad import GSL, Exact, FirstOrder, Recursion, StepContext
 from fastmeta.metagrad.base import require_inner_steps
-from fastmeta.ops.mlp import MAX_LAYERS, MAX_PRODUCTS
+from fastmeta.ops.mlp import MAX_LAYERS, MAX_MASKS, MAX_PRODUCTS
 from fastmeta.tasks import TaskBatch
+
+_SECOND_ORDER = (Exact, Recursion, GSL)
 
 
 class MlpEngine(Engine):
-    """Runs MAML, FOMAML and corrections of FOMAML such as GSL on a plain MLP.
+    """Runs MAML, FOMAML, mixed order, GSL and corrections of FOMAML on a plain MLP.
 
-    By [`fastmeta.ops.mlp_step`][]. Suitable only if no user code would be skipped: linear layers
-    and activations without hooks or parametrizations, every parameter trained, a loss of torch
-    with default options. On CUDA the network must be within the kernel's limits.
+    By [`fastmeta.ops.mlp_step`][], which computes the meta-gradients of `Exact`, `Recursion`, `GSL`
+    and `FirstOrder`. Suitable only if no user code would be skipped: linear layers and activations
+    without hooks or parametrizations, every parameter trained, a loss of torch with default
+    options. On CUDA the network must be within the kernel's limits.
     """
 
     name = "mlp"
@@ -53,7 +57,7 @@ class MlpEngine(Engine):
             _unsuitable_params(spec.model.params, network)
             or _unsuitable_examples(batch, "support", network, self._loss)
             or _unsuitable_examples(batch, "query", network, self._loss)
-            or (_beyond_limits(batch, network) if batch.support_x.is_cuda else None)
+            or (_beyond_limits(batch, network, spec) if batch.support_x.is_cuda else None)
         )
 
     @override
@@ -74,8 +78,8 @@ class MlpEngine(Engine):
             loss=loss,
             lr=adaptation.lr,
             steps=adaptation.steps,
-            exact=bool(_is_exact(self.spec.metagrad)),
             record_inner=context.record_support,
+            **_reverse_sweep(self.spec, network, context),
         )
         buffers.outer.adopt(step.meta_gradients)
         if step.inner_gradients is not None:
@@ -83,13 +87,20 @@ class MlpEngine(Engine):
         return StepResult(step.support_loss, step.query_loss, step.query_output)
 
 
-def _is_exact(metagrad: MetaGradient) -> bool | None:
-    """Whether the gradient of a task is the exact or the first-order one; `None` for any other."""
-    if type(metagrad).task is FirstOrder.task:
-        return False
-    if type(metagrad) is Exact and metagrad.layers in ("all", "none"):
-        return metagrad.second_order
-    return None
+def _reverse_sweep(spec: StepSpec, network: MlpNetwork, context: StepContext) -> dict[str, Any]:
+    """The arguments of [`fastmeta.ops.mlp_step`][] that the meta-gradient determines."""
+    metagrad = spec.metagrad
+    if not isinstance(metagrad, _SECOND_ORDER) or metagrad.is_first_order:
+        return {"differentiated": [[False] * network.layers]}
+    masks = context.prepared
+    if masks is not None:  # over parameters; a layer's bias follows its weight in every mask
+        weights = [i for i, param in enumerate(network.params) if param.dim() == 2]
+        masks = [[mask[i] for i in weights] for mask in masks]
+    if not isinstance(metagrad, GSL):
+        return {"differentiated": masks}
+    rate = metagrad.rate(context.step)
+    lams = {name: rate * getattr(metagrad, name) for name in ("lam_d", "lam_c", "lam_2")}
+    return {"differentiated": masks, **lams}
 
 
 def _unsuitable_components(spec: StepSpec) -> str | None:
@@ -97,12 +108,11 @@ def _unsuitable_components(spec: StepSpec) -> str | None:
         return f"the adaptation is {type(spec.adaptation).__name__}, not SGD"
     if spec.adaptation.momentum:
         return "the inner SGD has momentum"
-    if _is_exact(spec.metagrad) is None:
-        layers = getattr(spec.metagrad, "layers", "all")
-        some = "" if layers == "all" else f" with layers={layers!r}"
+    kind = type(spec.metagrad)
+    if kind.task is not FirstOrder.task and kind not in _SECOND_ORDER:
         return (
-            f"the meta-gradient is {type(spec.metagrad).__name__}{some}; expected Exact, "
-            "FirstOrder or GSL"
+            f"the meta-gradient is {kind.__name__}; expected Exact, Recursion, GSL, FirstOrder or "
+            "a correction of FirstOrder"
         )
     return None
 
@@ -172,10 +182,13 @@ def _unsuitable_tensor(
     return None
 
 
-def _beyond_limits(batch: TaskBatch, network: MlpNetwork) -> str | None:
-    layers = len(network.activations) + 1
-    if layers > MAX_LAYERS:
-        return f"the network has {layers} layers; on CUDA at most {MAX_LAYERS}"
+def _beyond_limits(batch: TaskBatch, network: MlpNetwork, spec: StepSpec) -> str | None:
+    if network.layers > MAX_LAYERS:
+        return f"the network has {network.layers} layers; on CUDA at most {MAX_LAYERS}"
+    if isinstance(spec.metagrad, _SECOND_ORDER):
+        patterns = min(spec.adaptation.steps, spec.metagrad.layers.count("/") + 1)
+        if patterns > MAX_MASKS:
+            return f"layers has patterns for {patterns} inner steps; on CUDA at most {MAX_MASKS}"
     examples = max(batch.support_x.shape[1], batch.query_x.shape[1])
     products = examples * sum(p.numel() for p in network.params if p.dim() == 2)
     if products > MAX_PRODUCTS:

@@ -53,7 +53,7 @@ class Recursion(ReverseSweep):
 
     Raises:
         NotImplementedError: in a meta-step with `hvp="forward"`, where torch has no forward
-            derivative.
+            derivative; not with the MLP engine, which has Hessian-vector products of its own.
         ValueError: if `layers` is no pattern, `hvp` is unknown, `graphs` is negative, or not 0 with
             `hvp="forward"`, which does not use kept graphs.
     """

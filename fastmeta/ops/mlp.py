@@ -12,9 +12,10 @@ from fastmeta.backend import kernel_devices, kernels
 from fastmeta.ops._function import transform_active
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
-# Limits on CUDA: the number of layers, and the multiplications of one forward pass over the larger
-# of a task's two sets, examples times weight elements (csrc/include/fastmeta/mlp_plan.h says why).
-MAX_LAYERS, MAX_PRODUCTS = kernels.mlp_limits.default()
+# Limits on CUDA: the number of layers, the multiplications of one forward pass over the larger of a
+# task's two sets, examples times weight elements, and the inner steps with a mask of their own
+# (csrc/include/fastmeta/mlp_plan.h says why).
+MAX_LAYERS, MAX_PRODUCTS, MAX_MASKS = kernels.mlp_limits.default()
 
 _ACTIVATION_IDS = {name: k for k, name in enumerate(ACTIVATIONS)}
 _LOSS_IDS = {name: k for k, name in enumerate(LOSSES)}
@@ -49,17 +50,33 @@ def mlp_step(
     loss: str,
     lr: float,
     steps: int,
-    exact: bool = True,
+    differentiated: Sequence[Sequence[bool]] | None = None,
+    lam_d: float = 1.0,
+    lam_c: float = 0.0,
+    lam_2: float = 0.0,
     record_inner: bool = False,
 ) -> MlpStep:
     """Inner SGD from shared initial parameters on every task, and the tasks' meta-gradients.
 
-    Forward, backward, `steps` inner steps, the query gradient `v` and, if `exact`, the
-    recursion `v <- v - lr H_k v` of the exact meta-gradient (Finn et al. 2017, eq. 1), with
-    Hessian-vector products by the R-operator (Pearlmutter 1994). Not differentiable: it is itself
-    the gradient. Tasks run in parallel over threads, or over the blocks of one CUDA launch; the
-    result does not depend on their number. If `exact`, each keeps the activations of all inner
-    steps. On CUDA the limits `MAX_LAYERS` and `MAX_PRODUCTS` of this module apply.
+    Forward, backward, `steps` inner steps, the query gradient `v`, and a reverse sweep over the
+    inner steps, with `g` the inner gradient of step `k` and `_m` its restriction to the layers
+    that are differentiated in this step:
+
+    `d = (lam_d + lam_c + lam_2) v_m - (lam_2 + lam_c <g_m, v_m> / |g_m|^2) g_m`,
+    `v <- v - lr H_k d`
+
+    By default this is the exact meta-gradient, `v <- v - lr H_k v` (Finn et al. 2017, eq. 1); with
+    some layers only, that of mixed order; with other weights, that of
+    [`metagrad.GSL`][fastmeta.metagrad.GSL], times whose `eta` they are meant. Hessian-vector
+    products are those of the R-operator (Pearlmutter 1994), which starts at the lowest
+    differentiated layer: below it, `H_k d` takes one ordinary backward pass. Without
+    differentiated layers, or with all weights 0, the meta-gradients are the query gradients at
+    the fast weights (first order).
+
+    Not differentiable: it is itself the gradient. Tasks run in parallel over threads, or over the
+    blocks of one CUDA launch; the result does not depend on their number. For a reverse sweep,
+    each keeps the activations of all inner steps. On CUDA the limits `MAX_LAYERS`, `MAX_PRODUCTS`
+    and `MAX_MASKS` of this module apply.
 
     Args:
         params: weight `(out, in)` of every linear layer, each followed by its bias `(out,)` if
@@ -75,17 +92,22 @@ def mlp_step(
         loss: `"mse"` or `"cross_entropy"`, both with mean reduction.
         lr: the inner learning rate.
         steps: inner steps, 0 or more.
-        exact: whether to include the second derivatives; without them the meta-gradients are the
-            query gradients at the fast weights (first order).
+        differentiated: one mask over the layers per inner step, the last of which is that of all
+            further steps: whether the layer's inner gradient is differentiated. `None` means all.
+        lam_d: weight of the inner product of `g_m` and `v_m` in the similarity loss.
+        lam_c: weight of their cosine, which is taken as 0 where `g_m` is 0.
+        lam_2: weight of their L2 distance.
         record_inner: whether to return the mean inner gradients.
 
     Raises:
-        ValueError: if an activation or the loss is unknown.
+        ValueError: if an activation or the loss is unknown, or `differentiated` has no mask, or one
+            without an entry per layer.
         RuntimeError: if shapes, dtypes, devices or class indices do not match, the network exceeds
             the limits on CUDA, or a `torch.func` transform is active.
     """
     activation_ids = [_id(_ACTIVATION_IDS, name, "activation") for name in activations]
     loss_id = _id(_LOSS_IDS, loss, "loss")
+    masks = _flat_masks(differentiated, len(activations) + 1)
     if transform_active():
         raise RuntimeError(
             "fastmeta: mlp_step: this op has no derivative and cannot be batched; call it outside "
@@ -102,7 +124,7 @@ def mlp_step(
         meta_gradients, inner_gradients, *rest = kernels.mlp_step.default(
             tensors,
             *(support_x, support_y, query_x, query_y),
-            *(activation_ids, loss_id, lr, steps, exact, record_inner),
+            *(activation_ids, loss_id, lr, steps, masks, lam_d, lam_c, lam_2, record_inner),
         )
     return MlpStep(meta_gradients, inner_gradients if record_inner else None, *rest)
 
@@ -111,6 +133,17 @@ def _id(ids: dict[str, int], name: str, kind: str) -> int:
     if name not in ids:
         raise ValueError(f"unknown {kind} {name!r}; expected one of {', '.join(ids)}.")
     return ids[name]
+
+
+def _flat_masks(masks: Sequence[Sequence[bool]] | None, layers: int) -> list[int]:
+    if masks is None:
+        return [1] * layers
+    if not masks or any(len(mask) != layers for mask in masks):
+        raise ValueError(
+            f"differentiated must have at least one mask, each with one entry for each of the "
+            f"{layers} layers; got masks of {[len(mask) for mask in masks]} entries."
+        )
+    return [int(used) for mask in masks for used in mask]
 
 
 @torch.library.register_fake("fastmeta::mlp_step")
@@ -124,7 +157,10 @@ def _(
     loss: int,
     lr: float,
     steps: int,
-    exact: bool,
+    differentiated: Sequence[int],
+    lam_d: float,
+    lam_c: float,
+    lam_2: float,
     record_inner: bool,
 ) -> Sequence[Tensor]:
     tasks, size = support_x.shape[0], sum(p.numel() for p in params)

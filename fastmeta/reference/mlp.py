@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -34,30 +35,45 @@ def mlp_step(
     loss: str,
     lr: float,
     steps: int,
-    exact: bool,
+    differentiated: Sequence[Sequence[bool]] | None = None,
+    lam_d: float = 1.0,
+    lam_c: float = 0.0,
+    lam_2: float = 0.0,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """Reference implementation of [`fastmeta.ops.mlp_step`][].
 
     Without inner steps, the mean inner gradients are `None`.
     """
     evaluate = partial(_loss, activations=activations, loss=LOSSES[loss])
+    masks = differentiated or [[True] * (len(activations) + 1)]
+    layers = list(accumulate(p.dim() > 1 for p in params))  # of each parameter, from 1
     results = []
     for sx, sy, qx, qy in zip(support_x, support_y, query_x, query_y, strict=True):
-        initial = [p.detach().requires_grad_() for p in params]
-        fast, losses, inner = initial, [], []
+        fast, losses, trace = [p.detach().requires_grad_() for p in params], [], []
         for _ in range(steps):
             value, _ = evaluate(fast, sx, sy)
-            grads = torch.autograd.grad(value, fast, create_graph=exact)
+            grads = torch.autograd.grad(value, fast, create_graph=True)
             losses.append(value.detach())
-            inner.append(_flat(grads))
-            fast = [p - lr * g for p, g in zip(fast, grads, strict=True)]
-            if not exact:
-                fast = [p.detach().requires_grad_() for p in fast]
+            trace.append((fast, grads))
+            fast = [
+                (p - lr * g).detach().requires_grad_() for p, g in zip(fast, grads, strict=True)
+            ]
         value, output = evaluate(fast, qx, qy)
-        grads = torch.autograd.grad(value, initial if exact else fast)
-        mean = torch.stack(inner).mean(0) if steps else None
+        v = list(torch.autograd.grad(value, fast))
+        for k in reversed(range(steps)):
+            mask = masks[min(k, len(masks) - 1)]
+            chosen = [i for i, layer in enumerate(layers) if mask[layer - 1]]
+            if not chosen:
+                continue
+            start, grads = trace[k]
+            g = [grads[i] for i in chosen]
+            d = _cotangents([h.detach() for h in g], [v[i] for i in chosen], lam_d, lam_c, lam_2)
+            # With a linear network and loss, a gradient may not depend on the parameters.
+            products = torch.autograd.grad(g, start, d, allow_unused=True, materialize_grads=True)
+            v = [x - lr * h for x, h in zip(v, products, strict=True)]
+        mean = torch.stack([_flat(grads) for _, grads in trace]).mean(0) if steps else None
         value = value.detach()
-        results.append((_flat(grads), mean, losses[0] if steps else value, value, output.detach()))
+        results.append((_flat(v), mean, losses[0] if steps else value, value, output.detach()))
     meta, inner_means, support_losses, query_losses, outputs = zip(*results, strict=True)
     return (
         torch.stack(meta),
@@ -66,6 +82,15 @@ def mlp_step(
         torch.stack(query_losses),
         torch.stack(outputs),
     )
+
+
+def _cotangents(
+    g: Sequence[Tensor], v: Sequence[Tensor], lam_d: float, lam_c: float, lam_2: float
+) -> list[Tensor]:
+    dot = torch.stack([(a * b).sum() for a, b in zip(g, v, strict=True)]).sum()
+    square = torch.stack([a.square().sum() for a in g]).sum()
+    along = lam_2 + lam_c * torch.where(square > 0, dot / square, 0)
+    return [(lam_d + lam_c + lam_2) * b - along * a for a, b in zip(g, v, strict=True)]
 
 
 def _loss(

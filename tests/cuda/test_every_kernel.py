@@ -46,7 +46,7 @@ def run_scalars_and_mlp(name: str) -> None:
     cuda.gsl_coefficients(name, zeros(2, 1, 3), zeros(2), zeros(1), *options, zeros(2, 1, 2), 0)
     cuda.task_weights(name, zeros(2, 2), 0, 1.0, 0.0, 1.0, zeros(2), 0)
     data, out = [zeros(2, 1, 1)] * 4, [zeros(2, 1), zeros(0, 1), zeros(2), zeros(2), zeros(2, 1, 1)]
-    cuda.mlp_step(name, [zeros(1, 1)], data, [], 0, 0.1, 1, True, 28_000, 2, out, 0)
+    cuda.mlp_step(name, [zeros(1, 1)], data, [], 0, 0.1, 1, [1], [1.0, 0.0, 0.0], 28_000, 2, out, 0)
 
 
 def run_norm(name: str, channels: int, pool: bool) -> None:

@@ -11,10 +11,24 @@ from torch import nn
 
 from fastmeta import FOMAML, GSL, MAML, MetaLearner, TaskBatch, metagrad
 from fastmeta.adaptation import SGD
-from fastmeta.aggregation import GradientAgreement
+from fastmeta.aggregation import Aggregation, GradientAgreement, GslWeights, Mean
 from fastmeta.models import MLP
 from tests.engines.mlp_cases import both, mlp
 from tests.helpers.problems import tasks
+
+
+def learner_with(
+    way: metagrad.MetaGradient, aggregation: Aggregation | None = None
+) -> Callable[..., MetaLearner]:
+    return lambda module, loss, inner_lr, inner_steps, **options: MetaLearner(
+        module,
+        loss,
+        adaptation=SGD(inner_lr, inner_steps),
+        metagrad=way,
+        aggregation=aggregation or Mean(),
+        **options,
+    )
+
 
 METHODS: dict[str, Callable[..., MetaLearner]] = {
     "maml": MAML,
@@ -24,14 +38,14 @@ METHODS: dict[str, Callable[..., MetaLearner]] = {
     "gsl R2": lambda *a, **k: GSL(*a, variant="R2", eta=0.3, **k),
     "gsl R2p": lambda *a, **k: GSL(*a, variant="R2p", eta=9.0, **k),
     "gsl R3": lambda *a, **k: GSL(*a, variant="R3", **k),
-    "agreement": lambda module, loss, inner_lr, inner_steps, **k: MetaLearner(
-        module,
-        loss,
-        adaptation=SGD(inner_lr, inner_steps),
-        metagrad=metagrad.Exact(),
-        aggregation=GradientAgreement(),
-        **k,
-    ),
+    "agreement": learner_with(metagrad.Exact(), GradientAgreement()),
+    "head": learner_with(metagrad.Exact("head")),
+    "another pattern in each step": learner_with(metagrad.Recursion(layers="head/full/body")),
+    "recursion": learner_with(metagrad.Recursion(graphs=0), GslWeights()),
+    "similarity": learner_with(metagrad.GSL(-0.5)),
+    "similarity L2": learner_with(metagrad.GSL(lam_d=0.0, lam_2=1.0)),
+    "similarity cosine": learner_with(metagrad.GSL(lam_d=0.0, lam_c=1.0, layers="body")),
+    "all similarities": learner_with(metagrad.GSL(0.8, 0.7, 0.4, 0.3, "warmup:4", "full/head")),
 }
 
 

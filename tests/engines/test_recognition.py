@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fastmeta
-from fastmeta import FOMAML, MAML, MetaLearner, Reptile, TaskBatch
+from fastmeta import FOMAML, MAML, MetaLearner, Reptile, TaskBatch, metagrad
 from fastmeta.adaptation import SGD
 from fastmeta.engines import LoopEngine, MlpEngine
 from fastmeta.models import MLP
@@ -171,8 +171,14 @@ def test_other_components_and_losses_use_the_loop() -> None:
     class OwnSGD(SGD):
         pass
 
-    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2).with_components(adaptation=OwnSGD(0.2))
-    check_refused(learner, batch, "is OwnSGD, not SGD")
+    class OwnGSL(metagrad.GSL):
+        pass
+
+    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.2)
+    check_refused(learner.with_components(adaptation=OwnSGD(0.2)), batch, "is OwnSGD, not SGD")
+    check_refused(
+        learner.with_components(metagrad=OwnGSL()), batch, "is OwnGSL; expected Exact, Recursion"
+    )
 
 
 def test_other_tensors_use_the_loop() -> None:

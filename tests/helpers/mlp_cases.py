@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,36 @@ NETWORKS = {
     "one wide": [1, 1, 1],
     "three hidden": [33, 3, 65, 1, 3],
 }
+
+
+def only(*chosen: int) -> Callable[[int], list[bool]]:
+    """A mask over layers; negative indices count from the last one."""
+    return lambda layers: [k in chosen or k - layers in chosen for k in range(layers)]
+
+
+def full(layers: int) -> list[bool]:
+    return [True] * layers
+
+
+HEAD, FIRST, NONE = only(-1), only(0), only()
+GSL = {"lam_d": 0.7, "lam_c": 0.4, "lam_2": 0.3}
+# Masks of the inner steps, and weights of the similarity loss.
+ORDERS: dict[str, tuple[list[Callable[[int], list[bool]]], dict[str, float]]] = {
+    "first order": ([NONE], {}),
+    "second order": ([full], {}),
+    "head": ([HEAD], {}),
+    "first layer": ([FIRST], {}),
+    "another one in each step": ([only(-2), NONE, only(0, -1), HEAD], {}),
+    "inner product": ([HEAD], {"lam_d": -0.6}),
+    "cosine": ([HEAD], {"lam_d": 0.0, "lam_c": 1.5}),
+    "L2 of all layers": ([full], {"lam_d": 0.0, "lam_2": 0.8}),
+    "all similarities": ([HEAD, only(0, -1)], GSL),
+    "all similarities of all layers": ([full], GSL),
+}
+# All numbers of steps with the two plain orders, the largest one with all.
+STEPS_AND_ORDERS = [
+    (steps, order) for order in ORDERS for steps in (0, 1, 5) if steps == 5 or "order" in order
+]
 
 
 def network(
@@ -54,9 +85,21 @@ def problem(name: str = "sine", loss: str = "mse", tasks: int = 3, **options: An
     return [network(widths, **options), *data]
 
 
-def options(name: str = "sine", loss: str = "mse", activation: str = "tanh") -> dict[str, Any]:
-    between = [activation] * (len(NETWORKS[name]) - 2)
-    return {"activations": between, "loss": loss, "lr": 0.02, "steps": 3}
+def options(
+    name: str = "sine",
+    loss: str = "mse",
+    activation: str = "tanh",
+    order: str = "second order",
+    steps: int = 3,
+) -> dict[str, Any]:
+    layers = len(NETWORKS[name]) - 1
+    how = {"activations": [activation] * (layers - 1), "loss": loss, "lr": 0.02, "steps": steps}
+    return how | of_order(order, layers)
+
+
+def of_order(order: str, layers: int) -> dict[str, Any]:
+    masks, weights = ORDERS[order]
+    return {"differentiated": [mask(layers) for mask in masks], **weights}
 
 
 def check(found: MlpStep, args: list[Any], how: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ SAMPLES = {
     "mlp_step": lambda g: (
         [torch.randn(4, 7), torch.randn(4), torch.randn(2, 4)],
         *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randn(3, 6, 7), torch.randn(3, 6, 2)),
-        *([1], 0, 0.1, 2, True, True),
+        *([1], 0, 0.1, 2, [0, 1, 1, 1], 0.7, 0.4, 0.3, True),
     ),
     "gsl_coefficients": lambda g: (
         torch.rand(3, 2, 3),

@@ -16,7 +16,14 @@ from typing_extensions import override
 from fastmeta import CoLearner, MetaLearner, TaskBatch, learners
 from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
-from fastmeta.metagrad import CentralDifference, Exact, FirstOrder, MetaGradient, Recursion
+from fastmeta.metagrad import (
+    GSL,
+    CentralDifference,
+    Exact,
+    FirstOrder,
+    MetaGradient,
+    Recursion,
+)
 from fastmeta.models import MLP, Conv4
 from tests.helpers.problems import mlp, tasks
 
@@ -83,7 +90,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize("engine", ["loop", "batched", "mlp"])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -210,19 +217,26 @@ def test_co_learners_and_named_components() -> None:
         found.append(gradient(module, batch, way, SGD(LR, 2), co_learner=CoLearner(head, at="4")))
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
     learner = learners.build(
-        "maml", deep(), F.cross_entropy, inner_lr=LR, metagrad_options={"layers": "head"}
+        *("maml", deep(), F.cross_entropy),
+        inner_lr=LR,
+        metagrad_options={"layers": "head"},
+        engine="loop",
     )
     expected = gradient(learner.module, batch, Exact("head"), SGD(LR))
     assert torch.equal(learner.meta_gradient(batch)[0], expected)
 
 
-def test_the_mlp_engine_takes_all_and_none() -> None:
+def test_all_and_none_bitwise_with_the_mlp_engine() -> None:
     module, batch = deep(), tasks(2)
-    for layers, way in (("all", Exact()), ("none", FirstOrder())):
-        found = gradient(module, batch, Exact(layers), SGD(LR, 2), engine="mlp")
-        torch.testing.assert_close(found, gradient(module, batch, way, SGD(LR, 2), engine="mlp"))
-    with pytest.raises(ValueError, match="the meta-gradient is Exact with layers='head'"):
-        gradient(module, batch, Exact("head"), SGD(LR, 2), engine="mlp")
+
+    def found(way: MetaGradient) -> Tensor:
+        return gradient(module, batch, way, SGD(LR, 2), engine="mlp")
+
+    none, every = found(FirstOrder()), found(Exact())
+    assert torch.equal(found(Exact("none")), none)
+    assert torch.equal(found(GSL(0.0)), none)
+    for way in (Exact("full"), Recursion(), Recursion(layers="full"), GSL(layers="all")):
+        assert torch.equal(found(way), every)
 
 
 def test_invalid_layers() -> None:

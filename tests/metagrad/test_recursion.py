@@ -183,6 +183,7 @@ def test_operations_without_a_forward_derivative_are_refused() -> None:
         adaptation=SGD(0.1),
         metagrad=Recursion("forward"),
         aggregation=Mean(),
+        engine="loop",
     )
     x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 1)
     with pytest.raises(NotImplementedError, match="forward derivative"):

@@ -1,4 +1,4 @@
-"""The MLP step against its reference, plain autograd with create_graph."""
+"""The MLP step against its reference, which takes Hessian-vector products by autograd."""
 
 from __future__ import annotations
 
@@ -13,35 +13,43 @@ import torch
 
 from fastmeta import _testing, ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
-from tests.helpers.mlp_cases import NETWORKS, TOLERANCE, check, examples, network, options, problem
+from tests.helpers.mlp_cases import (
+    NETWORKS,
+    ORDERS,
+    STEPS_AND_ORDERS,
+    TOLERANCE,
+    check,
+    examples,
+    network,
+    of_order,
+    options,
+    problem,
+)
 
 
 def compare(args: list[Any], how: dict[str, Any]) -> None:
     check(ops.mlp_step(*args, record_inner=how["steps"] > 0, **how), args, how)
 
 
-@pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize(("steps", "order"), STEPS_AND_ORDERS)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_matches_the_reference(
-    activation: str, loss: str, name: str, steps: int, exact: bool
+    activation: str, loss: str, name: str, steps: int, order: str
 ) -> None:
-    how = options(name, loss, activation) | {"steps": steps, "exact": exact}
-    compare(problem(name, loss), how)
+    compare(problem(name, loss), options(name, loss, activation, order, steps))
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_matches_the_reference_in_float32(activation: str, loss: str, exact: bool) -> None:
+def test_matches_the_reference_in_float32(activation: str, loss: str, order: str) -> None:
     # Near the kink of ReLU, rounding changes which side is taken.
     name = "no hidden layer" if activation == "relu" else "sine"
     if name == "sine" and loss == "cross_entropy":
         name = "three hidden"
-    how = options(name, loss, activation) | {"exact": exact}
-    compare(problem(name, loss, dtype=torch.float32), how)
+    compare(problem(name, loss, dtype=torch.float32), options(name, loss, activation, order))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -49,37 +57,76 @@ def test_relu_in_float32(loss: str) -> None:
     args, how = problem("sine", loss, dtype=torch.float32), options("sine", loss, "relu")
     found, expected = (
         ops.mlp_step(*args, **how).meta_gradients,
-        reference.mlp_step(*args, **how, exact=True)[0],
+        reference.mlp_step(*args, **how)[0],
     )
     assert (found - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("tasks", [1, 5, 33])
-@pytest.mark.parametrize("exact", [True, False])
-def test_any_number_of_tasks(tasks: int, exact: bool) -> None:
-    compare(problem(tasks=tasks), options() | {"exact": exact})
+@pytest.mark.parametrize("order", ORDERS)
+def test_any_number_of_tasks(tasks: int, order: str) -> None:
+    compare(problem(tasks=tasks), options(order=order))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_gradient_asked_for_in_other_ways_bitwise(name: str, dtype: torch.dtype) -> None:
+    args, layers = problem(name, dtype=dtype), len(NETWORKS[name]) - 1
+    how = options(name)
+    del how["differentiated"]
+    every, none = [True] * layers, [False] * layers
+    groups: list[list[dict[str, Any]]] = [
+        [
+            {},
+            {"differentiated": [every]},
+            {"differentiated": [every] * 9},
+            {"differentiated": [[*every[1:], True], every, every, none]},
+        ],
+        [
+            {"differentiated": [none]},
+            {"differentiated": [none] * 3 + [every]},
+            {"lam_d": 0.0},
+        ],
+    ]
+    found = [[ops.mlp_step(*args, **how, **way).meta_gradients for way in ways] for ways in groups]
+    for ways in found:
+        assert all(torch.equal(way, ways[0]) for way in ways[1:])
+    assert (found[0][0] - found[1][0]).norm() > 1e-4 * found[0][0].norm()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_cosine_with_a_zero_gradient(dtype: torch.dtype) -> None:
+    """Where the network fits the support set exactly."""
+    args, how = problem("sine", dtype=dtype), options(order="cosine", steps=1)
+    for param in args[0][-2:]:
+        param.zero_()
+    args[2].zero_()
+    compare(args, how)
+    assert ops.mlp_step(*args, **how).meta_gradients.isfinite().all()
 
 
 @pytest.mark.parametrize("widths", [[4, 255, 17, 2], [300, 48, 256, 9]])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_wide_layers_and_mixed_activations(widths: list[int], dtype: torch.dtype) -> None:
     args = [network(widths, dtype), *examples(widths, "cross_entropy", 2, dtype)]
-    how = options() | {"activations": ["silu", "gelu"], "loss": "cross_entropy", "exact": True}
-    compare(args, how)
+    how = options() | {"activations": ["silu", "gelu"], "loss": "cross_entropy"}
+    for order in ORDERS:
+        compare(args, how | of_order(order, 3))
 
 
 def test_layers_without_bias() -> None:
-    compare(problem("three hidden", bias=False), options("three hidden") | {"exact": True})
     args = problem("sine")
     del args[0][3]  # the bias of the second layer alone
-    compare(args, options() | {"exact": True})
+    for order in ORDERS:
+        compare(problem("three hidden", bias=False), options("three hidden", order=order))
+        compare(args, options(order=order))
 
 
 def test_extreme_values_match_torch() -> None:
     for activation in ACTIVATIONS:
         args = problem("sine")
         args[1] *= 200  # saturation, or large numbers
-        compare(args, options("sine", "mse", activation) | {"lr": 1e-8, "exact": True})
+        compare(args, options("sine", "mse", activation) | {"lr": 1e-8})
 
 
 def test_kinks_match_torch() -> None:
@@ -88,14 +135,17 @@ def test_kinks_match_torch() -> None:
         for bias in args[0][1::2]:
             bias.zero_()
         args[1][:, :3] = 0  # every unit of the first layer is at its kink
-        compare(args, options("sine", "mse", activation) | {"steps": 1, "exact": True})
+        for order in ORDERS:
+            compare(args, options("sine", "mse", activation, order, 1))
 
 
-def test_ignored_targets() -> None:
-    args, how = problem("three hidden", "cross_entropy"), options("three hidden", "cross_entropy")
+@pytest.mark.parametrize("order", ORDERS)
+def test_ignored_targets(order: str) -> None:
+    args = problem("three hidden", "cross_entropy")
+    how = options("three hidden", "cross_entropy", order=order)
     args[2][:, :4] = -100
     args[4][:, 5] = -100
-    compare(args, how | {"exact": True})
+    compare(args, how)
     args[4][1] = -100  # a mean over nothing
     assert ops.mlp_step(*args, **how).query_loss.isnan().tolist() == [False, True, False]
 
@@ -109,10 +159,10 @@ def test_nan_propagates() -> None:
         assert found.support_loss.isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_bitwise_equal_for_any_number_of_threads_and_tasks(exact: bool) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_bitwise_equal_for_any_number_of_threads_and_tasks(order: str) -> None:
     args = problem("three hidden", "cross_entropy", 13, dtype=torch.float32)
-    how = options("three hidden", "cross_entropy", "silu") | {"exact": exact, "record_inner": True}
+    how = options("three hidden", "cross_entropy", "silu", order) | {"record_inner": True}
     torch.set_num_threads(1)
     expected = ops.mlp_step(*args, **how)
     for threads in (2, 3, 7):
@@ -134,7 +184,11 @@ torch.save([list(ops.mlp_step(*args, **how)) for args, how in cases], sys.argv[3
 
 def test_other_instruction_sets(tmp_path: Path) -> None:
     cases = [
-        (problem(name, loss, dtype=dtype), options(name, loss, activation) | {"record_inner": True})
+        (
+            problem(name, loss, dtype=dtype),
+            options(name, loss, activation, order) | {"record_inner": True},
+        )
+        for order in ORDERS
         for name, loss, activation, dtype in (
             ("sine", "mse", "elu", torch.float64),
             ("sine", "mse", "tanh", torch.float32),
@@ -221,6 +275,9 @@ def test_invalid_options_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ops.mlp_step(*args, **(how | change))
+    for masks in ([], [[True]], [[True] * 3, [False] * 4]):
+        with pytest.raises(ValueError, match=r"each of the 3 layers; got masks of \["):
+            ops.mlp_step(*args, **(how | {"differentiated": masks}))
     with pytest.raises(RuntimeError, match="must not be negative"):
         ops.mlp_step(*args, **(how | {"steps": -1}))
     with pytest.raises(RuntimeError, match="at least one inner step"):

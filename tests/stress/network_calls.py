@@ -53,7 +53,7 @@ def mlp_step(draw: Draw) -> Call:
         params.append(tensor(draw, (narrow, wide), dtype, SOLID).div_(wide**0.5))
         if draw(st.booleans()):
             params.append(tensor(draw, (narrow,), dtype, SOLID))
-    tasks = draw(st.integers(1, 4))
+    tasks, layers = draw(st.integers(1, 4)), len(widths) - 1
     data = []
     for n in (draw(st.integers(1, 9)), draw(st.integers(1, 9))):
         data.append(tensor(draw, (tasks, n, widths[0]), dtype))
@@ -67,7 +67,10 @@ def mlp_step(draw: Draw) -> Call:
     )
     how: dict[str, Any] = {
         **{"activations": between, "loss": loss, "steps": draw(st.integers(0, 3))},
-        "exact": draw(st.booleans()),
+        "differentiated": draw(
+            st.lists(st.lists(st.booleans(), min_size=layers, max_size=layers), min_size=1)
+        ),
+        **{name: draw(st.sampled_from([0.0, 0.5, 1.0])) for name in ("lam_d", "lam_c", "lam_2")},
     }
 
     def op(*args: Any) -> list[Tensor]:

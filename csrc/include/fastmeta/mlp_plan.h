@@ -18,6 +18,9 @@ constexpr int64_t kMaxMlpProducts = int64_t{1} << 25;
 // Scratch of all blocks together, unless a single block needs more; it limits the number of blocks.
 constexpr int64_t kMaxMlpScratchBytes = int64_t{1} << 30;
 
+// Masks over layers, one per inner step, are passed as kernel parameters, too.
+constexpr int64_t kMaxMlpMasks = 64;
+
 struct MlpPlanLayer {
   const void* weight;
   const void* bias;  // or null
@@ -47,16 +50,39 @@ struct MlpBuffers {
 struct MlpPlan {
   MlpPlanLayer layers[kMaxMlpLayers];
   int count;
-  int params;            // size of a task gradient
-  int units;             // outputs of all layers
-  MlpBuffers direction;  // in parameter space if exact
+  int params;                    // size of a task gradient
+  int units;                     // outputs of all layers
+  uint64_t masks[kMaxMlpMasks];  // bit l: the inner gradient of layer l is differentiated
+  int mask_count;
+  int kept;              // inner steps kept for the reverse sweep: all of them or none
+  MlpBuffers direction;  // v and, if it is no multiple of v, d; none without a reverse sweep
   MlpBuffers tape;       // of an evaluation that is not kept, and of the tangents
-  MlpBuffers weights;    // after every inner step if exact, else the latest
-  MlpBuffers tapes;      // of every inner step if exact
+  MlpBuffers weights;    // after every kept inner step, else the latest
+  MlpBuffers tapes;      // of every kept inner step
   int64_t shared;        // elements per block
   int64_t scratch;
   int64_t blocks;
+
+  FM_HD uint64_t mask(int64_t step) const {
+    return masks[step < mask_count ? step : mask_count - 1];
+  }
 };
+
+FM_HD bool has_layer(uint64_t mask, int layer) {
+  return mask >> layer & 1;
+}
+
+// The lowest layer of a mask; `count` if it is empty.
+FM_HD int lowest_layer(uint64_t mask, int count) {
+  int layer = 0;
+  while (layer < count && !has_layer(mask, layer)) ++layer;
+  return layer;
+}
+
+// Inner steps with a mask of their own.
+inline int64_t mlp_masks(const MlpArgs& args) {
+  return std::max(int64_t{1}, std::min(args.masks, args.steps));
+}
 
 inline int64_t mlp_products(const MlpArgs& args) {
   int64_t products = 0;
@@ -86,9 +112,14 @@ inline MlpPlan plan_mlp(const MlpArgs& args, int64_t shared_capacity) {
     plan.scratch += (count - in_shared) * size;
     return buffers;
   };
-  const int64_t kept = args.exact ? args.steps : 0;
+  const int64_t kept = kept_steps(args);
+  plan.kept = static_cast<int>(kept);
+  plan.mask_count = static_cast<int>(mlp_masks(args));
+  for (int k = 0; k < plan.mask_count; ++k)
+    for (int64_t l = lowest_differentiated(args, k); l < args.count; ++l)
+      if (mask_of(args, k)[l]) plan.masks[k] |= uint64_t{1} << l;
   const int64_t max_examples = std::max(args.support.n, args.query.n);
-  plan.direction = place(args.exact, set);
+  plan.direction = place(kept == 0 ? 0 : scales_only(args) ? 1 : 2, set);
   plan.tape = place(1, 3 * max_examples * plan.units);
   plan.weights = place(kept + 1, set);
   plan.tapes = place(kept, 4 * args.support.n * plan.units);

@@ -87,6 +87,10 @@ class GSL(ReverseSweep):
     def is_first_order(self) -> bool:
         return self.eta == 0 or super().is_first_order
 
+    def rate(self, step: int) -> float:
+        """`rho(t) eta` in meta-step `t`."""
+        return self.eta * read_schedule(self.schedule)(step)
+
     @override
     def differentiate(
         self,
@@ -163,10 +167,6 @@ class GSL(ReverseSweep):
         rate = self.rate(context.step)
         direction = self._direction(step, grads, cotangents)
         return [None if d is None else rate * d for d in direction]
-
-    def rate(self, step: int) -> float:
-        """`rho(t) eta` in meta-step `step`."""
-        return self.eta * read_schedule(self.schedule)(step)
 
     def _direction(
         self, step: InnerStep, grads: Grads, cotangents: Cotangents

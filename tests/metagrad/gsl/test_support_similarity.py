@@ -93,14 +93,16 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("graphs", [None, 1, 0])
+@pytest.mark.parametrize(
+    ("graphs", "engine"), [(None, "loop"), (1, "loop"), (0, "loop"), (None, "mlp")]
+)
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_the_loss_against_autograd(name: str, steps: int, graphs: int | None) -> None:
+def test_the_loss_against_autograd(name: str, steps: int, graphs: int | None, engine: str) -> None:
     module, batch, weights = deep(), tasks(2), WEIGHTS[name]
     way = GSL(0.8, *weights, graphs=graphs)
     expected = by_autograd(module, batch, steps, 0.8, weights)
-    found = gradient(module, batch, way, SGD(LR, steps))
+    found = gradient(module, batch, way, SGD(LR, steps), engine=engine)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
     plain = gradient(module, batch, FirstOrder(), SGD(LR, steps))
     assert (found - plain).norm() > 1e-4 * plain.norm()
@@ -172,7 +174,8 @@ def test_aggregations(aggregation: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
-def test_schedules() -> None:
+@pytest.mark.parametrize("engine", ["loop", "mlp"])
+def test_schedules(engine: Any) -> None:
     module, batch = deep(), tasks(2)
     learner = MetaLearner(
         module,
@@ -180,6 +183,7 @@ def test_schedules() -> None:
         adaptation=SGD(LR),
         metagrad=GSL(schedule="late:1"),
         aggregation=Mean(),
+        engine=engine,
     )
     found = [learner.meta_gradient(batch)[0] for _ in range(2)]
     torch.testing.assert_close(found[0], gradient(module, batch, FirstOrder()))

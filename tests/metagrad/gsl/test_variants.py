@@ -269,8 +269,8 @@ def test_r6_explains_a_missing_forward_derivative() -> None:
     x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 1)
     batch, mse = TaskBatch(x, y, x, y), nn.functional.mse_loss
     with pytest.raises(NotImplementedError, match="Use hvp='reverse'"):
-        GSL(nn.Linear(4, 1), mse, inner_lr=0.1, variant="R6").step(batch)
-    GSL(nn.Linear(4, 1), mse, inner_lr=0.1, variant="R6", hvp="reverse").step(batch)
+        GSL(nn.Linear(4, 1), mse, inner_lr=0.1, variant="R6", engine="loop").step(batch)
+    GSL(nn.Linear(4, 1), mse, inner_lr=0.1, variant="R6", hvp="reverse", engine="loop").step(batch)
 
 
 def test_errors() -> None:
