@@ -3,6 +3,7 @@
 from fastmeta.ops.combine import combine, combine_
 from fastmeta.ops.conv import conv3x3
 from fastmeta.ops.gram import gram, pair_cosines, pair_distances
+from fastmeta.ops.head_similarity import HeadSimilarity, head_similarity
 from fastmeta.ops.hvp import hvp_difference, hvp_perturb, hvp_radius
 from fastmeta.ops.mlp import MlpStep, mlp_step
 from fastmeta.ops.norm import batch_norm_relu
@@ -12,6 +13,7 @@ from fastmeta.ops.step import inner_step, inner_step_
 from fastmeta.ops.weights import agreement_weights, gsl_coefficients, gsl_task_weights
 
 __all__ = [
+    "HeadSimilarity",
     "MlpStep",
     "agreement_weights",
     "batch_norm_relu",
@@ -21,6 +23,7 @@ __all__ = [
     "gram",
     "gsl_coefficients",
     "gsl_task_weights",
+    "head_similarity",
     "hvp_difference",
     "hvp_perturb",
     "hvp_radius",

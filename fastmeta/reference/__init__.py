@@ -4,6 +4,7 @@ from fastmeta.reference.combine import combine
 from fastmeta.reference.conv import conv3x3, conv_input, conv_weight
 from fastmeta.reference.dtypes import accumulation_dtype
 from fastmeta.reference.gram import gram
+from fastmeta.reference.head_similarity import head_similarity
 from fastmeta.reference.mlp import mlp_step
 from fastmeta.reference.norm import batch_norm_relu, norm_backward, norm_second, norm_tangent
 from fastmeta.reference.pack import pack, pack_, unpack_
@@ -20,6 +21,7 @@ __all__ = [
     "conv_weight",
     "gram",
     "gsl_coefficients",
+    "head_similarity",
     "hvp_difference",
     "hvp_perturb",
     "inner_step",
