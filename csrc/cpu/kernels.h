@@ -4,6 +4,7 @@
 #include "fastmeta/combine.h"
 #include "fastmeta/conv.h"
 #include "fastmeta/gram.h"
+#include "fastmeta/head_similarity.h"
 #include "fastmeta/mlp.h"
 #include "fastmeta/norm.h"
 #include "fastmeta/similarity.h"

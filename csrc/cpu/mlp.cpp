@@ -156,7 +156,7 @@ class Worker {
 
   Data<T> examples(const MlpExamples& all, int64_t task) const {
     const int64_t in = net_.layers[0].in;
-    const int64_t target = args_.loss == MlpLoss::cross_entropy
+    const int64_t target = args_.loss == Loss::cross_entropy
                                ? static_cast<int64_t>(sizeof(int64_t))
                                : net_.layers.back().out * static_cast<int64_t>(sizeof(T));
     return {static_cast<const T*>(all.x) + task * all.n * in,

@@ -9,7 +9,7 @@ namespace mlp {
 // 1 / the number of examples (for mse, of elements) in the mean.
 template <class T>
 T inv_example_count(const Network& net, const Data<T>& data) {
-  if (net.loss == MlpLoss::mse) return T(1) / static_cast<T>(data.n * net.layers.back().out);
+  if (net.loss == Loss::mse) return T(1) / static_cast<T>(data.n * net.layers.back().out);
   const int64_t* y = static_cast<const int64_t*>(data.y);
   int64_t count = 0;
   for (int64_t i = 0; i < data.n; ++i) count += y[i] != kIgnoredTarget;
@@ -40,7 +40,7 @@ T loss(const Network& net, const Data<T>& data, const Tape<T>& tape) {
     const int64_t at = data.n * last.units + i * last.row;
     const T* z = tape.out + at;
     T* delta = tape.delta + at;
-    if (net.loss == MlpLoss::mse) {
+    if (net.loss == Loss::mse) {
       const T* y = static_cast<const T*>(data.y) + i * last.out;
       for (int64_t j = 0; j < last.out; ++j) {
         const T error = z[j] - y[j];
@@ -69,7 +69,7 @@ void r_loss(const Network& net, const Data<T>& data, const Tape<T>& tape, const 
     const int64_t at = data.n * last.units + i * last.row;
     const T* tangent = r.out + at;
     T* delta = r.delta + at;
-    if (net.loss == MlpLoss::mse) {
+    if (net.loss == Loss::mse) {
       for (int64_t j = 0; j < last.out; ++j) delta[j] = 2 * inv_count * tangent[j];
       continue;
     }

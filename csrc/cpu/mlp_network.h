@@ -25,7 +25,7 @@ struct Layer {
 
 struct Network {
   std::vector<Layer> layers;
-  MlpLoss loss;
+  Loss loss;
   int64_t by_input = 0;  // totals
   int64_t by_output = 0;
   int64_t units = 0;

@@ -102,7 +102,7 @@ struct TaskStep {
 
   __device__ Data<T> examples(const MlpExamples& all) const {
     const int out = plan.layers[plan.count - 1].out, n = static_cast<int>(all.n);
-    const int64_t target = args.loss == MlpLoss::cross_entropy ? sizeof(int64_t) : out * sizeof(T);
+    const int64_t target = args.loss == Loss::cross_entropy ? sizeof(int64_t) : out * sizeof(T);
     const T* x = static_cast<const T*>(all.x) + task * all.n * plan.layers[0].in;
     const void* y = static_cast<const char*>(all.y) + task * all.n * target;
     return {x, y, n, inv_example_count<T>(args.loss, y, n, out)};

@@ -8,8 +8,8 @@ namespace fastmeta::cuda {
 
 // 1 / the number of examples (for mse, of elements) in the mean.
 template <class T>
-__device__ T inv_example_count(MlpLoss loss, const void* y, int n, int out) {
-  if (loss == MlpLoss::mse) return T(1) / static_cast<T>(n * out);
+__device__ T inv_example_count(Loss loss, const void* y, int n, int out) {
+  if (loss == Loss::mse) return T(1) / static_cast<T>(n * out);
   int count = 0;
   for (int i = 0; i < n; ++i) count += static_cast<const int64_t*>(y)[i] != kIgnoredTarget;
   return T(1) / static_cast<T>(count);
@@ -40,13 +40,13 @@ __device__ double cross_entropy(const T* z, int64_t y, int classes, T inv_count,
 
 // The mean loss, valid in thread 0; writes its gradient to the last delta.
 template <class T>
-__device__ T loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape) {
+__device__ T loss(Loss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape) {
   const MlpPlanLayer& last = net.layers[net.count - 1];
   const int at = data.n * last.units, out = last.out;
   const T* z = tape.out + at;
   T* delta = tape.delta + at;
   double total = 0;
-  if (kind == MlpLoss::mse) {
+  if (kind == Loss::mse) {
     for (int k = threadIdx.x; k < data.n * out; k += kThreads) {
       const T error = z[k] - static_cast<const T*>(data.y)[k];
       total += static_cast<double>(error) * static_cast<double>(error);
@@ -63,11 +63,11 @@ __device__ T loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const T
 
 // The tangent of the last delta from that of the outputs.
 template <class T>
-__device__ void r_loss(MlpLoss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape,
+__device__ void r_loss(Loss kind, const MlpPlan& net, const Data<T>& data, const Tape<T>& tape,
                        const Tape<T>& tangent) {
   const MlpPlanLayer& last = net.layers[net.count - 1];
   const int at = data.n * last.units, out = last.out;
-  if (kind == MlpLoss::mse) {
+  if (kind == Loss::mse) {
     for (int k = at + threadIdx.x; k < at + data.n * out; k += kThreads)
       tangent.delta[k] = 2 * data.inv_count * tangent.out[k];
   } else {

@@ -1,7 +1,7 @@
 // The mlp_step op: schema, checks and allocation.
 #include "cpu/kernels.h"
 #include "fastmeta/mlp_plan.h"
-#include "ops/tensors.h"
+#include "ops/targets.h"
 
 namespace fastmeta {
 
@@ -65,18 +65,9 @@ std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations
   return layers;
 }
 
-// On the CPU only: reading a CUDA tensor would synchronise, and there an invalid class yields NaN.
-void require_classes(const Tensor& y, int64_t classes, const std::string& name) {
-  const int64_t* values = static_cast<const int64_t*>(y.const_data_ptr());
-  for (int64_t i = 0; i < y.numel(); ++i)
-    FM_REQUIRE((values[i] >= 0 && values[i] < classes) || values[i] == kIgnoredTarget,
-               name + "_y: class " + std::to_string(values[i]) + " is not one of the " +
-                   std::to_string(classes) + " outputs, 0 to " + std::to_string(classes - 1) + ".");
-}
-
 // Checks one split; x and y are made contiguous in place.
 MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t tasks, int64_t in,
-                          int64_t out, MlpLoss loss, const std::string& split) {
+                          int64_t out, Loss loss, const std::string& split) {
   const std::string name = "mlp_step: " + split;
   FM_REQUIRE(
       same_kind(x, like) && x.dim() == 3 && x.size(0) == tasks && x.size(1) > 0 && x.size(2) == in,
@@ -84,7 +75,7 @@ MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t task
           ") numbers of the parameters' dtype, at least one example; got shape " + shape_of(x) +
           ".");
   const int64_t n = x.size(1);
-  if (loss == MlpLoss::cross_entropy) {
+  if (loss == Loss::cross_entropy) {
     FM_REQUIRE(y.scalar_type() == ScalarType::Long && same_device(y, like) && y.dim() == 2 &&
                    y.size(0) == tasks && y.size(1) == n,
                name +
@@ -99,7 +90,7 @@ MlpExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, int64_t task
   }
   x = dense(x);
   y = dense(y);
-  if (loss == MlpLoss::cross_entropy && !y.is_cuda()) require_classes(y, out, name);
+  if (loss == Loss::cross_entropy && !y.is_cuda()) require_classes(y, out, name + "_y");
   return {x.const_data_ptr(), y.const_data_ptr(), n};
 }
 
@@ -111,12 +102,12 @@ Tensors mlp_step(const Tensors& params, Tensor support_x, Tensor support_y, Tens
   const ScalarType type = like.scalar_type();
   FM_REQUIRE(type == ScalarType::Float || type == ScalarType::Double,
              "mlp_step: parameters must be float32 or float64.");
-  FM_REQUIRE(loss == 0 || loss == 1, "mlp_step: unknown loss.");
+  FM_REQUIRE(loss >= 0 && loss < kLosses, "mlp_step: unknown loss.");
   FM_REQUIRE(steps >= 0, "mlp_step: the number of inner steps must not be negative.");
   FM_REQUIRE(!record_inner || steps > 0,
              "mlp_step: the mean inner gradient needs at least one inner step.");
   FM_REQUIRE(support_x.dim() > 0, "mlp_step: support_x: expected (tasks, examples, inputs).");
-  const auto kind = static_cast<MlpLoss>(loss);
+  const auto kind = static_cast<Loss>(loss);
   const int64_t tasks = support_x.size(0), in = layers.front().in, out = layers.back().out;
   const MlpExamples support =
       read_examples(support_x, support_y, like, tasks, in, out, kind, "support");

@@ -108,8 +108,8 @@ inline Chunking chunking_of(const Tensor& g) {
   return g.is_cuda() ? kCudaChunking : kCpuChunking;
 }
 
-// An uninitialised contiguous tensor on the device of `like`. Not by torch::stable::new_empty, which
-// looks the operator up by name in each call (1.5 us).
+// An uninitialised contiguous tensor on the device of `like`. Not by torch::stable::new_empty,
+// which looks the operator up by name in each call (1.5 us).
 inline Tensor empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
                     ScalarType dtype) {
   Ints strides(shape.size());

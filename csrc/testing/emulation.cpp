@@ -174,7 +174,7 @@ py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& param
   const MlpArgs args{dtype_named(dtype),
                      layers.data(),
                      static_cast<int64_t>(layers.size()),
-                     static_cast<MlpLoss>(loss),
+                     static_cast<Loss>(loss),
                      data[0].shape(0),
                      {data[0].data(), data[1].data(), data[0].shape(1)},
                      {data[2].data(), data[3].data(), data[2].shape(1)},

@@ -185,7 +185,7 @@ void check_mlp(const cpu::Kernels& kernels) {
   check("mlp_step", {memory(rows), memory(inner), memory(before), memory(after), memory(output)},
         [&](const Parallel& p) {
           kernels.mlp_step(
-              {kDType<T>, layers, 2, MlpLoss::mse, kTasks, examples, examples, 0.01, 3, true,
+              {kDType<T>, layers, 2, Loss::mse, kTasks, examples, examples, 0.01, 3, true,
                rows.data(), inner.data(), before.data(), after.data(), output.data()},
               p);
         });

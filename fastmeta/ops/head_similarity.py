@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastmeta import reference
+from fastmeta.backend import kernels
+from fastmeta.ops._function import apply, merge_batch, split_batch, transform_active
+from fastmeta.reference import accumulation_dtype
 from fastmeta.reference.mlp import LOSSES
+
+_LOSS_IDS = {name: k for k, name in enumerate(LOSSES)}
 
 
 class HeadSimilarity(NamedTuple):
@@ -82,12 +88,86 @@ def head_similarity(
         ValueError: if the loss is unknown.
         RuntimeError: if shapes, dtypes, devices or class indices do not match.
     """
-    if loss not in LOSSES:
+    loss_id = _LOSS_IDS.get(loss)
+    if loss_id is None:
         raise ValueError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}.")
-    with torch.no_grad():
-        return HeadSimilarity(
-            *reference.head_similarity(
-                *(features, logits, targets, weight, query_weight, query_bias),
-                *(loss, inner_product, cosine, l2),
-            )
-        )
+    tensors = (features, logits, targets, weight, query_weight, query_bias)
+    weights = (inner_product, cosine, l2)
+    if transform_active():
+        found = apply(_HeadSimilarity, _HeadSimilarity, *tensors, loss, *weights)
+    elif torch.is_grad_enabled():
+        with torch.no_grad():
+            found = kernels.head_similarity.default(*tensors, loss_id, *weights)
+    else:
+        found = kernels.head_similarity.default(*tensors, loss_id, *weights)
+    if query_bias is None:
+        grad_weight, similarity, d_features, d_weight = found
+        return HeadSimilarity(grad_weight, None, similarity, d_features, d_weight, None)
+    grad_weight, similarity, d_features, d_weight, grad_bias, d_bias = found
+    return HeadSimilarity(grad_weight, grad_bias, similarity, d_features, d_weight, d_bias)
+
+
+def _reference(*args: Any) -> list[Tensor]:
+    """The reference implementation with the outputs of the compiled op."""
+    g, g_bias, similarity, d_features, d_weight, d_bias = reference.head_similarity(*args)
+    bias = [] if g_bias is None or d_bias is None else [g_bias, d_bias]
+    return [g, similarity, d_features, d_weight, *bias]
+
+
+class _HeadSimilarity(torch.autograd.Function):
+    reference_impl = staticmethod(_reference)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, loss, inner_product, cosine, l2 = args
+        weights = (inner_product, cosine, l2)
+        return tuple(kernels.head_similarity.default(*tensors, _LOSS_IDS[loss], *weights))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise _no_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        raise _no_derivative()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        size = info.batch_size
+        tensors = [
+            None if t is None else merge_batch(t, dim, size)
+            for t, dim in zip(args[:6], in_dims[:6], strict=True)
+        ]
+        loss, *weights = args[6:]
+        found = _HeadSimilarity.apply(*tensors, loss, *weights)
+        return tuple(split_batch(t, size) for t in found), (0,) * len(found)
+
+
+def _no_derivative() -> RuntimeError:
+    return RuntimeError(
+        "fastmeta: head_similarity: this op has no derivative; detach its inputs, or use "
+        "fastmeta.reference.head_similarity."
+    )
+
+
+@torch.library.register_fake("fastmeta::head_similarity")
+def _(
+    features: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor | None,
+    loss: int,
+    inner_product: float,
+    cosine: float,
+    l2: float,
+) -> Sequence[Tensor]:
+    new, head = features.new_empty, weight.shape
+    similarity = new(head[0], 3, dtype=accumulation_dtype(features.dtype))
+    bias = [] if query_bias is None else [new(head[:2]), new(head[:2])]
+    return [new(head), similarity, new(features.shape), new(head), *bias]

@@ -4,15 +4,11 @@
 #pragma once
 
 #include "fastmeta/activation.h"
+#include "fastmeta/loss.h"
 #include "fastmeta/parallel.h"
 #include "fastmeta/platform.h"
 
 namespace fastmeta {
-
-enum class MlpLoss : int { mse, cross_entropy };
-
-// Cross-entropy ignores targets of this value (torch's default ignore_index).
-constexpr int64_t kIgnoredTarget = -100;
 
 // A linear layer; its weight is (out, in), as in torch.
 struct MlpLayer {
@@ -35,7 +31,7 @@ struct MlpArgs {
   DType dtype;  // f32 or f64
   const MlpLayer* layers;
   int64_t count;
-  MlpLoss loss;
+  Loss loss;
   int64_t tasks;
   MlpExamples support;
   MlpExamples query;
