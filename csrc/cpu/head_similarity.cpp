@@ -120,8 +120,7 @@ class Worker {
     const HeadDirection d(args_, sums[0], sums[1]);
     const A* direction = combine(d, g, v, head, direction_);
     for (int64_t j = 0; v_bias && j < classes; ++j)
-      shift_[j] = static_cast<A>(d.total) * widen(v_bias[j]) -
-                  (has_gradient_part() ? static_cast<A>(d.along) * g_bias_[j] : 0);
+      shift_[j] = d.of<A>(widen(v_bias[j]), g_bias_[j]);
     multiply_rows(x, n, direction, classes, wide_, [&](int64_t i, int64_t j, A r) {
       s_[j * row_ + i] = v_bias ? r + shift_[j] : r;
     });
@@ -214,14 +213,12 @@ class Worker {
     }
   }
 
-  bool has_gradient_part() const { return args_.cosine != 0 || args_.l2 != 0; }
-
   const A* combine(const HeadDirection& d, const A* g, const A* v, int64_t size, A* out) const {
+    if (!d.has_gradient && d.total == 1) return v;
     const A total = static_cast<A>(d.total), along = static_cast<A>(d.along);
-    if (!has_gradient_part() && total == 1) return v;
     for (int64_t k = 0; k < size; k += kLanes<A>)
       store(out + k,
-            has_gradient_part() ? total * load(v + k) - along * load(g + k) : total * load(v + k));
+            d.has_gradient ? total * load(v + k) - along * load(g + k) : total * load(v + k));
     return out;
   }
 

@@ -5,6 +5,7 @@
 // The kernels need the names above.
 #include "cuda/combine.cuh"
 #include "cuda/gram.cuh"
+#include "cuda/head_similarity.cuh"
 #include "cuda/mlp.cuh"
 #include "cuda/norm.cuh"
 #include "cuda/norm_backward.cuh"
@@ -59,6 +60,11 @@ void task_weights(const TaskWeightArgs& args, uint64_t seed) {
 
 void mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, uint64_t seed) {
   cuda::launch_mlp_step(args, plan, scratch, Launch(seed));
+}
+
+void head_similarity(const HeadSimilarityArgs& args, const HeadPlan& plan, void* scratch,
+                     uint64_t seed) {
+  cuda::launch_head_similarity(args, plan, scratch, Launch(seed));
 }
 
 void norm_forward(const NormForwardArgs& args, double* partial, uint64_t seed) {

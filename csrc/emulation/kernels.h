@@ -4,6 +4,7 @@
 
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
+#include "fastmeta/head_similarity_plan.h"
 #include "fastmeta/mlp_plan.h"
 #include "fastmeta/norm_plan.h"
 #include "fastmeta/pack.h"
@@ -24,6 +25,8 @@ void pack(const Copy* copies, int64_t count, uint64_t seed);
 void gsl_coefficients(const GslArgs& args, uint64_t seed);
 void task_weights(const TaskWeightArgs& args, uint64_t seed);
 void mlp_step(const MlpArgs& args, const MlpPlan& plan, void* scratch, uint64_t seed);
+void head_similarity(const HeadSimilarityArgs& args, const HeadPlan& plan, void* scratch,
+                     uint64_t seed);
 void norm_forward(const NormForwardArgs& args, double* partial, uint64_t seed);
 void norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, uint64_t seed);
 void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_t seed);

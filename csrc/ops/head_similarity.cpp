@@ -1,10 +1,28 @@
 // The head_similarity op: schema, checks and allocation.
-#include "fastmeta/head_similarity.h"
-
 #include "cpu/kernels.h"
+#include "fastmeta/head_similarity_plan.h"
 #include "ops/targets.h"
 
 namespace fastmeta {
+
+#if defined(FM_WITH_CUDA)
+namespace cuda {
+
+// Checks the limit and allocates scratch for the blocks.
+static int head_similarity(const HeadSimilarityArgs& args, const Tensor& like, void* stream) {
+  FM_REQUIRE(head_products(args) <= kMaxHeadProducts,
+             "head_similarity: on CUDA at most " + std::to_string(kMaxHeadProducts) +
+                 " examples times classes times features of a task, got " +
+                 std::to_string(head_products(args)) +
+                 ". Use fastmeta.ops.head_similarity, which then takes matrix products.");
+  const HeadPlan plan = plan_head(args, kHeadSharedBytes);
+  const Tensor scratch = empty(like, {plan.blocks * plan.scratch}, acc_type(like));
+  return head_similarity(args, plan, scratch.mutable_data_ptr(), stream);
+}
+
+}  // namespace cuda
+#endif
+
 namespace {
 
 void require(const Tensor& t, const Tensor& like, std::initializer_list<int64_t> shape,
@@ -86,6 +104,11 @@ Tensors head_similarity(Tensor features, Tensor logits, Tensor targets, Tensor w
   return out;
 }
 
+// The limit of the CUDA kernel: examples times classes times features of a task.
+int64_t head_limit() {
+  return kMaxHeadProducts;
+}
+
 }  // namespace
 }  // namespace fastmeta
 
@@ -94,8 +117,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
       "head_similarity(Tensor features, Tensor logits, Tensor targets, Tensor weight, Tensor "
       "query_weight, Tensor? query_bias, int loss, float inner_product, float cosine, float l2) -> "
       "Tensor[]");
+  m.def("head_limit() -> int");
 }
 
 FM_KERNELS(m) {
   m.impl("head_similarity", TORCH_BOX(&fastmeta::head_similarity));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmeta, CompositeExplicitAutograd, m) {
+  m.impl("head_limit", TORCH_BOX(&fastmeta::head_limit));
 }

@@ -194,6 +194,44 @@ py::tuple mlp_step(const std::string& dtype, const std::vector<py::array>& param
   return py::make_tuple(plan.shared, plan.scratch);
 }
 
+// `data`: features, logits, targets, weight, query weight and, with a bias, query bias. `out`: as
+// the op's outputs but the similarity, which has its own dtype. At most `shared_bytes` of dynamic
+// shared memory per block, and at most `blocks` blocks. Returns the elements of shared memory and
+// scratch per block.
+py::tuple head_similarity(const std::string& dtype, const std::vector<py::array>& data, int loss,
+                          double inner_product, double cosine, double l2, int64_t shared_bytes,
+                          int64_t blocks, std::vector<py::array> out, py::array similarity,
+                          uint64_t seed) {
+  const bool bias = data.size() > 5;
+  const HeadSimilarityArgs args{dtype_named(dtype),
+                                static_cast<Loss>(loss),
+                                data[0].shape(0),
+                                data[0].shape(1),
+                                data[3].shape(1),
+                                data[0].shape(2),
+                                data[0].data(),
+                                data[1].data(),
+                                data[2].data(),
+                                data[3].data(),
+                                data[4].data(),
+                                bias ? data[5].data() : nullptr,
+                                inner_product,
+                                cosine,
+                                l2,
+                                out[0].mutable_data(),
+                                bias ? out[3].mutable_data() : nullptr,
+                                similarity.mutable_data(),
+                                out[1].mutable_data(),
+                                out[2].mutable_data(),
+                                bias ? out[4].mutable_data() : nullptr};
+  HeadPlan plan = plan_head(args, shared_bytes);
+  plan.blocks = std::min(plan.blocks, blocks);
+  Scratch scratch(plan.blocks * plan.scratch * (args.dtype == DType::f64 ? 8 : 4));
+  emulation::head_similarity(args, plan, scratch.data(), seed);
+  scratch.check();
+  return py::make_tuple(plan.shared, plan.scratch);
+}
+
 // Images (groups * n, h, w, c); weights (groups, c).
 NormInput norm_input(const std::string& dtype, const py::array& x, const py::array& weight,
                      const py::array& bias, double eps, bool pool) {
@@ -289,6 +327,7 @@ void add_emulation(py::module_& m) {
   cuda.def("gsl_coefficients", &gsl_coefficients);
   cuda.def("task_weights", &task_weights);
   cuda.def("mlp_step", &mlp_step);
+  cuda.def("head_similarity", &head_similarity);
   cuda.def("norm_forward", &norm_forward);
   cuda.def("norm_backward", &norm_backward);
   cuda.def("norm_second", &norm_second);

@@ -192,12 +192,42 @@ void check_mlp(const cpu::Kernels& kernels) {
 }
 
 template <class T>
+void check_head(const cpu::Kernels& kernels) {
+  constexpr int64_t kTasks = 8, kShots = 33, kClasses = 9, kWidth = 301;
+  constexpr int64_t kHead = kTasks * kClasses * kWidth, kOutputs = kTasks * kShots * kClasses;
+  const std::vector<T> x = numbers<T>(kTasks * kShots * kWidth), z = numbers<T>(kOutputs);
+  const std::vector<T> weight = numbers<T>(kHead), v = numbers<T>(kHead);
+  const std::vector<T> v_bias = numbers<T>(kTasks * kClasses);
+  std::vector<int64_t> y(kTasks * kShots);
+  for (size_t i = 0; i < y.size(); ++i) y[i] = static_cast<int64_t>(i % kClasses);
+  std::vector<T> g(kHead), g_bias(v_bias.size()), stats(kTasks * 3), dx(x.size()), d_weight(kHead);
+  std::vector<T> d_bias(v_bias.size());
+  check("head_similarity",
+        {memory(g), memory(g_bias), memory(stats), memory(dx), memory(d_weight), memory(d_bias)},
+        [&](const Parallel& p) {
+          kernels.head_similarity({kDType<T>,     Loss::cross_entropy,
+                                   kTasks,        kShots,
+                                   kClasses,      kWidth,
+                                   x.data(),      z.data(),
+                                   y.data(),      weight.data(),
+                                   v.data(),      v_bias.data(),
+                                   0.7,           0.4,
+                                   0.2,           g.data(),
+                                   g_bias.data(), stats.data(),
+                                   dx.data(),     d_weight.data(),
+                                   d_bias.data()},
+                                  p);
+        });
+}
+
+template <class T>
 void check_all(const cpu::Kernels& kernels) {
   check_rows<T>(kernels);
   for (int64_t channels : {3, 19})
     for (int64_t stride : {1, 2}) check_conv<T>(kernels, channels, stride);
   for (bool pool : {false, true}) check_norm<T>(kernels, pool);
   check_mlp<T>(kernels);
+  check_head<T>(kernels);
 }
 
 // Unsynchronised writes to one sum.

@@ -43,10 +43,18 @@ struct HeadSimilarityArgs {
 struct HeadDirection {
   double total;
   double along;
+  bool has_gradient;  // otherwise not even a g that is not finite has a part in D
 
   FM_HD HeadDirection(const HeadSimilarityArgs& args, double dot, double square)
       : total(args.inner_product + args.cosine + args.l2),
-        along(args.l2 + (args.cosine != 0 && square > 0 ? args.cosine * dot / square : 0.0)) {}
+        along(args.l2 + (square > 0 ? args.cosine * dot / square : 0.0)),
+        has_gradient(args.cosine != 0 || args.l2 != 0) {}
+
+  template <class A>
+  FM_HD A of(A v, A g) const {
+    const A scaled = static_cast<A>(total) * v;
+    return has_gradient ? scaled - static_cast<A>(along) * g : scaled;
+  }
 };
 
 }  // namespace fastmeta
