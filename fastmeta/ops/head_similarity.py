@@ -14,10 +14,10 @@ from fastmeta.ops._function import apply, merge_batch, split_batch, transform_ac
 from fastmeta.reference import accumulation_dtype
 from fastmeta.reference.mlp import LOSSES
 
-# Examples times classes times features of a task. Beyond these the reference implementation runs. On
-# the CPU a thread computes a task, in 0.4 to 0.7 times the reference's time on one thread up to here
-# and in the same time at 2**30 (benchmarks/NOTES.md). On CUDA a block computes a task; that limit is
-# an estimate (csrc/include/fastmeta/head_similarity_plan.h).
+# Examples times classes times features of a task. Beyond these the reference implementation runs.
+# On the CPU a thread computes a task: on one thread, in 0.4 to 0.7 times the reference's time up to
+# here, and in the same time at 2**30 (benchmarks/NOTES.md). On CUDA a block computes a task; that
+# limit is an estimate (csrc/include/fastmeta/head_similarity_plan.h).
 MAX_PRODUCTS_CUDA = kernels.head_limit.default()
 MAX_PRODUCTS_CPU = 2**28
 
@@ -100,18 +100,22 @@ def head_similarity(
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}.")
     tensors = (features, logits, targets, weight, query_weight, query_bias)
-    if transform_active():
-        found = apply(_HeadSimilarity, _HeadSimilarity, *tensors, loss, inner_product, cosine, l2)
-    elif torch.is_grad_enabled():
-        with torch.no_grad():
-            found = _run(*tensors, loss, inner_product, cosine, l2)
-    else:
-        found = _run(*tensors, loss, inner_product, cosine, l2)
+    found = _call(*tensors, loss, inner_product, cosine, l2)
     if query_bias is None:
         grad_weight, similarity, d_features, d_weight = found
         return HeadSimilarity(grad_weight, None, similarity, d_features, d_weight, None)
     grad_weight, similarity, d_features, d_weight, grad_bias, d_bias = found
     return HeadSimilarity(grad_weight, grad_bias, similarity, d_features, d_weight, d_bias)
+
+
+def _call(*args: Any) -> Sequence[Tensor]:
+    if transform_active():
+        found: Sequence[Tensor] = apply(_HeadSimilarity, _HeadSimilarity, *args)
+        return found
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return _run(*args)
+    return _run(*args)
 
 
 def _run(*args: Any) -> Sequence[Tensor]:
@@ -146,6 +150,10 @@ def _check(
     """The checks of the compiled op, for the reference implementation."""
     (tasks, n, _), classes = features.shape, weight.shape[1]
     head, outputs = (tasks, classes, features.shape[2]), (tasks, n, classes)
+    if not features.is_floating_point():
+        raise RuntimeError(
+            f"fastmeta: head_similarity: features: expected floating-point, got {features.dtype}."
+        )
     mse = loss == "mse"
     expected = {
         "logits": (logits, outputs, features.dtype),
@@ -202,8 +210,7 @@ class _HeadSimilarity(torch.autograd.Function):
             None if t is None else merge_batch(t, dim, size)
             for t, dim in zip(args[:6], in_dims[:6], strict=True)
         ]
-        loss, *weights = args[6:]
-        found = _HeadSimilarity.apply(*tensors, loss, *weights)
+        found = _call(*tensors, *args[6:])
         return tuple(split_batch(t, size) for t in found), (0,) * len(found)
 
 
