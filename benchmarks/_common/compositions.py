@@ -1,6 +1,7 @@
-"""Similarity, weights and combination of packed task gradients: in torch, and by fastmeta.
+"""Compositions of torch ops that fastmeta's ops are compared with.
 
-All three write the combined gradient into a list of tensors with the shapes of the parameters.
+Similarity, weights and combination of packed task gradients, in torch and by fastmeta, write the
+combined gradient into a list of tensors with the shapes of the parameters.
 """
 
 from __future__ import annotations
@@ -40,6 +41,28 @@ def compiled(grads: torch.Tensor, out: list[torch.Tensor]) -> None:
     stats = ops.mean_similarity(grads)
     cosines = stats[:, 0] / stats[:, 1].sqrt()
     ops.combine_(out, grads, cosines / cosines.abs().sum())
+
+
+@torch.enable_grad()
+def head_by_autograd(
+    x: torch.Tensor,
+    _: torch.Tensor,
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    v: torch.Tensor,
+    v_bias: torch.Tensor,
+) -> list[torch.Tensor]:
+    """`d<g, v>` with respect to features, weight and bias of a head: autograd of autograd."""
+    tasks, n, _ = x.shape
+    leaves = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
+    leaves.append(torch.zeros_like(v_bias).requires_grad_())
+    if tasks == 1:
+        losses = F.cross_entropy(F.linear(leaves[0][0], leaves[1][0], leaves[2][0]), y[0])
+    else:
+        logits = torch.baddbmm(leaves[2].unsqueeze(1), leaves[0], leaves[1].mT)
+        losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / n
+    grads = torch.autograd.grad(losses, leaves[1:], create_graph=True)
+    return list(torch.autograd.grad(grads, leaves, [v, v_bias]))
 
 
 def _write(combined: torch.Tensor, out: list[torch.Tensor]) -> None:

@@ -3,8 +3,8 @@
 Guards the goals of similarity + weights + combine on two cores: at least 4x (32 tasks of a Conv-4)
 and 2x (16 tasks of 8M parameters) the speed of the naive composition, and at least 75 % of what the
 memory bandwidth allows. Matrices that fit into the last-level cache can beat that bound, so the
-bound by the bandwidth of the cache is shown as well. Run with
-``pytest benchmarks/ops/test_ops.py -s``.
+bound by the bandwidth of the cache is shown as well. The head similarity is compared with autograd
+and with its reference implementation. Run with ``pytest benchmarks/ops/test_ops.py -s``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks._common.compositions import compiled, naive, parameter_shapes, tuned
+from benchmarks._common.compositions import (
+    compiled,
+    head_by_autograd,
+    naive,
+    parameter_shapes,
+    tuned,
+)
 from benchmarks._common.timing import interleaved, reader, report
-from fastmeta import FlatLayout, ops
+from fastmeta import FlatLayout, ops, reference
 
 # (tasks, parameters, minimum speedup over the naive composition)
 SIZES = [(32, 113_000, 4.0), (16, 8_000_000, 2.0)]
@@ -28,8 +34,8 @@ def test_similarity_weight_combine(benchmark, tasks: int, size: int, goal: float
     naive(grads, out["naive"])
     tuned(grads, out["tuned"])
     compiled(grads, out["ours"])
-    for mine, reference in zip(out["ours"], out["naive"], strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-5)
+    for mine, expected in zip(out["ours"], out["naive"], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-5)
 
     timings = interleaved(
         {
@@ -125,3 +131,49 @@ def test_inner_step(benchmark) -> None:
         ops.pack(ops.inner_step(theta, grad, rate)), ops.pack(foreach()), rtol=1e-6, atol=1e-6
     )
     assert layout.size == 4 * 113_000
+
+
+# (tasks, examples, classes, features, minimum speedup over autograd)
+HEADS = [
+    (1, 5, 5, 64, 6.0),
+    (1, 25, 5, 64, 6.0),
+    (1, 25, 5, 800, 4.0),
+    (1, 100, 20, 64, 4.0),
+    (1, 100, 100, 640, 2.0),
+    (8, 25, 5, 800, 5.0),
+]
+
+
+@pytest.mark.parametrize(("tasks", "n", "classes", "width", "goal"), HEADS)
+def test_head_similarity(
+    benchmark, tasks: int, n: int, classes: int, width: int, goal: float
+) -> None:
+    """The similarity of a head in one call, against autograd of autograd and the closed form."""
+    x, z = torch.randn(tasks, n, width), torch.randn(tasks, n, classes)
+    y = torch.randint(classes, (tasks, n))
+    weight, v = torch.randn(tasks, classes, width), torch.randn(tasks, classes, width)
+    args = (x, z, y, weight, v, torch.randn(tasks, classes))
+    z.copy_(x @ weight.mT)
+
+    def fastmeta() -> ops.HeadSimilarity:
+        return ops.head_similarity(*args, loss="cross_entropy")
+
+    with torch.no_grad():
+        found, (expected, *_) = fastmeta(), head_by_autograd(*args)
+        torch.testing.assert_close(found.d_features, expected, rtol=1e-3, atol=1e-4)
+        timings = interleaved(
+            {
+                "torch, autograd with create_graph": lambda: head_by_autograd(*args),
+                "torch, closed form": lambda: reference.head_similarity(
+                    *args, "cross_entropy", 1.0, 0.0, 0.0
+                ),
+                "fastmeta": fastmeta,
+            },
+            seconds=2.0,
+        )
+        benchmark.pedantic(fastmeta, rounds=9, warmup_rounds=1)
+    title = f"head similarity, {tasks} tasks, {n} examples, {classes} classes, {width} features"
+    report(title, timings, "fastmeta")
+    speedup = timings["torch, autograd with create_graph"].median / timings["fastmeta"].median
+    benchmark.extra_info.update(speedup=speedup)
+    assert speedup >= goal

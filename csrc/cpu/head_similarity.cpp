@@ -109,8 +109,11 @@ class Worker {
     evaluate(task);
     A* g = in_place_ ? target(args_.grad_weight, task, classes) : g_;
     multiply(g, wide_, classes, wide_, zeros<A>(), {Factors<A>{delta_, row_, 1, x, wide_, n}});
-    if (!in_place_)
+    if (!in_place_) {
+      for (int64_t j = 0; j < classes; ++j)  // an infinite delta_ has made the padding NaN
+        std::fill(g + j * wide_ + args_.width, g + (j + 1) * wide_, A(0));
       narrow_rows<T>(g, wide_, classes, args_.width, at(args_.grad_weight, task, head_size()));
+    }
     double sums[3] = {};
     add_sums(g, v, head, sums);
     const T* v_bias = args_.query_bias ? at(args_.query_bias, task, classes) : nullptr;

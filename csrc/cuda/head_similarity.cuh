@@ -242,7 +242,7 @@ struct HeadTask {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     head_similarity_kernel(const __grid_constant__ HeadSimilarityArgs args,
                            const __grid_constant__ HeadPlan plan, Acc<T>* scratch) {
   using A = Acc<T>;

@@ -111,6 +111,40 @@ std::vector<Array<T>> norm(const std::string& isa, const Array<T>& x, const Arra
   return {z, mean, var, dx, dweight, dbias, out_z, out_x, out_weight};
 }
 
+// For the mean cross-entropy and a head with a bias: all outputs, weights 0.7, 0.4 and 0.2.
+template <class T>
+std::vector<Array<T>> head_similarity(const std::string& isa, const Array<T>& features,
+                                      const Array<T>& logits, const Array<int64_t>& targets,
+                                      const Array<T>& weight, const Array<T>& query_weight,
+                                      const Array<T>& query_bias) {
+  const int64_t tasks = features.shape(0);
+  Array<T> g = like(weight), g_bias = like(query_bias), similarity({tasks, int64_t{3}}),
+           d_features = like(features), d_weight = like(weight), d_bias = like(query_bias);
+  table(isa).head_similarity({kDType<T>,
+                              Loss::cross_entropy,
+                              tasks,
+                              features.shape(1),
+                              weight.shape(1),
+                              features.shape(2),
+                              features.data(),
+                              logits.data(),
+                              targets.data(),
+                              weight.data(),
+                              query_weight.data(),
+                              query_bias.data(),
+                              0.7,
+                              0.4,
+                              0.2,
+                              g.mutable_data(),
+                              g_bias.mutable_data(),
+                              similarity.mutable_data(),
+                              d_features.mutable_data(),
+                              d_weight.mutable_data(),
+                              d_bias.mutable_data()},
+                             Parallel(run_serially));
+  return {g, g_bias, similarity, d_features, d_weight, d_bias};
+}
+
 // The portable conversions of storage types, on raw bits.
 template <class S>
 Array<float> widen_bits(const Array<uint16_t>& bits) {
@@ -150,6 +184,12 @@ PYBIND11_MODULE(_testing, m) {
         py::arg("bias"), py::arg("dz"), py::arg("u"), py::arg("pool"));
   m.def("norm", &norm<double>, py::arg("isa"), py::arg("x").noconvert(), py::arg("weight"),
         py::arg("bias"), py::arg("dz"), py::arg("u"), py::arg("pool"));
+  m.def("head_similarity", &head_similarity<float>, py::arg("isa"), py::arg("features").noconvert(),
+        py::arg("logits"), py::arg("targets"), py::arg("weight"), py::arg("query_weight"),
+        py::arg("query_bias"));
+  m.def("head_similarity", &head_similarity<double>, py::arg("isa"),
+        py::arg("features").noconvert(), py::arg("logits"), py::arg("targets"), py::arg("weight"),
+        py::arg("query_weight"), py::arg("query_bias"));
   m.def("widen_half", &widen_bits<Half>);
   m.def("widen_bfloat16", &widen_bits<BFloat16>);
   m.def("narrow_half", &narrow_bits<Half>);

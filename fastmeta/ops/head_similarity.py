@@ -14,6 +14,13 @@ from fastmeta.ops._function import apply, merge_batch, split_batch, transform_ac
 from fastmeta.reference import accumulation_dtype
 from fastmeta.reference.mlp import LOSSES
 
+# Examples times classes times features of a task. Beyond these the reference implementation runs.
+# On the CPU a thread computes a task: on one thread, in 0.4 to 0.7 times the reference's time up to
+# here, and in the same time at 2**30 (benchmarks/NOTES.md). On CUDA a block computes a task; that
+# limit is an estimate (csrc/include/fastmeta/head_similarity_plan.h).
+MAX_PRODUCTS_CUDA = kernels.head_limit.default()
+MAX_PRODUCTS_CPU = 2**28
+
 _LOSS_IDS = {name: k for k, name in enumerate(LOSSES)}
 
 
@@ -68,7 +75,9 @@ def head_similarity(
     `d_bias = sum_i s_i`
 
     Not differentiable: the results carry no graph. The result of a task does not depend on the
-    others.
+    others. Heads beyond `MAX_PRODUCTS_CPU` or `MAX_PRODUCTS_CUDA` of this module, examples times
+    classes times features of a task, are computed by the reference implementation, in matrix
+    products.
 
     Args:
         features: `(T, n, d)`, the inputs of the head; float64, float32, float16 or bfloat16.
@@ -88,23 +97,84 @@ def head_similarity(
         ValueError: if the loss is unknown.
         RuntimeError: if shapes, dtypes, devices or class indices do not match.
     """
-    loss_id = _LOSS_IDS.get(loss)
-    if loss_id is None:
+    if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}.")
     tensors = (features, logits, targets, weight, query_weight, query_bias)
-    weights = (inner_product, cosine, l2)
-    if transform_active():
-        found = apply(_HeadSimilarity, _HeadSimilarity, *tensors, loss, *weights)
-    elif torch.is_grad_enabled():
-        with torch.no_grad():
-            found = kernels.head_similarity.default(*tensors, loss_id, *weights)
-    else:
-        found = kernels.head_similarity.default(*tensors, loss_id, *weights)
+    found = _call(*tensors, loss, inner_product, cosine, l2)
     if query_bias is None:
         grad_weight, similarity, d_features, d_weight = found
         return HeadSimilarity(grad_weight, None, similarity, d_features, d_weight, None)
     grad_weight, similarity, d_features, d_weight, grad_bias, d_bias = found
     return HeadSimilarity(grad_weight, grad_bias, similarity, d_features, d_weight, d_bias)
+
+
+def _call(*args: Any) -> Sequence[Tensor]:
+    if transform_active():
+        found: Sequence[Tensor] = apply(_HeadSimilarity, _HeadSimilarity, *args)
+        return found
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return _run(*args)
+    return _run(*args)
+
+
+def _run(*args: Any) -> Sequence[Tensor]:
+    features, weight = args[0], args[3]
+    # A bound of the products, as every call pays for it.
+    if features.numel() * weight.numel() > MAX_PRODUCTS_CUDA and _is_large(features, weight):
+        _check(*args[:7])
+        return _reference(*args)
+    *tensors, loss, inner_product, cosine, l2 = args
+    found: Sequence[Tensor] = kernels.head_similarity.default(
+        *tensors, _LOSS_IDS[loss], inner_product, cosine, l2
+    )
+    return found
+
+
+def _is_large(features: Tensor, weight: Tensor) -> bool:
+    if features.dim() != 3 or weight.dim() != 3:
+        return False  # the kernel raises the error
+    limit = MAX_PRODUCTS_CUDA if features.is_cuda else MAX_PRODUCTS_CPU
+    return features.shape[1] * weight.shape[1:].numel() > limit
+
+
+def _check(
+    features: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor | None,
+    loss: str,
+) -> None:
+    """The checks of the compiled op, for the reference implementation."""
+    (tasks, n, _), classes = features.shape, weight.shape[1]
+    head, outputs = (tasks, classes, features.shape[2]), (tasks, n, classes)
+    if not features.is_floating_point():
+        raise RuntimeError(
+            f"fastmeta: head_similarity: features: expected floating-point, got {features.dtype}."
+        )
+    mse = loss == "mse"
+    expected = {
+        "logits": (logits, outputs, features.dtype),
+        "weight": (weight, head, features.dtype),
+        "query_weight": (query_weight, head, features.dtype),
+        "query_bias": (query_bias, (tasks, classes), features.dtype),
+        "targets": (targets, outputs if mse else (tasks, n), features.dtype if mse else torch.long),
+    }
+    for name, (t, shape, dtype) in expected.items():
+        if t is not None and (t.shape != shape or t.dtype != dtype or t.device != features.device):
+            raise RuntimeError(
+                f"fastmeta: head_similarity: {name}: expected {shape} of {dtype} on "
+                f"{features.device}; got {tuple(t.shape)} of {t.dtype} on {t.device}."
+            )
+    if not mse and not targets.is_cuda:
+        valid = ((targets >= 0) & (targets < classes)) | (targets == -100)
+        if not valid.all():
+            raise RuntimeError(
+                f"fastmeta: head_similarity: targets: class {int(targets[~valid][0])} is not one "
+                f"of the {classes} outputs, 0 to {classes - 1}."
+            )
 
 
 def _reference(*args: Any) -> list[Tensor]:
@@ -119,9 +189,7 @@ class _HeadSimilarity(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        *tensors, loss, inner_product, cosine, l2 = args
-        weights = (inner_product, cosine, l2)
-        return tuple(kernels.head_similarity.default(*tensors, _LOSS_IDS[loss], *weights))
+        return tuple(_run(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -142,8 +210,7 @@ class _HeadSimilarity(torch.autograd.Function):
             None if t is None else merge_batch(t, dim, size)
             for t, dim in zip(args[:6], in_dims[:6], strict=True)
         ]
-        loss, *weights = args[6:]
-        found = _HeadSimilarity.apply(*tensors, loss, *weights)
+        found = _call(*tensors, *args[6:])
         return tuple(split_batch(t, size) for t in found), (0,) * len(found)
 
 

@@ -28,8 +28,9 @@ def head_similarity(
     """
     acc, bias = accumulation_dtype(features.dtype), query_bias is not None
     x, z, w, v = (t.to(acc) for t in (features, logits, weight, query_weight))
+    scale: float | Tensor
     if loss == "mse":
-        scale = x.new_tensor(2 / max(z[0].numel() if len(z) else 1, 1))
+        scale = 2 / max(z.shape[1:].numel(), 1)
         delta = scale * (z - targets.to(acc))
     else:
         scale, p = _weights(targets, z.shape[-1], acc), z.softmax(-1)

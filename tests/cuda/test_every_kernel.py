@@ -17,7 +17,7 @@ WIDE = {k: v for k, v in DTYPES.items() if v is not np.int16}  # supported by th
 
 
 def run_packed(name: str) -> None:
-    """The kernels over packed gradients: two tasks, three columns."""
+    """The kernels over packed gradients and heads: two tasks, three columns."""
     accumulated = np.float64 if name == "float64" else np.float32
 
     def narrow(*shape: int) -> np.ndarray:
@@ -36,6 +36,9 @@ def run_packed(name: str) -> None:
     cuda.hvp_perturb(name, g, g, wide(2), narrow(2, 3), narrow(2, 3), 0)
     cuda.hvp_difference(name, g, g, g, wide(2), wide(1), narrow(2, 3), 0)
     cuda.pack([row], [narrow(3)], 0)
+    data = [narrow(2, 1, 3), narrow(2, 1, 1), narrow(2, 1, 1), narrow(2, 1, 3), narrow(2, 1, 3)]
+    out, limits = [narrow(2, 1, 3) for _ in range(3)], (48_000, 2)
+    cuda.head_similarity(name, data, 0, 1.0, 0.0, 0.0, *limits, out, wide(2, 3), 0)
 
 
 def run_scalars_and_mlp(name: str) -> None:

@@ -37,6 +37,10 @@ SAMPLES = {
         *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randn(3, 6, 7), torch.randn(3, 6, 2)),
         *([1], 0, 0.1, 2, [0, 1, 1, 1], 0.7, 0.4, 0.3, True),
     ),
+    "head_similarity": lambda g: (
+        *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randint(2, (3, 5))),
+        *(torch.randn(3, 2, 7), torch.randn(3, 2, 7), g[:, :2], 1, 0.7, 0.4, 0.2),
+    ),
     "gsl_coefficients": lambda g: (
         torch.rand(3, 2, 3),
         torch.rand(3),

@@ -8,6 +8,8 @@ import torch
 
 import fastmeta
 from fastmeta import _testing, reference
+from fastmeta.ops import HeadSimilarity
+from tests.helpers.head_cases import MIXTURE, SIZES, check, problem
 from tests.helpers.norm_cases import grouped_norm_inputs
 from tests.ops.conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
 
@@ -87,6 +89,16 @@ def test_every_set_convolves(isa: str, dtype: torch.dtype, stride: int) -> None:
         for f, e, size in zip(found, expected, sizes, strict=True):
             e = _channels_last(e) if e.dim() == 4 else e.numpy()
             assert np.linalg.norm(f - e) <= TOLERANCE[dtype] * size.norm()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_set_computes_head_similarities(isa: str, dtype: torch.dtype) -> None:
+    for size in SIZES:
+        args = problem(size, dtype=dtype)
+        found = _testing.head_similarity(isa, *(t.numpy() for t in args))
+        results = HeadSimilarity(*(torch.from_numpy(f) for f in found))
+        check(results, args, "cross_entropy", **MIXTURE)
 
 
 def _channels_last(images: torch.Tensor) -> np.ndarray:

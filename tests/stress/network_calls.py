@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta import ops, reference
 from fastmeta.reference.mlp import ACTIVATIONS
-from tests.stress.op_tensors import SOLID, WIDE, Call, Draw, tensor
+from tests.stress.op_tensors import DTYPES, SOLID, WIDE, Call, Draw, tensor
 
 
 def _images(draw: Draw, groups: int, dtype: torch.dtype) -> Tensor:
@@ -84,3 +84,27 @@ def mlp_step(draw: Draw) -> Call:
         return [t for t in reference.mlp_step(*tensors, lr=float(lr), **how) if t is not None]
 
     return Call(op, reference_op, [params, *data, 0.02], smooth=False)
+
+
+def head_similarity(draw: Draw) -> Call:
+    dtype, loss = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(["mse", "cross_entropy"]))
+    tasks, n, classes, width = (draw(st.integers(1, limit)) for limit in (4, 9, 6, 34))
+    outputs, head = (tasks, n, classes), (tasks, classes, width)
+    mse = loss == "mse"
+    targets = tensor(draw, outputs, dtype) if mse else torch.randint(classes, (tasks, n))
+    args = [tensor(draw, (tasks, n, width), dtype), tensor(draw, outputs, dtype), targets]
+    args += [tensor(draw, head, dtype), tensor(draw, head, dtype)]
+    args += [tensor(draw, (tasks, classes), dtype)] if draw(st.booleans()) else []
+
+    def op(*args: Any) -> list[Tensor]:
+        *tensors, cosine, l2 = args
+        found = ops.head_similarity(*tensors, loss=loss, cosine=cosine, l2=l2)
+        return [t for t in found if t is not None]
+
+    def reference_op(*args: Any) -> list[Tensor]:
+        *tensors, cosine, l2 = args
+        padded = tensors if len(tensors) == 6 else [*tensors, None]
+        found = reference.head_similarity(*padded, loss, 1.0, cosine, l2)
+        return [t for t in found if t is not None]
+
+    return Call(op, reference_op, [*args, 0.4, 0.2], smooth=False)

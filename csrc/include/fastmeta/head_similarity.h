@@ -47,7 +47,7 @@ struct HeadDirection {
 
   FM_HD HeadDirection(const HeadSimilarityArgs& args, double dot, double square)
       : total(args.inner_product + args.cosine + args.l2),
-        along(args.l2 + (square > 0 ? args.cosine * dot / square : 0.0)),
+        along(args.l2 + args.cosine * (square > 0 ? dot / square : 0.0)),
         has_gradient(args.cosine != 0 || args.l2 != 0) {}
 
   template <class A>
