@@ -11,7 +11,7 @@ from typing_extensions import override
 from fastmeta import ops
 from fastmeta._checks import check_in_range
 from fastmeta.adaptation.base import Adaptation, check_loop
-from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
+from fastmeta.adaptation.tape import Cotangents, Grads, Pullback, Scaled
 
 
 class SGD(Adaptation):
@@ -65,8 +65,7 @@ class SGD(Adaptation):
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
             used = [None if skip else d for d, skip in zip(d_params, skipped, strict=True)]
             if not self.momentum:
-                d_grads = [None if d is None else d * -self.lr for d in used]
-                return Cotangents(list(d_params), [], d_grads, [])
+                return Cotangents(list(d_params), [], Scaled(used, -self.lr), [])
             d_buffers = ops.inner_step(d_state, used, self.lr)
             pairs = list(zip(d_buffers, skipped, strict=True))
             d_before = [d if skip else self.momentum * d for d, skip in pairs]

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 Grads = Sequence[Tensor | None]
+
+
+class Scaled(Sequence["Tensor | None"]):
+    """`factor` times each tensor, computed when it is read: mixed order reads only some.
+
+    Args:
+        tensors: `None` stays `None`.
+        factor: see above.
+    """
+
+    def __init__(self, tensors: Grads, factor: float) -> None:
+        self._tensors = tensors
+        self._factor = factor
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Scaled: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Scaled | None:
+        if isinstance(index, slice):
+            return Scaled(self._tensors[index], self._factor)
+        tensor = self._tensors[index]
+        return None if tensor is None else tensor * self._factor
 
 
 class Cotangents(NamedTuple):
@@ -24,7 +52,7 @@ class Cotangents(NamedTuple):
 
     params: list[Tensor]
     state: list[Tensor]
-    grads: list[Tensor | None]
+    grads: Grads
     rates: list[Tensor]
 
 

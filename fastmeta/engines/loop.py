@@ -38,6 +38,7 @@ class LoopEngine(Engine):
             )
             buffers.append(result, own)
             results.append((result.support_loss, result.query_loss, result.query_output))
+            del result  # its gradients would take memory, and cache, from the next task
         return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
 
     def _losses(self, task: Task, buffers: Buffers, heads: HeadFinder) -> TaskLosses:

@@ -92,9 +92,9 @@ class ReverseSweep(MixedOrder):
         loss, output = loss.detach(), output.detach()  # frees the query graph before the sweep
 
         def through_grads(step: InnerStep, cotangents: Cotangents) -> Sequence[Tensor]:
-            if masks is not None:
-                pairs = zip(cotangents.grads, mask_of(masks, step.number), strict=True)
-                cotangents = cotangents._replace(grads=[g if used else None for g, used in pairs])
+            used = [True] * len(params) if masks is None else mask_of(masks, step.number)
+            grads = [cotangents.grads[i] if reads else None for i, reads in enumerate(used)]
+            cotangents = cotangents._replace(grads=grads)
             return through(step, cotangents, replay, context)
 
         v, d_rates = tape.reverse_sweep(grads, adapted.state, adaptation.rates, through_grads)
