@@ -19,7 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks._common.batches import image_batch
-from benchmarks._common.compositions import compiled, naive, parameter_shapes, tuned
+from benchmarks._common.compositions import (
+    compiled,
+    head_by_autograd,
+    naive,
+    parameter_shapes,
+    tuned,
+)
 from benchmarks._common.timing import Timing
 from benchmarks.gpu.clock import Run, launches, replayed, time_all
 from fastmeta import TaskBatch, ops
@@ -41,7 +47,7 @@ def main() -> None:
     bench = Bench(args.device, args.seconds, args.small)
     tables = {
         table.__name__: table(bench)
-        for table in (ceilings, similarity_weight_combine, gram, pack, meta_step)
+        for table in (ceilings, similarity_weight_combine, gram, pack, head_similarity, meta_step)
     }
     args.out.write_text(json.dumps(tables, indent=1) + "\n")
 
@@ -175,6 +181,23 @@ def pack(bench: Bench) -> list[Row]:
             "fastmeta": lambda flat=flat, grads=grads: ops.pack_(flat, grads),
         }
         found += bench.rows(runs, traffic=2 * flat.nbytes, tasks=tasks, columns=columns)
+    return found
+
+
+def head_similarity(bench: Bench) -> list[Row]:
+    """The similarity loss of a linear head in closed form against autograd of autograd."""
+    found = []
+    sizes = [(2, 5, 5, 8)] if bench.small else [(32, 5, 5, 64), (32, 25, 5, 800), (32, 100, 20, 64)]
+    for tasks, n, classes, width in sizes:
+        x, v = bench.randn(tasks, n, width), bench.randn(tasks, classes, width)
+        weight, bias = bench.randn(tasks, classes, width), bench.randn(tasks, classes)
+        y = torch.randint(classes, (tasks, n), device=bench.device)
+        args = (x, x @ weight.mT, y, weight, v, bias)
+        runs: dict[str, Run] = {
+            "torch, autograd": lambda args=args: head_by_autograd(*args),
+            "fastmeta": lambda args=args: ops.head_similarity(*args, loss="cross_entropy"),
+        }
+        found += bench.rows(runs, tasks=tasks, n=n, classes=classes, width=width)
     return found
 
 
