@@ -9,6 +9,7 @@ import pytest
 from fastmeta.cli import main
 
 METAGRAD = "train --metagrad-option"
+CORRECTION = f"{METAGRAD} variant=correction --metagrad-option"
 AGGREGATION = "train --aggregation gsl --aggregation-option"
 # Arguments, and what the message says.
 CASES = [
@@ -38,11 +39,13 @@ CASES = [
     (f"{METAGRAD} eta=NaN", "eta must be a finite number, got nan"),
     (f"{METAGRAD} eta=Infinity", "eta must be a finite number, got inf"),
     (f"{METAGRAD} lam_c=abc", "lam_c must be a number; got 'abc'"),
-    (f"{METAGRAD} ratio=abc", "ratio must be a number; got 'abc'"),
-    (f"{METAGRAD} ratio=-1", "ratio must be a finite number of at least 0, got -1"),
+    (f"{CORRECTION} ratio=abc", "ratio must be a number; got 'abc'"),
+    (f"{CORRECTION} ratio=-1", "ratio must be a finite number of at least 0, got -1"),
+    (f"{METAGRAD} layers=3", "layers must be a string; got 3"),
     (f"{METAGRAD} schedule=3", "schedule must be a string; got 3"),
+    (f"{METAGRAD} ratio=1", "metagrad 'gsl' has no option 'ratio'. Options: eta, lam_d, lam_c,"),
     (f"{METAGRAD} etta=0.3", "metagrad 'gsl' has no option 'etta'. Did you mean 'eta'? Options:"),
-    (f"{METAGRAD} magnitude=inner", "magnitude must be one of"),
+    (f"{CORRECTION} magnitude=inner", "magnitude must be one of"),
     (f"{METAGRAD} variant=R2 --metagrad-option w_min=abc", "w_min must be a number; got 'abc'"),
     (f"{METAGRAD} variant=R4 --metagrad-option every=abc", "every must be an integer; got 'abc'"),
     (

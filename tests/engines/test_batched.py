@@ -34,8 +34,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 METAGRADS: dict[str, Callable[[], MetaGradient]] = {
     "exact": Exact,
     "first order": FirstOrder,
-    "gsl": metagrad.GSLCorrection,
-    "gsl by layer": lambda: metagrad.GSLCorrection(scope="layer"),
+    "gsl": metagrad.GSL,
+    "gsl R1": metagrad.GSLCorrection,
+    "gsl R1 by layer": lambda: metagrad.GSLCorrection(scope="layer"),
     "gsl R2p": lambda: metagrad.ElementWeights(eta=9.0),
     "recursion": Recursion,
     "recursion, no graph kept": lambda: Recursion(graphs=0),
@@ -103,13 +104,14 @@ def test_adaptations(way: Callable[[], MetaGradient], adaptation: str, steps: in
     compare(module, tasks(3), way, ADAPTATIONS[adaptation](steps))
 
 
-@pytest.mark.parametrize("way", [Exact, FirstOrder, Recursion])
+@pytest.mark.parametrize("way", [Exact, FirstOrder, Recursion, metagrad.GSL])
 def test_without_inner_steps(way: Callable[[], MetaGradient]) -> None:
     compare(mlp().double(), tasks(3), way, SGD(0.3, 0))
 
 
-def test_gsl_needs_inner_steps() -> None:
-    learner = GSL(mlp(), F.cross_entropy, inner_lr=0.2, inner_steps=0, engine="batched")
+def test_the_correction_needs_inner_steps() -> None:
+    options = {"inner_steps": 0, "variant": "correction", "engine": "batched"}
+    learner = GSL(mlp(), F.cross_entropy, inner_lr=0.2, **options)
     with pytest.raises(ValueError, match="took no step"):
         learner.step(tasks(2, torch.float32))
 

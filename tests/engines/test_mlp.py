@@ -34,7 +34,8 @@ METHODS: dict[str, Callable[..., MetaLearner]] = {
     "maml": MAML,
     "fomaml": FOMAML,
     "gsl": GSL,
-    "gsl by layer": lambda *a, **k: GSL(*a, scope="layer", eta=0.3, **k),
+    "gsl R1": lambda *a, **k: GSL(*a, variant="R1", **k),
+    "gsl by layer": lambda *a, **k: GSL(*a, variant="R1", scope="layer", eta=0.3, **k),
     "gsl R2": lambda *a, **k: GSL(*a, variant="R2", eta=0.3, **k),
     "gsl R2p": lambda *a, **k: GSL(*a, variant="R2p", eta=9.0, **k),
     "gsl R3": lambda *a, **k: GSL(*a, variant="R3", **k),
@@ -72,8 +73,12 @@ def test_without_inner_steps() -> None:
     )
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(by_mlp.support_loss, by_loop.support_loss)
+    options = {"inner_lr": 0.2, "inner_steps": 0, "engine": "mlp"}
+    torch.testing.assert_close(
+        GSL(module, F.cross_entropy, **options).meta_gradient(batch)[0], expected
+    )
     with pytest.raises(ValueError, match="took no step"):
-        GSL(module, F.cross_entropy, inner_lr=0.2, inner_steps=0, engine="mlp").step(batch)
+        GSL(module, F.cross_entropy, variant="correction", **options).step(batch)
 
 
 def test_training_is_the_same() -> None:

@@ -104,6 +104,8 @@ def user_loop(
                         with recorder.record():
                             value.backward()
                             grads = [p.grad.clone() for p in params.values()]
+                    elif route == "inner gradients":
+                        grads = recorder.inner_gradients(value, fast.values())
                     else:
                         grads = torch.autograd.grad(value, list(fast.values()))
                     if route == "support":

@@ -184,8 +184,9 @@ def test_gsl_has_a_zero_support_gradient_for_the_co_learner() -> None:
     net, co_learner = make("conv4")
     batch, eta = batch_for("conv4"), 0.4
     plain = FOMAML(net, F.cross_entropy, inner_lr=LR, co_learner=co_learner)
-    gsl = GSL(net, F.cross_entropy, inner_lr=LR, eta=eta, magnitude="none", co_learner=co_learner)
-    without = GSL(net, F.cross_entropy, inner_lr=LR, eta=0.0, co_learner=co_learner)
+    options = {"inner_lr": LR, "variant": "correction", "co_learner": co_learner}
+    gsl = GSL(net, F.cross_entropy, eta=eta, magnitude="none", **options)
+    without = GSL(net, F.cross_entropy, eta=0.0, **options)
     task_gradients = cml_reference.meta_gradients(
         net, co_learner, batch, 1, False, F.cross_entropy
     )[0]

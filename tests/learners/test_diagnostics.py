@@ -26,7 +26,7 @@ WAYS_TO_LEARN: dict[str, Callable[..., MetaLearner]] = {
         f"gsl {options}": lambda *a, options=options, **k: GSL(*a, **options, **k)
         for options in (
             {"schedule": "linear:5"},
-            {"magnitude": "inner-lr"},
+            {"variant": "R1", "magnitude": "inner-lr"},
             *({"variant": f"R{i}"} for i in ("2", "2p", "3", "5", "6")),
             {"variant": "R4", "every": 2},
         )

@@ -144,6 +144,7 @@ def test_frozen_parameters_are_unchanged() -> None:
 @pytest.mark.parametrize(
     "options",
     [
+        {"eta": 0.3, "schedule": "cosine:8"},
         {"variant": "R1", "eta": 0.3, "schedule": "cosine:8"},
         {"variant": "R2", "eta": 0.3, "schedule": "cosine:8"},
         {"variant": "R2p", "eta": 9.0, "schedule": "cosine:8"},
@@ -206,7 +207,7 @@ def test_errors_say_how_to_fix_them() -> None:
     with pytest.raises(ValueError, match="one dtype and one device"):
         MAML(mixed, loss, inner_lr=1)
     with pytest.raises(ValueError, match="took no step"):
-        GSL(mlp(), loss, inner_lr=0.1, inner_steps=0).step(batch)
+        GSL(mlp(), loss, inner_lr=0.1, inner_steps=0, variant="R1").step(batch)
     with pytest.raises(ValueError, match="begin with"):
         TaskBatch(torch.zeros(3), batch.support_y, batch.query_x, batch.query_y)
 
@@ -215,8 +216,10 @@ def test_errors_say_how_to_fix_them() -> None:
     ("options", "part"),
     [
         ({"variant": "R9"}, "variant must be one of off, correction, .* or R0, R1, R2, R2p, R3"),
-        ({"magnitude": "loud"}, "magnitude must be one of none"),
-        ({"scope": "all"}, "scope must be one of vector, layer"),
+        ({"variant": "R1", "magnitude": "loud"}, "magnitude must be one of none"),
+        ({"lam_d": -1.0}, "lam_d must be .* at least 0"),
+        ({"layers": "tail"}, "names of layers, got 'tail'"),
+        ({"variant": "R1", "scope": "all"}, "scope must be one of vector, layer"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
         ({"schedule": "linear:0"}, "at least 1"),
         ({"variant": "R3", "tau": 0.0}, "tau must be .*positive"),

@@ -31,7 +31,12 @@ def scaled(
 
 @pytest.mark.parametrize(
     "options",
-    [{"eta": 0.3}, {"variant": "R2", "eta": 0.3}, {"variant": "R3", "lam_2": 1.0}, {"eta": 0.0}],
+    [
+        {"variant": "R1", "eta": 0.3},
+        {"variant": "R2", "eta": 0.3},
+        {"variant": "R3", "lam_2": 1.0},
+        {"eta": 0.0},
+    ],
 )
 def test_gradient_scaling_changes_nothing(options: dict) -> None:
     module = mlp().double()
@@ -52,7 +57,8 @@ def test_gradient_scaling_changes_nothing(options: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"eta": 0.3}, {"variant": "R2", "eta": 0.3}, {"variant": "R3"}, {"eta": 0.0}]
+    "options",
+    [{"variant": "R1", "eta": 0.3}, {"variant": "R2", "eta": 0.3}, {"variant": "R3"}, {"eta": 0.0}],
 )
 def test_an_overflow_in_one_task_skips_the_step(options: dict) -> None:
     module, batch = mlp(), tasks(3, torch.float32)
@@ -71,7 +77,7 @@ def test_unscaling_before_clipping() -> None:
     module = mlp().double()
     module_copy, batch = copy.deepcopy(module), tasks(3)
     opt, other = (
-        GSLOptimizer(m.parameters(), torch.optim.SGD, lr=0.1, eta=0.3)
+        GSLOptimizer(m.parameters(), torch.optim.SGD, lr=0.1, variant="R1", eta=0.3)
         for m in (module, module_copy)
     )
     scaler = GradScaler("cpu", init_scale=2.0**10)

@@ -72,6 +72,7 @@ def test_only_the_l2_loss_is_support_only_reptile() -> None:
         module.parameters(),
         torch.optim.SGD,
         lr=1.0,
+        variant="R1",
         eta=0.5,
         lam_c=0.0,
         lam_2=2.0,
@@ -90,9 +91,9 @@ def test_only_the_l2_loss_is_support_only_reptile() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"eta": 0.4},
-        {"eta": 0.4, "scope": "layer", "lam_2": 0.1, "magnitude": "clip", "ratio": 0.5},
-        {"eta": 0.4, "lam_2": 0.3, "magnitude": "none"},
+        {"variant": "R1", "eta": 0.4},
+        {"variant": "R1", "scope": "layer", "lam_2": 0.1, "magnitude": "clip", "ratio": 0.5},
+        {"variant": "R1", "eta": 0.4, "lam_2": 0.3, "magnitude": "none"},
         {"variant": "R2", "eta": 0.1, "lam_2": 0.3},
         {"variant": "R2p", "eta": 5.0, "lam_2": 0.3},
         {"variant": "R3", "tau": 0.3, "lam_2": 2.0},
@@ -111,19 +112,20 @@ def test_it_matches_the_learner(module: nn.Module, options: dict) -> None:
 def test_all_ways_to_pass_support_gradients_agree() -> None:
     module, batch = mlp().double(), tasks(3)
     found = []
-    for way in ("support", "record", "adapted"):
-        opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    for way in ("support", "record", "adapted", "inner gradients"):
+        opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R1", eta=0.3)
         marked(module, batch, opt, steps=1, way=way)
         found.append(ops.pack(gradients(list(module.parameters()))))
         opt.zero_grad()
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
-def test_unused_parameters_have_no_gradient() -> None:
+@pytest.mark.parametrize("variant", ["correction", "similarity"])
+def test_unused_parameters_have_no_gradient(variant: str) -> None:
     module = MODULES["unused"]()
-    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
-    marked(module, tasks(2, torch.float32), opt)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, variant=variant, eta=0.3)
+    marked(module, tasks(2, torch.float32), opt, way="inner gradients")
     opt.step()
     assert module.idle.grad is None
     assert module.net.weight.grad is not None
@@ -145,7 +147,7 @@ def test_two_dtypes() -> None:
     wide = copy.deepcopy(module).double()
     found = []
     for net in (module, wide):
-        opt = GSLOptimizer(net.parameters(), lr=0.1, eta=0.3, scope="layer")
+        opt = GSLOptimizer(net.parameters(), lr=0.1, variant="R1", eta=0.3, scope="layer")
         own = (
             batch
             if net is module
@@ -163,7 +165,7 @@ def test_gradients_can_be_clipped_before_the_step() -> None:
     module, batch = mlp(), tasks(3, torch.float32)
     opt = GSLOptimizer(module.parameters(), torch.optim.SGD, lr=1.0, eta=0.3)
     before = [p.detach().clone() for p in module.parameters()]
-    marked(module, batch, opt)
+    marked(module, batch, opt, way="inner gradients")
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1e-3)
     clipped = gradients(list(module.parameters()))
     opt.step()

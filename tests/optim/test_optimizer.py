@@ -78,7 +78,7 @@ def test_closures() -> None:
 
     def closure() -> float:
         opt.zero_grad()
-        marked(module, batch, opt)
+        marked(module, batch, opt, way="inner gradients")
         return 1.5
 
     assert opt.step(closure) == 1.5
@@ -96,7 +96,9 @@ def test_hooks_run_once_per_step() -> None:
     assert calls == ["before", "after"]
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "R2"}, {"schedule": "linear:9"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "R1"}, {"variant": "R2"}, {"schedule": "linear:9"}]
+)
 def test_a_restored_optimizer_continues_exactly(options: dict) -> None:
     batches = [tasks(3, torch.float32) for _ in range(6)]
     module = mlp()
@@ -141,9 +143,7 @@ def test_the_state_of_another_model_is_refused() -> None:
     other = mlp()[1:2]
     with pytest.raises(ValueError, match="parameter group"):
         GSLOptimizer(other.parameters(), lr=0.1, variant="R2").load_state_dict(opt.state_dict())
-    with pytest.raises(
-        ValueError, match=r"has weights, which metagrad\.GSLCorrection does not have"
-    ):
+    with pytest.raises(ValueError, match=r"has weights, which metagrad\.GSL does not have"):
         GSLOptimizer(module.parameters(), lr=0.1).load_state_dict(opt.state_dict())
 
 
@@ -163,7 +163,7 @@ def test_copies_and_pickles_are_independent_and_work(clone) -> None:
 
 def test_an_exception_in_a_task_discards_it() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
-    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R1", eta=0.3)
     marked(module, batch, opt)
     before = gradients(list(module.parameters()))
 
@@ -182,7 +182,9 @@ def test_an_exception_in_a_task_discards_it() -> None:
 def test_zero_grad_discards_recorded_tasks() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
     module_copy = copy.deepcopy(module)
-    opt, other = (GSLOptimizer(m.parameters(), lr=0.1, eta=0.3) for m in (module, module_copy))
+    opt, other = (
+        GSLOptimizer(m.parameters(), lr=0.1, variant="R1", eta=0.3) for m in (module, module_copy)
+    )
     marked(module, tasks(3, torch.float32), opt)
     step(module, opt, batch)
     step(module_copy, other, batch)
@@ -191,7 +193,7 @@ def test_zero_grad_discards_recorded_tasks() -> None:
 
 def test_missing_support_gradients_are_named() -> None:
     module, batch = mlp(), tasks(2, torch.float32)
-    opt = GSLOptimizer(module.parameters(), lr=0.1, eta=0.3)
+    opt = GSLOptimizer(module.parameters(), lr=0.1, variant="R1", eta=0.3)
     with pytest.raises(RuntimeError, match=r"task 0 has none. Call task\.support"), opt.task():
         loss(module(batch[0].query_x), batch[0].query_y).backward()
     opt.zero_grad()

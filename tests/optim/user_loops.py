@@ -14,12 +14,19 @@ from tests.helpers.problems import loss
 LR = 0.3
 
 
-def inner(model: nn.Module, x: Tensor, y: Tensor, steps: int, seen: Callable | None = None) -> dict:
+def inner(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    seen: Callable | None = None,
+    grad: Callable = torch.autograd.grad,
+) -> dict:
     """First-order fast weights that are still connected to the meta-parameters."""
     fast = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for _ in range(steps):
         value = loss(functional_call(model, fast, (x,)), y)
-        grads = torch.autograd.grad(value, list(fast.values()), allow_unused=True)
+        grads = grad(value, list(fast.values()), allow_unused=True)
         if seen is not None:
             seen(grads)
         fast = {
@@ -49,7 +56,8 @@ def marked(
     for task in batch:
         with opt.task(scale=share) as record:
             seen = record.support if way == "support" else None
-            fast = inner(model, task.support_x, task.support_y, steps, seen)
+            grad = record.inner_gradients if way == "inner gradients" else torch.autograd.grad
+            fast = inner(model, task.support_x, task.support_y, steps, seen, grad)
             if way == "record":
                 with record.record():
                     loss(model(task.support_x), task.support_y).backward()
@@ -65,7 +73,7 @@ def gradients(params: Sequence[Tensor]) -> list[Tensor | None]:
 
 def step(module: nn.Module, opt: GSLOptimizer, batch: TaskBatch) -> None:
     opt.zero_grad()
-    marked(module, batch, opt)
+    marked(module, batch, opt, way="inner gradients")
     opt.step()
 
 

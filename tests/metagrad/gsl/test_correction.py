@@ -1,4 +1,4 @@
-"""GSL against plain autograd in float64."""
+"""The correction and the weights of GSL against plain autograd in float64."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.helpers.reference_loops import LR, reference_meta_gradients, support_
 
 
 def gradient(module: nn.Module, batch: TaskBatch, steps: int = 2, **options) -> Tensor:
+    options = {"variant": "correction", **options}
     return GSL(module, loss, inner_lr=LR, inner_steps=steps, **options).meta_gradient(batch)[0]
 
 
@@ -90,9 +91,10 @@ def test_r3_weights_tasks_by_their_similarity_with_the_mean() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_the_schedule_counts_meta_steps() -> None:
+@pytest.mark.parametrize("variant", ["correction", "similarity"])
+def test_the_schedule_counts_meta_steps(variant: str) -> None:
     module, batch = mlp().double(), tasks()
-    learner = GSL(module, loss, inner_lr=LR, eta=0.4, schedule="until:2")
+    learner = GSL(module, loss, inner_lr=LR, variant=variant, eta=0.4, schedule="until:2")
     plain, _ = FOMAML(module, loss, inner_lr=LR).meta_gradient(batch)
     differ = [not torch.equal(learner.meta_gradient(batch)[0], plain) for _ in range(4)]
     assert differ == [True, True, False, False]

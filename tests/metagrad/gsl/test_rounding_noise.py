@@ -33,7 +33,7 @@ def gradients(
     torch.manual_seed(0)
     module = Conv4(1, 28, WAYS).to(dtype)
     if method is GSL:
-        options = {"scope": "layer", **options}
+        options = {"variant": "correction", "scope": "layer", **options}
     learner = method(module, F.cross_entropy, inner_lr=0.1, **options)
     learner.backward(images(dtype))
     return {name: p.grad.double() for name, p in module.named_parameters()}
@@ -74,13 +74,13 @@ def test_engines_agree(dtype: torch.dtype, magnitude: str) -> None:
 def test_the_optimizer_of_a_loop_in_half_precision() -> None:
     """The threshold is that of the coarsest parameters, not of the packed gradients."""
     params = [torch.nn.Parameter(torch.ones(4, dtype=d)) for d in (torch.float32, torch.bfloat16)]
-    opt = GSLOptimizer(params, torch.optim.SGD, lr=1.0, scope="layer", magnitude="none")
+    options = {"variant": "correction", "scope": "layer", "magnitude": "none"}
+    opt = GSLOptimizer(params, torch.optim.SGD, lr=1.0, **options)
     grads = [torch.eye(4)[0], 1e-3 * torch.eye(4, dtype=torch.bfloat16)[0]]
     with opt.task() as task:
         task.support([g.roll(1) for g in grads])
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad.clone()
-    opt.combine()
     assert torch.equal(params[1].grad, grads[1])
     assert not torch.equal(params[0].grad, grads[0])
 

@@ -21,9 +21,11 @@ from tests.helpers.reference_loops import LR, reference_meta_gradients
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "R0": {"variant": "R0"},
-    "R1": {"eta": 0.3},
-    "R1 by layer": {"eta": 0.3, "scope": "layer"},
-    "R1 inner-lr": {"eta": 0.3, "magnitude": "inner-lr"},
+    "default": {"eta": 0.3},
+    "cosine": {"lam_d": 0.0, "lam_c": 0.5},
+    "R1": {"variant": "R1", "eta": 0.3},
+    "R1 by layer": {"variant": "R1", "eta": 0.3, "scope": "layer"},
+    "R1 inner-lr": {"variant": "R1", "eta": 0.3, "magnitude": "inner-lr"},
     "R2": {"variant": "R2", "eta": 0.3},
     "R2p": {"variant": "R2p", "eta": 5.0},
     "R3": {"variant": "R3", "tau": 0.3},
@@ -105,10 +107,12 @@ def test_equivariant_to_rotations_of_the_parameters(name: str) -> None:
     assert_close(name, turn @ second(rotated, batch), second(straight, batch))
 
 
-@pytest.mark.parametrize("variant", ["R1", "R2", "R2p", "inner-lr"])
+@pytest.mark.parametrize("variant", ["similarity", "R1", "R2", "R2p", "inner-lr"])
 def test_zero_eta_is_bitwise_fomaml(variant: str) -> None:
     module, batch = MODULES["running batch norm"](), tasks(3, torch.float32)
-    options = {"magnitude": variant} if variant == "inner-lr" else {"variant": variant}
+    options = {"variant": variant}
+    if variant == "inner-lr":
+        options = {"variant": "R1", "magnitude": variant}
     for extra in ({"eta": 0.0}, {"schedule": "late:2"}):
         if extra.get("schedule") and variant in ("R2", "R2p"):
             continue  # their weights are still one, but are multiplied
@@ -125,7 +129,8 @@ def test_the_l2_loss_interpolates_fomaml_and_the_support_gradient(
 
     def row(eta: float) -> Tensor:
         options = {"eta": eta, "lam_c": 0.0, "lam_2": lam_2, "magnitude": "none"}
-        return GSL(module, loss, inner_lr=LR, **options).meta_gradient(batch)[0]
+        model = GSL(module, loss, inner_lr=LR, variant="R1", **options)
+        return model.meta_gradient(batch)[0]
 
     fomaml = reference_meta_gradients(module, batch, 1, second_order=False).mean(0)
     params = list(module.parameters())
@@ -140,7 +145,8 @@ def test_the_l2_loss_interpolates_fomaml_and_the_support_gradient(
 @pytest.mark.parametrize("magnitude", ["none", "norm-match", "ratio", "clip", "inner-lr"])
 def test_the_cosine_correction_is_orthogonal(magnitude: str) -> None:
     module, batch = mlp().double(), tasks(4)
-    model = GSL(module, loss, inner_lr=LR, inner_steps=2, eta=0.7, magnitude=magnitude)
+    options = {"variant": "R1", "eta": 0.7, "magnitude": magnitude}
+    model = GSL(module, loss, inner_lr=LR, inner_steps=2, **options)
     u = reference_meta_gradients(module, batch, 2, second_order=False)
     moved = model._task_gradients(batch)[0].meta() - u
     assert (moved.norm(dim=1) > 1e-3 * u.norm(dim=1)).all()
@@ -150,9 +156,8 @@ def test_the_cosine_correction_is_orthogonal(magnitude: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2])
 def test_inner_lr_rescales_the_correction_to_the_curvature_norm(steps: int) -> None:
     module, batch = mlp().double(), tasks(4)
-    model = GSL(
-        module, loss, inner_lr=LR, inner_steps=steps, eta=0.4, lam_2=0.2, magnitude="inner-lr"
-    )
+    options = {"variant": "R1", "eta": 0.4, "lam_2": 0.2, "magnitude": "inner-lr"}
+    model = GSL(module, loss, inner_lr=LR, inner_steps=steps, **options)
     u = reference_meta_gradients(module, batch, steps, second_order=False)
     moved = model._task_gradients(batch)[0].meta() - u
     for i, (x, y) in enumerate(zip(batch.support_x, batch.support_y, strict=True)):
@@ -220,7 +225,9 @@ def test_every_inner_loop(name: str, adaptation: str) -> None:
         return
     assert found.isfinite().all()
     assert torch.equal(found, first) == (name == "R0")
-    assert torch.equal(found[:, size:], first[:, size:])  # learned rates
+    # Learned rates; those of all steps but the last depend on the gradient of the similarity loss.
+    similarity = name in ("default", "cosine") and adaptation == "learned rates"
+    assert torch.equal(found[:, size:], first[:, size:]) != similarity
     if name == "R4":
         assert (found - exact)[:, :size].norm() <= (first - exact)[:, :size].norm()
 
@@ -230,7 +237,7 @@ def test_learned_rates_do_not_affect_the_comparison(name: str) -> None:
     """The parameters' part equals that of plain gradient descent at the same rates."""
     module, batch = mlp().double(), tasks(3)
     options = VARIANTS[name]
-    if name in ("R1", "R1 by layer", "R2", "R2p"):
+    if name in ("default", "R1", "R1 by layer", "R2", "R2p"):
         options = {**options, "lam_2": 0.1}
     plain, learned = (
         second_gradients(module, inner, gsl_variant(**options), batch)
@@ -242,6 +249,7 @@ def test_learned_rates_do_not_affect_the_comparison(name: str) -> None:
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)
 def test_the_variant_is_a_configuration_option(adaptation: str) -> None:
     kinds = {
+        "similarity": metagrad.GSL,
         "R0": metagrad.FirstOrder,
         "R1": metagrad.GSLCorrection,
         "R2": metagrad.LayerWeights,
@@ -261,6 +269,8 @@ def test_the_variant_is_a_configuration_option(adaptation: str) -> None:
         )
         assert type(model.metagrad) is kind
         assert model.step(tasks(2, torch.float32)).query_loss.isfinite().all()
+    assert type(gsl_variant()) is type(build("gsl", mlp(), loss, inner_lr=1).metagrad)
+    assert type(gsl_variant()) is metagrad.GSL
     assert gsl_variant("R6").hvp == "forward"
     assert gsl_variant("R6", hvp="reverse").hvp == "reverse"
 
