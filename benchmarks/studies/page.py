@@ -36,7 +36,7 @@ def write_page(table: Table, folder: Path) -> None:
     """Writes ``NAME.md`` and ``NAME.png`` beside the CSVs in ``folder``."""
     finished = Results(folder / f"{table.name}.csv", list(table.rows)).read()
     costs = _read_costs(folder / f"{table.name}-costs.csv")
-    scores = {name: score for name in table.rows if (score := _score(name, finished))}
+    scores = {name: score for name in table.rows if (score := score_of(name, finished))}
     metric = next((score.metric for score in scores.values()), "score")
     lines = [f"# {table.title}", "", _line([h.format(metric=metric) for h in _HEAD])]
     lines.append(_line(["---"] * len(_HEAD)))
@@ -68,7 +68,7 @@ def _origin(table: Table, finished: dict[tuple[str, int], dict[str, str]]) -> st
     )
 
 
-def _score(name: str, finished: dict[tuple[str, int], dict[str, str]]) -> Score | None:
+def score_of(name: str, finished: dict[tuple[str, int], dict[str, str]]) -> Score | None:
     found = [r for (row, _), r in finished.items() if row == name and r["status"] == "ok"]
     if not found:
         return None
