@@ -7,7 +7,7 @@ METHODS = {
     "fomaml": "first-order MAML: the query gradient at the fast weights (Finn et al. 2017)",
     "gradient-agreement": "MAML, tasks weighted by gradient agreement (Eshratifar et al. 2018)",
     "gradient-agreement-reptile": "Reptile, tasks weighted by gradient agreement",
-    "gsl": "gradient similarity loss: FOMAML corrected by support gradients (Tak & Hong 2024)",
+    "gsl": "FOMAML plus the gradient of a similarity loss (Tak & Hong 2024, reconstructed)",
     "imaml": "iMAML: proximal inner loop, implicit meta-gradient (Rajeswaran et al. 2019)",
     "lambda": "MAML that adapts the layers of a Lambda pattern (Khabarlak 2022)",
     "maml": "MAML: exact meta-gradient (Finn et al. 2017)",

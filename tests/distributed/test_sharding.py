@@ -23,10 +23,11 @@ CASES: dict[str, dict[str, Any]] = {
     "mean": {"method": "fomaml"},
     "gradient agreement": {"method": "gradient-agreement"},
     "gsl": {"method": "gsl", "metagrad_options": {"eta": 0.3}},
+    "gsl r1": {"method": "gsl", "metagrad_options": {"variant": "R1", "eta": 0.3}},
     "gsl task weights": {"method": "fomaml", "aggregation": "gsl"},
     "pcgrad of gsl by layer": {
         "method": "gsl",
-        "metagrad_options": {"eta": 0.3, "scope": "layer"},
+        "metagrad_options": {"variant": "R1", "eta": 0.3, "scope": "layer"},
         "aggregation": "pcgrad",
     },
     "gsl r2": {"method": "gsl", "metagrad_options": {"variant": "R2", "eta": 0.3}},

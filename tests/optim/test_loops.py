@@ -83,7 +83,7 @@ def test_gradients_are_exact(name: str, network: Any) -> None:
 @pytest.mark.parametrize("name", LOOPS)
 def test_zero_eta_is_bitwise_the_loop_before(name: str) -> None:
     before, after, _ = LOOPS[name]
-    zero = after.replace('variant="similarity"', 'variant="similarity", eta=0')
+    zero = after.replace("lr=1e-2)", "lr=1e-2, eta=0)")
     batches, model = [tasks(3, torch.float32) for _ in range(3)], mlp()
     trained = [copy.deepcopy(model) for _ in range(3)]
     for code, net in zip((before, zero, after), trained, strict=True):
