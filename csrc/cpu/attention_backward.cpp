@@ -58,7 +58,8 @@ struct KeySums {
 template <class T, class Make>
 void each_chunk(const KeySums<T>& sums, const Parallel& parallel, const Make& make) {
   const AttentionInput& in = sums.in;
-  const int64_t group = in.heads / in.kv_heads, items = sums.heads * sums.chunks;
+  const int64_t group = in.heads / std::max<int64_t>(in.kv_heads, 1),
+                items = sums.heads * sums.chunks;
   parallel.dynamic(items, 1, [&](const auto& next) {
     auto body = make();
     for (int64_t item = next(); item < items; item = next()) {

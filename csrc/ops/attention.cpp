@@ -38,10 +38,11 @@ struct Input {
     args.value_width = v.size(3);
     require_shape(k, q, {args.batch, args.kv_heads, args.keys, args.width}, "keys");
     require_shape(v, q, {args.batch, args.kv_heads, args.keys, args.value_width}, "values");
-    FM_REQUIRE(args.kv_heads > 0 && args.heads % args.kv_heads == 0,
-               "attention: the " + std::to_string(args.kv_heads) +
-                   " heads of keys and values must divide the " + std::to_string(args.heads) +
-                   " heads of queries.");
+    FM_REQUIRE(
+        args.heads == args.kv_heads || (args.kv_heads > 0 && args.heads % args.kv_heads == 0),
+        "attention: the " + std::to_string(args.kv_heads) +
+            " heads of keys and values must divide the " + std::to_string(args.heads) +
+            " heads of queries.");
     FM_REQUIRE(window >= 0, "attention: the window must be positive, or 0 for none, got " +
                                 std::to_string(window) + ".");
     args.causal = causal;

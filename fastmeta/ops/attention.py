@@ -71,7 +71,7 @@ def attention(
 
 
 def _four_dimensional(t: Tensor) -> Tensor:
-    return t.reshape(-1, *t.shape[-3:]) if t.dim() > 2 else t[None, None]
+    return t.flatten(0, -4) if t.dim() >= 4 else t[(None,) * (4 - t.dim())]
 
 
 def _four_dimensional_mask(mask: Tensor, q: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _four_dimensional_mask(mask: Tensor, q: Tensor) -> Tensor:
     if mask.dim() <= 4 and q.dim() <= 4:
         return mask[(None,) * (4 - mask.dim())]
     heads = mask[(None,) * max(3 - mask.dim(), 0)].shape[-3:]
-    return mask.expand(*q.shape[:-3], *heads).reshape(-1, *heads)
+    return mask.expand(*q.shape[:-3], *heads).flatten(0, -4)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:

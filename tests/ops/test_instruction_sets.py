@@ -9,6 +9,7 @@ import torch
 import fastmeta
 from fastmeta import _testing, reference
 from tests.helpers.norm_cases import grouped_norm_inputs
+from tests.ops.attention_cases import Config
 from tests.ops.conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
 
 SETS = _testing.instruction_sets()
@@ -87,6 +88,30 @@ def test_every_set_convolves(isa: str, dtype: torch.dtype, stride: int) -> None:
         for f, e, size in zip(found, expected, sizes, strict=True):
             e = _channels_last(e) if e.dim() == 4 else e.numpy()
             assert np.linalg.norm(f - e) <= TOLERANCE[dtype] * size.norm()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("causal", "window"), [(False, 0), (True, 0), (True, 30)])
+def test_every_set_attends(isa: str, dtype: type, causal: bool, window: int) -> None:
+    tolerance = 1e-5 if dtype is np.float32 else 1e-13
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    for queries, keys, width, value_width in ((1, 1, 1, 1), (33, 95, 19, 6), (130, 70, 16, 64)):
+        config = Config(queries, keys, 4, 2, width, value_width)
+        q, k, v = config.tensors(kind)
+        dout, tdout = (torch.randn(2, 4, queries, value_width, dtype=kind) for _ in range(2))
+        tensors = [q, k, v, dout, tdout, *config.tensors(kind)]
+        found = _testing.attention(isa, *(t.numpy() for t in tensors), causal, window)
+        q, k, v, dout, tdout, tq, tk, tv = (t.double() for t in tensors)
+        given = (q, k, v, None, causal, window, 0.3)
+        expected = [
+            reference.attention(*given),
+            *reference.attention_backward(dout, *given),
+            *reference.attention_second(dout, tdout, tq, tk, tv, *given),
+        ]
+        size = max(e.norm() for e in expected)
+        for f, e in zip(found, expected, strict=True):
+            assert np.linalg.norm(f - e.numpy()) <= tolerance * (e.norm() + 0.1 * size)
 
 
 def _channels_last(images: torch.Tensor) -> np.ndarray:
