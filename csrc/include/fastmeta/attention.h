@@ -121,7 +121,7 @@ inline int64_t attention_padded(int64_t width) {
   return (width + kAttentionPad - 1) / kAttentionPad * kAttentionPad;
 }
 inline int64_t attention_chunks(const AttentionInput& in) {
-  constexpr int64_t kItems = 16;
+  constexpr int64_t kItems = 8;
   const int64_t tiles = (in.queries + kAttentionRows - 1) / kAttentionRows;
   const int64_t heads = std::max<int64_t>(in.batch * in.kv_heads, 1);
   return std::clamp<int64_t>(kItems / heads, 1, std::max<int64_t>(tiles, 1));
