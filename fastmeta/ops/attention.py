@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastmeta import reference
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, merge_batch, needs_autograd, split_batch
+from fastmeta.ops._function import (
+    apply,
+    is_constant,
+    merge_batch,
+    needs_autograd,
+    split_batch,
+)
 
 
 def attention(
@@ -75,7 +80,7 @@ def _four_dimensional(t: Tensor) -> Tensor:
 
 
 def _four_dimensional_mask(mask: Tensor, q: Tensor) -> Tensor:
-    if mask.requires_grad or forward_ad.unpack_dual(mask).tangent is not None:
+    if not is_constant(mask):
         raise RuntimeError(
             "fastmeta: attention: the mask has no gradient here. Detach it, or use "
             "F.scaled_dot_product_attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."

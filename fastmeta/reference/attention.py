@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,9 +101,11 @@ def attention_second(
     """JVPs along `(tdout, tq, tk, tv)`: of the output, and of the gradients of `q`, `k` and `v`."""
 
     def both(dout: Tensor, *tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        out, vjp = torch.func.vjp(_of(mask, causal, window, scale), *tensors)
+        value: Any = torch.func.vjp(_of(mask, causal, window, scale), *tensors)
+        out, vjp = value
         return out, vjp(dout)
 
     along = torch.zeros_like(dout) if tdout is None else tdout
-    tangents = torch.func.jvp(both, (dout, q, k, v), (along, tq, tk, tv))[1]
-    return tangents[0], *tangents[1]
+    results: Any = torch.func.jvp(both, (dout, q, k, v), (along, tq, tk, tv))
+    tout, (dq, dk, dv) = results[1]
+    return tout, dq, dk, dv
