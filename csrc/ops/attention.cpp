@@ -7,6 +7,8 @@
 namespace fastmeta {
 namespace {
 
+constexpr char kOp[] = "attention";
+
 using Mask = std::optional<Tensor>;
 
 // The data of (batch, heads, rows, width) with dense rows; copies are kept alive in `copies`.
@@ -38,6 +40,9 @@ struct Input {
     args.value_width = v.size(3);
     require_shape(k, q, {args.batch, args.kv_heads, args.keys, args.width}, "keys");
     require_shape(v, q, {args.batch, args.kv_heads, args.keys, args.value_width}, "values");
+    FM_REQUIRE(!q.is_cuda() || std::max(args.width, args.value_width) <= kMaxAttentionWidth,
+               "attention: heads on a GPU are at most 128 wide, got queries " + shape_of(q) +
+                   " and values " + shape_of(v) + ".");
     FM_REQUIRE(
         args.heads == args.kv_heads || (args.kv_heads > 0 && args.heads % args.kv_heads == 0),
         "attention: the " + std::to_string(args.kv_heads) +
@@ -103,7 +108,8 @@ Tensor empty_output(const Tensor& q, const Tensor& v) {
 }
 
 Tensor scratch_of(const AttentionInput& in, const Tensor& q, int64_t rows) {
-  return empty(q, {attention_scratch(in, rows)}, acc_type(q));
+  const int64_t size = q.is_cuda() ? attention_cuda_scratch(in, rows) : attention_scratch(in, rows);
+  return empty(q, {size}, acc_type(q));
 }
 
 Tensors attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Mask& mask,
@@ -111,7 +117,10 @@ Tensors attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, con
   Input in(q, k, v, mask, causal, window, scale);
   Tensors out{empty_output(q, v), empty(q, {q.size(0), q.size(1), 2, q.size(2)}, acc_type(q))};
   in.args.stats = out[1].mutable_data_ptr();
-  cpu::kernels().attention_forward({in.args, out[0].mutable_data_ptr()}, torch_threads());
+  const AttentionForwardArgs args{in.args, out[0].mutable_data_ptr()};
+  run(
+      q, kOp, [&](const Parallel& p) { cpu::kernels().attention_forward(args, p); },
+      FM_CUDA(attention_forward(args, stream)));
   return out;
 }
 
@@ -124,10 +133,16 @@ Tensors attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k,
   const Heads output = in.like_output(out, q, "the output");
   Tensor scratch = scratch_of(in.args, q, 0);
   Tensors grads{empty_heads(q), empty_heads(k), empty_heads(v)};
-  cpu::kernels().attention_backward(
-      {in.args, upstream, output, scratch.mutable_data_ptr(), grads[0].mutable_data_ptr(),
-       grads[1].mutable_data_ptr(), grads[2].mutable_data_ptr()},
-      torch_threads());
+  const AttentionBackwardArgs args{in.args,
+                                   upstream,
+                                   output,
+                                   scratch.mutable_data_ptr(),
+                                   grads[0].mutable_data_ptr(),
+                                   grads[1].mutable_data_ptr(),
+                                   grads[2].mutable_data_ptr()};
+  run(
+      q, kOp, [&](const Parallel& p) { cpu::kernels().attention_backward(args, p); },
+      FM_CUDA(attention_backward(args, stream)));
   return grads;
 }
 
@@ -151,7 +166,9 @@ Tensor attention_tangent(const Tensor& tq, const Tensor& tk, const Tensor& tv, c
   AttentionTangentArgs args = tangent_args(in, tq, tk, tv, q, k, v, out, stats);
   Tensor tangent = empty_output(q, v);
   args.tout = tangent.mutable_data_ptr();
-  cpu::kernels().attention_tangent(args, torch_threads());
+  run(
+      q, kOp, [&](const Parallel& p) { cpu::kernels().attention_tangent(args, p); },
+      FM_CUDA(attention_tangent(args, stream)));
   return tangent;
 }
 
@@ -172,7 +189,9 @@ Tensors attention_second(const Tensor& dout, const Mask& tdout, const Tensor& tq
   args.dq = results[1].mutable_data_ptr();
   args.dk = results[2].mutable_data_ptr();
   args.dv = results[3].mutable_data_ptr();
-  cpu::kernels().attention_second(args, torch_threads());
+  run(
+      q, kOp, [&](const Parallel& p) { cpu::kernels().attention_second(args, p); },
+      FM_CUDA(attention_second(args, stream)));
   return results;
 }
 
@@ -195,7 +214,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmeta, m) {
       "float scale) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastmeta, CPU, m) {
+FM_KERNELS(m) {
   m.impl("attention_forward", TORCH_BOX(&fastmeta::attention_forward));
   m.impl("attention_backward", TORCH_BOX(&fastmeta::attention_backward));
   m.impl("attention_tangent", TORCH_BOX(&fastmeta::attention_tangent));

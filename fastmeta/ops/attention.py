@@ -35,7 +35,8 @@ def attention(
     Forward, backward, double backward and forward mode (of forward and of backward) are kernels
     that never hold the matrix of scores; [the equations](../how-to/attention.md). Third
     derivatives are PyTorch's of the composition, and do hold it. `vmap` makes one call. Half
-    precision is computed in float32. Results do not depend on the number of threads. CPU only.
+    precision is computed in float32. Results do not depend on the number of threads. The CUDA
+    kernels (heads at most 128 wide) use no tensor cores, and have not yet run on a GPU.
 
     Args:
         q: `(..., heads, queries, width)`; float64, float32, float16 or bfloat16.
@@ -54,7 +55,7 @@ def attention(
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match, or the mask requires a gradient.
         ValueError: if `window` is not positive.
-        NotImplementedError: if the tensors are on a GPU.
+        NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     if window is not None and window < 1:
         raise ValueError(f"attention: window must be positive or None, got {window}.")

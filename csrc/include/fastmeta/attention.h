@@ -70,11 +70,13 @@ struct AttentionInput {
 
 // The keys that queries [first, end) may see.
 FM_HD int64_t first_key(const AttentionInput& in, int64_t first) {
-  return in.window && first >= in.window ? std::min(first - in.window + 1, in.keys) : 0;
+  if (!in.window || first < in.window) return 0;
+  const int64_t seen = first - in.window + 1;
+  return seen < in.keys ? seen : in.keys;
 }
 FM_HD int64_t end_key(const AttentionInput& in, int64_t end) {
   const int64_t seen = in.causal ? end : in.window ? end - 1 + in.window : in.keys;
-  return std::min(seen, in.keys);
+  return seen < in.keys ? seen : in.keys;
 }
 
 // Outputs are contiguous (batch, heads, rows, width).
@@ -134,5 +136,19 @@ inline int64_t attention_scratch(const AttentionInput& in, int64_t rows) {
              (attention_padded(in.width) + attention_padded(in.value_width));
 }
 constexpr int64_t kAttentionSecondRows = 3;  // r, D and D.
+
+// On CUDA there are no partial sums, but a limit on the width of heads.
+constexpr int64_t kMaxAttentionWidth = 128;
+
+inline int64_t attention_cuda_scratch(const AttentionInput& in, int64_t rows) {
+  return in.batch * in.heads * std::max<int64_t>(rows, 1) * in.queries;
+}
+
+namespace cuda {
+int attention_forward(const AttentionForwardArgs& args, void* stream);
+int attention_backward(const AttentionBackwardArgs& args, void* stream);
+int attention_tangent(const AttentionTangentArgs& args, void* stream);
+int attention_second(const AttentionSecondArgs& args, void* stream);
+}  // namespace cuda
 
 }  // namespace fastmeta
