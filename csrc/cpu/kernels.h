@@ -1,6 +1,7 @@
 // The vectorised CPU kernels, compiled once per instruction set and selected at run time.
 #pragma once
 
+#include "fastmeta/attention.h"
 #include "fastmeta/combine.h"
 #include "fastmeta/conv.h"
 #include "fastmeta/gram.h"

@@ -2,6 +2,7 @@
 // threads in place of a stream. Pointers are to host memory; faults throw Fault.
 #pragma once
 
+#include "fastmeta/attention.h"
 #include "fastmeta/combine.h"
 #include "fastmeta/gram.h"
 #include "fastmeta/head_similarity_plan.h"
@@ -30,6 +31,10 @@ void head_similarity(const HeadSimilarityArgs& args, const HeadPlan& plan, void*
 void norm_forward(const NormForwardArgs& args, double* partial, uint64_t seed);
 void norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, uint64_t seed);
 void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_t seed);
+void attention_forward(const AttentionForwardArgs& args, uint64_t seed);
+void attention_backward(const AttentionBackwardArgs& args, uint64_t seed);
+void attention_tangent(const AttentionTangentArgs& args, uint64_t seed);
+void attention_second(const AttentionSecondArgs& args, uint64_t seed);
 
 // Runs the kernel `name` of faults.h on `in`, n values, and writes n to `out`.
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed);

@@ -145,6 +145,44 @@ std::vector<Array<T>> head_similarity(const std::string& isa, const Array<T>& fe
   return {g, g_bias, similarity, d_features, d_weight, d_bias};
 }
 
+template <class T>
+Heads heads(const Array<T>& a) {
+  const int64_t row = a.shape(3), head = a.shape(2) * row;
+  return {a.data(), a.shape(1) * head, head, row};
+}
+
+// For (batch, heads, tokens, width): forward, backward at dout, and second along (tdout, tq, tk,
+// tv).
+template <class T>
+std::vector<Array<T>> attention(const std::string& isa, const Array<T>& q, const Array<T>& k,
+                                const Array<T>& v, const Array<T>& dout, const Array<T>& tdout,
+                                const Array<T>& tq, const Array<T>& tk, const Array<T>& tv,
+                                bool causal, int64_t window) {
+  Array<T> stats({q.shape(0), q.shape(1), int64_t{2}, q.shape(2)});
+  const AttentionInput in{kDType<T>,  q.shape(0), q.shape(1), k.shape(1),
+                          q.shape(2), k.shape(2), q.shape(3), v.shape(3),
+                          causal,     window,     0.3,        heads(q),
+                          heads(k),   heads(v),   {},         stats.mutable_data()};
+  std::vector<Array<T>> results{like(dout), like(q), like(k), like(v),
+                                like(dout), like(q), like(k), like(v)};
+  std::vector<T> scratch(attention_scratch(in, kAttentionSecondRows));
+  const auto out = [&](int i) { return static_cast<void*>(results[i].mutable_data()); };
+  const Parallel serial(run_serially);
+  table(isa).attention_forward({in, out(0)}, serial);
+  const Heads output = heads(results[0]);
+  table(isa).attention_backward({in, heads(dout), output, scratch.data(), out(1), out(2), out(3)},
+                                serial);
+  table(isa).attention_second({{in, heads(tq), heads(tk), heads(tv), output, out(4)},
+                               heads(dout),
+                               heads(tdout),
+                               scratch.data(),
+                               out(5),
+                               out(6),
+                               out(7)},
+                              serial);
+  return results;
+}
+
 // The portable conversions of storage types, on raw bits.
 template <class S>
 Array<float> widen_bits(const Array<uint16_t>& bits) {
@@ -190,6 +228,13 @@ PYBIND11_MODULE(_testing, m) {
   m.def("head_similarity", &head_similarity<double>, py::arg("isa"),
         py::arg("features").noconvert(), py::arg("logits"), py::arg("targets"), py::arg("weight"),
         py::arg("query_weight"), py::arg("query_bias"));
+  const auto add_attention = [&](auto* function) {
+    m.def("attention", function, py::arg("isa"), py::arg("q").noconvert(), py::arg("k"),
+          py::arg("v"), py::arg("dout"), py::arg("tdout"), py::arg("tq"), py::arg("tk"),
+          py::arg("tv"), py::arg("causal"), py::arg("window"));
+  };
+  add_attention(&attention<float>);
+  add_attention(&attention<double>);
   m.def("widen_half", &widen_bits<Half>);
   m.def("widen_bfloat16", &widen_bits<BFloat16>);
   m.def("narrow_half", &narrow_bits<Half>);

@@ -311,6 +311,55 @@ void norm_second(const std::string& dtype, const py::array& dz,
   memory.check();
 }
 
+Heads heads(const py::array& a) {
+  const int64_t row = a.shape(3), head = a.shape(2) * row;
+  return {a.data(), a.shape(1) * head, head, row};
+}
+
+// mask: None, or as (batch, heads, queries, keys): bytes for a boolean one.
+AttentionInput attention_input(const std::string& dtype, const py::array& q, const py::array& k,
+                               const py::array& v, const py::object& mask, bool causal,
+                               int64_t window, double scale, py::array& stats) {
+  AttentionInput in{};
+  in.dtype = dtype_named(dtype);
+  in.batch = q.shape(0), in.heads = q.shape(1), in.queries = q.shape(2), in.width = q.shape(3);
+  in.kv_heads = k.shape(1), in.keys = k.shape(2), in.value_width = v.shape(3);
+  in.causal = causal, in.window = window, in.scale = scale;
+  in.q = heads(q), in.k = heads(k), in.v = heads(v);
+  in.stats = stats.mutable_data();
+  if (mask.is_none()) return in;
+  const auto values = mask.cast<py::array>();
+  const Heads m = heads(values);
+  in.mask = {
+      values.itemsize() == 1 ? MaskKind::keep : MaskKind::add, m.data, m.batch, m.head, m.row, 1};
+  return in;
+}
+
+// tensors: q, k, v, dout, tdout, tq, tk, tv. out: output, statistics, gradients of q, k and v,
+// tangent of the output, the same again with the tangents of the gradients.
+void attention(const std::string& dtype, const std::vector<py::array>& tensors,
+               const py::object& mask, bool along, bool causal, int64_t window, double scale,
+               std::vector<py::array> out, uint64_t seed) {
+  const AttentionInput in = attention_input(dtype, tensors[0], tensors[1], tensors[2], mask, causal,
+                                            window, scale, out[1]);
+  const auto at = [&](int i) { return out[i].mutable_data(); };
+  const int64_t element = in.dtype == DType::f64 ? 8 : 4;
+  Scratch mean(element * attention_cuda_scratch(in, 0));
+  Scratch rows(element * attention_cuda_scratch(in, kAttentionSecondRows));
+  const Heads dout = heads(tensors[3]);
+  emulation::attention_forward({in, at(0)}, seed);
+  const Heads output = heads(out[0]);
+  emulation::attention_backward({in, dout, output, mean.data(), at(2), at(3), at(4)}, seed);
+  AttentionTangentArgs tangent{
+      in, heads(tensors[5]), heads(tensors[6]), heads(tensors[7]), output, at(5)};
+  emulation::attention_tangent(tangent, seed);
+  tangent.tout = at(6);
+  emulation::attention_second(
+      {tangent, dout, along ? heads(tensors[4]) : Heads{}, rows.data(), at(7), at(8), at(9)}, seed);
+  mean.check();
+  rows.check();
+}
+
 void faulty(const std::string& name, const py::array& in, py::array out, uint64_t seed) {
   emulation::faulty(name.c_str(), static_cast<const float*>(in.data()), static_cast<int>(in.size()),
                     static_cast<float*>(out.mutable_data()), seed);
@@ -336,6 +385,7 @@ void add_emulation(py::module_& m) {
   cuda.def("norm_forward", &norm_forward);
   cuda.def("norm_backward", &norm_backward);
   cuda.def("norm_second", &norm_second);
+  cuda.def("attention", &attention);
   cuda.def("faulty", &faulty);
   cuda.def("kernels_run", &emulation::kernels_run);
   cuda.attr("sanitizers") = FM_SANITIZERS;

@@ -169,6 +169,44 @@ void check_norm(const cpu::Kernels& kernels, bool pool) {
   });
 }
 
+// Six heads of queries share two of keys and values.
+template <class T>
+void check_attention(const cpu::Kernels& kernels) {
+  constexpr int64_t kHeads = 6, kShared = 2, kQueries = 150, kKeys = 120, kWidth = 20;
+  const auto queries = [] { return numbers<T>(kHeads * kQueries * kWidth); };
+  const auto keys = [] { return numbers<T>(kShared * kKeys * kWidth); };
+  const auto heads = [](const std::vector<T>& values, int64_t rows) {
+    return Heads{values.data(), 0, rows * kWidth, kWidth};
+  };
+  const std::vector<T> q = queries(), k = keys(), v = keys();
+  const std::vector<T> tq = queries(), tk = keys(), tv = keys(), dout = queries();
+  std::vector<T> out = queries(), stats(kHeads * 2 * kQueries), tout = queries();
+  std::vector<T> dq = queries(), dk = keys(), dv = keys();
+  const AttentionInput in{
+      kDType<T>, 1,           kHeads, kShared, kQueries,           kKeys,           kWidth,
+      kWidth,    true,        100,    0.2,     heads(q, kQueries), heads(k, kKeys), heads(v, kKeys),
+      {},        stats.data()};
+  std::vector<T> scratch(attention_scratch(in, kAttentionSecondRows));
+  check("attention_forward", {memory(out), memory(stats)},
+        [&](const Parallel& p) { kernels.attention_forward({in, out.data()}, p); });
+  check("attention_backward", {memory(dq), memory(dk), memory(dv)}, [&](const Parallel& p) {
+    kernels.attention_backward({in, heads(dout, kQueries), heads(out, kQueries), scratch.data(),
+                                dq.data(), dk.data(), dv.data()},
+                               p);
+  });
+  const AttentionTangentArgs tangent{
+      in,         heads(tq, kQueries), heads(tk, kKeys), heads(tv, kKeys), heads(out, kQueries),
+      tout.data()};
+  check("attention_tangent", {memory(tout)},
+        [&](const Parallel& p) { kernels.attention_tangent(tangent, p); });
+  check("attention_second", {memory(tout), memory(dq), memory(dk), memory(dv)},
+        [&](const Parallel& p) {
+          kernels.attention_second(
+              {tangent, heads(dout, kQueries), {}, scratch.data(), dq.data(), dk.data(), dv.data()},
+              p);
+        });
+}
+
 template <class T>
 void check_mlp(const cpu::Kernels& kernels) {
   constexpr int64_t kTasks = 8, kIn = 5, kHidden = 33, kOut = 3, kShots = 7;
@@ -227,6 +265,7 @@ void check_all(const cpu::Kernels& kernels) {
   for (int64_t channels : {3, 19})
     for (int64_t stride : {1, 2}) check_conv<T>(kernels, channels, stride);
   for (bool pool : {false, true}) check_norm<T>(kernels, pool);
+  check_attention<T>(kernels);
   check_mlp<T>(kernels);
   check_head<T>(kernels);
 }

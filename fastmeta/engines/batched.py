@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from fastmeta.engines._chunks import Chunks, out_of_memory
 from fastmeta.engines._head import HeadFinder
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
-from fastmeta.functional import Buffers
+from fastmeta.functional import Buffers, twice_differentiable
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
 from fastmeta.tasks import TaskBatch
@@ -83,8 +82,8 @@ class BatchedEngine(Engine):
         find = partial(HeadFinder(spec).of, batch.support_y, with_features)
         # Copies as well: forward mode rejects expanded tensors, and most kernels would copy them.
         params = [_stack_copies(p.detach(), count) for p in model.params]
-        # On the CPU only the math implementation of attention has a batching rule; others loop.
-        with _reject_host_rng(), sdpa_kernel(SDPBackend.MATH):
+        # On the CPU torch's fused attention has no batching rule and would loop.
+        with _reject_host_rng(), twice_differentiable():
             result = spec.metagrad.task(
                 TaskLosses(support, query, stacked, find), params, spec.adaptation, context
             )

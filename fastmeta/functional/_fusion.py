@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastmeta.functional._attention import compiled_attention
 from fastmeta.functional._checkpointing import ForwardPlan
 from fastmeta.functional._fusion_steps import FUSIBLE, Step, at_inner_step, find_steps, is_image
 from fastmeta.functional._inspection import globally_hooked, is_compiled, is_plain
@@ -28,6 +29,12 @@ class FusedModule(FunctionalModule):
       one, as [`fastmeta.ops.batch_norm_relu`][]: with batch statistics (running statistics are
       updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)
       on a GPU. `models.PerStepBatchNorm2d` is the BatchNorm2d of the inner step.
+
+    Where second derivatives are taken, which torch's fused attention does not have, calls of
+    `F.scaled_dot_product_attention` anywhere in the module (those of `nn.TransformerEncoderLayer`
+    and of transformers' models among them) are [`fastmeta.ops.attention`][]: on the CPU, without
+    dropout, under autocast, too. [`watch_attention`][fastmeta.functional.watch_attention] lists
+    them.
 
     Everything else runs unchanged. Inside a `Sequential` of torch's own modules without hooks,
     images are in channels-last order, in which these ops work and the CPU's other convolutions are
@@ -60,6 +67,11 @@ class FusionPlan:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Gives the chains other forwards in this context; contexts of one module nest."""
+        with compiled_attention(), self._chained():
+            yield
+
+    @contextmanager
+    def _chained(self) -> Iterator[None]:
         if globally_hooked():
             yield
             return

@@ -50,10 +50,11 @@ class MetaLearner:
             [`fastmeta.engines.BatchedEngine`][]). `"auto"`: the MLP engine where it is
             suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
-            an `nn.Sequential` as compiled ops (see [`fastmeta.functional.FusedModule`][]).
+            an `nn.Sequential` as compiled ops, and attention where second derivatives are taken
+            (see [`fastmeta.functional.FusedModule`][]).
         autocast: `torch.bfloat16`, or `torch.float16`, in which small gradients underflow
             because losses are not scaled: forward passes and the loss run under `torch.autocast`,
-            all else in float32. Disables the compiled ops of `fuse`.
+            all else in float32. Disables the compiled ops of `fuse`, except attention.
         checkpoint: activation checkpointing of the children of every `nn.Sequential` and
             `nn.ModuleList`; for first-order meta-gradients.
         co_learner: a second head that is trained with the module and augments its meta-gradients

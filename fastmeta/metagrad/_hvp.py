@@ -7,12 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.adaptation import LossFn
-
-# For functions that differentiate twice: torch's fused attention has no second derivative.
-twice_differentiable = sdpa_kernel(SDPBackend.MATH)
 
 
 def hvp_reverse(

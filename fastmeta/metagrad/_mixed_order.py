@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.adaptation.layer_pattern import read_pattern
 from fastmeta.adaptation.layers import find_layers
+from fastmeta.functional import twice_differentiable
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.first_order import first_order
 
@@ -75,8 +75,7 @@ class MixedOrder(MetaGradient):
             return first_order(
                 lambda p: losses.support(p)[0], losses.query, params, adaptation, context
             )[0]
-        # torch's fused attention has no second derivative.
-        with sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext():
+        with twice_differentiable() if self.second_order else nullcontext():
             return self.differentiate(losses, params, adaptation, context)
 
     @abstractmethod

@@ -11,8 +11,9 @@ from typing_extensions import override
 from fastmeta import ops
 from fastmeta._checks import check_integer, check_nonnegative, check_positive
 from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
+from fastmeta.functional import twice_differentiable
 from fastmeta.gradients import FlatLayout
-from fastmeta.metagrad._hvp import hvp_of_graph, twice_differentiable
+from fastmeta.metagrad._hvp import hvp_of_graph
 from fastmeta.metagrad._replay import preserve_state
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
@@ -58,7 +59,7 @@ class Implicit(MetaGradient):
         self.damping = damping
 
     @override
-    @twice_differentiable
+    @twice_differentiable()
     def task(
         self,
         losses: TaskLosses,

@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from fastmeta._checks import check_integer
 from fastmeta.adaptation import Adaptation, LossFn, run_inner_loop
+from fastmeta.functional import twice_differentiable
 from fastmeta.inner_step import at_step, current_step
-from fastmeta.metagrad._hvp import twice_differentiable
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 _MIN_WEIGHT = 0.03  # times 1 / K
@@ -47,7 +47,7 @@ class MultiStep(MetaGradient):
         self.first_order_steps = first_order_steps
 
     @override
-    @twice_differentiable
+    @twice_differentiable()
     def task(
         self,
         losses: TaskLosses,

@@ -1,5 +1,6 @@
 """Compiled ops on packed task gradients; [`fastmeta.reference`][] has the PyTorch references."""
 
+from fastmeta.ops.attention import attention
 from fastmeta.ops.combine import combine, combine_
 from fastmeta.ops.conv import conv3x3
 from fastmeta.ops.gram import gram, pair_cosines, pair_distances
@@ -16,6 +17,7 @@ __all__ = [
     "HeadSimilarity",
     "MlpStep",
     "agreement_weights",
+    "attention",
     "batch_norm_relu",
     "combine",
     "combine_",

@@ -29,6 +29,16 @@ def needs_autograd(*tensors: Tensor) -> bool:
     return transform_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
+def is_constant(tensor: Tensor) -> bool:
+    """Whether neither a gradient nor a tangent of the tensor is wanted."""
+    if tensor.requires_grad or forward_ad._current_level < 0:
+        return not tensor.requires_grad
+    functorch = torch._C._functorch
+    while functorch.is_batchedtensor(tensor):  # has no rule for unpack_dual
+        tensor = functorch.get_unwrapped(tensor)
+    return forward_ad.unpack_dual(tensor).tangent is None
+
+
 def apply(function: Any, eager: Any, *args: Any) -> Any:
     """Dispatches to the variant that works under the active transforms and `torch.compile`.
 

@@ -1,5 +1,11 @@
 """Reference implementations of every op in plain PyTorch: its definition, and the test oracle."""
 
+from fastmeta.reference.attention import (
+    attention,
+    attention_backward,
+    attention_second,
+    attention_tangent,
+)
 from fastmeta.reference.combine import combine
 from fastmeta.reference.conv import conv3x3, conv_input, conv_weight
 from fastmeta.reference.dtypes import accumulation_dtype
@@ -14,6 +20,10 @@ from fastmeta.reference.weights import gsl_coefficients, task_weights
 
 __all__ = [
     "accumulation_dtype",
+    "attention",
+    "attention_backward",
+    "attention_second",
+    "attention_tangent",
     "batch_norm_relu",
     "combine",
     "conv3x3",

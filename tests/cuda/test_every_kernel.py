@@ -74,11 +74,20 @@ def run_norm(name: str, channels: int, pool: bool) -> None:
     cuda.norm_second(name, outputs(), direction, *how, [outputs(), images(), vector()], 0)
 
 
+def run_attention(name: str) -> None:
+    heads = [np.zeros((1, 1, 1, 2), DTYPES[name]) for _ in range(8)]
+    stats = np.zeros((1, 1, 2, 1), np.float64 if name == "float64" else np.float32)
+    out = [np.zeros((1, 1, 1, 2), DTYPES[name]) for _ in range(9)]
+    options = (None, True, True, 0, 0.5)
+    cuda.attention(name, heads, *options, [out[0], stats, *out[1:]], 0)
+
+
 @pytest.fixture(scope="module")
 def run() -> set[str]:
     """Names of the kernels that these calls run, with their template arguments."""
     for name in DTYPES:
         run_packed(name)
+        run_attention(name)
     for name in WIDE:
         run_scalars_and_mlp(name)
     for name, channels, pool in itertools.product(WIDE, (1, 16), (False, True)):

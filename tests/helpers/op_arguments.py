@@ -9,6 +9,11 @@ def planes(height: int = 4, width: int = 5) -> torch.Tensor:
     return torch.randn(3, 2, height, width)
 
 
+def heads(queries: int = 0, keys: int = 0) -> list[torch.Tensor]:
+    """Tensors like queries, followed by some like keys and values."""
+    return [*torch.randn(queries, 2, 4, 5, 3), *torch.randn(keys, 2, 2, 6, 3)]
+
+
 SAMPLES = {
     "gram": lambda g: (g, (0, 2, 7)),
     "row_similarity": lambda g: (g, g + 1, (0, 2, 7)),
@@ -50,6 +55,22 @@ SAMPLES = {
     "conv_forward": lambda g: (planes(), torch.randn(4, 2, 3, 3), g[0, :4], 1),
     "conv_input": lambda g: (planes(2, 3), torch.randn(3, 2, 4, 3, 3), 4, 5, 2),
     "conv_weight": lambda g: (planes(), planes(2, 3), 2, 3),
+    "attention_forward": lambda g: (*heads(1, 2), None, True, 0, 0.5),
+    "attention_backward": lambda g: (
+        *heads(2, 2),
+        torch.rand(5, 6)[None, None] > 0.5,
+        *heads(1),
+        torch.rand(2, 4, 2, 5),
+        *(False, 3, 0.5),
+    ),
+    "attention_tangent": lambda g: (
+        *(*heads(1, 2), *heads(1, 2), torch.rand(1, 4, 1, 6), *heads(1), torch.rand(2, 4, 2, 5)),
+        *(False, 0, 0.5),
+    ),
+    "attention_second": lambda g: (
+        *(*heads(2), *heads(1, 2), *heads(1, 2), None, *heads(1), torch.rand(2, 4, 2, 5)),
+        *(True, 0, 0.5),
+    ),
     "norm_forward": lambda g: (planes(), torch.rand(2), g[0, :2], 1e-5, False),
     "norm_backward": lambda g: (planes(), planes(), *torch.rand(4, 3, 2), 1e-5, False),
     "norm_second": lambda g: (

@@ -11,6 +11,7 @@ from fastmeta import _testing, reference
 from fastmeta.ops import HeadSimilarity
 from tests.helpers.head_cases import MIXTURE, SIZES, check, problem
 from tests.helpers.norm_cases import grouped_norm_inputs
+from tests.ops.attention_cases import Config
 from tests.ops.conv_cases import DIRECT, TOLERANCE, WINOGRAD, conv_inputs
 
 SETS = _testing.instruction_sets()
@@ -99,6 +100,30 @@ def test_every_set_computes_head_similarities(isa: str, dtype: torch.dtype) -> N
         found = _testing.head_similarity(isa, *(t.numpy() for t in args))
         results = HeadSimilarity(*(torch.from_numpy(f) for f in found))
         check(results, args, "cross_entropy", **MIXTURE)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("causal", "window"), [(False, 0), (True, 0), (True, 30)])
+def test_every_set_attends(isa: str, dtype: type, causal: bool, window: int) -> None:
+    tolerance = 1e-5 if dtype is np.float32 else 1e-13
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    for queries, keys, width, value_width in ((1, 1, 1, 1), (33, 95, 19, 6), (130, 70, 16, 64)):
+        config = Config(queries, keys, 4, 2, width, value_width)
+        q, k, v = config.tensors(kind)
+        dout, tdout = (torch.randn(2, 4, queries, value_width, dtype=kind) for _ in range(2))
+        tensors = [q, k, v, dout, tdout, *config.tensors(kind)]
+        found = _testing.attention(isa, *(t.numpy() for t in tensors), causal, window)
+        q, k, v, dout, tdout, tq, tk, tv = (t.double() for t in tensors)
+        given = (q, k, v, None, causal, window, 0.3)
+        expected = [
+            reference.attention(*given),
+            *reference.attention_backward(dout, *given),
+            *reference.attention_second(dout, tdout, tq, tk, tv, *given),
+        ]
+        size = max(e.norm() for e in expected)
+        for f, e in zip(found, expected, strict=True):
+            assert np.linalg.norm(f - e.numpy()) <= tolerance * (e.norm() + 0.1 * size)
 
 
 def _channels_last(images: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,340 @@
+"""Scaled dot-product attention with fused first and second derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta import reference
+from fastmeta.backend import kernels
+from fastmeta.ops._function import (
+    apply,
+    is_constant,
+    merge_batch,
+    needs_autograd,
+    split_batch,
+)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """`softmax(scale * q @ k.T + mask) @ v` in memory linear in the number of tokens.
+
+    Arguments are those of `torch.nn.functional.scaled_dot_product_attention`, without dropout.
+    Forward, backward, double backward and forward mode (of forward and of backward) are kernels
+    that never hold the matrix of scores; [the equations](../how-to/attention.md). Third
+    derivatives are PyTorch's of the composition, and do hold it. `vmap` makes one call. Half
+    precision is computed in float32. Results do not depend on the number of threads. The CUDA
+    kernels (heads at most 128 wide) use no tensor cores, and have not yet run on a GPU.
+
+    Args:
+        q: `(..., heads, queries, width)`; float64, float32, float16 or bfloat16.
+        k: `(..., kv_heads, keys, width)`, dtype of `q`. `kv_heads` divides `heads`: consecutive
+            heads of `q` share one head of `k` and `v` (grouped queries).
+        v: `(..., kv_heads, keys, value_width)`, dtype of `q`.
+        mask: broadcastable to `(..., heads, queries, keys)`: boolean, true where a query sees a
+            key; or floating point, added to the scores. A query that sees no key has output 0.
+        causal: whether query `i` sees keys `j <= i` only, also if there are more keys.
+        window: sees only keys with `|i - j| < window`; `None` for all.
+        scale: of the products; `width ** -0.5` by default.
+
+    Returns:
+        `(..., heads, queries, value_width)`.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not match, or the mask requires a gradient.
+        ValueError: if `window` is not positive.
+        NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window must be positive or None, got {window}.")
+    if min(q.dim(), k.dim(), v.dim()) < 2 or not q.dim() == k.dim() == v.dim():
+        raise RuntimeError(
+            "fastmeta: attention: expected q, k and v with the same number of dimensions, (..., "
+            f"heads, tokens, width), got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}."
+        )
+    if q.shape[:-3] != k.shape[:-3] or k.shape[:-3] != v.shape[:-3]:
+        raise RuntimeError(
+            "fastmeta: attention: the batch dimensions of q, k and v must be equal, got "
+            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}. Expand them first."
+        )
+    own_mask = None if mask is None else _four_dimensional_mask(mask, q)
+    own_scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    tensors = map(_four_dimensional, (q, k, v))
+    out, _ = _forward(*tensors, own_mask, causal, window or 0, own_scale)
+    return out.reshape(*q.shape[:-1], v.shape[-1])
+
+
+def _four_dimensional(t: Tensor) -> Tensor:
+    return t.flatten(0, -4) if t.dim() >= 4 else t[(None,) * (4 - t.dim())]
+
+
+def _four_dimensional_mask(mask: Tensor, q: Tensor) -> Tensor:
+    if not is_constant(mask):
+        raise RuntimeError(
+            "fastmeta: attention: the mask has no gradient here. Detach it, or use "
+            "F.scaled_dot_product_attention under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+        )
+    if mask.dtype != torch.bool:
+        mask = mask.detach().to(q.dtype)
+    if mask.dim() <= 4 and q.dim() <= 4:
+        return mask[(None,) * (4 - mask.dim())]
+    heads = mask[(None,) * max(3 - mask.dim(), 0)].shape[-3:]
+    return mask.expand(*q.shape[:-3], *heads).flatten(0, -4)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """Output and row statistics, from `q, k, v, mask, causal, window, scale`."""
+    if needs_autograd(*args[:3]):
+        out, stats = apply(_Attention, _AttentionEager, *args)
+    else:
+        out, stats = kernels.attention_forward.default(*args)
+    return out, stats
+
+
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `q, k, v`, from `dout, q, k, v, mask, out, stats, causal, window, scale`."""
+    if needs_autograd(*args[:4]):
+        dq, dk, dv = apply(_Backward, _BackwardEager, *args)
+    else:
+        dq, dk, dv = kernels.attention_backward.default(*args)
+    return dq, dk, dv
+
+
+def _tangent(*args: Any) -> Tensor:
+    """JVP of the output, from `tq, tk, tv, q, k, v, mask, out, stats, causal, window, scale`."""
+    if needs_autograd(*args[:6]):
+        tangent: Tensor = apply(_Tangent, _TangentEager, *args)
+    else:
+        tangent = kernels.attention_tangent.default(*args)
+    return tangent
+
+
+def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """JVPs along `(tdout, tq, tk, tv)` of the output and of the gradients of `q, k, v`.
+
+    Takes `dout, tdout, tq, tk, tv, q, k, v, mask, out, stats, causal, window, scale`; `tdout` may
+    be `None`. See `csrc/include/fastmeta/attention.h`.
+    """
+    if needs_autograd(*(t for t in args[:8] if t is not None)):
+        results = apply(_Second, _SecondEager, *args)
+    else:
+        results = kernels.attention_second.default(*args)
+    tout, dq, dk, dv = results
+    return tout, dq, dk, dv
+
+
+def _batched(
+    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
+) -> tuple[Any, Any]:
+    """A `vmap` rule: one call, with the batch merged into the first dimension."""
+    size = info.batch_size
+    batch = _element_shape(args[0], in_dims[0])[0]
+
+    def merged(arg: Any, dim: int | None) -> Any:
+        if not isinstance(arg, Tensor):
+            return arg
+        shape = _element_shape(arg, dim)
+        if shape[0] != batch:  # a mask that is broadcast
+            if dim is None:
+                return arg
+            arg, dim = arg.movedim(dim, 0).expand(-1, batch, *shape[1:]), 0
+        return merge_batch(arg, dim, size)
+
+    outputs = function(*map(merged, args, in_dims))
+    if isinstance(outputs, Tensor):
+        return split_batch(outputs, size), 0
+    return tuple(split_batch(t, size) for t in outputs), (0,) * len(outputs)
+
+
+def _element_shape(t: Tensor, dim: int | None) -> torch.Size:
+    return t.shape if dim is None else t.select(dim, 0).shape
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def reference_impl(*args: Any) -> Any:
+        return reference.attention(*args), args[0].new_empty(0)
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return tuple(kernels.attention_forward.default(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.causal, ctx.window, ctx.scale = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, _stats: Any) -> Any:
+        grads = _backward(dout, *ctx.saved_tensors, ctx.causal, ctx.window, ctx.scale)
+        return *grads, *(None,) * 4
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_forward, info, in_dims, args)
+
+
+class _AttentionEager(_Attention):
+    @staticmethod
+    def jvp(ctx: Any, tq: Tensor, tk: Tensor, tv: Tensor, *_rest: Any) -> Any:
+        saved = ctx.saved_tensors
+        return _tangent(tq, tk, tv, *saved, ctx.causal, ctx.window, ctx.scale), None
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def reference_impl(*args: Any) -> Any:
+        return reference.attention_backward(*args[:5], *args[7:])
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return tuple(kernels.attention_backward.default(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.causal, ctx.window, ctx.scale = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, tq: Tensor, tk: Tensor, tv: Tensor) -> Any:
+        dout, *others = ctx.saved_tensors
+        options = ctx.causal, ctx.window, ctx.scale
+        # The output and its statistics are functions of q, k and v, whose gradients include theirs.
+        return *_second(dout, None, tq, tk, tv, *others, *options), *(None,) * 6
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_backward, info, in_dims, args)
+
+
+class _BackwardEager(_Backward):
+    @staticmethod
+    def jvp(ctx: Any, tdout: Tensor, tq: Tensor, tk: Tensor, tv: Tensor, *_rest: Any) -> Any:
+        dout, *others = ctx.saved_tensors
+        options = ctx.causal, ctx.window, ctx.scale
+        return _second(dout, tdout, tq, tk, tv, *others, *options)[1:]
+
+
+class _ReferenceDerivatives(torch.autograd.Function):
+    """An op whose derivatives (third ones of attention) are PyTorch's of the reference."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, mask, _out, _stats, causal, window, scale = inputs
+        ctx.given = [t is not None for t in tensors]
+        ctx.options = causal, window, scale
+        ctx.save_for_backward(*tensors, mask)
+        ctx.save_for_forward(*tensors, mask)
+
+
+def _present(function: Any, ctx: Any) -> tuple[Callable[..., Any], list[Tensor]]:
+    """The function of the tensors that are given, and these tensors."""
+    *tensors, mask = ctx.saved_tensors
+
+    def of(*given: Tensor) -> Any:
+        left = iter(given)
+        args = [next(left) if present else None for present in ctx.given]
+        return function(*args, mask, *ctx.options)
+
+    return of, [t for t in tensors if t is not None]
+
+
+def _vjp(function: Any, ctx: Any, grads: Any) -> Any:
+    of, tensors = _present(function, ctx)
+    found = iter(torch.func.vjp(of, *tensors)[1](grads))
+    return *(next(found) if given else None for given in ctx.given), *(None,) * 6
+
+
+def _jvp(function: Any, ctx: Any, tangents: Any) -> Any:
+    of, tensors = _present(function, ctx)
+    along = tuple(t for t, given in zip(tangents, ctx.given, strict=False) if given)
+    return torch.func.jvp(of, tuple(tensors), along)[1]
+
+
+class _Tangent(_ReferenceDerivatives):
+    @staticmethod
+    def reference_impl(*args: Any) -> Any:
+        return reference.attention_tangent(*args[:7], *args[9:])
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return kernels.attention_tangent.default(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _vjp(reference.attention_tangent, ctx, grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_tangent, info, in_dims, args)
+
+
+class _TangentEager(_Tangent):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _jvp(reference.attention_tangent, ctx, tangents)
+
+
+class _Second(_ReferenceDerivatives):
+    @staticmethod
+    def reference_impl(*args: Any) -> Any:
+        return reference.attention_second(*args[:9], *args[11:])
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return tuple(kernels.attention_second.default(*args))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _vjp(reference.attention_second, ctx, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_second, info, in_dims, args)
+
+
+class _SecondEager(_Second):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _jvp(reference.attention_second, ctx, tangents)
+
+
+def _output(q: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+@torch.library.register_fake("fastmeta::attention_forward")
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> list[Tensor]:
+    stats = q.new_empty(*q.shape[:2], 2, q.shape[2], dtype=reference.accumulation_dtype(q.dtype))
+    return [_output(q, v), stats]
+
+
+@torch.library.register_fake("fastmeta::attention_backward")
+def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (q, k, v)]
+
+
+@torch.library.register_fake("fastmeta::attention_tangent")
+def _(tq: Tensor, tk: Tensor, tv: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+    return _output(q, v)
+
+
+@torch.library.register_fake("fastmeta::attention_second")
+def _(dout: Tensor, tdout: Any, tq: Any, tk: Any, tv: Any, *args: Any) -> list[Tensor]:
+    q, k, v = args[:3]
+    return [_output(q, v), *(t.new_empty(t.shape) for t in (q, k, v))]
