@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
-from fastmeta._options import forwards_options
+from fastmeta._options import check_options, forwards_options
 from fastmeta.metagrad.base import MetaGradient
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.first_order import FirstOrder
@@ -15,7 +14,7 @@ from fastmeta.metagrad.gsl.correction import GSLCorrection
 from fastmeta.metagrad.gsl.curvature import CurvatureGSL
 from fastmeta.metagrad.gsl.gradient_weights import ElementWeights, LayerWeights
 from fastmeta.metagrad.gsl.support_similarity import GSL
-from fastmeta.metagrad.recursion import Recursion
+from fastmeta.metagrad.recursion import Hvp, Recursion
 from fastmeta.ops.weights import Magnitude
 
 
@@ -36,6 +35,17 @@ def _correction(
     return GSLCorrection(magnitude=magnitude, **options)
 
 
+@forwards_options(lambda given: Recursion)
+def _hvp_forward(hvp: Hvp = "forward", **options: Any) -> MetaGradient:
+    """[`Recursion`][fastmeta.metagrad.Recursion] by forward over reverse.
+
+    Args:
+        hvp: see [`Recursion`][fastmeta.metagrad.Recursion].
+        **options: of [`Recursion`][fastmeta.metagrad.Recursion].
+    """
+    return Recursion(hvp=hvp, **options)
+
+
 DEFAULT_VARIANT = "similarity"
 """The variant that `GSL` without one means."""
 
@@ -47,7 +57,7 @@ VARIANTS: dict[str, Callable[..., MetaGradient]] = {
     "element-weights": ElementWeights,
     "calibrated": CalibratedGSL,
     "central-difference": CentralDifference,
-    "hvp-forward": partial(Recursion, hvp="forward"),
+    "hvp-forward": _hvp_forward,
 }
 """The variants that are meta-gradients; "task-weights" is an aggregation."""
 
@@ -98,6 +108,8 @@ def gsl_variant(variant: str = DEFAULT_VARIANT, **options: Any) -> MetaGradient:
             f"variant must be one of {', '.join(VARIANTS)}, or {', '.join(VARIANT_ALIASES)}; got "
             f"{variant!r}."
         )
+    # An option of another variant, such as the former default, is an error that names its own.
+    check_options(f"variant {name!r}", VARIANTS[name], options)
     return VARIANTS[name](**options)
 
 
