@@ -51,7 +51,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = {tuple(row[key] for key in KEYS) for row in _read(args.out) if row["score"]}
-    for seed in args.seeds:
+    if args.costs:
+        measure_costs(args)
+    for seed in () if args.costs else args.seeds:
         for dataset in args.datasets:
             for name, options in candidates(dataset, args.steps).items():
                 keys = dict(zip(KEYS, (dataset, name, str(seed), str(args.steps)), strict=True))
@@ -65,6 +67,29 @@ def main() -> None:
     draw(rows, plot)
     draw_curve(rows, plot.with_name(CURVE_PLOT))
     write_page(rows, args.page, plot)
+
+
+def measure_costs(args: argparse.Namespace) -> None:
+    """Measures time and memory of the candidates in the CSV again, one after the other."""
+    rows = _read(args.out)
+    for dataset in args.datasets:
+        for name, options in candidates(dataset, args.steps).items():
+            finished = [r for r in rows if (r["dataset"], r["candidate"]) == (dataset, name)]
+            finished = [r for r in finished if r["score"] and r["steps"] == str(args.steps)]
+            if args.only not in name or not finished:
+                continue
+            base = {"dataset": dataset, "data_root": args.data, "method": "gsl"}
+            config = configure({**base, "steps": args.steps}, options)
+            source = task_source(config, "train", CPU)
+            learner = build_learner(config, build_module(config, source, CPU))
+            found = {k: f"{v:.5g}" for k, v in cost(config, learner, source).items()}
+            for row in finished:
+                row.update(found)
+            print(dataset, name, found, flush=True)
+    with args.out.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
 
 
 def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
@@ -132,6 +157,9 @@ def _arguments() -> argparse.Namespace:
     both = ["omniglot", "sine"]
     parser.add_argument("--datasets", nargs="+", choices=both, default=both)
     parser.add_argument("--only", default="", help="run candidates whose name contains this")
+    parser.add_argument(
+        "--costs", action="store_true", help="train nothing; measure time and memory again"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gsl-study.csv"))
     parser.add_argument("--page", type=Path, default=Path("docs/gsl-study.md"))
