@@ -66,7 +66,7 @@ def by_autograd(*args: Any, **options: Any) -> Tensor:
 
 
 def check(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def mlp(bias: bool = True) -> nn.Sequential:
