@@ -182,8 +182,9 @@ class FunctionalModule:
         buffers: Buffers,
         x: Tensor,
         y: Tensor,
+        capture: AbstractContextManager[None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and output for `x` and targets `y`.
+        """Loss and output for `x` and targets `y`; `capture` is the context of the forward pass.
 
         Raises:
             ValueError: if there are no examples, or the loss is not a scalar.
@@ -191,7 +192,7 @@ class FunctionalModule:
         """
         check_examples(x)
         with self._precision():
-            output = self(params, buffers, x)
+            output = self._run(params, buffers, x, capture or nullcontext())
             return as_scalar(loss(output, y)), output
 
     def find_head(self) -> LinearHead | None:
@@ -211,12 +212,9 @@ class FunctionalModule:
 
         `None` if the network's outputs are not those `(n, classes)` of one call of the head.
         """
-        check_examples(x)
         seen: list[tuple[object, object]] = []
         capture = capture_calls(self.module.get_submodule(head.name), seen)
-        with self._precision():
-            output = self._run(params, buffers, x, capture)
-            value = as_scalar(loss(output, y))
+        value, output = self.evaluate(loss, params, buffers, x, y, capture)
         (features, result), *others = seen or [(None, None)]
         if others or result is not output or not isinstance(features, Tensor):
             return value, output, None
