@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
+from fastmeta._checks import check_bool, check_integer, check_number
 from fastmeta.backend import kernels
 from fastmeta.ops._function import (
     apply,
@@ -54,11 +55,15 @@ def attention(
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match, or the mask requires a gradient.
-        ValueError: if `window` is not positive.
+        ValueError: if `causal` is no boolean, `window` no positive integer or `scale` not finite.
+        TypeError: if the mask is not a boolean or floating-point tensor.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
-    if window is not None and window < 1:
-        raise ValueError(f"attention: window must be positive or None, got {window}.")
+    check_bool("causal", causal)
+    if window is not None:
+        check_integer("window", window, 1)
+    if scale is not None:
+        check_number("scale", scale)
     if min(q.dim(), k.dim(), v.dim()) < 2 or not q.dim() == k.dim() == v.dim():
         raise RuntimeError(
             "fastmeta: attention: expected q, k and v with the same number of dimensions, (..., "
@@ -81,6 +86,11 @@ def _four_dimensional(t: Tensor) -> Tensor:
 
 
 def _four_dimensional_mask(mask: Tensor, q: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"fastmeta: attention: the mask must be a boolean or floating-point tensor, got {kind}."
+        )
     if not is_constant(mask):
         raise RuntimeError(
             "fastmeta: attention: the mask has no gradient here. Detach it, or use "

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmeta import ops, reference
+from fastmeta.reference import accumulation_dtype
 from fastmeta.reference.mlp import ACTIVATIONS
 from tests.stress.op_tensors import DTYPES, SOLID, WIDE, Call, Draw, tensor
 
@@ -108,3 +109,30 @@ def head_similarity(draw: Draw) -> Call:
         return [t for t in found if t is not None]
 
     return Call(op, reference_op, [*args, 0.4, 0.2], smooth=False)
+
+
+def attention(draw: Draw) -> Call:
+    dtype = draw(st.sampled_from(DTYPES))
+    batch, shared, group = (draw(st.integers(1, 2)) for _ in range(3))
+    queries, keys, width, values = (draw(st.integers(1, limit)) for limit in (70, 70, 20, 20))
+    q = tensor(draw, (batch, shared * group, queries, width), dtype)
+    k = tensor(draw, (batch, shared, keys, width), dtype)
+    v = tensor(draw, (batch, shared, keys, values), dtype)
+    mask = draw(st.sampled_from(["none", "boolean", "additive"]))
+    masks: dict[str, Any] = {
+        "none": None,
+        "boolean": torch.rand(queries, keys) > 0.3,
+        "additive": torch.randn(queries, keys).to(dtype),
+    }
+    options = [draw(st.booleans()), draw(st.sampled_from([None, 1, 9])), 0.3]
+
+    def op(q: Any, k: Any, v: Any, mask: Any, causal: Any, window: Any, scale: Any) -> Tensor:
+        mask = mask.detach() if isinstance(mask, Tensor) else mask  # it has no gradient
+        return ops.attention(q, k, v, mask, causal=causal, window=window, scale=scale)
+
+    def reference_op(q: Tensor, k: Tensor, v: Tensor, mask: Any, *options: Any) -> Tensor:
+        wide = [t.to(accumulation_dtype(t.dtype)) for t in (q, k, v)]
+        mask = mask.detach() if isinstance(mask, Tensor) else mask
+        return reference.attention(*wide, mask, *options).to(q.dtype)
+
+    return Call(op, reference_op, [q, k, v, masks[mask], *options])

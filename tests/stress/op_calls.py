@@ -13,7 +13,13 @@ from torch import Tensor
 from fastmeta import ops, reference
 from fastmeta.ops.weights import noise_level
 from fastmeta.reference import accumulation_dtype as acc
-from tests.stress.network_calls import batch_norm_relu, conv3x3, head_similarity, mlp_step
+from tests.stress.network_calls import (
+    attention,
+    batch_norm_relu,
+    conv3x3,
+    head_similarity,
+    mlp_step,
+)
 from tests.stress.op_tensors import (
     DTYPES,
     LAYOUTS,
@@ -248,8 +254,9 @@ def gsl_task_weights(draw: Draw) -> Call:
 CALLS: dict[str, Callable[[Draw], Call]] = {
     make.__name__: make
     for make in (
-        *(agreement_weights, batch_norm_relu, combine, combine_, conv3x3, gram, gsl_coefficients),
-        *(gsl_task_weights, head_similarity, hvp_difference, hvp_perturb, hvp_radius),
+        *(agreement_weights, attention, batch_norm_relu, combine, combine_, conv3x3, gram),
+        *(gsl_coefficients, gsl_task_weights, head_similarity, hvp_difference, hvp_perturb),
+        hvp_radius,
         *(inner_step, inner_step_),
         *(mean_similarity, mlp_step, pack, pack_, pair_cosines, pair_distances, row_similarity),
         unpack_,
