@@ -150,5 +150,5 @@ def test_refused(name: str) -> None:
 
 
 def test_windows_are_positive() -> None:
-    with pytest.raises(ValueError, match="window must be positive"):
+    with pytest.raises(ValueError, match="window must be an integer of at least 1"):
         ops.attention(Q, Q, Q, window=0)
