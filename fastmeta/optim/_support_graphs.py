@@ -48,6 +48,8 @@ class SupportGraphs:
         self._report = reached
         self._count = 0
         self._tape = Tape()
+        # Parameters of each inner step, with their version and values.
+        self._seen: list[tuple[Tensor, int, Tensor]] = []
         self._used: list[bool] = []
 
     def gradients(self, loss: Tensor, params: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -66,6 +68,7 @@ class SupportGraphs:
             graph = [grads[i] if i in kept else None for i in range(len(grads))]
             step = InnerStep(self._count, inputs, _descent(self.inner_lr), graph)
             self._tape.steps.append(step)
+            self._seen += [(p, p._version, p.detach().clone()) for p in params if p is not None]
             grads = [None if g is None else g.detach() for g in grads]
             used = [g is not None for g in grads]
             self._used = [a or b for a, b in zip(used, self._used or used, strict=True)]
@@ -81,7 +84,8 @@ class SupportGraphs:
             scale: factor of the query loss in the loop; the similarity is that without it.
 
         Raises:
-            RuntimeError: if there is a query gradient, but no derivative of the similarity loss.
+            RuntimeError: if there is a query gradient, but no derivative of the similarity loss, or
+                fast weights were changed through `.data`.
         """
         if self._tape.steps:
             return self._sweep(query, params, scale)
@@ -101,6 +105,7 @@ class SupportGraphs:
             back = back._replace(grads=graph)
             return self._metagrad.descend(step, step.grads, back, self._context)
 
+        self._check_values()
         start = [
             torch.zeros_like(p) if g is None else g / scale
             for g, p in zip(query, params, strict=True)
@@ -111,6 +116,16 @@ class SupportGraphs:
             None if g is None and not used else v * scale
             for v, g, used in zip(swept, query, self._used, strict=True)
         ]
+
+    def _check_values(self) -> None:
+        """Rejects changes that autograd does not see, with which the graphs would be wrong."""
+        for param, version, values in self._seen:
+            if param._version == version and not torch.equal(param, values):
+                raise RuntimeError(
+                    "fast weights were changed through .data in the inner loop, which autograd "
+                    "does not see; expected an update under torch.no_grad(), such as "
+                    "p.sub_(lr * g), or by an optimizer."
+                )
 
     def reach(self) -> None:
         """Notes that the similarity loss has been differentiated."""

@@ -232,11 +232,28 @@ def test_norms_with_the_loss_scale_and_similarity() -> None:
         )
         with opt.task(scale=scale, inner_lr=0.3) as t:
             grads = t.inner_gradients(loss(own(batch[0].support_x), batch[0].support_y))
-            for p, g in zip(own.parameters(), grads, strict=True):
-                p.data.sub_(0.3 * g)
+            with torch.no_grad():
+                for p, g in zip(own.parameters(), grads, strict=True):
+                    p.sub_(0.3 * g)
             (scale * loss(own(batch[0].query_x), batch[0].query_y)).backward()
         found.append([p.grad / scale for p in own.parameters()])
     close(*found)
+
+
+def test_changes_that_autograd_does_not_see() -> None:
+    own, batch = mlp().double(), tasks(1)
+    opt = GSLOptimizer(own.parameters(), torch.optim.SGD, lr=0.1, variant="similarity")
+
+    def block() -> None:
+        with opt.task(inner_lr=0.3) as t:
+            grads = t.inner_gradients(loss(own(batch[0].support_x), batch[0].support_y))
+            for p, g in zip(own.parameters(), grads, strict=True):
+                p.data.sub_(0.3 * g)
+            loss(own(batch[0].query_x), batch[0].query_y).backward()
+
+    with pytest.raises(RuntimeError, match="changed through .data"):
+        block()
+    assert all(p.grad is None for p in own.parameters())
 
 
 def test_a_closure_with_similarity() -> None:
