@@ -251,7 +251,7 @@ def test_changes_that_autograd_does_not_see() -> None:
                 p.data.sub_(0.3 * g)
             loss(own(batch[0].query_x), batch[0].query_y).backward()
 
-    with pytest.raises(RuntimeError, match="changed through .data"):
+    with pytest.raises(RuntimeError, match=r"changed through \.data"):
         block()
     assert all(p.grad is None for p in own.parameters())
 
