@@ -50,10 +50,21 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {tuple(row[key] for key in KEYS) for row in _read(args.out) if row["score"]}
     if args.costs:
         measure_costs(args)
-    for seed in () if args.costs else args.seeds:
+    else:
+        train_candidates(args)
+    rows = [row for row in _read(args.out) if row["steps"] == str(args.steps)]
+    plot = args.out.with_suffix(".png")
+    draw(rows, plot)
+    draw_curve(rows, plot.with_name(CURVE_PLOT))
+    write_page(rows, args.page, plot)
+
+
+def train_candidates(args: argparse.Namespace) -> None:
+    """Trains the candidates that are not in the CSV yet."""
+    done = {tuple(row[key] for key in KEYS) for row in _read(args.out) if row["score"]}
+    for seed in args.seeds:
         for dataset in args.datasets:
             for name, options in candidates(dataset, args.steps).items():
                 keys = dict(zip(KEYS, (dataset, name, str(seed), str(args.steps)), strict=True))
@@ -62,11 +73,6 @@ def main() -> None:
                 base = {"dataset": dataset, "data_root": args.data, "seed": seed}
                 config = configure({**base, "steps": args.steps, "method": "gsl"}, options)
                 _append(args.out, [{**keys, **row} for row in study(config, args.every)])
-    rows = [row for row in _read(args.out) if row["steps"] == str(args.steps)]
-    plot = args.out.with_suffix(".png")
-    draw(rows, plot)
-    draw_curve(rows, plot.with_name(CURVE_PLOT))
-    write_page(rows, args.page, plot)
 
 
 def measure_costs(args: argparse.Namespace) -> None:

@@ -43,10 +43,10 @@ def find_head(
     layer = module.get_submodule(name)
     if type(layer) is not nn.Linear or leaf != "weight" or not is_plain(layer):
         return None
-    owned = [p for m in module.modules() for p in m._parameters.values() if p is not None]
-    if globally_hooked() or sum(p is layer.weight or p is layer.bias for p in owned) != (
-        1 if layer.bias is None else 2
-    ):
+    own = [p for p in (layer.weight, layer.bias) if p is not None]
+    every = (p for m in module.modules() for p in m._parameters.values())
+    tied = sum(any(p is q for q in own) for p in every) > len(own)
+    if tied or globally_hooked():
         return None
     if layer.bias is None:
         return LinearHead(name, weights[-1], None)

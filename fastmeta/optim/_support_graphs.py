@@ -12,8 +12,7 @@ from torch.autograd.function import once_differentiable
 from fastmeta.adaptation import Cotangents, Grads, InnerStep, Pullback, Tape
 from fastmeta.adaptation.inner_loop import inner_gradients
 from fastmeta.metagrad import GSL, StepContext
-
-Masks = Sequence[Sequence[bool]]
+from fastmeta.metagrad._mixed_order import Masks, mask_of
 
 
 class SupportGraphs:
@@ -55,7 +54,7 @@ class SupportGraphs:
     def gradients(self, loss: Tensor, params: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradients of one inner step; `None` for parameters that are `None` or unused."""
         given = [p is not None for p in params]
-        mask = self._mask(self._count, len(params))
+        mask = given if self._masks is None else mask_of(self._masks, self._count)
         inputs: Any = params
         grads = inner_gradients(loss, inputs, given, mask)
         kept = [i for i, g in enumerate(grads) if g is not None and mask[i]]
@@ -134,16 +133,10 @@ class SupportGraphs:
 
     def direction(self, grads: Sequence[Tensor], cotangents: Grads) -> list[Tensor | None]:
         """The cotangents of `grads` through the similarity loss, from those of the query loss."""
-        # Of what the update does to them only its derivative, the cotangent, matters here.
-        vectors = [g if c is None else -c for g, c in zip(grads, cotangents, strict=True)]
+        # The cotangents suffice: the L2 distance, which needs more, is refused without inner_lr.
         step = InnerStep(0, list(grads), _descent(1.0), grads)
-        back = Cotangents(vectors, [], list(cotangents), [])
+        back = Cotangents([], [], cotangents, [])
         return self._metagrad.direction(step, grads, back, self._context)
-
-    def _mask(self, step: int, size: int) -> Sequence[bool]:
-        if self._masks is None:
-            return [True] * size
-        return self._masks[min(step, len(self._masks) - 1)]
 
 
 class _Similarity(torch.autograd.Function):

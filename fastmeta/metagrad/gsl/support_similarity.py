@@ -14,6 +14,7 @@ from typing_extensions import override
 from fastmeta import ops
 from fastmeta._checks import check_integer, check_nonnegative, check_number
 from fastmeta.adaptation import Adaptation, Cotangents, Grads, InnerStep
+from fastmeta.adaptation.inner_loop import inner_gradients
 from fastmeta.metagrad._hvp import hvp_of_graph
 from fastmeta.metagrad._mixed_order import Masks
 from fastmeta.metagrad._replay import Replay
@@ -208,11 +209,6 @@ def _is_head(masks: Masks | None, head: SupportHead) -> bool:
 
 def _with_graph(loss: Tensor, params: Sequence[Tensor], wanted: Grads) -> list[Tensor | None]:
     """The gradients of the parameters for which one is wanted, with their graph."""
-    chosen = [i for i, grad in enumerate(wanted) if grad is not None]
-    found = torch.autograd.grad(
-        loss, [params[i] for i in chosen], create_graph=True, allow_unused=True
+    return inner_gradients(
+        loss, params, [grad is not None for grad in wanted], [True] * len(params)
     )
-    grads: list[Tensor | None] = [None] * len(params)
-    for i, grad in zip(chosen, found, strict=True):
-        grads[i] = grad
-    return grads
