@@ -5,6 +5,7 @@ from fastmeta.functional._attention import (
     twice_differentiable,
     watch_attention,
 )
+from fastmeta.functional._checkpointing import Checkpoint
 from fastmeta.functional._fusion import FusedModule
 from fastmeta.functional.co_learner import CoLearner, Head
 from fastmeta.functional.module import Buffers, FunctionalModule
@@ -12,6 +13,7 @@ from fastmeta.functional.module import Buffers, FunctionalModule
 __all__ = [
     "AttentionCall",
     "Buffers",
+    "Checkpoint",
     "CoLearner",
     "FunctionalModule",
     "FusedModule",

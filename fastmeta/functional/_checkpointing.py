@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
-from torch.func import functional_call
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastmeta.functional._forward_mode import checkpoint_duals, in_forward_mode
+from fastmeta.functional._functional_call import call_with
 from fastmeta.functional._inspection import is_compiled
 from fastmeta.inner_step import at_step, current_step
 
+# Whether activations are recomputed; `"second-order"`: only where second derivatives are taken.
+Checkpoint = bool | Literal["second-order"]
 # Opens the context of one forward pass of a module, or of a part of it.
 ForwardPlan = Callable[[], AbstractContextManager[None]]
 
@@ -127,17 +130,26 @@ class _Segment:
         module = self._module
         params = dict(module.named_parameters())
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        step, first = current_step(), True
+        step, pending = current_step(), True
+
+        def first(*args: Any, **kwargs: Any) -> Any:
+            with at_step(step), self._plan():
+                return module(*args, **kwargs)
+
+        def again(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+            copies = {name: buffer.clone() for name, buffer in before.items()}
+            with at_step(step), self._plan():
+                return call_with(module, {**params, **copies}, args, kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal first
-            with at_step(step), self._plan():
-                if first:
-                    first = False
-                    return module(*args, **kwargs)
-                copies = {name: buffer.clone() for name, buffer in before.items()}
-                return functional_call(module, {**params, **copies}, args, kwargs)
+            nonlocal pending
+            if pending:
+                pending = False
+                return first(*args, **kwargs)
+            return again(params, *args, **kwargs)
 
+        if in_forward_mode():
+            return checkpoint_duals(first, again, params, *args, **kwargs)
         return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
 

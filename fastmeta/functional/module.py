@@ -7,10 +7,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd import forward_ad
 
 from fastmeta.functional._argument_checks import as_scalar, check_autocast, check_examples
-from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
+from fastmeta.functional._checkpointing import (
+    Checkpoint,
+    CheckpointPlan,
+    ForwardPlan,
+    check_segments,
+)
+from fastmeta.functional._forward_mode import in_forward_mode
+from fastmeta.functional._functional_call import call_with, has_repeated_parts
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.functional.head import LinearHead, capture_calls, find_head
@@ -31,7 +38,8 @@ class FunctionalModule:
         autocast: the dtype of autocast in forward passes and the loss, `torch.bfloat16` or
             `torch.float16`; `None` leaves autocast as it is around the call.
         checkpoint: recompute activations in backward passes instead of keeping them, see
-            `fastmeta.functional._checkpointing.CheckpointPlan`.
+            `fastmeta.functional._checkpointing.CheckpointPlan`; `"second-order"`: in those of
+            forward-over-reverse differentiation only.
         co_learner: a second head, whose parameters and buffers follow the module's.
 
     Attributes:
@@ -56,7 +64,7 @@ class FunctionalModule:
         self,
         module: nn.Module,
         autocast: torch.dtype | None = None,
-        checkpoint: bool = False,
+        checkpoint: Checkpoint = False,
         co_learner: CoLearner | None = None,
     ) -> None:
         check_module(module)
@@ -70,6 +78,7 @@ class FunctionalModule:
         self.names = [name for name, _ in trainable]
         self.params: list[nn.Parameter] = [param for _, param in trainable]
         self.own = len(trainable)
+        self._repeated = has_repeated_parts(module)
         self._plan: ForwardPlan | None = None  # within `planned`
         self._head: FunctionalModule | None = None
         self._all = list(module.parameters())
@@ -143,7 +152,7 @@ class FunctionalModule:
         cached = nullcontext() if self.checkpoint else use_prefix_cache(self.module, own, params)
         # The hook that captures comes last, so that fusion does not take it for a user's.
         with self._precision(), plan(), cached, capture:
-            output: Tensor = functional_call(self.module, values, (x,))
+            output: Tensor = call_with(self.module, values, (x,), None, self._repeated)
         return output
 
     @contextmanager
@@ -171,9 +180,13 @@ class FunctionalModule:
         return nullcontext
 
     def _new_plan(self) -> ForwardPlan:
-        if self.checkpoint:
-            return CheckpointPlan(self.module, self._plan_for).applied
-        return self._plan_for(self.module)
+        ordinary = self._plan_for(self.module)
+        if not self.checkpoint:
+            return ordinary
+        recomputing = CheckpointPlan(self.module, self._plan_for).applied
+        if self.checkpoint is True:
+            return recomputing
+        return lambda: recomputing() if in_forward_mode() else ordinary()
 
     def evaluate(
         self,
@@ -191,6 +204,9 @@ class FunctionalModule:
             TypeError: if the loss is not a tensor.
         """
         check_examples(x)
+        if in_forward_mode() and y.is_floating_point():
+            # The backward pass of F.mse_loss needs a tangent of both its arguments.
+            y = forward_ad.make_dual(y, torch.zeros_like(y))
         with self._precision():
             output = self._run(params, buffers, x, capture or nullcontext())
             return as_scalar(loss(output, y)), output

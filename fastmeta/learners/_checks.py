@@ -5,32 +5,41 @@ from __future__ import annotations
 from typing import get_args
 
 from fastmeta.distributed import Sharding
-from fastmeta.functional import CoLearner, Head
+from fastmeta.functional import Checkpoint, CoLearner, Head
 from fastmeta.metagrad import MetaGradient, Reptile
 from fastmeta.tasks import TaskBatch
 
 
 def check_components(
-    metagrad: MetaGradient, checkpoint: bool, co_learner: CoLearner | None
-) -> None:
-    """Rejects combinations without benefit or without meaning.
+    metagrad: MetaGradient, checkpoint: Checkpoint, co_learner: CoLearner | None
+) -> MetaGradient:
+    """The meta-gradient as it is computed; rejects combinations without benefit or meaning.
 
     Raises:
-        ValueError: for activation checkpointing of second derivatives, or a co-learner with
+        ValueError: for activation checkpointing that saves no memory, or a co-learner with
             Reptile.
     """
-    if checkpoint and metagrad.second_order:
+    if not isinstance(checkpoint, bool) and checkpoint != "second-order":
+        raise ValueError(f"checkpoint must be True, False or 'second-order'; got {checkpoint!r}.")
+    computed = metagrad.checkpointed() if checkpoint else metagrad
+    if computed is None:
         raise ValueError(
-            f"checkpoint=True saves no memory with metagrad.{type(metagrad).__name__}, whose "
-            "second derivatives keep the recomputed activations; expected a first-order "
-            "meta-gradient such as FirstOrder, GSL or Reptile, or layers='head'. Of the exact "
-            "ones, metagrad.Recursion needs the least memory."
+            f"checkpoint={checkpoint!r} saves no memory with this metagrad."
+            f"{type(metagrad).__name__}, whose second derivatives keep the recomputed activations; "
+            "expected Exact, Recursion with hvp='forward' or a first-order meta-gradient such as "
+            "FirstOrder, GSL or Reptile."
+        )
+    if checkpoint == "second-order" and not computed.second_order:
+        raise ValueError(
+            "checkpoint='second-order' has no effect with this metagrad."
+            f"{type(metagrad).__name__}, which takes no second derivatives; expected True or False."
         )
     if co_learner is not None and isinstance(metagrad, Reptile):
         raise ValueError(
             "a co-learner learns from a query loss that the inner loop does not train on, and "
             "metagrad.Reptile has none; expected another meta-gradient, such as FirstOrder."
         )
+    return computed
 
 
 def check_head(head: str, co_learner: CoLearner | None) -> None:

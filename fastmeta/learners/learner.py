@@ -15,7 +15,7 @@ from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.distributed import ShardedTaskGradients, Sharding
 from fastmeta.engines import ENGINES, EngineName, EngineSelector, Loss, StepResult, StepSpec
-from fastmeta.functional import CoLearner, FunctionalModule, FusedModule, Head
+from fastmeta.functional import Checkpoint, CoLearner, FunctionalModule, FusedModule, Head
 from fastmeta.gradients import TaskGradients
 from fastmeta.learners._checks import check_components, check_head, check_tasks
 from fastmeta.learners._inference import adapt_to_task, predict_tasks
@@ -56,7 +56,8 @@ class MetaLearner:
             because losses are not scaled: forward passes and the loss run under `torch.autocast`,
             all else in float32. Disables the compiled ops of `fuse`, except attention.
         checkpoint: activation checkpointing of the children of every `nn.Sequential` and
-            `nn.ModuleList`; for first-order meta-gradients.
+            `nn.ModuleList`; for first-order and exact meta-gradients. `"second-order"`: only where
+            second derivatives are taken, which need the most memory.
         co_learner: a second head that is trained with the module and augments its meta-gradients
             (CML), see [`fastmeta.CoLearner`][]; the module is not changed.
         non_finite: what to do with tasks whose loss or gradient is NaN or infinite. `"keep"`:
@@ -89,13 +90,13 @@ class MetaLearner:
         engine: EngineName = "auto",
         fuse: bool = True,
         autocast: torch.dtype | None = None,
-        checkpoint: bool = False,
+        checkpoint: Checkpoint = False,
         co_learner: CoLearner | None = None,
         non_finite: NonFinite = "keep",
         sharding: Sharding | None = None,
     ) -> None:
         check_choice("engine", engine, ENGINES)
-        check_components(metagrad, checkpoint, co_learner)
+        metagrad = check_components(metagrad, checkpoint, co_learner)
         self.non_finite_guard = NonFiniteGuard(non_finite, sharding)
         self.sharding = sharding
         self.module = module
@@ -286,9 +287,11 @@ class MetaLearner:
         spec = replace(self._built, **{k: v for k, v in given.items() if v is not None})
         if adaptation is not None:
             adaptation.bind(model.params, model.names)
-        if model.checkpoint and spec.metagrad.second_order:
+        if model.checkpoint:
+            computed = spec.metagrad.checkpointed()
             model = copy.copy(model)
-            model.checkpoint = False
+            model.checkpoint = model.checkpoint if computed is not None else False
+            spec = replace(spec, metagrad=computed or spec.metagrad)
         other = copy.copy(self)
         other._state = dict(self._state) if spec.metagrad is self.metagrad else {}
         other._learned = [*model.params, *spec.adaptation.rates]

@@ -14,7 +14,7 @@ from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.distributed import Sharding
 from fastmeta.engines import EngineName, Loss
-from fastmeta.functional import CoLearner
+from fastmeta.functional import Checkpoint, CoLearner
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.nonfinite import NonFinite
 from fastmeta.metagrad.gsl.variants import DEFAULT_VARIANT
@@ -33,7 +33,7 @@ class LearnerOptions(TypedDict, total=False):
     engine: EngineName
     fuse: bool
     autocast: torch.dtype | None
-    checkpoint: bool
+    checkpoint: Checkpoint
     co_learner: CoLearner | None
     non_finite: NonFinite
     sharding: Sharding | None

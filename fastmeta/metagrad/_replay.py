@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmeta.adaptation import LossFn
 from fastmeta.functional import Buffers
+from fastmeta.functional._rng import RngState, preserve_rng
 from fastmeta.inner_step import at_step, current_step
 from fastmeta.metagrad.base import TaskLosses
 
@@ -20,8 +21,7 @@ from fastmeta.metagrad.base import TaskLosses
 class _Snapshot:
     """All that a forward pass depends on besides parameters and data."""
 
-    cpu_rng: Tensor
-    device_rng: Tensor | None
+    rng: RngState
     buffers: Buffers
 
 
@@ -35,8 +35,7 @@ def preserve_state(losses: TaskLosses, device: torch.device) -> Iterator[None]:
     """
     before = dict(losses.buffers)
     losses.buffers.update(_clone(before))
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type):
+    with preserve_rng(device):
         try:
             yield
         finally:
@@ -66,12 +65,8 @@ class Replay:
         number = current_step()
         assert number is not None
         if number < self._steps:
-            device_rng = None
-            if self._device.type != "cpu":
-                device_rng = torch.get_device_module(self._device).get_rng_state(self._device)
-            self._snapshots[number] = _Snapshot(
-                torch.get_rng_state(), device_rng, _clone(self._losses.buffers)
-            )
+            rng = RngState.now(self._device)
+            self._snapshots[number] = _Snapshot(rng, _clone(self._losses.buffers))
         return self._losses.support(params)[0]
 
     @contextmanager
@@ -82,10 +77,7 @@ class Replay:
             yield lambda params: self._repeat(snapshot, params)
 
     def _repeat(self, snapshot: _Snapshot, params: Sequence[Tensor]) -> Tensor:
-        torch.set_rng_state(snapshot.cpu_rng)
-        if snapshot.device_rng is not None:
-            module = torch.get_device_module(self._device)
-            module.set_rng_state(snapshot.device_rng, self._device)
+        snapshot.rng.set()
         self._losses.buffers.update(_clone(snapshot.buffers))
         return self._losses.support(params)[0]
 

@@ -90,6 +90,7 @@ class ReverseSweep(MixedOrder):
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
         loss, output = loss.detach(), output.detach()  # frees the query graph before the sweep
+        adapted.fast = []
 
         def through_grads(step: InnerStep, cotangents: Cotangents) -> Sequence[Tensor]:
             used = [True] * len(params) if masks is None else mask_of(masks, step.number)

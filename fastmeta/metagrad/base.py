@@ -177,6 +177,14 @@ class MetaGradient(ABC):
         """Whether `combine` uses the mean support gradients."""
         return False
 
+    def checkpointed(self) -> MetaGradient | None:
+        """This meta-gradient in a form that needs less memory with activation checkpointing.
+
+        A first-order one as it is; by default there is no such form of others: the graph of their
+        second derivatives keeps the recomputed activations.
+        """
+        return None if self.second_order else self
+
     def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Any:
         """What [`task`][fastmeta.metagrad.MetaGradient.task] needs to know of a network.
 

@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad._mixed_order import MixedOrder
-from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.recursion import Recursion
 
 
 class Exact(MixedOrder):
@@ -24,6 +25,9 @@ class Exact(MixedOrder):
     twice below the lowest of these layers: `"head"` costs one more backward pass of the support
     set per inner step than FOMAML.
 
+    A learner with activation checkpointing uses [`Recursion`][fastmeta.metagrad.Recursion] with
+    `hvp="forward"` instead.
+
     Args:
         layers: `"all"`: MAML; `"none"`: FOMAML; or a pattern of layers, see
             [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern], such as `"head"`.
@@ -33,6 +37,10 @@ class Exact(MixedOrder):
     """
 
     task_batchable = True
+
+    @override
+    def checkpointed(self) -> MetaGradient | None:
+        return Recursion(layers=self.layers).checkpointed()
 
     @override
     def differentiate(

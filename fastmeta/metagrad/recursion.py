@@ -18,7 +18,7 @@ from fastmeta.metagrad._hvp import (
 )
 from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import StepContext
+from fastmeta.metagrad.base import MetaGradient, StepContext
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
@@ -43,7 +43,8 @@ class Recursion(ReverseSweep):
             and differentiates operations of the module even under `torch.no_grad`. `"auto"`
             is `"reverse"`: forward took 1.4 times as long and 1.26 times the memory on the
             strided Conv-4 (5 to 25 images of Omniglot's size) and 2.5 times as long on small MLPs,
-            in one run each (one CPU thread, torch 2.13).
+            in one run each (one CPU thread, torch 2.13). With activation checkpointing it is
+            `"forward"`, in which blocks of the network can be recomputed.
         graphs: number of last inner steps whose graph is kept instead of re-evaluating them. With 1
             (the default) one inner step costs the same as in [`Exact`][fastmeta.metagrad.Exact], in
             time and in memory; 0 needs the least memory, and is the default and the only choice for
@@ -70,6 +71,14 @@ class Recursion(ReverseSweep):
             raise ValueError(f"graphs must be 0 with hvp='forward', which uses none; got {graphs}.")
         self.hvp = hvp
         self.graphs = graphs
+
+    @override
+    def checkpointed(self) -> MetaGradient | None:
+        if self.hvp == "forward" or not self.second_order:
+            return self
+        if self.hvp == "reverse" or self.graphs > 1:
+            return None
+        return Recursion("forward", layers=self.layers)
 
     @override
     def through_grads(

@@ -17,10 +17,12 @@ class Residual(nn.Module):
     """A list of composite blocks, called with a keyword, with dropout and buffers of their own."""
 
     class Block(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, spectral: bool) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24), nn.Tanh())
-            self.out = nn.utils.spectral_norm(nn.Linear(24, 16))
+            self.out = nn.Linear(24, 16)
+            if spectral:
+                self.out = nn.utils.spectral_norm(self.out)
             self.register_buffer("calls", torch.zeros(()))
 
         def forward(self, x: Tensor, scale: float) -> Tensor:
@@ -28,9 +30,9 @@ class Residual(nn.Module):
             y = nn.functional.dropout(self.net(x), 0.3, self.training)
             return x + scale * torch.tanh(self.calls) * self.out(y)
 
-    def __init__(self) -> None:
+    def __init__(self, spectral: bool = True) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+        self.blocks = nn.ModuleList(self.Block(spectral) for _ in range(3))
         self.blocks[2].net = self.blocks[0].net  # tied
         self.head = nn.Linear(16, WAYS)
 

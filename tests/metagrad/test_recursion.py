@@ -177,17 +177,29 @@ def test_operations_without_a_forward_derivative_are_refused() -> None:
         learner(module, Recursion("forward"), SGD(0.1)).step(batch)
     _, found = compared(module, SGD(0.1), batch, Recursion(graphs=0))
     assert_same(found)
-    squared = MetaLearner(
-        nn.Linear(4, 1),
-        nn.functional.mse_loss,
-        adaptation=SGD(0.1),
-        metagrad=Recursion("forward"),
-        aggregation=Mean(),
-        engine="loop",
-    )
-    x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 1)
+
+
+def test_squared_error_in_forward_mode() -> None:
+    """torch's backward of F.mse_loss rejects targets without a tangent."""
+    found, x, y = [], torch.randn(2, 3, 4), torch.randn(2, 3, 1)
+    module = nn.Linear(4, 1)
+
+    def without_tangent(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(output, target.detach())
+
+    for metagrad in (Exact(), Recursion("forward")):
+        squared = MetaLearner(
+            module,
+            nn.functional.mse_loss,
+            adaptation=SGD(0.1),
+            metagrad=metagrad,
+            aggregation=Mean(),
+            engine="loop",
+        )
+        found.append(squared.meta_gradient(TaskBatch(x, y, x, y))[0])
+    torch.testing.assert_close(*found)
     with pytest.raises(NotImplementedError, match="forward derivative"):
-        squared.step(TaskBatch(x, y, x, y))
+        squared.with_components(loss=without_tangent).step(TaskBatch(x, y, x, y))
 
 
 def test_other_errors_propagate() -> None:
