@@ -9,7 +9,7 @@ from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
 from fastmeta.adaptation.meta_sgd import MetaSGD, lslr
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.sgd import SGD
-from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape
+from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape, ThroughGrads
 from fastmeta.registry import Registry
 
 _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
@@ -40,5 +40,6 @@ __all__ = [
     "ProximalSGD",
     "Pullback",
     "Tape",
+    "ThroughGrads",
     "run_inner_loop",
 ]

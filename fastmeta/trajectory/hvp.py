@@ -12,7 +12,10 @@ from fastmeta.adaptation import LossFn
 
 
 def hvp_reverse(
-    loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
+    loss: LossFn,
+    params: Sequence[Tensor],
+    direction: Sequence[Tensor | None],
+    others: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
     """`H v` by reverse over reverse: the gradient of `<grad, v>`.
 
@@ -20,16 +23,18 @@ def hvp_reverse(
         loss: a function of the parameters.
         params: leaves that require a gradient.
         direction: `v`, one tensor per parameter; `None` means zero.
+        others: further leaves that the loss depends on.
 
     Returns:
-        One tensor per parameter; `None` means zero.
+        One tensor per parameter, and the derivative of `<grad, v>` with respect to each of
+        `others`; `None` means zero.
     """
     pairs = [(p, v) for p, v in zip(params, direction, strict=True) if v is not None]
     if not pairs:
-        return [None] * len(params)
+        return [None] * (len(params) + len(others))
     inputs, vectors = zip(*pairs, strict=True)
     grads = torch.autograd.grad(loss(params), inputs, create_graph=True, allow_unused=True)
-    return hvp_of_graph(grads, params, vectors)
+    return hvp_of_graph(grads, [*params, *others], vectors)
 
 
 def hvp_of_graph(
@@ -54,7 +59,10 @@ def hvp_of_graph(
 
 
 def hvp_forward(
-    loss: LossFn, params: Sequence[Tensor], direction: Sequence[Tensor | None]
+    loss: LossFn,
+    params: Sequence[Tensor],
+    direction: Sequence[Tensor | None],
+    others: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
     """`H v` by forward over reverse, the tangent of the gradient.
 
@@ -70,7 +78,7 @@ def hvp_forward(
                 p if v is None else forward_ad.make_dual(p, v)
                 for p, v in zip(params, direction, strict=True)
             ]
-            grads = torch.autograd.grad(loss(duals), duals, allow_unused=True)
+            grads = torch.autograd.grad(loss(duals), [*duals, *others], allow_unused=True)
             return [None if g is None else forward_ad.unpack_dual(g).tangent for g in grads]
     except RuntimeError as error:
         # "ZeroTensor" is in the error of mse_loss with reduction="mean", the only known case.
@@ -81,3 +89,7 @@ def hvp_forward(
                 "Use hvp='reverse', or write that operation in terms of others."
             ) from error
         raise
+
+
+PRODUCTS = {"reverse": hvp_reverse, "forward": hvp_forward}
+"""Hessian-vector products by name."""
