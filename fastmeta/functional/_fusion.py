@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastmeta.functional._attention import compiled_attention
 from fastmeta.functional._checkpointing import ForwardPlan
 from fastmeta.functional._fusion_steps import FUSIBLE, Step, at_inner_step, find_steps, is_image
 from fastmeta.functional._inspection import globally_hooked, is_compiled, is_plain
-from fastmeta.functional._attention import compiled_attention
 from fastmeta.functional.module import FunctionalModule
 from fastmeta.models import PerStepBatchNorm2d
 

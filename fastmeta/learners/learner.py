@@ -20,7 +20,7 @@ from fastmeta.gradients import TaskGradients
 from fastmeta.learners._checks import check_components, check_head, check_tasks
 from fastmeta.learners._inference import adapt_to_task, predict_tasks
 from fastmeta.learners._state import load_state, state_of
-from fastmeta.learners._trainable import TrainableStep
+from fastmeta.learners._trainable import TrainableStep, learned_rates
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient, StepContext
 from fastmeta.tasks import TaskBatch
@@ -104,7 +104,7 @@ class MetaLearner:
         kind = FusedModule if fuse else FunctionalModule
         model = kind(module, autocast, checkpoint, co_learner)
         adaptation.bind(model.params, model.names)
-        self._learned = [*model.params, *adaptation.rates]
+        self._learned = [*model.params, *learned_rates(adaptation)]
         self.optimizer = (
             torch.optim.Adam(self._learned, lr=1e-3)
             if optimizer is None
@@ -294,7 +294,7 @@ class MetaLearner:
             spec = replace(spec, metagrad=computed or spec.metagrad)
         other = copy.copy(self)
         other._state = dict(self._state) if spec.metagrad is self.metagrad else {}
-        other._learned = [*model.params, *spec.adaptation.rates]
+        other._learned = [*model.params, *learned_rates(spec.adaptation)]
         other.non_finite_guard = NonFiniteGuard(self.non_finite_guard.policy, self.sharding)
         other._built = replace(spec, model=model)
         other._step = TrainableStep.of(other._built, self.engine)
