@@ -181,8 +181,8 @@ class FirstStepCheck:
         if skipped or not flat.isfinite().all():
             what = f"of {skipped} tasks " if skipped else ""
             return (
-                f"the meta-gradient {what}of the first meta-step is not finite in {name}, but it is "
-                f"in float32. {advice}"
+                f"the meta-gradient {what}of the first meta-step is not finite in {name}, but is "
+                f"finite in float32. {advice}"
             )
         layout, count = self._reference._step.buffers.outer.layout, len(self._model.params)
         bounds, names = layout.bounds, self._model.names
