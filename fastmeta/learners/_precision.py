@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastmeta.engines import StepSpec
 from fastmeta.functional import FunctionalModule
 from fastmeta.learners._trainable import TrainableStep
 from fastmeta.learners.fidelity import describe, layer_errors, rate_names, statistics, worst_layer
@@ -61,9 +60,9 @@ def in_precision(learner: MetaLearner, dtype: torch.dtype) -> MetaLearner:
     other.check_precision = False
     other.non_finite_guard = NonFiniteGuard(sharding=learner.sharding)
     other._state = {name: _cast(value, dtype) for name, value in learner._state.items()}
-    other._built = StepSpec(
-        model, copied_loss or spec.loss, adaptation, spec.metagrad, spec.aggregation
-    )
+    other._built = replace(spec, model=model, adaptation=adaptation)
+    if copied_loss is not None:
+        other._built = replace(other._built, loss=copied_loss)
     other._step = TrainableStep.of(other._built, "loop")
     other._learned = other._step.learned
     return other
@@ -179,7 +178,7 @@ class FirstStepCheck:
             return None  # not for want of precision
         skipped = int(self._learner.non_finite_guard.skipped)
         if skipped or not flat.isfinite().all():
-            what = f"of {skipped} tasks " if skipped else ""
+            what = f"of {skipped} of the tasks " if skipped else ""
             return (
                 f"the meta-gradient {what}of the first meta-step is not finite in {name}, but is "
                 f"finite in float32. {advice}"
@@ -194,12 +193,11 @@ class FirstStepCheck:
             cosine, ratio, error = statistics(flat[columns], exact[columns])
             if cosine >= MIN_COSINE:
                 continue
-            worst = worst_layer(layer_errors(flat, exact, part, labels))
-            assert worst is not None
+            worst, size = worst_layer(layer_errors(flat, exact, part, labels))
             return (
                 f"the {what} of the first meta-step in {name} does not agree with float32: "
                 f"{describe(cosine, error, ratio)}; expected a cosine of at least {MIN_COSINE}. "
-                f"The largest part of the error, {worst[1]:.2g}, is in {worst[0]}. {advice}"
+                f"The largest part of the error, {size:.2g}, is in {worst}. {advice}"
             )
         return None
 

@@ -43,6 +43,8 @@ class Fidelity:
 
     def __str__(self) -> str:
         """A few readable lines; waits for the device."""
+        if self.cosine.isnan():
+            return "the reference is not finite: there is nothing to compare with"
         lines = [describe(self.cosine, self.relative_error, self.norm_ratio)]
         if not self.finite.all():
             tasks = (~self.finite).nonzero().flatten().tolist()
@@ -53,8 +55,8 @@ class Fidelity:
             f"tasks: cosine {low:.4f} to {high:.4f}, relative error {errors.min:.2g} to "
             f"{errors.max:.2g}"
         )
-        if worst := worst_layer(self.layer_error):
-            name, part = worst
+        name, part = worst_layer(self.layer_error)
+        if part > 0:
             lines.append(f"largest part of the error: {part:.2g} in {name}")
         if self.rates is not None:
             lines += ["learned rates:", *(f"  {line}" for line in str(self.rates).splitlines())]
@@ -129,17 +131,15 @@ def rate_names(names: Sequence[str], bounds: Sequence[int]) -> list[str]:
     return list(names) if count == len(names) else [f"rates[{i}]" for i in range(count)]
 
 
-def worst_layer(errors: dict[str, Tensor]) -> tuple[str, float] | None:
-    """Name and error of the layer with the largest error; `None` if there is no error."""
+def worst_layer(errors: dict[str, Tensor]) -> tuple[str, float]:
+    """Name and error of the layer with the largest error."""
     values = {name: float(error) for name, error in errors.items()}
     name = max(values, key=values.__getitem__)
-    return (name, values[name]) if values[name] > 0 else None
+    return name, values[name]
 
 
 def describe(cosine: Tensor, relative_error: Tensor, norm_ratio: Tensor) -> str:
     """The three numbers as text."""
-    if cosine.isnan():
-        return "the reference is not finite: nothing to compare with"
     return f"cosine {cosine:.4f}, relative error {relative_error:.2g}, norm ratio {norm_ratio:.3g}"
 
 
