@@ -21,6 +21,7 @@ from fastmeta.learners import (
     MethodSpec,
     StepResult,
     build,
+    compare_precision,
     compare_with_exact,
 )
 from fastmeta.lightning import LightningLearner, TaskDataModule
@@ -47,6 +48,7 @@ for batch in tasks:
     assert_type(learner.backward(batch).query_loss, Tensor)
     assert_type(learner.predict(batch, steps=2), Tensor)
     assert_type(compare_with_exact(learner, batch), Fidelity)
+    assert_type(compare_precision(learner, batch, torch.float32), Fidelity)
     for task in batch:
         fast = learner.adapt(task.support_x, task.support_y)
         assert_type(fast, dict[str, Tensor])
