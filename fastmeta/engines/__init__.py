@@ -4,7 +4,6 @@ from fastmeta.engines.base import (
     ENGINES,
     Engine,
     EngineName,
-    Loss,
     StepBuffers,
     StepResult,
     StepSpec,
@@ -13,6 +12,7 @@ from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.engines.selection import EngineSelector
+from fastmeta.functional import Loss
 
 __all__ = [
     "ENGINES",
