@@ -19,6 +19,7 @@ from fastmeta.functional._argument_checks import (
 )
 from fastmeta.functional._buffers import Buffers
 from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
+from fastmeta.functional._forward_mode import forward_differentiable
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.functional.head import LinearHead, capture_calls, find_head
@@ -155,7 +156,7 @@ class FunctionalModule:
         plan = self._plan or self._new_plan()
         cached = nullcontext() if self.checkpoint else use_prefix_cache(self.module, own, params)
         # The hook that captures comes last, so that fusion does not take it for a user's.
-        with self._precision(), plan(), cached, capture:
+        with self._precision(), forward_differentiable(), plan(), cached, capture:
             if isinstance(x, Mapping):
                 return functional_call(self.module, values, (), dict(x))
             return functional_call(self.module, values, (x,))
