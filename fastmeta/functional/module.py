@@ -20,6 +20,7 @@ from fastmeta.functional._argument_checks import (
 from fastmeta.functional._buffers import Buffers
 from fastmeta.functional._checkpointing import CheckpointPlan, ForwardPlan, check_segments
 from fastmeta.functional._forward_mode import forward_differentiable
+from fastmeta.functional._generation_cache import without_cache
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.functional.head import LinearHead, capture_calls, find_head
@@ -187,9 +188,10 @@ class FunctionalModule:
 
     def _new_plan(self) -> ForwardPlan:
         check_checkpointing(self.module)
+        plan = self._plan_for(self.module)
         if self.checkpoint:
-            return CheckpointPlan(self.module, self._plan_for).applied
-        return self._plan_for(self.module)
+            plan = CheckpointPlan(self.module, self._plan_for).applied
+        return without_cache(self.module, plan)
 
     def evaluate(
         self,
