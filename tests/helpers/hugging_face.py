@@ -150,7 +150,7 @@ def update(inner: str, step: int, p: Tensor, g: Tensor, state: dict[str, Tensor]
         return p - 0.1 * state["buffer"]
     mean = state["mean"] = 0.8 * state.get("mean", 0) + 0.2 * g
     square = state["square"] = 0.95 * state.get("square", 0) + 0.05 * g * g
-    zero = square == 0  # such as of tokens that do not occur; the derivative of the root is taken as 0
+    zero = square == 0  # such as of tokens that do not occur; the root's derivative is 0 there
     root = torch.where(zero, 0, (torch.where(zero, 1, square) / (1 - 0.95 ** (step + 1))).sqrt())
     return p - 0.05 * (mean / (1 - 0.8 ** (step + 1))) / (root + 0.1)
 

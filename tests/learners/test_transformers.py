@@ -225,4 +225,6 @@ def test_batched_engine() -> None:
         assert close(found, expected)
     # Models with masks read them to see whether they mask anything.
     with pytest.raises(NotImplementedError, match="engine='loop'"):
-        gradient(small.gpt2(), small.language_loss, small.language_tasks(), Exact(), engine="batched")
+        gradient(
+            small.gpt2(), small.language_loss, small.language_tasks(), Exact(), engine="batched"
+        )
