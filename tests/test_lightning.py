@@ -230,11 +230,8 @@ class Mappings:
         draw = torch.Generator().manual_seed(index)
 
         def inputs(length: int) -> dict[str, Tensor]:
-            return dict(
-                zip(
-                    ("ids", "labels"), torch.randint(7, (2, 2, length), generator=draw), strict=True
-                )
-            )
+            ids, labels = torch.randint(7, (2, 2, length), generator=draw)
+            return {"ids": ids, "labels": labels}
 
         return RaggedTaskBatch([Task(inputs(n), None, inputs(n), None) for n in (3, 4)])
 

@@ -47,6 +47,8 @@ for batch in tasks:
     assert_type(learner.backward(batch).query_loss, Tensor)
     assert_type(learner.predict(batch, steps=2), Tensor)
     assert_type(compare_with_exact(learner, batch), Fidelity)
+    assert_type(learner.evaluate(batch), StepResult)
+    assert_type(learner.predict(fastmeta.RaggedTaskBatch(batch)), list[Tensor])
     for task in batch:
         fast = learner.adapt(task.support_x, task.support_y)
         assert_type(fast, dict[str, Tensor])

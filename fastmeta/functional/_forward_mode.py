@@ -38,7 +38,8 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor:
     if not _active.get():
         found: Tensor = _patch.original(input, inplace)
         return found
-    result = input * torch.sigmoid(input)
+    x = input.clone() if inplace else input  # the product keeps its factors
+    result = x * torch.sigmoid(x)
     return input.copy_(result) if inplace else result
 
 

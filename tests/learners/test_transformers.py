@@ -18,11 +18,6 @@ from fastmeta.functional import watch_attention
 from fastmeta.metagrad import Exact, FirstOrder, Implicit, MetaGradient, Recursion, Reptile
 from tests.helpers import hugging_face as small
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning"),
-]
-
 Problem = tuple[Callable[..., nn.Module], Callable[[], TaskBatch], Callable[[Any, Any], Tensor]]
 MODELS: dict[str, Problem] = {
     "gpt2": (small.gpt2, small.language_tasks, small.language_loss),
