@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import NamedTuple, TypeVar
 
-# Inputs or targets: a tensor, or a mapping of names to tensors. `Any`, because code that is written
-# for tensors would otherwise need a cast wherever it reads a meta-batch.
-Examples: TypeAlias = "Tensor | Any"
+# Inputs or targets of unknown kind: a tensor, a mapping of names to tensors or (targets) `None`.
+Examples: TypeAlias = Any
 TensorFn = Callable[[Tensor], Tensor]
+# The kinds of inputs and targets; those of `TaskBatch` without parameters are tensors.
+X = TypeVar("X", bound=Tensor | Mapping[str, Tensor], default=Tensor)
+Y = TypeVar("Y", bound=Tensor | Mapping[str, Tensor] | None, default=Tensor)
 
 _FIELDS = ("support_x", "support_y", "query_x", "query_y")
 
 
-class Task(NamedTuple):
+class Task(NamedTuple, Generic[X, Y]):
     """One task (episode): support and query sets, without a task dimension.
 
     Inputs and targets are tensors or mappings of names to tensors; targets may be `None`. See
     [`TaskBatch`][fastmeta.TaskBatch].
     """
 
-    support_x: Examples
-    support_y: Examples
-    query_x: Examples
-    query_y: Examples
+    support_x: X
+    support_y: Y
+    query_x: X
+    query_y: Y
 
 
 @dataclass(frozen=True)
-class TaskBatch:
+class TaskBatch(Generic[X, Y]):
     """A meta-batch of `T` tasks of equal size.
 
     Inputs and targets are tensors, or mappings of names to tensors, each of which begins with
@@ -53,10 +56,10 @@ class TaskBatch:
         TypeError: if inputs or targets are neither tensors nor mappings of names to tensors.
     """
 
-    support_x: Examples
-    support_y: Examples
-    query_x: Examples
-    query_y: Examples
+    support_x: X
+    support_y: Y
+    query_x: X
+    query_y: Y
 
     def __post_init__(self) -> None:
         for name in _FIELDS:  # tokenizers return mappings of other kinds, unknown to vmap
@@ -73,21 +76,21 @@ class TaskBatch:
     def __len__(self) -> int:
         return next(named_tensors(self.support_x, ""))[1].shape[0]
 
-    def __getitem__(self, index: int) -> Task:
+    def __getitem__(self, index: int) -> Task[X, Y]:
         return Task(*(map_tensors(lambda t: t[index], getattr(self, name)) for name in _FIELDS))
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[Task[X, Y]]:
         return (self[i] for i in range(len(self)))
 
-    def part(self, start: int, stop: int) -> TaskBatch:
+    def part(self, start: int, stop: int) -> TaskBatch[X, Y]:
         """The tasks `start` to `stop` (exclusive), as views."""
         return self.map(lambda t: t[start:stop])
 
-    def to(self, device: torch.device | str) -> TaskBatch:
+    def to(self, device: torch.device | str) -> TaskBatch[X, Y]:
         """The same meta-batch on `device`."""
         return self.map(lambda t: t.to(device))
 
-    def map(self, function: TensorFn) -> TaskBatch:
+    def map(self, function: TensorFn) -> TaskBatch[X, Y]:
         """The meta-batch with `function` applied to each of its tensors."""
         return TaskBatch(*(map_tensors(function, getattr(self, name)) for name in _FIELDS))
 
@@ -111,7 +114,7 @@ class RaggedTaskBatch:
         TypeError: if inputs or targets are neither tensors nor mappings of names to tensors.
     """
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    def __init__(self, tasks: Iterable[Task[Any, Any]]) -> None:
         self._tasks = tuple(Task(*map(_as_dict, task)) for task in tasks)
         for i, task in enumerate(self._tasks):
             for split in ("support", "query"):
@@ -125,10 +128,10 @@ class RaggedTaskBatch:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def __getitem__(self, index: int) -> Task:
+    def __getitem__(self, index: int) -> Task[Any, Any]:
         return self._tasks[index]
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[Task[Any, Any]]:
         return iter(self._tasks)
 
     def part(self, start: int, stop: int) -> RaggedTaskBatch:
@@ -146,7 +149,7 @@ class RaggedTaskBatch:
         )
 
 
-MetaBatch: TypeAlias = TaskBatch | RaggedTaskBatch
+MetaBatch: TypeAlias = TaskBatch[Any, Any] | RaggedTaskBatch
 
 
 def map_tensors(function: TensorFn, examples: Examples) -> Examples:

@@ -53,6 +53,13 @@ for batch in tasks:
         fast = learner.adapt(task.support_x, task.support_y)
         assert_type(fast, dict[str, Tensor])
 
+ids = {"input_ids": torch.zeros(2, 3, 4, dtype=torch.int64)}
+by_name = fastmeta.TaskBatch(ids, None, ids, None)
+assert_type(by_name, fastmeta.TaskBatch[dict[str, Tensor], None])
+assert_type(by_name[0].query_x, dict[str, Tensor])
+assert_type(learner.predict(by_name), Tensor)
+assert_type(learner.adapt(by_name[0].support_x, None), dict[str, Tensor])
+
 assert_type(build("gsl", module, F.mse_loss, inner_lr=0.1), fastmeta.MetaLearner)
 assert_type(fastmeta.GSL(module, F.mse_loss, inner_lr=0.1, eta=0.3).module, torch.nn.Module)
 assert_type(METHODS["maml"], MethodSpec)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastmeta.tasks import MetaBatch, RaggedTaskBatch, TaskBatch
+from fastmeta.tasks import MetaBatch, RaggedTaskBatch, TaskBatch, X, Y
 
 
 class Sharding:
@@ -58,7 +58,7 @@ class Sharding:
         return slice(begin, begin + self.counts[self.rank])
 
     @overload
-    def part(self, batch: TaskBatch) -> TaskBatch: ...
+    def part(self, batch: TaskBatch[X, Y]) -> TaskBatch[X, Y]: ...
 
     @overload
     def part(self, batch: RaggedTaskBatch) -> RaggedTaskBatch: ...

@@ -22,7 +22,8 @@ ENGINES = ("auto", "loop", "batched", "mlp")
 EngineName = Literal["auto", "loop", "batched", "mlp"]
 # Why an engine that stacks tasks cannot run these.
 RAGGED = "it is a RaggedTaskBatch, whose tasks may differ in size"
-# A tensor, or a list of tensors for tasks of unequal sizes; `Any` as in `fastmeta.tasks.Examples`.
+# A tensor, or a list of tensors for tasks of unequal sizes. `Any`, because most programs have tasks
+# of equal sizes and would need a cast.
 Outputs: TypeAlias = "Tensor | Any"
 
 

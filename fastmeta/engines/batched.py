@@ -66,7 +66,7 @@ class BatchedEngine(Engine):
         return StepResult(*map(torch.cat, zip(*results, strict=True)))
 
     def _run(
-        self, batch: TaskBatch, context: StepContext, buffers: StepBuffers
+        self, batch: TaskBatch[Any, Any], context: StepContext, buffers: StepBuffers
     ) -> tuple[Tensor, Tensor, Tensor]:
         spec, model, count = self.spec, self.spec.model, len(batch)
         stacked = {name: _stack_copies(b, count) for name, b in model.named_buffers()}

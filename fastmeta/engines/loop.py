@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class LoopEngine(Engine):
         support, query, outputs = zip(*results, strict=True)
         return StepResult(torch.stack(support), torch.stack(query), collect_outputs(batch, outputs))
 
-    def _losses(self, task: Task, buffers: Buffers, heads: HeadFinder) -> TaskLosses:
+    def _losses(self, task: Task[Any, Any], buffers: Buffers, heads: HeadFinder) -> TaskLosses:
         model, loss = self.spec.model, self.spec.loss
 
         def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ def _unsuitable_options(model: FunctionalModule) -> str | None:
 
 
 def _unsuitable_examples(
-    batch: TaskBatch, split: str, network: MlpNetwork, loss: str
+    batch: TaskBatch[Any, Any], split: str, network: MlpNetwork, loss: str
 ) -> str | None:
     x, y = getattr(batch, f"{split}_x"), getattr(batch, f"{split}_y")
     like = network.params[0]
@@ -188,7 +188,7 @@ def _unsuitable_tensor(
     return None
 
 
-def _beyond_limits(batch: TaskBatch, network: MlpNetwork, spec: StepSpec) -> str | None:
+def _beyond_limits(batch: TaskBatch[Any, Any], network: MlpNetwork, spec: StepSpec) -> str | None:
     if network.layers > MAX_LAYERS:
         return f"the network has {network.layers} layers; on CUDA at most {MAX_LAYERS}"
     if isinstance(spec.metagrad, _SECOND_ORDER):

@@ -215,7 +215,7 @@ class MetaLearner:
 
     @overload
     def predict(
-        self, batch: TaskBatch, steps: int | None = None, head: Head = "main"
+        self, batch: TaskBatch[Any, Any], steps: int | None = None, head: Head = "main"
     ) -> Tensor: ...
 
     @overload
