@@ -40,8 +40,13 @@ def gpt2(**options: Any) -> nn.Module:
     return hf.GPT2LMHeadModel(config).double().train()
 
 
-def llama(**options: Any) -> nn.Module:
-    """Grouped queries, SiLU, buffers that are not saved; with its norms computed in float64."""
+def llama(own_norms: bool = False, **options: Any) -> nn.Module:
+    """Grouped queries, SiLU, buffers that are not saved.
+
+    Args:
+        own_norms: keep its norms, which convert their inputs to float32.
+        **options: of the configuration.
+    """
     config = hf.LlamaConfig(
         **{**ATTENTION, "num_attention_heads": 4},
         **SIZES,
@@ -51,9 +56,9 @@ def llama(**options: Any) -> nn.Module:
         **options,
     )
     module = hf.LlamaForCausalLM(config)
-    for parent in list(module.modules()):
+    for parent in [] if own_norms else list(module.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__ == "LlamaRMSNorm":  # converts its inputs to float32
+            if type(child).__name__ == "LlamaRMSNorm":
                 setattr(parent, name, RMSNorm(16))
     return module.double().train()
 

@@ -129,6 +129,21 @@ def test_the_model_computes_its_loss(name: str) -> None:
     assert own.query_output.shape == (*batch.query_y.shape, small.WAYS)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_language_models_with_their_own_loss_in_float32(name: str) -> None:
+    """Errors of float32 arithmetic, magnified by the second derivatives."""
+    module = (small.gpt2() if name == "gpt2" else small.llama(own_norms=True)).float()
+    batch = small.language_tasks()
+    labelled = with_labels(batch)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = small.reference_meta_gradient(module, batch, small.language_loss, "sgd", 2)
+    for metagrad in (Exact(), Recursion()):
+        own = learner(module, fastmeta.model_loss, metagrad)
+        found, result = own.meta_gradient(labelled)
+        assert (found - expected).norm() <= 1e-3 * expected.norm()
+        assert result.query_output.shape == (*batch.query_y.shape, small.VOCABULARY)
+
+
 def test_predictions_and_evaluation() -> None:
     make, tasks, loss = MODELS["bert"]
     module, batch = make(), tasks()
