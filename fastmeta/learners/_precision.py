@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from fastmeta.learners._trainable import TrainableStep
 from fastmeta.learners.fidelity import describe, layer_errors, rate_names, statistics, worst_layer
 from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import CentralDifference, MetaGradient
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch
 
 if TYPE_CHECKING:
     from fastmeta.learners.learner import MetaLearner
@@ -68,9 +68,9 @@ def in_precision(learner: MetaLearner, dtype: torch.dtype) -> MetaLearner:
     return other
 
 
-def batch_in_precision(batch: TaskBatch, dtype: torch.dtype) -> TaskBatch:
+def batch_in_precision(batch: MetaBatch, dtype: torch.dtype) -> MetaBatch:
     """The meta-batch with its floating-point tensors in `dtype`."""
-    return replace(batch, **{f.name: _cast(getattr(batch, f.name), dtype) for f in fields(batch)})
+    return batch.map(lambda tensor: _cast(tensor, dtype))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -146,7 +146,7 @@ class FirstStepCheck:
             _warn_unchecked(learner, error)
             return None
 
-    def compare(self, batch: TaskBatch, flat: Tensor) -> None:
+    def compare(self, batch: MetaBatch, flat: Tensor) -> None:
         """Compares the meta-gradient `(P,)` of the meta-step with that in float32; may warn."""
         try:
             with (

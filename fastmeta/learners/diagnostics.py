@@ -18,11 +18,11 @@ from fastmeta.learners.fidelity import Fidelity, fidelity, rate_names
 from fastmeta.learners.learner import MetaLearner
 from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import Exact
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch
 
 
 def compare_with_exact(
-    learner: MetaLearner, batch: TaskBatch, dtype: torch.dtype | None = None
+    learner: MetaLearner, batch: MetaBatch, dtype: torch.dtype | None = None
 ) -> Fidelity:
     """Compares the meta-gradient of the learner's next step with MAML's, Finn et al. 2017, eq. 1.
 
@@ -47,7 +47,7 @@ def compare_with_exact(
 
 
 def compare_precision(
-    learner: MetaLearner, batch: TaskBatch, dtype: torch.dtype = torch.float64
+    learner: MetaLearner, batch: MetaBatch, dtype: torch.dtype = torch.float64
 ) -> Fidelity:
     """Compares the meta-gradient of the learner's next step with its value in a higher precision.
 
@@ -75,7 +75,7 @@ def compare_precision(
 def _compare(
     learner: MetaLearner,
     reference: MetaLearner,
-    batch: TaskBatch,
+    batch: MetaBatch,
     dtype: torch.dtype | None,
     rates: bool = False,
 ) -> Fidelity:
@@ -93,7 +93,7 @@ def _compare(
     return replace(compared, rates=of_rates)
 
 
-def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+def _gradients(learner: MetaLearner, batch: MetaBatch) -> tuple[Tensor, Tensor]:
     """The tasks' meta-gradients `(T, P)`, and their combination `(P,)`."""
     learner.non_finite_guard = NonFiniteGuard()  # the learner is a copy
     model = learner._current().spec.model
@@ -103,7 +103,7 @@ def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
 
 
 def _gradients_in(
-    dtype: torch.dtype, learner: MetaLearner, batch: TaskBatch
+    dtype: torch.dtype, learner: MetaLearner, batch: MetaBatch
 ) -> tuple[Tensor, Tensor]:
     """The same in `dtype`, for a copy of a learner."""
     device = learner._current().spec.model.params[0].device
@@ -130,7 +130,7 @@ def _preserve_state(model: FunctionalModule, device: torch.device) -> Iterator[N
                 buffer.copy_(before)
 
 
-def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tensor]:
+def descent_condition(learner: MetaLearner, batch: MetaBatch) -> dict[str, Tensor]:
     """The cosine between the query gradients of the main head and the co-learner, per parameter.
 
     Shin, Han, Kim 2024 (arXiv 2406.04639): if it is positive in every layer of the features, the
