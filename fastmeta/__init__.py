@@ -14,11 +14,11 @@ from fastmeta import (
 )
 from fastmeta.aggregation.multitask import aggregate
 from fastmeta.backend import BuildInfo, build_info, keep_freed_memory, show_config
-from fastmeta.functional import CoLearner
+from fastmeta.functional import CoLearner, model_loss
 from fastmeta.gradients import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
 from fastmeta.optim import GSLOptimizer, TaskOptimizer
-from fastmeta.tasks import Task, TaskBatch
+from fastmeta.tasks import RaggedTaskBatch, Task, TaskBatch
 
 __all__ = [
     "FOMAML",
@@ -29,6 +29,7 @@ __all__ = [
     "FlatLayout",
     "GSLOptimizer",
     "MetaLearner",
+    "RaggedTaskBatch",
     "Reptile",
     "Task",
     "TaskBatch",
@@ -43,6 +44,7 @@ __all__ = [
     "keep_freed_memory",
     "learners",
     "metagrad",
+    "model_loss",
     "models",
     "ops",
     "optim",

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
 from fastmeta.data import TaskSource
-from fastmeta.learners import MetaLearner
-from fastmeta.tasks import TaskBatch
+from fastmeta.learners import MetaLearner, StepResult
+from fastmeta.tasks import MetaBatch, TaskBatch
 from fastmeta.train.errors import require
 from fastmeta.train.metrics import ACCURACY, MSE
 
@@ -27,8 +27,8 @@ class LightningLearner(LightningModule):
     """`LightningModule` of any learner, with manual optimization: a batch is a meta-batch.
 
     Logs `train_loss`, `val_loss` and `test_loss`, the query losses after adaptation, and
-    `train_accuracy` and so on, or `train_mse` for floating-point targets. Lightning's
-    checkpoints contain the full state of the learner.
+    `train_accuracy` and so on, or `train_mse` for floating-point targets (no scores of
+    targets that are not tensors). Lightning's checkpoints contain the full state of the learner.
 
     Args:
         learner: the learner to train. Lightning steps its optimizer; its `autocast` sets the
@@ -78,12 +78,12 @@ class LightningLearner(LightningModule):
         return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
 
     def transfer_batch_to_device(
-        self, batch: TaskBatch, device: torch.device, dataloader_idx: int
-    ) -> TaskBatch:
+        self, batch: MetaBatch, device: torch.device, dataloader_idx: int
+    ) -> MetaBatch:
         """The meta-batch on `device`."""
         return batch.to(device)
 
-    def training_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """Takes a meta-step."""
         result = self.learner.backward(batch)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -91,33 +91,33 @@ class LightningLearner(LightningModule):
         optimizer.step()  # counted by Lightning as its global step
         if isinstance(scheduler, LRScheduler):
             scheduler.step()
-        self._log_metrics("train", batch, result.query_loss, result.query_output)
+        self._log_metrics("train", batch, result)
 
     def on_train_epoch_end(self) -> None:
         """Raises the pending error of a learner with `non_finite="raise"` on a GPU."""
         self.learner.non_finite_guard.check()
 
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """Adapts to each task and logs the validation metrics."""
         self._evaluate("val", batch)
 
-    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def test_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """Adapts to each task and logs the test metrics."""
         self._evaluate("test", batch)
 
-    def _evaluate(self, split: str, batch: TaskBatch) -> None:
+    def _evaluate(self, split: str, batch: MetaBatch) -> None:
         # Lightning evaluates in inference mode, whose tensors autograd does not accept.
         with torch.inference_mode(False), torch.no_grad():
-            batch = TaskBatch(**{name: tensor.clone() for name, tensor in vars(batch).items()})
-            outputs = self.learner.predict(batch, self.steps)
-            pairs = zip(outputs, batch.query_y, strict=True)
-            losses = torch.stack([self.learner.loss(output, y) for output, y in pairs])
-        self._log_metrics(split, batch, losses, outputs)
+            result = self.learner.evaluate(batch.map(torch.clone), self.steps)
+        self._log_metrics(split, batch, result)
 
-    def _log_metrics(self, split: str, batch: TaskBatch, losses: Tensor, outputs: Tensor) -> None:
-        metric = MSE if batch.query_y.is_floating_point() else ACCURACY
-        scores = metric.per_task(outputs, batch.query_y)
-        for name, values in (("loss", losses), (metric.name, scores)):
+    def _log_metrics(self, split: str, batch: MetaBatch, result: StepResult) -> None:
+        found = {"loss": result.query_loss}
+        targets = batch[0].query_y
+        if isinstance(targets, Tensor):
+            metric = MSE if targets.is_floating_point() else ACCURACY
+            found[metric.name] = metric.scores(result.query_output, batch.query_y)
+        for name, values in found.items():
             self.log(f"{split}_{name}", values.nanmean(), prog_bar=True, batch_size=len(batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta import CoLearner, MetaLearner, TaskBatch
+from fastmeta import CoLearner, MetaLearner, RaggedTaskBatch, Task, TaskBatch, model_loss
 from fastmeta.data import SineTasks, TaskSource
 from fastmeta.learners import build
 from fastmeta.models import MLP
@@ -207,3 +207,46 @@ def test_a_missing_lightning_is_explained() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert 'pip install "fastmeta[lightning]"' in result.stderr
+
+
+class Sequences(nn.Module):
+    """Takes its inputs by name and computes its loss itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+
+    def forward(self, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.net(ids)
+        return {"loss": F.cross_entropy(logits.flatten(0, -2), labels.flatten()), "logits": logits}
+
+
+class Mappings:
+    """Inputs with labels in them, of tasks that differ in length."""
+
+    ways = None
+
+    def __getitem__(self, index: int) -> RaggedTaskBatch:
+        draw = torch.Generator().manual_seed(index)
+
+        def inputs(length: int) -> dict[str, Tensor]:
+            ids, labels = torch.randint(7, (2, 2, length), generator=draw)
+            return {"ids": ids, "labels": labels}
+
+        return RaggedTaskBatch([Task(inputs(n), None, inputs(n), None) for n in (3, 4)])
+
+
+def test_mappings_of_tasks_of_unequal_sizes() -> None:
+    learner = build("maml", Sequences(), model_loss, inner_lr=0.05)
+    model = LightningLearner(learner, steps=2)
+    own = TaskDataModule(
+        *(Mappings() for _ in range(3)), train_batches=2, val_batches=2, test_batches=1
+    )
+    fit = trainer(max_epochs=1)
+    fit.fit(model, own)
+    assert set(fit.callback_metrics) == {"train_loss", "val_loss"}
+    before = copy.deepcopy(learner.module.state_dict())
+    (metrics,) = fit.test(model, own, verbose=False)
+    expected = learner.evaluate(Mappings()[0], 2).query_loss.mean()
+    assert metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert all(torch.equal(v, before[name]) for name, v in learner.module.state_dict().items())

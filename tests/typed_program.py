@@ -21,6 +21,7 @@ from fastmeta.learners import (
     MethodSpec,
     StepResult,
     build,
+    compare_precision,
     compare_with_exact,
 )
 from fastmeta.lightning import LightningLearner, TaskDataModule
@@ -47,9 +48,19 @@ for batch in tasks:
     assert_type(learner.backward(batch).query_loss, Tensor)
     assert_type(learner.predict(batch, steps=2), Tensor)
     assert_type(compare_with_exact(learner, batch), Fidelity)
+    assert_type(compare_precision(learner, batch, torch.float32), Fidelity)
+    assert_type(learner.evaluate(batch), StepResult)
+    assert_type(learner.predict(fastmeta.RaggedTaskBatch(batch)), list[Tensor])
     for task in batch:
         fast = learner.adapt(task.support_x, task.support_y)
         assert_type(fast, dict[str, Tensor])
+
+ids = {"input_ids": torch.zeros(2, 3, 4, dtype=torch.int64)}
+by_name = fastmeta.TaskBatch(ids, None, ids, None)
+assert_type(by_name, fastmeta.TaskBatch[dict[str, Tensor], None])
+assert_type(by_name[0].query_x, dict[str, Tensor])
+assert_type(learner.predict(by_name), Tensor)
+assert_type(learner.adapt(by_name[0].support_x, None), dict[str, Tensor])
 
 assert_type(build("gsl", module, F.mse_loss, inner_lr=0.1), fastmeta.MetaLearner)
 assert_type(fastmeta.GSL(module, F.mse_loss, inner_lr=0.1, eta=0.3).module, torch.nn.Module)

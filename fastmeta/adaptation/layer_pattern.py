@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from typing_extensions import override
 from fastmeta._checks import check_choice
 from fastmeta._options import forwards_options
 from fastmeta.adaptation.base import Adaptation
-from fastmeta.adaptation.layers import Layer, find_layers
+from fastmeta.adaptation.layers import Layer, find_layers, in_module
 from fastmeta.adaptation.tape import Grads, Pullback
 
 
@@ -31,7 +32,8 @@ class LayerPattern(Adaptation):
     Args:
         inner: the adaptation of the adapted layers; also decides the number of inner steps.
         pattern: the adapted layers, see
-            [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern].
+            [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern]. A name with a `*`
+            selects single parameters, whichever layer they are in: `*lora_*` adapts those of LoRA.
 
     Attributes:
         layers: of the network; empty until a learner is built.
@@ -62,12 +64,11 @@ class LayerPattern(Adaptation):
             raise ValueError(
                 "this LayerPattern is already bound to another network. Create one per network."
             )
-        chosen = read_pattern(self.pattern, [layer.name for layer in layers])
+        adapted = [_read_members(step, layers, names) for step in self.pattern.split("/")]
         self.inner.bind(params, names)
         self.rates = self.inner.rates
         self.layers = layers
-        members = [{i for k in step for i in layers[k].members} for step in chosen]
-        self._adapted = [[i in step for i in range(len(params))] for step in members]
+        self._adapted = [[i in step for i in range(len(params))] for step in adapted]
 
     @override
     def restricted(
@@ -177,14 +178,37 @@ def pattern_adaptations(
         Args:
             lr: inner learning rate.
             steps: inner steps during meta-training.
-            pattern: the adapted layers: full, head, body, names of layers separated by commas, or
-                one bit per layer; "/" separates inner steps.
+            pattern: the adapted layers: full, head, body, names of layers or (with a "*") of
+                parameters, separated by commas, or one bit per layer; "/" separates inner steps.
             of: name of the adaptation of these layers, whose options are accepted, too.
             **options: of this adaptation.
         """
         return build(pattern, of, lr=lr, steps=steps, **options)
 
     return {"anil": anil, "boil": boil, "lambda": lambda_pattern}
+
+
+def _read_members(step: str, layers: Sequence[Layer], names: Sequence[str]) -> set[int]:
+    """Indices of the parameters that an inner step adapts."""
+    found: set[int] = set()
+    of_layers = [name for name in step.split(",") if "*" not in name]
+    if of_layers:
+        chosen = _read_step(",".join(of_layers), [layer.name for layer in layers])
+        found.update(i for k in chosen for i in layers[k].members)
+    for name in step.split(","):
+        if "*" in name:
+            found.update(_matching(name, names))
+    return found
+
+
+def _matching(pattern: str, names: Sequence[str]) -> Iterator[int]:
+    matching = [i for i, n in enumerate(names) if in_module(n) and fnmatchcase(n, pattern)]
+    if not matching:
+        raise ValueError(
+            f"no trainable parameter has a name that matches {pattern!r}; the network has "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}."
+        )
+    yield from matching
 
 
 def _read_step(step: str, layers: Sequence[str]) -> list[int]:

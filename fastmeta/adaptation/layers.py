@@ -34,13 +34,18 @@ def find_layers(params: Sequence[Tensor], names: Sequence[str]) -> list[Layer]:
         params: in the order of the module.
         names: of the parameters, such as `"features.0.0.weight"` in the layer `"features.0.0"`.
     """
-    inside = [i for i, name in enumerate(names) if not name.startswith(_OUTSIDE)]
+    inside = [i for i, name in enumerate(names) if in_module(name)]
     starts = [k for k, i in enumerate(inside) if params[i].dim() > 1] or [0]
     bounds = [0, *starts[1:], len(inside)]
     return [
         Layer(_module_of(names[inside[start]]), inside[low:high])
         for start, low, high in zip(starts, bounds, bounds[1:], strict=False)
     ]
+
+
+def in_module(name: str) -> bool:
+    """Whether a parameter is the module's own, not a co-learner's."""
+    return not name.startswith(_OUTSIDE)
 
 
 def _module_of(parameter: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch, RaggedTaskBatch, TaskBatch, X, Y
 
 
 class Sharding:
@@ -57,7 +57,13 @@ class Sharding:
         begin = sum(self.counts[: self.rank])
         return slice(begin, begin + self.counts[self.rank])
 
-    def part(self, batch: TaskBatch) -> TaskBatch:
+    @overload
+    def part(self, batch: TaskBatch[X, Y]) -> TaskBatch[X, Y]: ...
+
+    @overload
+    def part(self, batch: RaggedTaskBatch) -> RaggedTaskBatch: ...
+
+    def part(self, batch: MetaBatch) -> MetaBatch:
         """This rank's tasks of a whole meta-batch.
 
         Raises:
@@ -75,7 +81,7 @@ class Sharding:
         if tasks != self.tasks:
             raise ValueError(f"expected a whole meta-batch of {self.tasks} tasks, got {tasks}.")
 
-    def check_own(self, batch: TaskBatch) -> None:
+    def check_own(self, batch: MetaBatch) -> None:
         """Checks that a batch has the number of tasks of this rank.
 
         Raises:
@@ -150,7 +156,7 @@ class Sharding:
         """Merges buffers over ranks, each of which has merged those of its tasks, in place.
 
         The mean over tasks for floating-point buffers, the maximum for others, as
-        [`fastmeta.functional.FunctionalModule.merge_buffers`][] in one process.
+        `fastmeta.functional._buffers.merge_buffers` in one process.
         """
         fraction = self.counts[self.rank] / self.tasks
         for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
@@ -200,7 +206,8 @@ class ShardedSource:
             own = self.sharding.own
             part: TaskBatch = self.source.part(index, own.start, own.stop)
             return part
-        return self.sharding.part(self.source[index])
+        whole: TaskBatch = self.source[index]
+        return self.sharding.part(whole)
 
 
 def _split_evenly(total: int, parts: int) -> list[int]:

@@ -4,7 +4,7 @@ from fastmeta.engines.base import (
     ENGINES,
     Engine,
     EngineName,
-    Loss,
+    Outputs,
     StepBuffers,
     StepResult,
     StepSpec,
@@ -13,6 +13,7 @@ from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.engines.selection import EngineSelector
+from fastmeta.functional import Loss
 
 __all__ = [
     "ENGINES",
@@ -23,6 +24,7 @@ __all__ = [
     "LoopEngine",
     "Loss",
     "MlpEngine",
+    "Outputs",
     "StepBuffers",
     "StepResult",
     "StepSpec",

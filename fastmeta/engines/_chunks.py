@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,7 +26,9 @@ class Chunks:
         self.size: int | None = None
         self._warned = False
 
-    def run(self, batch: TaskBatch, run: Callable[[TaskBatch], Result]) -> list[Result]:
+    def run(
+        self, batch: TaskBatch[Any, Any], run: Callable[[TaskBatch[Any, Any]], Result]
+    ) -> list[Result]:
         """The results of `run` for the chunks of a meta-batch, in order.
 
         Args:

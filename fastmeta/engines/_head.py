@@ -12,6 +12,7 @@ from fastmeta.engines._recognition import loss_name
 from fastmeta.engines.base import StepSpec
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad.base import SupportHead
+from fastmeta.tasks import Examples
 
 # Loss, outputs and features (or None) for given parameters and head.
 EvaluateFeatures = Callable[[LinearHead, Sequence[Tensor]], tuple[Tensor, Tensor, "Tensor | None"]]
@@ -28,15 +29,20 @@ class HeadFinder:
         self._loss = loss_name(spec.loss)
         self._find = cache(spec.model.find_head)
 
-    def of(self, targets: Tensor, evaluate: EvaluateFeatures) -> SupportHead | None:
+    def of(self, targets: Examples, evaluate: EvaluateFeatures) -> SupportHead | None:
         """The head of a task; `None` if the last layer is not plain or the loss not one of torch's.
 
         Args:
             targets: of the support set.
             evaluate: the support loss, with its outputs and features.
         """
-        if self._loss is None or (
-            self._loss == "cross_entropy" and targets.dtype != torch.int64  # class probabilities
+        if (
+            not isinstance(targets, Tensor)
+            or self._loss is None
+            or (
+                self._loss == "cross_entropy"
+                and targets.dtype != torch.int64  # class probabilities
+            )
         ):
             return None
         head = self._find()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.engines.base import Loss
+from fastmeta.functional import Loss
 from fastmeta.functional._inspection import globally_hooked, is_plain
 from fastmeta.models import MLP
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.functional import Buffers, FunctionalModule
+from fastmeta.functional import Buffers, FunctionalModule, Loss
 from fastmeta.gradients import GradientBuffer
 from fastmeta.metagrad import MetaGradient, StepContext, TaskGradient
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch, RaggedTaskBatch
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 ENGINES = ("auto", "loop", "batched", "mlp")
 """Values of the option `engine`."""
 EngineName = Literal["auto", "loop", "batched", "mlp"]
+# Why an engine that stacks tasks cannot run these.
+RAGGED = "it is a RaggedTaskBatch, whose tasks may differ in size"
+# A tensor, or a list of tensors for tasks of unequal sizes. `Any`, because most programs have tasks
+# of equal sizes and would need a cast.
+Outputs: TypeAlias = "Tensor | Any"
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class StepResult:
     Attributes:
         support_loss: `(T,)`, before the first inner step.
         query_loss: `(T,)`, after adaptation; includes the co-learner's, if any, times `gamma`.
-        query_output: `(T, n_query, *output)`, after adaptation.
+        query_output: `(T, n_query, *output)`, after adaptation; a list of the tasks' outputs for a
+            [`RaggedTaskBatch`][fastmeta.RaggedTaskBatch]. Of modules that do not return a tensor,
+            the `logits` of their output; without these, the first tensor in it that is not its
+            `loss`.
     """
 
     support_loss: Tensor
     query_loss: Tensor
-    query_output: Tensor
+    query_output: Outputs
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class StepSpec:
 
     Attributes:
         model: the module as a function of its parameters.
-        loss: a scalar function of outputs and targets.
+        loss: a scalar function of the module's output and the targets.
         adaptation: the inner loop.
         metagrad: the meta-gradient.
         aggregation: the task weights.
@@ -60,6 +67,11 @@ class StepSpec:
     def needs_support_gradients(self) -> bool:
         """Whether a meta-step needs the mean support gradients."""
         return self.metagrad.needs_support_gradients or self.aggregation.needs_support_gradients
+
+
+def collect_outputs(batch: MetaBatch, outputs: Sequence[Tensor]) -> Outputs:
+    """The tasks' outputs, stacked if the tasks have equal sizes."""
+    return list(outputs) if isinstance(batch, RaggedTaskBatch) else torch.stack(tuple(outputs))
 
 
 class StepBuffers:
@@ -111,7 +123,7 @@ class Engine(ABC):
     def __init__(self, spec: StepSpec) -> None:
         self.spec = spec
 
-    def unsuitable(self, batch: TaskBatch) -> str | None:
+    def unsuitable(self, batch: MetaBatch) -> str | None:
         """Why this engine cannot run these tasks, or `None` if it can.
 
         Asked before every `run`: a module may change between two meta-batches.
@@ -119,7 +131,7 @@ class Engine(ABC):
         return None
 
     @abstractmethod
-    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+    def run(self, batch: MetaBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
         """Runs the tasks and fills the buffers in task order; does not change the module.
 
         Args:

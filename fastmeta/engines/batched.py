@@ -16,11 +16,11 @@ from typing_extensions import override
 
 from fastmeta.engines._chunks import Chunks, out_of_memory
 from fastmeta.engines._head import HeadFinder
-from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
+from fastmeta.engines.base import RAGGED, Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import Buffers, twice_differentiable
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import Examples, MetaBatch, TaskBatch
 
 # Substrings of torch's messages for failures of vmap.
 _VMAP_FAILURES = ("vmap", "functorch", "Batching rule", "a batched tensor")
@@ -48,7 +48,9 @@ class BatchedEngine(Engine):
         self.chunks = Chunks()
 
     @override
-    def unsuitable(self, batch: TaskBatch) -> str | None:
+    def unsuitable(self, batch: MetaBatch) -> str | None:
+        if not isinstance(batch, TaskBatch):
+            return RAGGED
         model = self.spec.model
         if model.checkpoint:
             return "the learner has checkpoint=True"
@@ -58,12 +60,13 @@ class BatchedEngine(Engine):
         return _unsuitable_component(self.spec)
 
     @override
-    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+    def run(self, batch: MetaBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+        assert isinstance(batch, TaskBatch)
         results = self.chunks.run(batch, lambda part: self._run(part, context, buffers))
         return StepResult(*map(torch.cat, zip(*results, strict=True)))
 
     def _run(
-        self, batch: TaskBatch, context: StepContext, buffers: StepBuffers
+        self, batch: TaskBatch[Any, Any], context: StepContext, buffers: StepBuffers
     ) -> tuple[Tensor, Tensor, Tensor]:
         spec, model, count = self.spec, self.spec.model, len(batch)
         stacked = {name: _stack_copies(b, count) for name, b in model.named_buffers()}
@@ -101,13 +104,13 @@ class BatchedEngine(Engine):
 
 
 # Loss and output of one task for parameters, buffers, inputs and targets.
-_Evaluate = Callable[[Sequence[Tensor], Buffers, Tensor, Tensor], tuple[Tensor, Tensor]]
+_Evaluate = Callable[[Sequence[Tensor], Buffers, Examples, Examples], tuple[Tensor, Tensor]]
 
 
 class _StackedTasks:
     """An `fastmeta.metagrad.base.Evaluate` of stacked tasks that records their losses."""
 
-    def __init__(self, evaluate: _Evaluate, buffers: Buffers, x: Tensor, y: Tensor) -> None:
+    def __init__(self, evaluate: _Evaluate, buffers: Buffers, x: Examples, y: Examples) -> None:
         self.evaluate = evaluate
         self.buffers = buffers
         self.x = x
@@ -135,8 +138,11 @@ class _StackedTasks:
     def _run(
         self, evaluate: Callable[..., tuple[Tensor, ...]], params: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
+        in_dims = (0, 0, 0, None if self.y is None else 0)
         with _explain_vmap_errors():
-            losses, *others = torch.vmap(evaluate)(list(params), self.buffers, self.x, self.y)
+            losses, *others = torch.vmap(evaluate, in_dims)(
+                list(params), self.buffers, self.x, self.y
+            )
         self.losses.append(losses.detach())
         return losses.sum(), *others
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.engines._head import HeadFinder
-from fastmeta.engines.base import Engine, StepBuffers, StepResult
+from fastmeta.engines.base import Engine, StepBuffers, StepResult, collect_outputs
 from fastmeta.functional import Buffers
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
-from fastmeta.tasks import Task, TaskBatch
+from fastmeta.tasks import MetaBatch, Task
 
 
 class LoopEngine(Engine):
-    """Runs any module and any combination of components."""
+    """Runs any module, any combination of components and tasks of unequal sizes."""
 
     name = "loop"
 
     @override
-    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+    def run(self, batch: MetaBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
         spec, results = self.spec, []
         heads = HeadFinder(spec)
         first = 0 if context.sharding is None else context.sharding.own.start
@@ -39,9 +40,10 @@ class LoopEngine(Engine):
             buffers.append(result, own)
             results.append((result.support_loss, result.query_loss, result.query_output))
             del result  # its gradients would take memory, and cache, from the next task
-        return StepResult(*(torch.stack(part) for part in zip(*results, strict=True)))
+        support, query, outputs = zip(*results, strict=True)
+        return StepResult(torch.stack(support), torch.stack(query), collect_outputs(batch, outputs))
 
-    def _losses(self, task: Task, buffers: Buffers, heads: HeadFinder) -> TaskLosses:
+    def _losses(self, task: Task[Any, Any], buffers: Buffers, heads: HeadFinder) -> TaskLosses:
         model, loss = self.spec.model, self.spec.loss
 
         def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,12 @@ from fastmeta import ops
 from fastmeta.adaptation import SGD
 from fastmeta.backend import kernel_devices
 from fastmeta.engines._recognition import MlpNetwork, loss_name, read_mlp
-from fastmeta.engines.base import Engine, StepBuffers, StepResult, StepSpec
+from fastmeta.engines.base import RAGGED, Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import FunctionalModule
 from fastmeta.metagrad import GSL, Exact, FirstOrder, Recursion, StepContext
 from fastmeta.metagrad.base import require_inner_steps
 from fastmeta.ops.mlp import MAX_LAYERS, MAX_MASKS, MAX_PRODUCTS
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import Examples, MetaBatch, TaskBatch
 
 _SECOND_ORDER = (Exact, Recursion, GSL)
 
@@ -41,8 +41,10 @@ class MlpEngine(Engine):
         self._loss = loss_name(spec.loss)
 
     @override
-    def unsuitable(self, batch: TaskBatch) -> str | None:
+    def unsuitable(self, batch: MetaBatch) -> str | None:
         spec, self._network = self.spec, None
+        if not isinstance(batch, TaskBatch):
+            return RAGGED
         reason = _unsuitable_options(spec.model) or _unsuitable_components(spec)
         if reason is not None:
             return reason
@@ -61,8 +63,9 @@ class MlpEngine(Engine):
         )
 
     @override
-    def run(self, batch: TaskBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
+    def run(self, batch: MetaBatch, context: StepContext, buffers: StepBuffers) -> StepResult:
         adaptation, network, loss = self.spec.adaptation, self._network, self._loss
+        assert isinstance(batch, TaskBatch)
         assert isinstance(adaptation, SGD)
         assert network is not None
         assert loss is not None
@@ -145,13 +148,14 @@ def _unsuitable_options(model: FunctionalModule) -> str | None:
 
 
 def _unsuitable_examples(
-    batch: TaskBatch, split: str, network: MlpNetwork, loss: str
+    batch: TaskBatch[Any, Any], split: str, network: MlpNetwork, loss: str
 ) -> str | None:
     x, y = getattr(batch, f"{split}_x"), getattr(batch, f"{split}_y")
-    like, examples = network.params[0], tuple(x.shape[:2])
+    like = network.params[0]
     reason = _unsuitable_tensor(x, f"{split}_x", like.dtype, like.device)
     if reason is not None:
         return reason
+    examples = tuple(x.shape[:2])
     flat = x.dim() == 3 or (x.dim() > 3 and network.flattens)
     if not flat or x.shape[2:].numel() != network.inputs:
         return (
@@ -172,8 +176,10 @@ def _unsuitable_examples(
 
 
 def _unsuitable_tensor(
-    tensor: Tensor, name: str, dtype: torch.dtype, device: torch.device
+    tensor: Examples, name: str, dtype: torch.dtype, device: torch.device
 ) -> str | None:
+    if not isinstance(tensor, Tensor):
+        return f"{name} is a {type(tensor).__name__}; expected a tensor"
     if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.device != device:
         return (
             f"{name} is a {type(tensor).__name__} of {tensor.dtype} on {tensor.device}; expected a "
@@ -182,7 +188,7 @@ def _unsuitable_tensor(
     return None
 
 
-def _beyond_limits(batch: TaskBatch, network: MlpNetwork, spec: StepSpec) -> str | None:
+def _beyond_limits(batch: TaskBatch[Any, Any], network: MlpNetwork, spec: StepSpec) -> str | None:
     if network.layers > MAX_LAYERS:
         return f"the network has {network.layers} layers; on CUDA at most {MAX_LAYERS}"
     if isinstance(spec.metagrad, _SECOND_ORDER):

@@ -7,7 +7,7 @@ from fastmeta.engines.base import ENGINES, Engine, EngineName, StepSpec
 from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch
 
 
 class EngineSelector:
@@ -32,7 +32,7 @@ class EngineSelector:
         kinds = {"auto": MlpEngine, "mlp": MlpEngine, "batched": BatchedEngine}
         self._special: Engine | None = kinds[name](spec) if name in kinds else None
 
-    def select(self, batch: TaskBatch) -> Engine:
+    def select(self, batch: MetaBatch) -> Engine:
         """The engine for a meta-batch.
 
         Raises:

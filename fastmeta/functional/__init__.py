@@ -5,10 +5,12 @@ from fastmeta.functional._attention import (
     twice_differentiable,
     watch_attention,
 )
+from fastmeta.functional._buffers import Buffers
 from fastmeta.functional._checkpointing import Checkpoint
 from fastmeta.functional._fusion import FusedModule
 from fastmeta.functional.co_learner import CoLearner, Head
-from fastmeta.functional.module import Buffers, FunctionalModule
+from fastmeta.functional.module import FunctionalModule, Loss
+from fastmeta.functional.outputs import model_loss
 
 __all__ = [
     "AttentionCall",
@@ -18,6 +20,8 @@ __all__ = [
     "FunctionalModule",
     "FusedModule",
     "Head",
+    "Loss",
+    "model_loss",
     "twice_differentiable",
     "watch_attention",
 ]

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import has_torch_function
 
 from fastmeta import ops
+from fastmeta.functional._patching import FunctionPatch
 from fastmeta.ops._function import is_constant
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -75,35 +73,6 @@ def watch_attention() -> Iterator[list[AttentionCall]]:
         _calls.reset(token)
 
 
-class _Patch:
-    """Replaces `F.scaled_dot_product_attention` as long as any thread needs it.
-
-    A `TorchFunctionMode` would not see the calls within `F.multi_head_attention_forward`, and slow
-    down all others.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._users = 0
-        self.torchs: Any = F.scaled_dot_product_attention
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self.torchs = F.scaled_dot_product_attention
-                F.scaled_dot_product_attention = _attention
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and F.scaled_dot_product_attention is _attention:
-                F.scaled_dot_product_attention = self.torchs
-
-
-_patch = _Patch()
-
-
 @contextmanager
 def compiled_attention() -> Iterator[None]:
     """`F.scaled_dot_product_attention` is the compiled op where second derivatives are taken."""
@@ -137,7 +106,7 @@ def _attention(
     if wanted and calls is not None:
         calls.append(AttentionCall(tuple(query.shape), tuple(key.shape), reason))
     if not wanted or reason is not None:
-        result: Tensor = _patch.torchs(
+        result: Tensor = _patch.original(
             *tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         return result
@@ -180,3 +149,6 @@ def _unsupported_mask(mask: Tensor, causal: bool) -> str | None:
     if causal:
         return "a causal mask and another one"
     return None if is_constant(mask) else "a mask with a gradient"
+
+
+_patch = FunctionPatch("scaled_dot_product_attention", _attention)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastmeta.functional._forward_mode import checkpoint_duals, in_forward_mode
+from fastmeta.functional._dual_checkpointing import checkpoint_duals, in_forward_mode
 from fastmeta.functional._functional_call import call_with
 from fastmeta.functional._inspection import is_compiled
 from fastmeta.inner_step import at_step, current_step
@@ -20,6 +20,25 @@ from fastmeta.inner_step import at_step, current_step
 Checkpoint = bool | Literal["second-order"]
 # Opens the context of one forward pass of a module, or of a part of it.
 ForwardPlan = Callable[[], AbstractContextManager[None]]
+
+
+def plan_with_checkpoints(
+    module: nn.Module, plan: Callable[[nn.Module], ForwardPlan], checkpoint: Checkpoint
+) -> ForwardPlan:
+    """The plan of a module's forward passes.
+
+    Args:
+        module: the module.
+        plan: the plan of the module or a segment without activation checkpointing.
+        checkpoint: whether activations are recomputed.
+    """
+    ordinary = plan(module)
+    if not checkpoint:
+        return ordinary
+    recomputing = CheckpointPlan(module, plan).applied
+    if checkpoint is True:
+        return recomputing
+    return lambda: recomputing() if in_forward_mode() else ordinary()
 
 
 class CheckpointPlan:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastmeta.functional._argument_checks import as_scalar, check_autocast, check_examples
+from fastmeta.functional._argument_checks import (
+    as_scalar,
+    check_autocast,
+    check_checkpointing,
+    check_examples,
+    check_params,
+)
+from fastmeta.functional._buffers import Buffers
 from fastmeta.functional._checkpointing import (
     Checkpoint,
-    CheckpointPlan,
     ForwardPlan,
     check_segments,
+    plan_with_checkpoints,
 )
-from fastmeta.functional._forward_mode import in_forward_mode
+from fastmeta.functional._dual_checkpointing import in_forward_mode
+from fastmeta.functional._forward_mode import forward_differentiable
 from fastmeta.functional._functional_call import call_with, has_repeated_parts
+from fastmeta.functional._generation_cache import without_cache
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.functional.head import LinearHead, capture_calls, find_head
+from fastmeta.functional.outputs import prediction
 from fastmeta.gradients.checks import check_module
+from fastmeta.tasks import Examples
 
-Buffers = dict[str, Tensor]
+# A scalar function of the module's output and the targets.
+Loss = Callable[[Any, Any], Tensor]
 
 
 class FunctionalModule:
@@ -55,7 +68,8 @@ class FunctionalModule:
     Raises:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
             `autocast` is another dtype or the parameters are not float32 for it, no part of
-            the module can be recomputed, or the co-learner does not fit.
+            the module can be recomputed, its own activation checkpointing is on, or the
+            co-learner does not fit.
         TypeError: if the module is wrapped for data parallelism, or a parameter or buffer is a
             DTensor or on the meta device.
     """
@@ -68,6 +82,7 @@ class FunctionalModule:
         co_learner: CoLearner | None = None,
     ) -> None:
         check_module(module)
+        check_checkpointing(module)
         self.module = module
         self.autocast = autocast
         self.checkpoint = checkpoint
@@ -89,13 +104,7 @@ class FunctionalModule:
             self.params += self._head.params
             self._all += self._head._all
         self._trainable = [p.requires_grad for p in self._all]
-        kinds = {(p.dtype, p.device) for p in self.params}
-        if len(kinds) > 1:
-            raise ValueError(
-                "the trainable parameters must have one dtype and one device, got "
-                f"{', '.join(f'{d} on {v}' for d, v in sorted(kinds, key=str))}. "
-                "Move or convert the module, or freeze the others with requires_grad_(False)."
-            )
+        check_params(self.params)
         if autocast is not None:
             check_autocast(autocast, self.params[0].dtype)
         if checkpoint:
@@ -111,11 +120,17 @@ class FunctionalModule:
             return self
         return type(self)(self.module, self.autocast, self.checkpoint, self.co_learner)
 
-    def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> Tensor:
-        """The module's output for `x` with `params` (in the order of `names`) and buffers."""
+    def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Examples) -> Any:
+        """The module's output for `x` with `params` (in the order of `names`) and buffers.
+
+        Args:
+            params: the parameters.
+            buffers: of the module; updated.
+            x: the only argument of the module, or a mapping of its keyword arguments.
+        """
         return self._run(params, buffers, x, nullcontext())
 
-    def both(self, params: Sequence[Tensor], buffers: Buffers, x: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, params: Sequence[Tensor], buffers: Buffers, x: Examples) -> tuple[Any, Any]:
         """The module's and the co-learner's output for `x`, from one forward pass.
 
         Raises:
@@ -140,9 +155,9 @@ class FunctionalModule:
         self,
         params: Sequence[Tensor],
         buffers: Buffers,
-        x: Tensor,
+        x: Examples,
         capture: AbstractContextManager[None],
-    ) -> Tensor:
+    ) -> Any:
         if self._head is not None:
             params = params[: self.own]
             buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}
@@ -151,9 +166,9 @@ class FunctionalModule:
         plan = self._plan or self._new_plan()
         cached = nullcontext() if self.checkpoint else use_prefix_cache(self.module, own, params)
         # The hook that captures comes last, so that fusion does not take it for a user's.
-        with self._precision(), plan(), cached, capture:
-            output: Tensor = call_with(self.module, values, (x,), None, self._repeated)
-        return output
+        args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})
+        with self._precision(), forward_differentiable(), plan(), cached, capture:
+            return call_with(self.module, values, args, kwargs, self._repeated)
 
     @contextmanager
     def planned(self) -> Iterator[None]:
@@ -180,36 +195,35 @@ class FunctionalModule:
         return nullcontext
 
     def _new_plan(self) -> ForwardPlan:
-        ordinary = self._plan_for(self.module)
-        if not self.checkpoint:
-            return ordinary
-        recomputing = CheckpointPlan(self.module, self._plan_for).applied
-        if self.checkpoint is True:
-            return recomputing
-        return lambda: recomputing() if in_forward_mode() else ordinary()
+        check_checkpointing(self.module)
+        plan = plan_with_checkpoints(self.module, self._plan_for, self.checkpoint)
+        return without_cache(self.module, plan)
 
     def evaluate(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         params: Sequence[Tensor],
         buffers: Buffers,
-        x: Tensor,
-        y: Tensor,
+        x: Examples,
+        y: Examples,
         capture: AbstractContextManager[None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and output for `x` and targets `y`; `capture` is the context of the forward pass.
+
+        The loss gets the output as the module returns it; of one that is not a tensor, the
+        `prediction` is returned.
 
         Raises:
             ValueError: if there are no examples, or the loss is not a scalar.
             TypeError: if the loss is not a tensor.
         """
         check_examples(x)
-        if in_forward_mode() and y.is_floating_point():
+        if in_forward_mode() and isinstance(y, Tensor) and y.is_floating_point():
             # The backward pass of F.mse_loss needs a tangent of both its arguments.
             y = forward_ad.make_dual(y, torch.zeros_like(y))
         with self._precision():
             output = self._run(params, buffers, x, capture or nullcontext())
-            return as_scalar(loss(output, y)), output
+            return as_scalar(loss(output, y)), prediction(output)
 
     def find_head(self) -> LinearHead | None:
         """The network's last layer, if that is a plain linear one."""
@@ -217,11 +231,11 @@ class FunctionalModule:
 
     def evaluate_with_features(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         params: Sequence[Tensor],
         buffers: Buffers,
-        x: Tensor,
-        y: Tensor,
+        x: Examples,
+        y: Examples,
         head: LinearHead,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`evaluate`, and the features: the inputs of the head, `(n, d)`.
@@ -238,11 +252,11 @@ class FunctionalModule:
 
     def evaluate_query(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         params: Sequence[Tensor],
         buffers: Buffers,
-        x: Tensor,
-        y: Tensor,
+        x: Examples,
+        y: Examples,
     ) -> tuple[Tensor, Tensor]:
         """`evaluate` with the co-learner's loss added, if there is one."""
         if self.co_learner is None:
@@ -251,15 +265,16 @@ class FunctionalModule:
         with self._precision():
             output, co_output = self.both(params, buffers, x)
             main = as_scalar(loss(output, y))
-            return main + self.co_learner.gamma * as_scalar(loss(co_output, y)), output
+            co_loss = as_scalar(loss(co_output, y))
+            return main + self.co_learner.gamma * co_loss, prediction(output)
 
     def evaluate_co_learner(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         params: Sequence[Tensor],
         buffers: Buffers,
-        x: Tensor,
-        y: Tensor,
+        x: Examples,
+        y: Examples,
     ) -> Tensor:
         """The co-learner's loss alone, with no gradient in its own parameters."""
         check_examples(x)
@@ -290,29 +305,3 @@ class FunctionalModule:
     def clone_buffers(self) -> Buffers:
         """A copy of the buffers for one task."""
         return {name: buffer.clone() for name, buffer in self.named_buffers()}
-
-    @torch.no_grad()
-    def merge_buffers(self, tasks: Sequence[Buffers], finite: Tensor | None = None) -> None:
-        """Writes the tasks' buffers back: the mean of floating-point ones, the maximum of others.
-
-        Every task begins with the module's running statistics; their mean over the meta-batch is
-        what the module has when it is used without adaptation statistics (`eval()`).
-
-        Args:
-            tasks: the buffers after each of `T` tasks.
-            finite: `(T,)`, bool: the tasks that count; all by default. If none does, nothing
-                changes.
-        """
-        for name, buffer in self.named_buffers():
-            stacked = torch.stack([task[name] for task in tasks])
-            if finite is not None:
-                counts = finite.view(-1, *[1] * buffer.dim())
-                stacked = torch.where(counts, stacked, buffer)
-            if not buffer.is_floating_point():
-                merged = stacked.amax(0)
-            elif finite is None:
-                merged = stacked.mean(0)
-            else:
-                merged = torch.where(counts, stacked, 0).sum(0) / finite.sum()
-            # The mean of equal numbers may be rounded to another number: constants must not drift.
-            buffer.copy_(torch.where((stacked == buffer).all(0), buffer, merged))

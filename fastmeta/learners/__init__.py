@@ -1,7 +1,12 @@
 """Meta-learners: an adaptation, a meta-gradient and an aggregation combined."""
 
 from fastmeta.engines import Loss, StepResult
-from fastmeta.learners.diagnostics import Fidelity, compare_with_exact, descent_condition
+from fastmeta.learners.diagnostics import (
+    compare_precision,
+    compare_with_exact,
+    descent_condition,
+)
+from fastmeta.learners.fidelity import Fidelity
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.methods import (
     FOMAML,
@@ -30,6 +35,7 @@ __all__ = [
     "Reptile",
     "StepResult",
     "build",
+    "compare_precision",
     "compare_with_exact",
     "descent_condition",
 ]

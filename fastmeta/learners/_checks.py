@@ -7,7 +7,7 @@ from typing import get_args
 from fastmeta.distributed import Sharding
 from fastmeta.functional import Checkpoint, CoLearner, Head
 from fastmeta.metagrad import MetaGradient, Reptile
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch
 
 
 def check_components(
@@ -54,7 +54,7 @@ def check_head(head: str, co_learner: CoLearner | None) -> None:
         raise ValueError(f"head={head!r} needs a learner with a co_learner; expected 'main'.")
 
 
-def check_tasks(batch: TaskBatch, sharding: Sharding | None = None) -> None:
+def check_tasks(batch: MetaBatch, sharding: Sharding | None = None) -> None:
     """Rejects an empty meta-batch, and one that is not this rank's part.
 
     Raises:

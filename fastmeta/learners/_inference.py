@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import run_inner_loop
-from fastmeta.engines import StepSpec
+from fastmeta.adaptation import Adapted, run_inner_loop
+from fastmeta.engines import StepResult, StepSpec
+from fastmeta.engines.base import Outputs, collect_outputs
 from fastmeta.functional import Buffers, Head
-from fastmeta.tasks import TaskBatch
+from fastmeta.functional.outputs import prediction
+from fastmeta.tasks import Examples, MetaBatch
 
 
 def adapt_to_task(
     spec: StepSpec,
-    x: Tensor,
-    y: Tensor,
+    x: Examples,
+    y: Examples,
     buffers: Buffers,
     steps: int | None,
     head: Head = "main",
@@ -31,6 +33,12 @@ def adapt_to_task(
         steps: number of inner steps; as in training by default.
         head: see [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
     """
+    return [t.detach() for t in _adapt(spec, x, y, buffers, steps, head).fast]
+
+
+def _adapt(
+    spec: StepSpec, x: Examples, y: Examples, buffers: Buffers, steps: int | None, head: Head
+) -> Adapted:
     model = spec.model
 
     def support(params: Sequence[Tensor]) -> Tensor:
@@ -39,11 +47,27 @@ def adapt_to_task(
         return model.evaluate(spec.loss, params, buffers, x, y)[0]
 
     with torch.enable_grad(), model.planned():
-        fast = run_inner_loop(spec.adaptation, support, model.params, steps=steps).fast
-    return [t.detach() for t in fast]
+        return run_inner_loop(spec.adaptation, support, model.params, steps=steps)
 
 
-def predict_tasks(spec: StepSpec, batch: TaskBatch, steps: int | None, head: Head) -> Tensor:
+def evaluate_tasks(spec: StepSpec, batch: MetaBatch, steps: int | None) -> StepResult:
+    """Losses and outputs after adaptation, see `fastmeta.MetaLearner.evaluate`."""
+    model, before, after, outputs = spec.model, [], [], []
+    with model.planned():
+        for task in batch:
+            buffers = model.clone_buffers()
+            adapted = _adapt(spec, task.support_x, task.support_y, buffers, steps, "main")
+            with torch.no_grad():
+                loss, output = model.evaluate(
+                    spec.loss, adapted.fast, buffers, task.query_x, task.query_y
+                )
+            before.append(adapted.losses[0] if adapted.losses else loss)
+            after.append(loss)
+            outputs.append(output)
+    return StepResult(torch.stack(before), torch.stack(after), collect_outputs(batch, outputs))
+
+
+def predict_tasks(spec: StepSpec, batch: MetaBatch, steps: int | None, head: Head) -> Outputs:
     """Query outputs after adaptation, see `fastmeta.MetaLearner.predict`."""
     model, outputs = spec.model, []
     with model.planned():
@@ -52,7 +76,8 @@ def predict_tasks(spec: StepSpec, batch: TaskBatch, steps: int | None, head: Hea
             fast = adapt_to_task(spec, task.support_x, task.support_y, buffers, steps, head)
             with torch.no_grad():
                 if head == "main":
-                    outputs.append(model(fast, buffers, task.query_x))
+                    output = model(fast, buffers, task.query_x)
                 else:
-                    outputs.append(model.both(fast, buffers, task.query_x)[1])
-    return torch.stack(outputs)
+                    output = model.both(fast, buffers, task.query_x)[1]
+                outputs.append(prediction(output))
+    return collect_outputs(batch, outputs)

@@ -1,10 +1,10 @@
-"""Diagnostics: comparison with the exact meta-gradient, and the descent condition of CML."""
+"""Diagnostics: comparison with a reference meta-gradient, and the descent condition of CML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -13,70 +13,116 @@ from torch import Tensor
 from fastmeta.aggregation import Mean
 from fastmeta.functional import FunctionalModule
 from fastmeta.learners._inference import adapt_to_task
+from fastmeta.learners._precision import batch_in_precision, in_precision, preserve_generators
+from fastmeta.learners.fidelity import Fidelity, fidelity, rate_names
 from fastmeta.learners.learner import MetaLearner
 from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import Exact
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """Comparison of a meta-gradient with the exact one; detached tensors on the device.
-
-    Attributes:
-        cosine: of the combined meta-gradient and the mean exact one, a scalar.
-        norm_ratio: norm of the combined meta-gradient, divided by that of the mean exact one.
-        task_cosine: `(T,)`, of each task's meta-gradient and its exact one.
-        task_norm_ratio: `(T,)`, norm of each task's meta-gradient, divided by its exact one's.
-    """
-
-    cosine: Tensor
-    norm_ratio: Tensor
-    task_cosine: Tensor
-    task_norm_ratio: Tensor
-
-
-def compare_with_exact(learner: MetaLearner, batch: TaskBatch) -> Fidelity:
+def compare_with_exact(
+    learner: MetaLearner, batch: MetaBatch, dtype: torch.dtype | None = None
+) -> Fidelity:
     """Compares the meta-gradient of the learner's next step with MAML's, Finn et al. 2017, eq. 1.
 
     Both are with respect to the trainable parameters (including a co-learner's) without learned
-    rates, and use the same random numbers. The learner does not change, including the state of its
-    meta-gradient, buffers and torch's generators.
+    rates, and use the same random numbers. MAML's tasks have equal weights. The learner does not
+    change, including the state of its meta-gradient, buffers and random number generators.
 
     Args:
         learner: with any combination of components.
         batch: the tasks.
+        dtype: compute MAML's meta-gradient in `torch.float64` or `torch.float32`, as
+            [`compare_precision`][fastmeta.learners.compare_precision] does; by default in the
+            precision of the learner.
 
     Raises:
-        ValueError: if the meta-batch is empty, or the learner's engine cannot run it.
+        ValueError: if the meta-batch is empty, the learner's engine cannot run it, or `dtype` is
+            another one or less precise than the parameters.
+        RuntimeError: if module and loss cannot be run in `dtype`.
     """
-    own, combined = _gradients(learner.with_components(), batch)
-    exact, mean = _gradients(learner.with_components(metagrad=Exact(), aggregation=Mean()), batch)
-    return Fidelity(*_compare(combined, mean), *_compare(own, exact))
+    exact = learner.with_components(metagrad=Exact(), aggregation=Mean())
+    return _compare(learner, exact, batch, dtype)
 
 
-def _compare(own: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-    norm_ratios = own.norm(dim=-1) / exact.norm(dim=-1)
-    return F.cosine_similarity(own, exact, dim=-1), norm_ratios
+def compare_precision(
+    learner: MetaLearner, batch: MetaBatch, dtype: torch.dtype = torch.float64
+) -> Fidelity:
+    """Compares the meta-gradient of the learner's next step with its value in a higher precision.
+
+    The first is computed as in training, with the learner's dtype, autocast, engine and fused ops;
+    the reference by autograd, task by task and in `dtype`, on a copy of the module, its buffers,
+    the co-learner, the learned rates, the loss if it is an `nn.Module`, and the inputs. Both use
+    the same random numbers; on a GPU, dropout may draw other masks in another dtype. The learner
+    does not change, including the state of its meta-gradient, buffers and random number generators.
+
+    Args:
+        learner: with any combination of components.
+        batch: the tasks.
+        dtype: of the reference, `torch.float64` or `torch.float32`.
+
+    Raises:
+        ValueError: if the meta-batch is empty, the learner's engine cannot run it, or `dtype` is
+            another one or less precise than the parameters.
+        RuntimeError: if module and loss cannot be run in `dtype`.
+    """
+    return _compare(
+        learner, learner, batch, dtype, rates=bool(learner._current().spec.adaptation.rates)
+    )
 
 
-def _gradients(learner: MetaLearner, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+def _compare(
+    learner: MetaLearner,
+    reference: MetaLearner,
+    batch: MetaBatch,
+    dtype: torch.dtype | None,
+    rates: bool = False,
+) -> Fidelity:
+    own = _gradients(learner.with_components(), batch)
+    if dtype is None:
+        found = _gradients(reference, batch)
+    else:
+        found = _gradients_in(dtype, in_precision(reference, dtype), batch)
+    current = learner._current()
+    bounds, names = current.buffers.outer.layout.bounds, current.spec.model.names
+    compared = fidelity(own, found, bounds[: len(names) + 1], names)
+    if not rates:
+        return compared
+    of_rates = fidelity(own, found, bounds[len(names) :], rate_names(names, bounds))
+    return replace(compared, rates=of_rates)
+
+
+def _gradients(learner: MetaLearner, batch: MetaBatch) -> tuple[Tensor, Tensor]:
     """The tasks' meta-gradients `(T, P)`, and their combination `(P,)`."""
     learner.non_finite_guard = NonFiniteGuard()  # the learner is a copy
     model = learner._current().spec.model
-    size = sum(p.numel() for p in model.params)
     with _preserve_state(model, model.params[0].device):
         found, _ = learner._task_gradients(batch)
-        weights = learner.aggregation.weights(found)
-        return found.meta()[:, :size], found.combine(weights)[:size]
+        return found.meta(), found.combine(learner.aggregation.weights(found))
+
+
+def _gradients_in(
+    dtype: torch.dtype, learner: MetaLearner, batch: MetaBatch
+) -> tuple[Tensor, Tensor]:
+    """The same in `dtype`, for a copy of a learner."""
+    device = learner._current().spec.model.params[0].device
+    try:
+        with torch.autocast(device.type, enabled=False):
+            return _gradients(learner, batch_in_precision(batch, dtype))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the copy of the module in {dtype} failed: {error} Expected other tensors that the "
+            "module or the loss uses to be buffers of an nn.Module, or cast to the dtype of its "
+            "inputs. Otherwise use dtype=torch.float32."
+        ) from error
 
 
 @contextmanager
 def _preserve_state(model: FunctionalModule, device: torch.device) -> Iterator[None]:
-    """Restores buffers and torch's generators on exit."""
+    """Restores buffers and random number generators on exit."""
     buffers = [(buffer, buffer.clone()) for _, buffer in model.named_buffers()]
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type):
+    with preserve_generators(device):
         try:
             yield
         finally:
@@ -84,7 +130,7 @@ def _preserve_state(model: FunctionalModule, device: torch.device) -> Iterator[N
                 buffer.copy_(before)
 
 
-def descent_condition(learner: MetaLearner, batch: TaskBatch) -> dict[str, Tensor]:
+def descent_condition(learner: MetaLearner, batch: MetaBatch) -> dict[str, Tensor]:
     """The cosine between the query gradients of the main head and the co-learner, per parameter.
 
     Shin, Han, Kim 2024 (arXiv 2406.04639): if it is positive in every layer of the features, the

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,21 @@ from torch import Tensor, nn
 from fastmeta._checks import check_choice
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
-from fastmeta.distributed import ShardedTaskGradients, Sharding
+from fastmeta.distributed import Sharding
 from fastmeta.engines import ENGINES, EngineName, EngineSelector, Loss, StepResult, StepSpec
+from fastmeta.engines.base import Outputs
 from fastmeta.functional import Checkpoint, CoLearner, FunctionalModule, FusedModule, Head
 from fastmeta.gradients import TaskGradients
 from fastmeta.learners._checks import check_components, check_head, check_tasks
-from fastmeta.learners._inference import adapt_to_task, predict_tasks
+from fastmeta.learners._components import replace_components
+from fastmeta.learners._inference import adapt_to_task, evaluate_tasks, predict_tasks
+from fastmeta.learners._meta_step import task_gradients
+from fastmeta.learners._precision import FirstStepCheck
 from fastmeta.learners._state import load_state, state_of
 from fastmeta.learners._trainable import TrainableStep, learned_rates
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
-from fastmeta.metagrad import MetaGradient, StepContext
-from fastmeta.tasks import TaskBatch
+from fastmeta.metagrad import MetaGradient
+from fastmeta.tasks import Examples, MetaBatch, RaggedTaskBatch, TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -38,7 +41,8 @@ class MetaLearner:
 
     Args:
         module: the network; its trainable parameters are the initialisation that is learned.
-        loss: a scalar function of outputs and targets, such as `F.cross_entropy`.
+        loss: a scalar function of the module's output, as the module returns it, and the targets,
+            such as `F.cross_entropy`; [`fastmeta.model_loss`][] if the module computes the loss.
         adaptation: the inner loop.
         metagrad: the meta-gradient of a task.
         aggregation: the weights of the tasks.
@@ -66,6 +70,9 @@ class MetaLearner:
         sharding: of the tasks of a meta-batch over the ranks of a process group: the learner of
             each rank is given the rank's own tasks and takes the meta-step of all tasks. All ranks
             must start with the same parameters and optimizer.
+        check_precision: compare the first meta-gradient in bfloat16 or float16 with float32 if it
+            takes second derivatives, at the cost of one more meta-gradient, and warn if the
+            cosine is below 0.95 (see [`fastmeta.learners.compare_precision`][]).
 
     Attributes:
         steps_taken: number of meta-gradients so far.
@@ -94,11 +101,13 @@ class MetaLearner:
         co_learner: CoLearner | None = None,
         non_finite: NonFinite = "keep",
         sharding: Sharding | None = None,
+        check_precision: bool = True,
     ) -> None:
         check_choice("engine", engine, ENGINES)
         metagrad = check_components(metagrad, checkpoint, co_learner)
         self.non_finite_guard = NonFiniteGuard(non_finite, sharding)
         self.sharding = sharding
+        self.check_precision = check_precision
         self.module = module
         self.co_learner = co_learner
         kind = FusedModule if fuse else FunctionalModule
@@ -131,7 +140,7 @@ class MetaLearner:
 
     @property
     def loss(self) -> Loss:
-        """A scalar function of outputs and targets."""
+        """A scalar function of the module's output and the targets."""
         return self._built.loss
 
     @property
@@ -149,7 +158,7 @@ class MetaLearner:
         """The task weights."""
         return self._built.aggregation
 
-    def meta_gradient(self, batch: TaskBatch) -> tuple[Tensor, StepResult]:
+    def meta_gradient(self, batch: MetaBatch) -> tuple[Tensor, StepResult]:
         """The meta-gradient `(P,)` of a meta-batch, without changing the parameters.
 
         It is with respect to the trainable parameters of the module and the co-learner, and the
@@ -159,13 +168,16 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.
         """
+        precision = FirstStepCheck.of(self)
         found, result = self._task_gradients(batch)
         with torch.no_grad():
             flat = found.combine(self.aggregation.weights(found))
             self.non_finite_guard.check_combined(flat, self.steps_taken)
+        if precision is not None:
+            precision.compare(batch, flat)
         return flat, result
 
-    def check(self, batch: TaskBatch) -> None:
+    def check(self, batch: MetaBatch) -> None:
         """Checks that meta-batches like this one can be run, without running it.
 
         Raises:
@@ -174,46 +186,18 @@ class MetaLearner:
         check_tasks(batch, self.sharding)
         self._current().engines.select(batch)
 
-    def _task_gradients(self, batch: TaskBatch) -> tuple[TaskGradients, StepResult]:
+    def _task_gradients(self, batch: MetaBatch) -> tuple[TaskGradients, StepResult]:
         """The meta-gradients of the tasks, in memory that the next call reuses."""
         check_tasks(batch, self.sharding)
-        current, sharding = self._current(), self.sharding
-        spec, model, buffers = current.spec, current.spec.model, current.buffers
-        buffers.clear()
-        context = StepContext(
-            buffers.outer.layout,
-            len(model.params),
-            self.steps_taken,
-            record_support=spec.needs_support_gradients,
-            prepared=current.prepared,
-            state=self._state,
-            sharding=sharding,
-            precision=model.precision,
-        )
-        engine = current.engines.select(batch)
-        with model.planned():
-            result = engine.run(batch, context, buffers)
-        with torch.no_grad():
-            finite = self.non_finite_guard.mask_tasks(buffers, result)
-            if self.module.training and any(buffers.module_buffers):
-                model.merge_buffers(buffers.module_buffers, self.non_finite_guard.finite)
-            support = buffers.support.filled if context.record_support else None
-            found = TaskGradients(buffers.outer.filled, support, finite=finite)
-            found = spec.metagrad.combine(found, buffers.stacked_extras(), context)
-        self.steps_taken += 1
-        if sharding is None:
-            return found, result
-        if self.module.training:
-            sharding.merge_buffers([buffer for _, buffer in model.named_buffers()])
-        return ShardedTaskGradients(found, sharding), result
+        return task_gradients(self, batch)
 
-    def step(self, batch: TaskBatch) -> StepResult:
+    def step(self, batch: MetaBatch) -> StepResult:
         """One meta-training step: `backward`, then the outer optimizer's step."""
         result = self.backward(batch)
         self.optimizer.step()
         return result
 
-    def backward(self, batch: TaskBatch) -> StepResult:
+    def backward(self, batch: MetaBatch) -> StepResult:
         """Sets `.grad` to the meta-gradient, to `None` for frozen parameters; does not accumulate.
 
         Raises:
@@ -227,11 +211,11 @@ class MetaLearner:
             param.grad = grad
         return result
 
-    def adapt(self, x: Tensor, y: Tensor, steps: int | None = None) -> dict[str, Tensor]:
+    def adapt(self, x: Examples, y: Examples, steps: int | None = None) -> dict[str, Tensor]:
         """The fast weights for one task by parameter name, for `torch.func.functional_call`.
 
         Args:
-            x: support inputs, `(n_support, *input)`.
+            x: support inputs, `(n_support, *input)`, or a mapping of names to such tensors.
             y: support targets.
             steps: number of inner steps; as in training by default.
         """
@@ -239,8 +223,21 @@ class MetaLearner:
         fast, own = adapt_to_task(spec, x, y, spec.model.clone_buffers(), steps), spec.model.own
         return dict(zip(spec.model.names[:own], fast[:own], strict=True))
 
-    def predict(self, batch: TaskBatch, steps: int | None = None, head: Head = "main") -> Tensor:
-        """Query outputs after adaptation to the support sets, `(T, n_query, *output)`.
+    @overload
+    def predict(
+        self, batch: TaskBatch[Any, Any], steps: int | None = None, head: Head = "main"
+    ) -> Tensor: ...
+
+    @overload
+    def predict(
+        self, batch: RaggedTaskBatch, steps: int | None = None, head: Head = "main"
+    ) -> list[Tensor]: ...
+
+    def predict(self, batch: MetaBatch, steps: int | None = None, head: Head = "main") -> Outputs:
+        """Query outputs after adaptation, `(T, n_query, *output)`.
+
+        Those of [`StepResult.query_output`][fastmeta.learners.StepResult]: a list for tasks of
+        unequal sizes, the `logits` of modules that do not return a tensor.
 
         The learner does not change. BatchNorm with batch statistics sees the whole query set at
         once ("transductive", as in MAML and Reptile).
@@ -261,6 +258,19 @@ class MetaLearner:
         check_head(head, self.co_learner)
         return predict_tasks(self._current().spec, batch, steps, head)
 
+    def evaluate(self, batch: MetaBatch, steps: int | None = None) -> StepResult:
+        """Losses and query outputs after adaptation; the learner does not change.
+
+        Args:
+            batch: the tasks.
+            steps: number of inner steps; as in training by default.
+
+        Raises:
+            ValueError: if the meta-batch is empty.
+        """
+        check_tasks(batch)
+        return evaluate_tasks(self._current().spec, batch, steps)
+
     def with_components(
         self,
         *,
@@ -277,28 +287,13 @@ class MetaLearner:
         Raises:
             ValueError: if the adaptation does not support the module.
         """
-        model = self._built.model
-        given: dict[str, Any] = {
+        given = {
             "adaptation": adaptation,
             "metagrad": metagrad,
             "aggregation": aggregation,
             "loss": loss,
         }
-        spec = replace(self._built, **{k: v for k, v in given.items() if v is not None})
-        if adaptation is not None:
-            adaptation.bind(model.params, model.names)
-        if model.checkpoint:
-            computed = spec.metagrad.checkpointed()
-            model = copy.copy(model)
-            model.checkpoint = model.checkpoint if computed is not None else False
-            spec = replace(spec, metagrad=computed or spec.metagrad)
-        other = copy.copy(self)
-        other._state = dict(self._state) if spec.metagrad is self.metagrad else {}
-        other._learned = [*model.params, *learned_rates(spec.adaptation)]
-        other.non_finite_guard = NonFiniteGuard(self.non_finite_guard.policy, self.sharding)
-        other._built = replace(spec, model=model)
-        other._step = TrainableStep.of(other._built, self.engine)
-        return other
+        return replace_components(self, {k: v for k, v in given.items() if v is not None})
 
     def state_dict(self) -> dict[str, Any]:
         """State of module, co-learner, learned rates, optimizer, meta-gradient and skip counts."""

@@ -37,6 +37,7 @@ class LearnerOptions(TypedDict, total=False):
     co_learner: CoLearner | None
     non_finite: NonFinite
     sharding: Sharding | None
+    check_precision: bool
 
 
 class MAML(MetaLearner):
@@ -48,8 +49,8 @@ class MAML(MetaLearner):
         inner_lr: learning rate of the inner loop.
         inner_steps: inner steps during meta-training.
         aggregation: the task aggregation; the mean over tasks by default.
-        **options: `optimizer`, `engine`, `fuse`, `autocast`, `checkpoint`,
-            `co_learner`, `non_finite` and `sharding` of [`fastmeta.MetaLearner`][].
+        **options: `optimizer`, `engine`, `fuse`, `autocast`, `checkpoint`, `co_learner`,
+            `non_finite`, `sharding` and `check_precision` of [`fastmeta.MetaLearner`][].
     """
 
     _metagrad: type[meta.MetaGradient] = meta.Exact

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmeta.distributed import Sharding
 from fastmeta.learners import StepResult
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import MetaBatch
 from fastmeta.train.metrics import Metric
 
 
@@ -53,9 +53,9 @@ class Meter:
         self._timed_tasks = 0
         self._since = time.perf_counter()
 
-    def add(self, batch: TaskBatch, result: StepResult, finite: Tensor | None) -> None:
+    def add(self, batch: MetaBatch, result: StepResult, finite: Tensor | None) -> None:
         """Counts one meta-step; `finite`: `fastmeta.learners.NonFiniteGuard.finite`."""
-        scores = self._metric.per_task(result.query_output, batch.query_y)
+        scores = self._metric.scores(result.query_output, batch.query_y)
         seen = torch.stack([result.query_loss.double(), scores.double()])
         skipped = seen.new_zeros(1, len(batch))
         if finite is not None:

@@ -54,7 +54,7 @@ def task_scores(
         for i in range(rank, -(-count // size) * size, size):  # as many on each rank
             batch = first if i == rank else source[i]
             outputs = learner.predict(batch, steps, head)
-            scores.append(metric.per_task(outputs, batch.query_y))
+            scores.append(metric.scores(outputs, batch.query_y))
     found = torch.stack(scores)
     if sharding is not None:
         found = sharding.gather_all(found).transpose(0, 1).flatten(0, 1)

@@ -6,8 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastmeta.engines import Outputs
+from fastmeta.tasks import Examples
 
 Z95 = 1.96
 
@@ -49,6 +53,22 @@ class Metric:
     name: str
     per_task: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
+
+    def scores(self, outputs: Outputs, targets: Examples) -> Tensor:
+        """The scores `(T,)` of the outputs for a meta-batch, see `StepResult.query_output`.
+
+        Raises:
+            TypeError: if the targets are not tensors.
+        """
+        if isinstance(outputs, list):
+            pairs = zip(outputs, targets, strict=True)
+            return torch.cat([self.scores(output[None], y[None]) for output, y in pairs])
+        if not isinstance(targets, Tensor):
+            raise TypeError(
+                f"the metric {self.name!r} compares outputs with targets; expected a tensor in "
+                f"query_y, got {type(targets).__name__}."
+            )
+        return self.per_task(outputs, targets)
 
     def better(self, new: float, old: float) -> bool:
         """Whether `new` is strictly better than `old`."""

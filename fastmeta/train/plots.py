@@ -32,9 +32,7 @@ def draw(path: Path, run: Run, history: Sequence[Record]) -> None:
     panels: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
     left, right = panels
     _curves(left.subplots(), run, history)
-    batch = run.sources["test"][0]
-    parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
-    task = TaskBatch(*(part[:1] for part in parts))
+    task = run.sources["test"][0].part(0, 1)
     if run.config.regression:
         _regression(right.subplots(), run, task)
     elif task.support_x.dim() == 5:

@@ -107,7 +107,7 @@ def tune_pattern(
     def good(bits: str) -> bool:
         return metric.loss(score(bits).mean, score(everything).mean) <= allowed_loss + _ROUNDING
 
-    device = task.support_x.device
+    device = next(learner.module.parameters()).device
     with evaluation_mode(learner.module):
         if len(layers) <= _EXHAUSTIVE:
             tried = ["".join(bits) for bits in product("01", repeat=len(layers))][1:]

@@ -85,6 +85,30 @@ def test_invalid_patterns(pattern: str, message: str) -> None:
         read_pattern(pattern, LAYERS)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "adapted"),
+    [
+        ("*.bias", [[1, 3, 5]]),
+        ("layers.1.*", [[0, 1]]),
+        ("*.bias,head", [[1, 3, 4, 5]]),
+        ("*.5.weight/full/*3*", [[4], [0, 1, 2, 3, 4, 5], [2, 3]]),
+    ],
+)
+def test_parameters_by_name(pattern: str, adapted: list[list[int]]) -> None:
+    module = MLP(4, 2, (3, 3))
+    params, names = list(module.parameters()), [n for n, _ in module.named_parameters()]
+    rule = LayerPattern(SGD(0.1), pattern)
+    rule.bind([*params, torch.zeros(3, 2)], [*names, "co_learner.0.bias"])
+    for k, chosen in enumerate(adapted):
+        assert [i for i, used in enumerate(rule.adapts(k, params)) if used] == chosen
+
+
+def test_a_name_that_matches_no_parameter() -> None:
+    message = r"matches '\*lora\*'; the network has layers\.1\.weight, layers\.1\.bias, .*, \.\.\."
+    with pytest.raises(ValueError, match=message):
+        learner(MLP(4, 2, (3, 3)), "*lora*", Exact())
+
+
 def test_a_single_layer_has_no_body() -> None:
     with pytest.raises(ValueError, match="'body' adapts nothing"):
         learner(nn.Linear(4, 2), "body", Exact())
