@@ -21,7 +21,7 @@ from fastmeta.trajectory.replay import Replay
 from fastmeta.trajectory.trajectory import Memory, Trajectory
 
 Order = Literal["exact", "first"]
-Hvp = Literal["reverse", "forward"]
+Hvp = Literal["reverse", "forward", "difference"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,12 @@ def metagradient(
         memory: how many states of the run are kept, see [`fastmeta.trajectory.Trajectory`][].
         order: `"exact"`, or `"first"`: the Hessians with respect to the parameters are left out;
             derivatives with respect to the meta-parameters still pass through every gradient.
-        hvp: how second derivatives are computed, see [`fastmeta.metagrad.Recursion`][].
+        hvp: how second derivatives are computed: `"reverse"` or `"forward"` over reverse, see
+            [`fastmeta.metagrad.Recursion`][], or `"difference"`: the central difference of two
+            gradients, an approximation. With `truncate=1` and `order="first"` the last one is SAMA
+            (Choe et al. 2023, "Making Scalable Meta Learning Practical"): the Hessian is replaced
+            by the identity, the inner optimizer is differentiated, and the meta-gradient costs
+            three gradients.
         truncate: go back this many steps only. `params` of the result are the derivatives with
             respect to the parameters there.
         state: of a run that this one continues.

@@ -104,6 +104,32 @@ def test_first_order_leaves_out_the_hessians() -> None:
     torch.testing.assert_close(without.params, plain.params)
 
 
+def test_central_differences() -> None:
+    problem = Problem(5)
+    results = []
+    for hvp in ("reverse", "difference"):
+        torch.manual_seed(5)
+        results.append(leaves(run(problem, hvp=hvp, memory="sqrt")))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
+
+
+def test_sama() -> None:
+    """Its formula: `-(g(theta + eps u) - g(theta - eps u)) / (2 eps)` of the last step alone."""
+    problem = Problem(4, dropout=0)
+    found = run(problem, optimizer=SGD(0.1), truncate=1, order="first", hvp="difference")
+    before = run(problem, batches=problem.batches[:3], optimizer=SGD(0.1)).final_params
+    outer = {n: t.requires_grad_() for n, t in found.final_params.items()}
+    v = torch.autograd.grad(problem.outer(outer, problem.meta), list(outer.values()))
+    eps, grads = 1e-5, []
+    weights = problem.meta["weights"].clone().requires_grad_()
+    for sign in (1, -1):
+        moved = {n: p + sign * eps * u for (n, p), u in zip(before.items(), v, strict=True)}
+        loss = problem.inner(moved, {**problem.meta, "weights": weights}, problem.batches[3])
+        grads.append(torch.autograd.grad(loss, weights)[0])
+    expected = -0.1 * (grads[0] - grads[1]) / (2 * eps)
+    torch.testing.assert_close(found.meta["weights"], expected, rtol=1e-4, atol=1e-8)
+
+
 def test_buffers_are_replayed() -> None:
     """BatchNorm's statistics, and a buffer that the loss depends on."""
     problem = Problem(6, dropout=0)
@@ -169,7 +195,7 @@ def test_invalid_arguments() -> None:
         ({"memory": 1}, "memory=1 states are too few for 3 inner steps; expected at least 3"),
         ({"truncate": 0}, "truncate must be an integer of at least 1"),
         ({"order": "second"}, "order must be one of exact, first"),
-        ({"hvp": "auto"}, "hvp must be one of reverse, forward"),
+        ({"hvp": "auto"}, "hvp must be one of reverse, forward, difference"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
