@@ -19,6 +19,7 @@ from fastmeta.gradients import FlatLayout
 from fastmeta.learners import FOMAML, GSL, MAML, MetaLearner, Reptile
 from fastmeta.optim import GSLOptimizer, TaskOptimizer
 from fastmeta.tasks import RaggedTaskBatch, Task, TaskBatch
+from fastmeta.trajectory import metagradient
 
 __all__ = [
     "FOMAML",
@@ -44,6 +45,7 @@ __all__ = [
     "keep_freed_memory",
     "learners",
     "metagrad",
+    "metagradient",
     "model_loss",
     "models",
     "ops",

@@ -2,21 +2,26 @@
 
 from collections.abc import Callable
 
-from fastmeta.adaptation.adam import Adam
+from fastmeta.adaptation.adam import Adam, AdamW
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
 from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
 from fastmeta.adaptation.meta_sgd import MetaSGD, lslr
+from fastmeta.adaptation.muon import Muon
 from fastmeta.adaptation.proximal import ProximalSGD
+from fastmeta.adaptation.rmsprop import RMSprop
 from fastmeta.adaptation.sgd import SGD
-from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape
+from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape, ThroughGrads
+from fastmeta.adaptation.wrappers import Clipped, Groups, Scheduled
 from fastmeta.registry import Registry
 
 _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
     "adam": Adam,
+    "adamw": AdamW,
     "lslr": lslr,
     "meta-sgd": MetaSGD,
     "proximal": ProximalSGD,
+    "rmsprop": RMSprop,
     "sgd": SGD,
 }
 
@@ -29,16 +34,23 @@ __all__ = [
     "ADAPTATIONS",
     "SGD",
     "Adam",
+    "AdamW",
     "Adaptation",
     "Adapted",
+    "Clipped",
     "Cotangents",
     "Grads",
+    "Groups",
     "InnerStep",
     "LayerPattern",
     "LossFn",
     "MetaSGD",
+    "Muon",
     "ProximalSGD",
     "Pullback",
+    "RMSprop",
+    "Scheduled",
     "Tape",
+    "ThroughGrads",
     "run_inner_loop",
 ]

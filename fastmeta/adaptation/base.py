@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta._checks import check_integer, check_positive
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
@@ -21,7 +21,8 @@ class Adaptation(ABC):
 
     Attributes:
         steps: number of inner steps during meta-training.
-        rates: what the adaptation learns together with the initialisation; nothing by default.
+        rates: what the adaptation learns together with the initialisation; nothing by default. A
+            learner's optimizer needs leaves that require a gradient.
         task_batchable: whether `update`, `start` and `vjp` are element-wise in
             the parameters, so that those of `T` tasks can be stacked to `(T, *shape)`. Not
             inherited (a subclass may change that): each class states it in its own body; an
@@ -30,7 +31,7 @@ class Adaptation(ABC):
 
     task_batchable: bool = False
     steps: int
-    rates: Sequence[nn.Parameter] = ()
+    rates: Sequence[Tensor] = ()
 
     def bind(  # noqa: B027  (most have nothing to prepare)
         self, params: Sequence[Tensor], names: Sequence[str]

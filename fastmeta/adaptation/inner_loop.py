@@ -42,6 +42,8 @@ def run_inner_loop(
     params: Sequence[Tensor],
     *,
     steps: int | None = None,
+    first: int = 0,
+    state: Sequence[Tensor] | None = None,
     create_graph: bool = False,
     record: bool = False,
     tape: Tape | None = None,
@@ -55,6 +57,8 @@ def run_inner_loop(
             once per inner step, inside [`at_step`][fastmeta.inner_step.at_step].
         params: the initialisation; not modified.
         steps: inner steps, `adaptation.steps` by default.
+        first: number of inner steps before these.
+        state: the inner optimizer's state after them; its initial state by default.
         create_graph: whether to keep the graph, so that the fast weights can be differentiated
             with respect to `params`; without it they are leaves that require a gradient.
         record: whether to keep the inner gradients.
@@ -69,10 +73,10 @@ def run_inner_loop(
     count = adaptation.steps if steps is None else steps
     check_integer("steps", count, 0)
     fast = list(params) if create_graph else [p.detach().requires_grad_() for p in params]
-    state = adaptation.start(fast)
+    own_state = adaptation.start(fast) if state is None else list(state)
     inner_grads: list[list[Tensor | None]] = []
     losses: list[Tensor] = []
-    adapted = [adaptation.adapts(k, fast) for k in range(count)]
+    adapted = [adaptation.adapts(first + k, fast) for k in range(count)]
     cache = PrefixCache(_constant(fast, adapted))
     for k in range(count):
         # The graph of a taped step leads to the frozen parameters, too.
@@ -85,10 +89,10 @@ def run_inner_loop(
             fast = _new_nodes(fast, adapted[k - 1], adapted[k])
         mask: Sequence[bool] = [graph] * len(fast)
         if graph and differentiated is not None:
-            mask = differentiated[min(k, len(differentiated) - 1)]
+            mask = differentiated[min(first + k, len(differentiated) - 1)]
             if create_graph:  # one update is one node, through which others would be reached
                 fast = [p.view_as(p) if m else p for p, m in zip(fast, mask, strict=True)]
-        with at_step(k), nullcontext() if taped else cache.used():
+        with at_step(first + k), nullcontext() if taped else cache.used():
             value = loss(fast)
         grads = inner_gradients(value, fast, adapted[k], mask, retain_graph=taped)
         losses.append(value.detach())
@@ -96,17 +100,17 @@ def run_inner_loop(
         if record:
             inner_grads.append(plain)
         if create_graph:
-            fast, state = adaptation.update(k, fast, grads, state)
+            fast, own_state = adaptation.update(first + k, fast, grads, own_state)
             continue
         with torch.no_grad():
             if tape is None:
-                updated, state = adaptation.update(k, fast, plain, state)
+                updated, own_state = adaptation.update(first + k, fast, plain, own_state)
             else:
-                updated, state, pullback = adaptation.vjp(k, fast, plain, state)
+                updated, own_state, pullback = adaptation.vjp(first + k, fast, plain, own_state)
                 kept = graph or (tape.gradients and all(adapted[k]))
-                tape.steps.append(InnerStep(k, fast, pullback, grads if kept else None))
+                tape.steps.append(InnerStep(first + k, fast, pullback, grads if kept else None))
         fast = [t.requires_grad_() for t in updated]
-    return Adapted(fast, inner_grads, losses, state)
+    return Adapted(fast, inner_grads, losses, own_state)
 
 
 def _constant(params: Sequence[Tensor], adapted: Sequence[Sequence[bool]]) -> list[Tensor]:

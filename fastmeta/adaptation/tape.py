@@ -99,23 +99,23 @@ class Tape:
     def reverse_sweep(
         self,
         v: Sequence[Tensor],
-        state: Sequence[Tensor],
+        d_state: Sequence[Tensor],
         rates: Sequence[Tensor],
         through_grads: ThroughGrads | None = None,
-    ) -> tuple[Sequence[Tensor], list[Tensor]]:
-        """From derivatives at the end of the inner loop to those at its start; empties the tape.
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
+        """From derivatives after the recorded steps to those before them; empties the tape.
 
         Args:
             v: derivatives with respect to the last parameters.
-            state: the last state; nothing depends on it, so its derivative is zero.
+            d_state: derivatives with respect to the last state; zero after the last inner step.
             rates: the learned rates.
             through_grads: from a step and its cotangents to the derivatives with respect to its
                 parameters, through the gradients, too; without it the gradients are held fixed.
 
         Returns:
-            The derivatives with respect to the first parameters and to the rates.
+            The derivatives with respect to the first parameters, to the first state and to the
+            rates.
         """
-        d_state = [torch.zeros_like(s) for s in state]
         d_rates = [torch.zeros_like(r) for r in rates]
         while self.steps:
             step = self.steps.pop()
@@ -123,4 +123,4 @@ class Tape:
             v = back.params if through_grads is None else through_grads(step, back)
             d_state = back.state
             d_rates = [a + b for a, b in zip(d_rates, back.rates, strict=True)]
-        return v, d_rates
+        return v, d_state, d_rates

@@ -79,7 +79,7 @@ class MlpEngine(Engine):
             batch.query_y,
             activations=network.activations,
             loss=loss,
-            lr=adaptation.lr,
+            lr=float(adaptation.lr),
             steps=adaptation.steps,
             record_inner=context.record_support,
             **_reverse_sweep(self.spec, network, context),
@@ -109,8 +109,8 @@ def _reverse_sweep(spec: StepSpec, network: MlpNetwork, context: StepContext) ->
 def _unsuitable_components(spec: StepSpec) -> str | None:
     if type(spec.adaptation) is not SGD:
         return f"the adaptation is {type(spec.adaptation).__name__}, not SGD"
-    if spec.adaptation.momentum:
-        return "the inner SGD has momentum"
+    if not spec.adaptation.is_plain:
+        return "the inner SGD has momentum, weight decay or a learned setting"
     kind = type(spec.metagrad)
     if kind.task is not FirstOrder.task and kind not in _SECOND_ORDER:
         return (

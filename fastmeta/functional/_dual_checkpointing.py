@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fastmeta.functional._rng import RngState, preserve_rng
+from fastmeta.functional.rng import RngState, preserve_rng
 
 # A segment's forward pass as a function of its parameters, arguments and keyword arguments.
 Run = Callable[..., Any]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fastmeta.learners._trainable import TrainableStep
+from fastmeta.learners._trainable import TrainableStep, learned_rates
 from fastmeta.learners.nonfinite import NonFiniteGuard
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def replace_components(learner: MetaLearner, given: Mapping[str, Any]) -> MetaLe
         spec = replace(spec, metagrad=computed or spec.metagrad)
     other = copy.copy(learner)
     other._state = dict(learner._state) if spec.metagrad is learner.metagrad else {}
-    other._learned = [*model.params, *spec.adaptation.rates]
+    other._learned = [*model.params, *learned_rates(spec.adaptation)]
     other.non_finite_guard = NonFiniteGuard(learner.non_finite_guard.policy, learner.sharding)
     other._built = replace(spec, model=model)
     other._step = TrainableStep.of(other._built, learner.engine)

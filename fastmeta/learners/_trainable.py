@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastmeta.adaptation import Adaptation
 from fastmeta.engines import EngineName, EngineSelector, StepBuffers, StepSpec
 from fastmeta.functional import FunctionalModule
 
@@ -44,7 +45,7 @@ class TrainableStep:
         """
         spec = _restricted(built, built.model.current())
         model = spec.model
-        learned = [*model.params, *spec.adaptation.rates]
+        learned = [*model.params, *learned_rates(spec.adaptation)]
         return cls(
             spec,
             learned,
@@ -73,3 +74,19 @@ def _restricted(built: StepSpec, model: FunctionalModule) -> StepSpec:
     kept = [positions[param] for param in model.params]
     adaptation = built.adaptation.restricted(kept, model.params, model.names)
     return replace(built, model=model, adaptation=adaptation)
+
+
+def learned_rates(adaptation: Adaptation) -> list[nn.Parameter]:
+    """What the adaptation learns, for an outer optimizer.
+
+    Raises:
+        TypeError: if it is computed from other tensors.
+    """
+    for rate in adaptation.rates:
+        if not isinstance(rate, nn.Parameter):
+            raise TypeError(
+                f"a learned setting of {type(adaptation).__name__} is a plain tensor; expected an "
+                "nn.Parameter, which the outer optimizer can train. Wrap it: "
+                "nn.Parameter(torch.tensor(0.1)). fastmeta.metagradient accepts others."
+            )
+    return [rate for rate in adaptation.rates if isinstance(rate, nn.Parameter)]

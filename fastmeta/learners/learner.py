@@ -23,7 +23,7 @@ from fastmeta.learners._inference import adapt_to_task, evaluate_tasks, predict_
 from fastmeta.learners._meta_step import task_gradients
 from fastmeta.learners._precision import FirstStepCheck
 from fastmeta.learners._state import load_state, state_of
-from fastmeta.learners._trainable import TrainableStep
+from fastmeta.learners._trainable import TrainableStep, learned_rates
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient
 from fastmeta.tasks import Examples, MetaBatch, RaggedTaskBatch, TaskBatch
@@ -113,7 +113,7 @@ class MetaLearner:
         kind = FusedModule if fuse else FunctionalModule
         model = kind(module, autocast, checkpoint, co_learner)
         adaptation.bind(model.params, model.names)
-        self._learned = [*model.params, *adaptation.rates]
+        self._learned = [*model.params, *learned_rates(adaptation)]
         self.optimizer = (
             torch.optim.Adam(self._learned, lr=1e-3)
             if optimizer is None

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, Tape, run_inner_loop
+from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
 from fastmeta.metagrad._mixed_order import Masks, MixedOrder, mask_of
-from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
+from fastmeta.trajectory.replay import Replay
+from fastmeta.trajectory.trajectory import Memory, Trajectory
 
 # See `ReverseSweep.through_grads`.
 ThroughGrads = Callable[[InnerStep, Cotangents, Replay, StepContext], Sequence[Tensor]]
@@ -25,11 +26,13 @@ class ReverseSweep(MixedOrder):
     [`vjp`][fastmeta.adaptation.Adaptation.vjp] needs, but no graph. Buffers are constants.
 
     Attributes:
+        memory: which states of the inner loop are kept; the others are computed again.
         graphs: number of last inner steps whose graph is kept as well.
         gradients: whether the gradients of the other inner steps are kept, if all parameters are
             adapted.
     """
 
+    memory: Memory = "all"
     graphs: int = 0
     gradients: bool = False
 
@@ -76,17 +79,18 @@ class ReverseSweep(MixedOrder):
             through: see `through_grads`.
         """
         repeated = adaptation.steps - self.graphs
-        replay = Replay(losses, params[0].device, repeated)
-        tape = Tape(self.graphs, self.gradients)
-        masks: Masks | None = context.prepared
-        adapted = run_inner_loop(
+        replay = Replay(lambda p: losses.support(p)[0], losses.buffers, params[0].device, repeated)
+        trajectory = Trajectory(
             adaptation,
-            replay.loss,
-            params,
-            record=context.record_support,
-            tape=tape,
-            differentiated=differentiated,
+            replay,
+            self.memory,
+            self.graphs,
+            self.gradients,
+            differentiated,
+            context.record_support,
         )
+        masks: Masks | None = context.prepared
+        adapted = trajectory.run(params, adaptation.steps)
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, adapted.fast, allow_unused=True, materialize_grads=True)
         loss, output = loss.detach(), output.detach()  # frees the query graph before the sweep
@@ -98,5 +102,5 @@ class ReverseSweep(MixedOrder):
             cotangents = cotangents._replace(grads=grads)
             return through(step, cotangents, replay, context)
 
-        v, d_rates = tape.reverse_sweep(grads, adapted.state, adaptation.rates, through_grads)
+        v, d_rates = trajectory.reverse(grads, through_grads)
         return TaskGradient.of([*v, *d_rates], adapted, loss, output, context)

@@ -13,9 +13,9 @@ from fastmeta import ops
 from fastmeta._checks import check_positive
 from fastmeta.adaptation import Cotangents, Grads, InnerStep, LossFn
 from fastmeta.gradients import FlatLayout
-from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
 from fastmeta.metagrad.base import StepContext
+from fastmeta.trajectory.replay import Replay
 
 
 class CentralDifference(ReverseSweep):

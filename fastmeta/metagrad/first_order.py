@@ -58,5 +58,8 @@ def first_order(
         loss, adapted.fast, allow_unused=True, materialize_grads=tape is not None
     )
     # A reverse sweep over the updates only: inner gradients are constants.
-    d_rates = [] if tape is None else tape.reverse_sweep(grads, adapted.state, adaptation.rates)[1]
+    d_rates: list[Tensor] = []
+    if tape is not None:
+        d_state = [torch.zeros_like(s) for s in adapted.state]
+        _, _, d_rates = tape.reverse_sweep(grads, d_state, adaptation.rates)
     return TaskGradient.of([*grads, *d_rates], adapted, loss, output, context), adapted

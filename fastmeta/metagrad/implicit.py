@@ -13,9 +13,9 @@ from fastmeta._checks import check_integer, check_nonnegative, check_positive
 from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
 from fastmeta.functional import twice_differentiable
 from fastmeta.gradients import FlatLayout
-from fastmeta.metagrad._hvp import hvp_of_graph
-from fastmeta.metagrad._replay import preserve_state
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.trajectory.hvp import hvp_of_graph
+from fastmeta.trajectory.replay import preserve_state
 
 _DEFAULT_LAM = 2.0
 
@@ -84,7 +84,7 @@ class Implicit(MetaGradient):
         fast, layout = adapted.fast, FlatLayout.of(params)
         loss, output = losses.query(fast)
         grads = torch.autograd.grad(loss, fast, allow_unused=True, materialize_grads=True)
-        with preserve_state(losses, params[0].device):
+        with preserve_state(losses.buffers, params[0].device):
             support, _ = losses.support(fast)
         support_grads = torch.autograd.grad(support, fast, create_graph=True, allow_unused=True)
 

@@ -11,14 +11,15 @@ from typing_extensions import override
 from fastmeta import ops
 from fastmeta._checks import check_choice, check_integer
 from fastmeta.adaptation import Cotangents, InnerStep
-from fastmeta.metagrad._hvp import (
+from fastmeta.metagrad._reverse_sweep import ReverseSweep
+from fastmeta.metagrad.base import MetaGradient, StepContext
+from fastmeta.trajectory.hvp import (
     hvp_forward,
     hvp_of_graph,
     hvp_reverse,
 )
-from fastmeta.metagrad._replay import Replay
-from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import MetaGradient, StepContext
+from fastmeta.trajectory.replay import Replay
+from fastmeta.trajectory.trajectory import Memory, branches
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
@@ -51,6 +52,10 @@ class Recursion(ReverseSweep):
             `hvp="forward"`.
         layers: whose inner gradients are differentiated, see
             [`Exact`][fastmeta.metagrad.Exact].
+        memory: how many states of the inner loop (parameters and state of the inner optimizer) are
+            kept at once: `"all"` `K` of `K`; `"sqrt"` about `2 sqrt(K)`, for which nearly every
+            inner step is computed once more; `"log"` about `2 log2(K)`, `log2(K) - 1` times more;
+            or a maximum number, see [`fastmeta.trajectory.Trajectory`][].
 
     Raises:
         NotImplementedError: in a meta-step with `hvp="forward"`, where torch has no forward
@@ -61,7 +66,13 @@ class Recursion(ReverseSweep):
 
     task_batchable = True
 
-    def __init__(self, hvp: Hvp = "auto", graphs: int | None = None, layers: str = "all") -> None:
+    def __init__(
+        self,
+        hvp: Hvp = "auto",
+        graphs: int | None = None,
+        layers: str = "all",
+        memory: Memory = "all",
+    ) -> None:
         super().__init__(layers)
         check_choice("hvp", hvp, _PRODUCTS)
         if graphs is None:
@@ -69,8 +80,12 @@ class Recursion(ReverseSweep):
         check_integer("graphs", graphs, 0)
         if graphs and hvp == "forward":
             raise ValueError(f"graphs must be 0 with hvp='forward', which uses none; got {graphs}.")
+        if memory != "all" and graphs > 1:
+            raise ValueError(f"graphs must be 0 or 1 with memory={memory!r}; got {graphs}.")
+        branches(memory, 1)
         self.hvp = hvp
         self.graphs = graphs
+        self.memory = memory
 
     @override
     def checkpointed(self) -> MetaGradient | None:
@@ -78,7 +93,7 @@ class Recursion(ReverseSweep):
             return self
         if self.hvp == "reverse" or self.graphs > 1:
             return None
-        return Recursion("forward", layers=self.layers)
+        return Recursion("forward", layers=self.layers, memory=self.memory)
 
     @override
     def through_grads(

@@ -109,7 +109,7 @@ class SupportGraphs:
             torch.zeros_like(p) if g is None else g / scale
             for g, p in zip(query, params, strict=True)
         ]
-        swept, _ = self._tape.reverse_sweep(start, [], [], through)
+        swept, _, _ = self._tape.reverse_sweep(start, [], [], through)
         self.reach()
         return [
             None if g is None and not used else v * scale

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.adaptation import Grads, InnerStep
-from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad.base import SupportHead
+from fastmeta.trajectory.replay import Replay
 
 
 class Evaluation(NamedTuple):

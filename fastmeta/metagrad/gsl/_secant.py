@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Adapted
-from fastmeta.metagrad._replay import Replay
+from fastmeta.trajectory.replay import Replay
 
 
 def secant(adapted: Adapted, replay: Replay) -> list[Tensor | None]:

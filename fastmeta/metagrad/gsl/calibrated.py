@@ -14,12 +14,12 @@ from fastmeta import ops
 from fastmeta._checks import check_bool, check_in_range, check_integer
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import GradientBuffer, TaskGradients
-from fastmeta.metagrad._replay import Replay, preserve_state
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl._secant import secant
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.reference import accumulation_dtype
+from fastmeta.trajectory.replay import Replay, preserve_state
 
 
 class CalibratedGSL(MetaGradient):
@@ -75,10 +75,10 @@ class CalibratedGSL(MetaGradient):
         device, count = params[0].device, len(params)
         exact = None
         if self._is_calibration(context) and context.task < self.tasks:
-            with preserve_state(losses, device):
+            with preserve_state(losses.buffers, device):
                 unrecorded = replace(context, record_support=False)
                 exact = self._exact.task(losses, params, adaptation, unrecorded).outer[:count]
-        replay = Replay(losses, device)
+        replay = Replay(lambda p: losses.support(p)[0], losses.buffers, device)
         recorded = replace(context, record_support=True)
         result, adapted = first_order(replay.loss, losses.query, params, adaptation, recorded)
         assert result.support is not None

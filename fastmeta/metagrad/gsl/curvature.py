@@ -12,11 +12,11 @@ from torch.nn.utils import get_total_norm
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Grads
-from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl._secant import secant
 from fastmeta.metagrad.gsl.correction import GSLCorrection
+from fastmeta.trajectory.replay import Replay
 
 
 class CurvatureGSL(GSLCorrection):
@@ -43,7 +43,7 @@ class CurvatureGSL(GSLCorrection):
     ) -> TaskGradient:
         if not self.needs_support_gradients:
             return super().task(losses, params, adaptation, context)
-        replay = Replay(losses, params[0].device)
+        replay = Replay(lambda p: losses.support(p)[0], losses.buffers, params[0].device)
         result, adapted = first_order(replay.loss, losses.query, params, adaptation, context)
         change, norm = _norm(secant(adapted, replay)), _norm(adapted.inner_grads[0])
         return replace(result, extras={"hessian_norm": torch.where(norm > 0, change / norm, 0)})

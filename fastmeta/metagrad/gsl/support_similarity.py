@@ -15,13 +15,13 @@ from fastmeta import ops
 from fastmeta._checks import check_integer, check_nonnegative, check_number
 from fastmeta.adaptation import Adaptation, Cotangents, Grads, InnerStep
 from fastmeta.adaptation.inner_loop import inner_gradients
-from fastmeta.metagrad._hvp import hvp_of_graph
 from fastmeta.metagrad._mixed_order import Masks
-from fastmeta.metagrad._replay import Replay
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
 from fastmeta.metagrad.base import StepContext, SupportHead, TaskGradient, TaskLosses
 from fastmeta.metagrad.gsl._head_sweep import HeadSweep
 from fastmeta.schedules import schedule as read_schedule
+from fastmeta.trajectory.hvp import hvp_of_graph
+from fastmeta.trajectory.replay import Replay
 
 
 class GSL(ReverseSweep):

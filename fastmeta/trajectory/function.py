@@ -1,0 +1,264 @@
+"""Meta-gradients of any training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from fastmeta._checks import check_choice, check_integer
+from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, run_inner_loop
+from fastmeta.functional import twice_differentiable
+from fastmeta.functional._attention import compiled_attention
+from fastmeta.trajectory._losses import InnerLosses, OuterLosses, added, check_outer_steps
+from fastmeta.trajectory._trees import Leaves
+from fastmeta.trajectory.hvp import PRODUCTS
+from fastmeta.trajectory.replay import Replay
+from fastmeta.trajectory.trajectory import Memory, Trajectory
+
+Order = Literal["exact", "first"]
+Hvp = Literal["reverse", "forward", "difference"]
+
+
+@dataclass(frozen=True)
+class InnerState:
+    """Where an inner run ended, for a run that continues it.
+
+    Attributes:
+        step: number of inner steps so far.
+        optimizer: the inner optimizer's state.
+    """
+
+    step: int
+    optimizer: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Metagradient:
+    """The result of [`metagradient`][fastmeta.metagradient]; all tensors are detached.
+
+    Attributes:
+        params: derivatives of the outer loss with respect to the initial parameters, in their
+            structure.
+        meta: with respect to the meta-parameters, in theirs.
+        outer_loss: the sum of the outer losses.
+        outer_losses: these, by number of inner steps before them.
+        inner_losses: `(K,)`, before each inner step.
+        final_params: the parameters after the last inner step.
+        state: for a run that continues this one.
+    """
+
+    params: Any
+    meta: Any
+    outer_loss: Tensor
+    outer_losses: dict[int, Tensor]
+    inner_losses: Tensor
+    final_params: Any
+    state: InnerState
+
+    @override
+    def __repr__(self) -> str:
+        steps = len(self.inner_losses)
+        return f"Metagradient(outer_loss={self.outer_loss.item():.6g}, inner_steps={steps})"
+
+
+def metagradient(
+    inner_loss: Callable[[Any, Any, Any], Tensor],
+    outer_loss: Callable[..., Tensor],
+    params: Any,
+    meta: Any,
+    batches: Iterable[Any],
+    *,
+    optimizer: Adaptation,
+    outer_batches: Mapping[int, Any] | None = None,
+    memory: Memory = "all",
+    order: Order = "exact",
+    hvp: Hvp = "reverse",
+    truncate: int | None = None,
+    state: InnerState | None = None,
+    buffers: Iterable[Tensor] = (),
+) -> Metagradient:
+    """The gradient of an outer loss through a training run, the inner loop.
+
+    The run takes one step of `optimizer` on `inner_loss(params, meta, batch)` per batch. The
+    derivatives of the outer loss at its end are exact up to rounding, and deterministic: a reverse
+    sweep over the steps computes each step's Hessian-vector product, and the derivative of
+    `<gradient, v>` with respect to the meta-parameters. It keeps the graph of one step at a time,
+    and repeats a step with the same random numbers (dropout masks) and buffers.
+
+    ```python
+    def inner_loss(params, weights, batch):  # data weights
+        x, y, i = batch
+        losses = F.cross_entropy(functional_call(model, params, (x,)), y, reduction="none")
+        return (weights.sigmoid()[i] * losses).mean()
+
+    def outer_loss(params, weights):
+        return F.cross_entropy(functional_call(model, params, (x_val,)), y_val)
+
+    found = fastmeta.metagradient(
+        inner_loss, outer_loss, dict(model.named_parameters()), weights, batches,
+        optimizer=fastmeta.adaptation.AdamW(lr=1e-3), memory="sqrt",
+    )
+    weights.grad = found.meta
+    ```
+
+    Args:
+        inner_loss: of `(params, meta, batch)`; a scalar.
+        outer_loss: of `(params, meta)`, or of `(params, meta, batch)` with `outer_batches`; a
+            scalar.
+        params: the initial parameters: floating-point tensors, in any structure of dicts, lists and
+            tuples; not changed.
+        meta: the meta-parameters, likewise; `None` or `()` if there are none.
+        batches: one per inner step. A sequence is indexed, several times; another iterable is read
+            once into a list.
+        optimizer: the inner optimizer; `steps` is not used. Its settings may be tensors without
+            dimensions that require a gradient, and are computed from leaves of `meta` or are such
+            leaves: `AdamW(lr=meta["log_lr"].exp())`.
+        outer_batches: the outer loss is the sum of the outer losses at these numbers of inner
+            steps, from 0 to `K`, on these batches. By default one at `K`, without a batch.
+        memory: how many states of the run are kept, see [`fastmeta.trajectory.Trajectory`][].
+        order: `"exact"`, or `"first"`: the Hessians with respect to the parameters are left out;
+            derivatives with respect to the meta-parameters still pass through every gradient.
+        hvp: how second derivatives are computed: `"reverse"` or `"forward"` over reverse, see
+            [`fastmeta.metagrad.Recursion`][], or `"difference"`: the central difference of two
+            gradients, an approximation. With `truncate=1` and `order="first"` the last one is SAMA
+            (Choe et al. 2023, "Making Scalable Meta Learning Practical"): the Hessian is replaced
+            by the identity, the inner optimizer is differentiated, and the meta-gradient costs
+            three gradients.
+        truncate: go back this many steps only. `params` of the result are the derivatives with
+            respect to the parameters there.
+        state: of a run that this one continues.
+        buffers: tensors that the losses change in place, such as `model.buffers()`. They are as
+            after the run in the end.
+
+    Returns:
+        The derivatives, losses and final parameters.
+
+    Raises:
+        ValueError: if an argument is out of range, there is no parameter, or a leaf is not a
+            floating-point tensor.
+        NotImplementedError: with `hvp="forward"`, where torch has no forward derivative.
+    """
+    check_choice("order", order, ("exact", "first"))
+    check_choice("hvp", hvp, PRODUCTS)
+    own = batches if isinstance(batches, Sequence) else list(batches)
+    initial, others = Leaves(params, "params"), Leaves(meta, "meta")
+    if not initial.tensors:
+        raise ValueError("params holds no tensor; expected at least one parameter.")
+    before, skip = 0 if state is None else state.step, 0
+    if truncate is not None:
+        check_integer("truncate", truncate, 1)
+        skip = max(len(own) - truncate, 0)
+    check_outer_steps(outer_batches, skip, len(own))
+    inner = InnerLosses(inner_loss, initial, others, own, before, list(buffers))
+    outer = OuterLosses(outer_loss, initial, others, outer_batches, inner)
+    replay = Replay(inner, inner.buffers, initial.tensors[0].device)
+    sweep = _Sweep(replay, outer, others.tensors, outer_batches or {}, before, order, hvp)
+    optimizer.bind(initial.tensors, initial.names)
+    start = optimizer.start(initial.tensors) if state is None else state.optimizer
+    trajectory = Trajectory(optimizer, replay, memory)
+    with twice_differentiable(), compiled_attention():
+        skipped = run_inner_loop(
+            optimizer, inner, initial.tensors, steps=skip, first=before, state=start
+        )
+        adapted = trajectory.run(skipped.fast, len(own) - skip, before + skip, skipped.state)
+        final = [t.detach() for t in adapted.fast]
+        v = sweep.at_end(len(own), adapted.fast)
+        adapted.fast = []
+        d_params, d_rates = trajectory.reverse(v, sweep.through)
+    inner.write_buffers()
+    found = added(added(sweep.meta, outer.meta), _through_settings(optimizer, others, d_rates))
+    return Metagradient(
+        params=initial.filled(d_params),
+        meta=others.filled(found),
+        outer_loss=torch.stack(list(outer.values.values())).sum(),
+        outer_losses=dict(sorted(outer.values.items())),
+        inner_losses=torch.stack([*skipped.losses, *adapted.losses])
+        if len(own)
+        else final[0].new_empty(0),
+        final_params=initial.tree(final),
+        state=InnerState(before + len(own), tuple(t.detach() for t in adapted.state)),
+    )
+
+
+class _Sweep:
+    """From the derivatives after an inner step to those before it.
+
+    Args:
+        replay: the inner losses.
+        outer: the outer losses.
+        others: the meta-parameters.
+        along: inner steps before which there is an outer loss.
+        before: number of inner steps before the run.
+        order: see `metagradient`.
+        hvp: see `metagradient`.
+
+    Attributes:
+        meta: derivatives with respect to the meta-parameters through the inner losses.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        outer: OuterLosses,
+        others: Sequence[Tensor],
+        along: Mapping[int, Any],
+        before: int,
+        order: Order,
+        hvp: Hvp,
+    ) -> None:
+        self._replay = replay
+        self._outer = outer
+        self._others = others
+        self._along = along
+        self._before = before
+        self._order = order
+        self._products = PRODUCTS[hvp]
+        self.meta: list[Tensor | None] = [None] * len(others)
+
+    def at_end(self, step: int, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The derivatives of the outer loss after the last inner step."""
+        grads: Sequence[Tensor | None] = [None] * len(params)
+        if step in self._along or not self._along:
+            grads = self._outer.gradient(step, params)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
+
+    def through(self, step: InnerStep, back: Cotangents) -> Sequence[Tensor]:
+        """See `Tape.reverse_sweep`."""
+        own, number = list(step.params), step.number - self._before
+        v: list[Tensor | None] = list(back.params)
+        if number in self._along:
+            with self._replay.returned_to(self._replay.before(step.number)):
+                v = added(v, self._outer.gradient(number, own))
+        exact = self._order == "exact"
+        if not exact and not self._others:
+            self._replay.drop(step.number)
+        else:
+            with self._replay.repeat(step.number) as loss:
+                found = self._products(loss, own, back.grads, self._others)
+            self.meta = added(self.meta, found[len(own) :])
+            if exact:
+                v = added(v, found[: len(own)])
+        return [t for t in v if t is not None]
+
+
+def _through_settings(
+    optimizer: Adaptation, meta: Leaves, d_rates: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """Derivatives with respect to meta-parameters from which the optimizer's settings come."""
+    leaves = [i for i, t in enumerate(meta.given) if t.requires_grad]
+    pairs = [(r, d) for r, d in zip(optimizer.rates, d_rates, strict=True) if r.requires_grad]
+    total: list[Tensor | None] = [None] * len(meta.given)
+    if not leaves or not pairs:
+        return total
+    rates, cotangents = zip(*pairs, strict=True)
+    found = torch.autograd.grad(
+        rates, [meta.given[i] for i in leaves], cotangents, retain_graph=True, allow_unused=True
+    )
+    for i, grad in zip(leaves, found, strict=True):
+        total[i] = grad
+    return total
