@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -44,12 +45,14 @@ class Contender:
         if limit is not None:
             resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (limit, limit))
 
-    def wait(self) -> None:
-        """Waits until the first meta-gradient is computed.
+    def begin(self) -> None:
+        """Computes the first meta-gradient, for which all is loaded since the process started.
 
         Raises:
             ContenderError: if there is none.
         """
+        with suppress(BrokenPipeError):  # of a process that has failed, which says why
+            self._send("")
         line = _open(self._process.stdout).readline().strip()
         if line != "ready":
             raise ContenderError(self._reason(line))
@@ -61,12 +64,15 @@ class Contender:
             ContenderError: if the process dies.
         """
         try:
-            stream = _open(self._process.stdin)
-            stream.write(f"{request}\n")
-            stream.flush()
+            self._send(request)
             return float(_open(self._process.stdout).readline())
         except (BrokenPipeError, ValueError):
             raise ContenderError(self._reason("")) from None
+
+    def _send(self, request: str) -> None:
+        stream = _open(self._process.stdin)
+        stream.write(f"{request}\n")
+        stream.flush()
 
     def _reason(self, line: str) -> str:
         """Why the process failed, from its output, its messages, or its exit status."""
@@ -84,7 +90,8 @@ class Contender:
         """Kills the process."""
         self._messages.close()
         self._process.kill()
-        self._process.communicate()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
 
 
 def _open(stream: IO[str] | None) -> IO[str]:

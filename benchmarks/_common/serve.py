@@ -1,9 +1,9 @@
 """The process of a contender: computes a meta-gradient, then measures it as often as asked.
 
-Prints ``ready`` after the first meta-gradient, or why there is none. Then answers each line of
-input with a number: for ``memory`` the peak of torch's allocations in bytes, for ``growth`` how
-much the first meta-gradient increased the memory of the process, otherwise the median seconds of a
-meta-gradient over a turn.
+Loads everything, waits for a line, and prints ``ready`` after the first meta-gradient, or why there
+is none. Then answers each line of input with a number: for ``memory`` the peak of torch's
+allocations in bytes, for ``growth`` how much the first meta-gradient increased the memory of the
+process, otherwise the median seconds of a meta-gradient over a turn.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def serve(
     """
     try:
         meta_gradient = make()
+        if not sys.stdin.readline():
+            return
         begin = time.perf_counter()
         gradient, growth = peak_growth(meta_gradient, device)
         warm_up = time.perf_counter() - begin < LONG or not release_memory

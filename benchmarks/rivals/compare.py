@@ -56,7 +56,7 @@ def start(name: str, case_file: Path, rivals: str, threads: int) -> tuple[Conten
     command = [python, "-m", "benchmarks.rivals.worker", name, str(case_file), str(gradient_file)]
     contender = Contender(name, [*command, str(threads)], case_file.parent)
     try:
-        contender.wait()
+        contender.begin()
     except ContenderError as reason:
         print(f"  {name}: skipped ({reason})")
         contender.stop()

@@ -68,27 +68,27 @@ def measure(case: Case, names: Sequence[str], options: Options) -> list[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         case_file.save(folder / "case.pt", case, build(case), batch(case))
-        reference: tuple[str, torch.Tensor] | None = None
-        for name in _with_references(names, case):
-            if name not in names and name in REFERENCES and reference is not None:
-                continue
-            process = _start(name, folder, options)
+        # All load their libraries at the same time, then compute one after another.
+        processes = {name: _start(name, folder, options) for name in _all(names, case)}
+        for process in processes.values():
             stack.callback(process.stop)
-            try:
-                process.wait()
-                found = _Running(process)
-                if CONTENDERS[name].exact:
-                    gradient = torch.load(folder / f"{name}.pt")
-                    reference = reference or (name, gradient)
-                    found.reference = reference[0]
-                    found.error = _error(gradient, reference[1], case.tolerance)
-                running[name] = found
-            except ContenderError as error:
-                rows[name] = Row(case.name, name, note=_note(str(error)))
-                process.stop()
-                continue
-            if name not in names and name != STEP:
-                del running[name]  # only its gradient was needed
+        reference: tuple[str, torch.Tensor] | None = None
+        for name, process in processes.items():
+            wanted = name in names or name == STEP
+            if wanted or reference is None:
+                try:
+                    process.begin()
+                    found = _Running(process)
+                    if CONTENDERS[name].exact:
+                        gradient = torch.load(folder / f"{name}.pt")
+                        reference = reference or (name, gradient)
+                        found.reference = reference[0]
+                        found.error = _error(gradient, reference[1], case.tolerance)
+                    running[name] = found
+                except ContenderError as error:
+                    rows[name] = Row(case.name, name, note=_note(str(error)))
+            if not wanted or name not in running:
+                running.pop(name, None)
                 process.stop()
         _time(running, rows, case, options)
         for name, found in running.items():
@@ -103,7 +103,7 @@ def measure(case: Case, names: Sequence[str], options: Options) -> list[Row]:
     return kept
 
 
-def _with_references(names: Sequence[str], case: Case) -> Iterator[str]:
+def _all(names: Sequence[str], case: Case) -> Iterator[str]:
     """The training step, what gradients are compared with, and the others."""
     exact = any(CONTENDERS[name].exact for name in names)
     references = [n for n in REFERENCES if exact and CONTENDERS[n].runs(case)]
