@@ -15,9 +15,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 
@@ -52,55 +52,54 @@ class Options:
 
 @dataclass
 class _Running:
-    """A process that has computed its gradient."""
+    """Process of a contender, and what is known of it."""
 
     process: Contender
+    times: list[float] = field(default_factory=list)
     error: float = float("nan")
     reference: str = ""
-    times: list[float] = field(default_factory=list)
+    note: str = ""  # why it was stopped
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Stops the process if it fails, and keeps the reason."""
+        try:
+            yield
+        except ContenderError as error:
+            self.note = _note(str(error))
+            self.process.stop()
+
+    def row(self, case: Case, name: str) -> Row:
+        """The row of its times and memory, or of the reason why there are none."""
+        if self.note:
+            return Row(case.name, name, note=self.note)
+        times = self.times
+        low, median, high = quantiles(times, n=4) if len(times) > 1 else times * 3
+        mb = self.process.run("growth") / 1e6
+        found = Row(case.name, name, median, low, high, len(times), mb)
+        return replace(found, error=self.error, reference=self.reference)
 
 
 def measure(case: Case, names: Sequence[str], options: Options) -> list[Row]:
-    """Rows of the contenders, and of the training step; a failure is a note in its row."""
+    """Rows of contenders; a failure is a note in its row."""
     torch.manual_seed(0)
-    rows: dict[str, Row] = {}
-    running: dict[str, _Running] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         case_file.save(folder / "case.pt", case, build(case), batch(case))
         # All load their libraries at the same time, then compute one after another.
-        processes = {name: _start(name, folder, options) for name in _all(names, case)}
-        for process in processes.values():
-            stack.callback(process.stop)
-        reference: tuple[str, torch.Tensor] | None = None
-        for name, process in processes.items():
-            wanted = name in names or name == STEP
-            if wanted or reference is None:
-                try:
-                    process.begin()
-                    found = _Running(process)
-                    if CONTENDERS[name].exact:
-                        gradient = torch.load(folder / f"{name}.pt")
-                        reference = reference or (name, gradient)
-                        found.reference = reference[0]
-                        found.error = _error(gradient, reference[1], case.tolerance)
-                    running[name] = found
-                except ContenderError as error:
-                    rows[name] = Row(case.name, name, note=_note(str(error)))
-            if not wanted or name not in running:
-                running.pop(name, None)
-                process.stop()
-        _time(running, rows, case, options)
-        for name, found in running.items():
-            if name not in rows:
-                rows[name] = _row(case, name, found)
+        running = {name: _Running(_start(name, folder, options)) for name in _all(names, case)}
+        for found in running.values():
+            stack.callback(found.process.stop)
+        timed = {name: found for name, found in running.items() if name in (STEP, *names)}
+        _compare(case, running, timed, folder)
+        _time(list(timed.values()), options)
+        rows = {name: found.row(case, name) for name, found in timed.items()}
     step = rows[STEP]
-    kept = [row for name, row in rows.items() if name in names]
-    for row in kept:
+    for row in rows.values():
         row.times_floor = row.ms / (step.ms * case.floor)
         row.times_memory = row.mb / step.mb
         row.setting = _setting(case, options)
-    return kept
+    return [rows[name] for name in names]
 
 
 def _all(names: Sequence[str], case: Case) -> Iterator[str]:
@@ -131,6 +130,36 @@ def _error(gradient: torch.Tensor, reference: torch.Tensor, tolerance: float) ->
     return error
 
 
+def _compare(
+    case: Case, running: Mapping[str, _Running], timed: Container[str], folder: Path
+) -> None:
+    """Computes the first meta-gradients, and compares them with the first exact one."""
+    reference: tuple[str, torch.Tensor] | None = None
+    for name, found in running.items():
+        if name in timed or reference is None:
+            with found.noting():
+                found.process.begin()
+                if CONTENDERS[name].exact:
+                    gradient = torch.load(folder / f"{name}.pt")
+                    reference = reference or (name, gradient)
+                    found.reference = reference[0]
+                    found.error = _error(gradient, reference[1], case.tolerance)
+        if name not in timed:
+            found.process.stop()
+
+
+def _time(contenders: Sequence[_Running], options: Options) -> None:
+    """Times contenders in turns."""
+    begin = time.monotonic()
+    for number in range(options.rounds):
+        if number and time.monotonic() - begin > options.seconds:
+            break
+        for found in contenders:
+            if not found.note:
+                with found.noting():
+                    found.times.append(1e3 * found.process.run())
+
+
 def _note(reason: str) -> str:
     """Why there is no result: refused by the library, or failed."""
     kind, _, message = reason.partition(": ")
@@ -142,41 +171,17 @@ def _note(reason: str) -> str:
     return reason if reason.startswith(known) else f"failed: {reason[:200]}"
 
 
-def _time(running: dict[str, _Running], rows: dict[str, Row], case: Case, options: Options) -> None:
-    """Times the contenders in turns; one that dies is left out from then on."""
-    begin = time.monotonic()
-    for number in range(options.rounds):
-        if number and time.monotonic() - begin > options.seconds:
-            break
-        for name, found in running.items():
-            if name in rows:
-                continue
-            try:
-                found.times.append(1e3 * found.process.run())
-            except ContenderError as error:
-                rows[name] = Row(case.name, name, note=_note(str(error)))
-
-
-def _row(case: Case, name: str, found: _Running) -> Row:
-    times = found.times
-    low, median, high = quantiles(times, n=4) if len(times) > 1 else times * 3
-    mb = found.process.run("growth") / 1e6
-    row = Row(case.name, name, median, low, high, len(times), mb)
-    row.error, row.reference = found.error, found.reference
-    return row
-
-
 def _setting(case: Case, options: Options) -> str:
-    device = torch.cuda.get_device_name() if case.device == "cuda" else f"{options.threads} threads"
+    threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
+    device = torch.cuda.get_device_name() if case.device == "cuda" else threads
     return f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}"
 
 
 def main() -> int:
     args = _arguments()
     cases = GPU_CASES if args.device == "cuda" else CASES
-    options = Options(
-        args.rivals, args.threads, args.rounds, args.seconds, int(args.memory_limit * 1e9) or None
-    )
+    limit = int(args.memory_limit * 1e9) if args.device == "cpu" else 0
+    options = Options(args.rivals, args.threads, args.rounds, args.seconds, limit or None)
     path = args.out.with_suffix(".csv")
     rows = read(path)
     wrong = False
@@ -231,7 +236,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--memory-limit", type=float, default=16.0, help="GB per process; 0 for no limit"
+        "--memory-limit", type=float, default=16.0, help="GB per process on the CPU; 0: none"
     )
     parser.add_argument("--again", action="store_true", help="measure finished rows again")
     args = parser.parse_args()
