@@ -19,7 +19,7 @@ class ContenderError(Exception):
     """A contender cannot run, and why."""
 
 
-class Contender:
+class ContenderProcess:
     """Process of a contender: ``PYTHON -m MODULE ARGUMENTS``.
 
     Args:

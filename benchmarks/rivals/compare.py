@@ -24,7 +24,7 @@ from statistics import quantiles
 
 import torch
 
-from benchmarks._common.process import Contender, ContenderError
+from benchmarks._common.process import ContenderError, ContenderProcess
 from benchmarks.rivals.cases import CASES, Case, save
 from benchmarks.rivals.chart import draw
 
@@ -49,12 +49,14 @@ class Row:
     times_rival: float = float("nan")  # speedup over learn2learn
 
 
-def start(name: str, case_file: Path, rivals: str, threads: int) -> tuple[Contender | None, Path]:
+def start(
+    name: str, case_file: Path, rivals: str, threads: int
+) -> tuple[ContenderProcess | None, Path]:
     """A process that has computed its gradient, and the file of it; prints why if there is none."""
     gradient_file = case_file.with_name(f"{name}.pt")
     python = rivals if name in RIVALS else sys.executable
     command = [python, "-m", "benchmarks.rivals.worker", name, str(case_file), str(gradient_file)]
-    contender = Contender(name, [*command, str(threads)], case_file.parent)
+    contender = ContenderProcess(name, [*command, str(threads)], case_file.parent)
     try:
         contender.begin()
     except ContenderError as reason:
@@ -68,7 +70,7 @@ def measure(
     case: Case, names: Sequence[str], rivals: str, seconds: float, threads: int
 ) -> list[Row]:
     """Times all contenders that can run the case; exits if a gradient is wrong."""
-    workers: list[Contender] = []
+    workers: list[ContenderProcess] = []
     with tempfile.TemporaryDirectory() as folder:
         case_file = Path(folder) / "case.pt"
         save(case, case_file)

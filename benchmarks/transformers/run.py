@@ -24,7 +24,7 @@ from statistics import quantiles
 import torch
 
 from benchmarks._common import case_file
-from benchmarks._common.process import Contender, ContenderError
+from benchmarks._common.process import ContenderError, ContenderProcess
 from benchmarks.transformers.cases import CASES, GPU_CASES, Case, batch
 from benchmarks.transformers.contenders import CONTENDERS, REFERENCES, STEP
 from benchmarks.transformers.networks import build
@@ -54,7 +54,7 @@ class Options:
 class _Running:
     """Process of a contender, and what is known of it."""
 
-    process: Contender
+    process: ContenderProcess
     times: list[float] = field(default_factory=list)
     error: float = float("nan")
     reference: str = ""
@@ -74,7 +74,9 @@ class _Running:
         if self.note:
             return Row(case.name, name, note=self.note)
         times = self.times
-        low, median, high = quantiles(times, n=4) if len(times) > 1 else times * 3
+        low, median, high = (
+            quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+        )
         mb = self.process.run("growth") / 1e6
         found = Row(case.name, name, median, low, high, len(times), mb)
         return replace(found, error=self.error, reference=self.reference)
@@ -109,11 +111,11 @@ def _all(names: Sequence[str], case: Case) -> Iterator[str]:
     yield from dict.fromkeys([STEP, *references, *names])
 
 
-def _start(name: str, folder: Path, options: Options) -> Contender:
+def _start(name: str, folder: Path, options: Options) -> ContenderProcess:
     python = options.rivals if CONTENDERS[name].rival else sys.executable
     arguments = [name, f"{folder / 'case.pt'}", f"{folder / name}.pt", f"{options.threads}"]
     command = [python, "-m", "benchmarks.transformers.worker", *arguments]
-    return Contender(name, command, folder, options.limit)
+    return ContenderProcess(name, command, folder, options.limit)
 
 
 def _error(gradient: torch.Tensor, reference: torch.Tensor, tolerance: float) -> float:

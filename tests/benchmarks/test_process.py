@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._common.process import Contender, ContenderError
+from benchmarks._common.process import ContenderError, ContenderProcess
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def start(tmp_path: Path):
     """Starts Python code as a contender."""
     started = []
 
-    def run(code: str, limit: int | None = None) -> Contender:
+    def run(code: str, limit: int | None = None) -> ContenderProcess:
         command = [sys.executable, "-S", "-c", f"input()\n{code}"]
-        started.append(Contender("name", command, tmp_path, limit))
+        started.append(ContenderProcess("name", command, tmp_path, limit))
         return started[-1]
 
     yield run
