@@ -2,7 +2,7 @@
 
 In MixFlow form (Kemaev et al. 2025) the inner gradient has its own derivative, forward over
 reverse: the tangent of the gradient along the cotangent. It keeps the parameters before each inner
-step, so inner gradients are not computed again. Blocks are rematerialised.
+step, so inner gradients are not computed again. Blocks are rematerialised, in a ``scan``.
 """
 
 from __future__ import annotations

@@ -27,14 +27,22 @@ def forward(case: Case, params: Params, x: Any, *, remat: bool = False) -> Any:
     x = _linear(params, "patches", _patches(x)) if vit else params["tokens.weight"][x]
     x = x + params["positions"]
     block = partial(_block, heads=case.heads, causal=not vit)
+    layers = [_layer(params, layer) for layer in range(case.layers)]
     if remat:
-        block = jax.checkpoint(block)
-    for layer in range(case.layers):
-        prefix = f"blocks.{layer}."
-        own = {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
-        x = block(own, x)
+        # In a loop, where XLA cannot merge the repeated computations with the first ones.
+        stacked = {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+        body = jax.checkpoint(lambda x, own: (block(own, x), None), prevent_cse=False)
+        x, _ = jax.lax.scan(body, x, stacked)
+    else:
+        for own in layers:
+            x = block(own, x)
     x = _norm(params, "norm", x)
     return _linear(params, "head", x.mean(1) if vit else x)
+
+
+def _layer(params: Params, layer: int) -> Params:
+    prefix = f"blocks.{layer}."
+    return {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
 
 
 def _patches(x: Any) -> Any:
