@@ -1,12 +1,18 @@
-"""Peak memory of a call, from the allocations recorded by torch's profiler."""
+"""Peak memory of a call: of torch's allocations, or of the whole process."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+Result = TypeVar("Result")
 
 
 def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
@@ -41,3 +47,33 @@ def _cuda(run: Callable[[], object]) -> int:
     before = torch.cuda.memory_allocated()
     run()
     return torch.cuda.max_memory_allocated() - before
+
+
+def peak_growth(run: Callable[[], Result], device: str = "cpu") -> tuple[Result, int]:
+    """Result of a call, and the growth of the peak memory in use during it, in bytes.
+
+    On the CPU it is the resident set of the process (Linux), whatever library allocates; memory
+    that was freed before is returned to the system first.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return run(), torch.cuda.max_memory_allocated() - before
+    release()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the current resident set
+    before = _status("VmRSS")
+    return run(), _status("VmHWM") - before
+
+
+def release() -> None:
+    """Returns freed memory to the system, with glibc."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])

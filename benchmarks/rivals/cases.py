@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarks._common import case_file
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Case:
     def title(self) -> str:
         """Network, tasks and inner loop."""
         return f"{self.name}, {self.steps} step{'s' * (self.steps > 1)}, order {self.order}"
+
+    @property
+    def loss(self) -> Any:
+        """Loss function of outputs and targets."""
+        return F.mse_loss if self.regression else F.cross_entropy
 
     @property
     def regression(self) -> bool:
@@ -181,14 +188,4 @@ def batch(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def save(case: Case, path: Path) -> None:
     """Writes case, initial weights and tasks, for the processes of the contenders."""
     torch.manual_seed(0)
-    content = {"case": asdict(case), "state": build(case).state_dict(), "batch": batch(case)}
-    torch.save(content, path)
-
-
-def load(path: Path) -> tuple[Case, nn.Module, Any]:
-    """Reads a case, its network with the initial weights, and its tasks."""
-    content = torch.load(path)
-    case = Case(**content["case"])
-    module = build(case)
-    module.load_state_dict(content["state"])
-    return case, module, content["batch"]
+    case_file.save(path, case, build(case), batch(case))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
-from typing import IO
 
 import torch
 
+from benchmarks._common.process import ContenderError, ContenderProcess
 from benchmarks.rivals.cases import CASES, Case, save
 from benchmarks.rivals.chart import draw
 
@@ -50,73 +49,41 @@ class Row:
     times_rival: float = float("nan")  # speedup over learn2learn
 
 
-class Worker:
-    """Process of a contender."""
-
-    def __init__(self, name: str, python: str, case_file: Path, threads: int) -> None:
-        self.name = name
-        self.gradient_file = case_file.with_name(f"{name}.pt")
-        self.messages = case_file.with_name(f"{name}.txt").open("w+")
-        command = [python, "-m", "benchmarks.rivals.worker", name, str(case_file)]
-        self.process = subprocess.Popen(
-            [*command, str(self.gradient_file), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.messages,
-            text=True,
-        )
-
-    def line(self) -> str:
-        """The next line of output."""
-        return _open(self.process.stdout).readline().strip()
-
-    def ready(self) -> bool:
-        """Waits for the gradient; prints the reason if there is none."""
-        if self.line() == "ready":
-            return True
-        self.messages.seek(0)
-        reason = self.messages.read().strip().splitlines() or ["the process died"]
-        print(f"  {self.name}: skipped ({reason[-1]})")
-        return False
-
-    def run(self, request: str = "") -> float:
-        """Seconds of one meta-gradient, or its peak memory in bytes (``"memory"``)."""
-        stream = _open(self.process.stdin)
-        stream.write(f"{request}\n")
-        stream.flush()
-        return float(self.line())
-
-    def stop(self) -> None:
-        """Kills the process."""
-        self.messages.close()
-        self.process.kill()
-        self.process.communicate()
-
-
-def _open(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
+def start(
+    name: str, case_file: Path, rivals: str, threads: int
+) -> tuple[ContenderProcess | None, Path]:
+    """A process that has computed its gradient, and the file of it; prints why if there is none."""
+    gradient_file = case_file.with_name(f"{name}.pt")
+    python = rivals if name in RIVALS else sys.executable
+    command = [python, "-m", "benchmarks.rivals.worker", name, str(case_file), str(gradient_file)]
+    contender = ContenderProcess(name, [*command, str(threads)], case_file.parent)
+    try:
+        contender.begin()
+    except ContenderError as reason:
+        print(f"  {name}: skipped ({reason})")
+        contender.stop()
+        return None, gradient_file
+    return contender, gradient_file
 
 
 def measure(
     case: Case, names: Sequence[str], rivals: str, seconds: float, threads: int
 ) -> list[Row]:
     """Times all contenders that can run the case; exits if a gradient is wrong."""
-    workers: list[Worker] = []
+    workers: list[ContenderProcess] = []
     with tempfile.TemporaryDirectory() as folder:
         case_file = Path(folder) / "case.pt"
         save(case, case_file)
         try:
             errors, reference = {}, torch.empty(0)
             for name in names:
-                python = rivals if name in RIVALS else sys.executable
-                workers.append(Worker(name, python, case_file, threads))
-                if not workers[-1].ready():
-                    workers.pop().stop()
+                worker, gradient_file = start(name, case_file, rivals, threads)
+                if worker is None:
                     continue
+                workers.append(worker)
                 errors[name] = float("nan")  # for contenders without a gradient
-                if workers[-1].gradient_file.exists():
-                    gradient = torch.load(workers[-1].gradient_file)
+                if gradient_file.exists():
+                    gradient = torch.load(gradient_file)
                     reference = gradient if name == REFERENCE else reference
                     errors[name] = ((gradient - reference).norm() / reference.norm()).item()
                 if errors[name] > AGREEMENT:

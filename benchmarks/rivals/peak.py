@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.rivals.cases import Case, build, save
-from benchmarks.rivals.compare import RIVALS, Worker
+from benchmarks.rivals.compare import start
 
 CASE = Case("Omniglot Conv4-64, 5-way 1-shot, 1 task", "strided", 1)
 CONTENDERS = ("plain_autograd", "learn2learn_maml", "fastmeta_engine", "fastmeta_recursion")
@@ -30,9 +30,11 @@ def peak(name: str, case: Case, rivals: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         case_file = Path(folder) / "case.pt"
         save(case, case_file)
-        worker = Worker(name, rivals if name in RIVALS else sys.executable, case_file, threads=1)
+        worker, _ = start(name, case_file, rivals, threads=1)
+        if worker is None:
+            return float("nan")
         try:
-            return worker.run("memory") if worker.ready() else float("nan")
+            return worker.run("memory")
         finally:
             worker.stop()
 

@@ -30,6 +30,7 @@ COLLECTED = {
     "results/benchmarks.md": "benchmarks/README.md",
     "results/notes.md": "benchmarks/NOTES.md",
     "results/rivals.md": "benchmarks/rivals/README.md",
+    "results/transformers.md": "benchmarks/transformers/README.md",
 }
 TABLES = "benchmarks/tables"
 

@@ -33,6 +33,7 @@ nav:
       - project/contributing.md
       - results/notes.md
       - results/rivals.md
+      - results/transformers.md
       - results/benchmarks.md
 """
 INDEX = """# Start
@@ -64,7 +65,8 @@ def repository(tmp_path: Path) -> Path:
         "benchmarks/tables/sine.png": "png",
         "docs/gsl-study.md": "# Variants\n\n[numbers](../benchmarks/results/log.txt)\n",
         **dict.fromkeys(("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"), "# A"),
-        **dict.fromkeys(("benchmarks/README.md", "benchmarks/rivals/README.md"), "# A"),
+        "benchmarks/README.md": "# A",
+        **dict.fromkeys((f"benchmarks/{x}/README.md" for x in ("rivals", "transformers")), "# A"),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

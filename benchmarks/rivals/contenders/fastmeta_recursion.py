@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders.losses import loss_of
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
@@ -15,7 +14,7 @@ from fastmeta.metagrad import Recursion
 def make(case: Case, module: Any, batch: Any) -> Any:
     learner = MetaLearner(
         module,
-        loss_of(case),
+        case.loss,
         adaptation=SGD(case.lr, case.steps),
         metagrad=Recursion(),
         aggregation=Mean(),

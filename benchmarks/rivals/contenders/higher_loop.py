@@ -8,11 +8,10 @@ import higher
 import torch
 
 from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
-    loss = loss_of(case)
+    loss = case.loss
     inner = torch.optim.SGD(module.parameters(), lr=case.lr)
     second = case.order == 2
 

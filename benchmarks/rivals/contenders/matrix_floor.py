@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._common.contenders import plain_autograd
 from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders import plain_autograd
 
 SIZE = 512
 

@@ -8,11 +8,10 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
-    loss = loss_of(case)
+    loss = case.loss
     start = {name: p.detach() for name, p in module.named_parameters()}
 
     def value(params: Any, x: Any, y: Any) -> Any:

@@ -8,13 +8,12 @@ import torch
 import torchopt
 
 from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders.losses import loss_of
 
 
 def make(case: Case, module: Any, batch: Any) -> Any:
     if case.order == 1:
         raise ImportError("TorchOpt has no first-order mode")
-    loss = loss_of(case)
+    loss = case.loss
     inner = torchopt.MetaSGD(module, lr=case.lr)
     start = list(module.parameters())
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import learn2learn
 
-from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders.losses import loss_of
 
-
-def make(case: Case, module: Any, batch: Any) -> Any:
-    loss = loss_of(case)
-    maml = learn2learn.algorithms.MAML(module, lr=case.lr, first_order=case.order == 1)
+def make(case: Any, module: Any, batch: Any) -> Any:
+    loss = case.loss
+    maml = learn2learn.algorithms.MAML(
+        module, lr=case.lr, first_order=case.order == 1, allow_nograd=True
+    )
 
     def meta_gradient() -> Any:
         maml.zero_grad()
@@ -21,6 +20,6 @@ def make(case: Case, module: Any, batch: Any) -> Any:
             for _ in range(case.steps):
                 learner.adapt(loss(learner(x), y))
             (loss(learner(query_x), query_y) / case.tasks).backward()
-        return [p.grad for p in maml.parameters()]
+        return [p.grad for p in maml.parameters() if p.requires_grad]
 
     return meta_gradient

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from benchmarks.rivals.cases import Case
-from benchmarks.rivals.contenders.losses import loss_of
 
-
-def make(case: Case, module: Any, batch: Any) -> Any:
-    loss = loss_of(case)
-    names = [name for name, _ in module.named_parameters()]
-    start = list(module.parameters())
+def make(case: Any, module: Any, batch: Any) -> Any:
+    loss = case.loss
+    initial = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    names, start = list(initial), list(initial.values())
 
     def task(x: Any, y: Any, query_x: Any, query_y: Any) -> Any:
         fast = start

@@ -1,0 +1,1 @@
+"""Exact meta-gradients through transformers: ``python -m benchmarks.transformers``."""

@@ -1,0 +1,7 @@
+"""Runs ``benchmarks.transformers.run``."""
+
+import sys
+
+from benchmarks.transformers.run import main
+
+sys.exit(main())
