@@ -11,7 +11,7 @@ import torch
 
 from fastmeta.train._atomic_files import remove_temporary, write_json
 from fastmeta.train._interrupt import GracefulInterrupt
-from fastmeta.train.builders import build_run, check_learner, prepare
+from fastmeta.train.builders import build_run, check_learner, prepare, with_splits
 from fastmeta.train.checkpoint import checkpoints, load_latest
 from fastmeta.train.config.schema import TrainConfig, configure
 from fastmeta.train.errors import ConfigError, require
@@ -120,6 +120,8 @@ def _run(
     config: TrainConfig, folder: Path, saved: dict[str, Any] | None, stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
     _check_packages(config)
+    if saved is None:
+        config = with_splits(config)
     device = prepare(config)
     with process_group(config, device) as sharding:
         run = build_run(config, folder, device, sharding)
