@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fastmeta.data._io.errors import data_error
@@ -19,7 +19,7 @@ _FIVE = 5  # classes of validation and test that suffice for 5-way tasks
 
 def split_own(
     where: Path,
-    found: Mapping[str, Sequence[str]],
+    found: Mapping[str, Collection[str]],
     *,
     split_seed: int = 0,
     merge: bool = False,
@@ -111,7 +111,7 @@ def _given(where: Path, names: Sequence[str], chosen: Mapping[str, Sequence[str]
     return splits
 
 
-def _check_folders(where: Path, found: Mapping[str, Sequence[str]]) -> None:
+def _check_folders(where: Path, found: Mapping[str, Collection[str]]) -> None:
     if not found.get("train"):
         raise data_error(
             where,

@@ -23,7 +23,7 @@ from fastmeta.learners._state import load_state, state_of
 from fastmeta.learners._trainable import TrainableStep
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient, StepContext
-from fastmeta.tasks import TaskBatch
+from fastmeta.tasks import Task, TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -238,14 +238,18 @@ class MetaLearner:
         fast, own = adapt_to_task(spec, x, y, spec.model.clone_buffers(), steps), spec.model.own
         return dict(zip(spec.model.names[:own], fast[:own], strict=True))
 
-    def predict(self, batch: TaskBatch, steps: int | None = None, head: Head = "main") -> Tensor:
+    def predict(
+        self, batch: TaskBatch | Task, steps: int | None = None, head: Head = "main"
+    ) -> Tensor:
         """Query outputs after adaptation to the support sets, `(T, n_query, *output)`.
+
+        Of a single `Task` they are `(n_query, *output)`, which the loss takes.
 
         The learner does not change. BatchNorm with batch statistics sees the whole query set at
         once ("transductive", as in MAML and Reptile).
 
         Args:
-            batch: the tasks; query targets are not used.
+            batch: the tasks, or one; query targets are not used.
             steps: number of inner steps; as in training by default.
             head: `"main"`: the module's outputs, without the co-learner (CML).
                 `"co-learner"`: its outputs on the features of the adapted module, as in the
@@ -256,6 +260,8 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, the head is unknown or there is no co-learner.
         """
+        if isinstance(batch, Task):
+            return self.predict(TaskBatch(*(part[None] for part in batch)), steps, head)[0]
         check_tasks(batch)
         check_head(head, self.co_learner)
         return predict_tasks(self._current().spec, batch, steps, head)

@@ -16,12 +16,12 @@ from fastmeta._options import construct
 from fastmeta.backend import build_info
 from fastmeta.data import EpisodeSampler, Jitter, TaskSource, TooFewError, class_splits, load
 from fastmeta.distributed import ShardedSource, Sharding
+from fastmeta.evaluation import ACCURACY, MSE, Metric
 from fastmeta.functional import CoLearner
 from fastmeta.learners import MetaLearner, MethodSpec, build
 from fastmeta.models import BACKBONES, NetworkOptions
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
-from fastmeta.train.metrics import ACCURACY, MSE, Metric
 from fastmeta.train.run import Run
 from fastmeta.train.torchrun import own_device
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from fastmeta.backend import build_info
+from fastmeta.evaluation import estimate
 from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train._atomic_files import write_json
 from fastmeta.train.builders import build_learner, build_module
-from fastmeta.train.metrics import estimate
 from fastmeta.train.plots import draw
 from fastmeta.train.run import Run
 from fastmeta.train.trainer import Trainer

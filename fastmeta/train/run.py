@@ -11,11 +11,10 @@ from torch import Tensor
 
 from fastmeta.data import TaskSource
 from fastmeta.distributed import Sharding
+from fastmeta.evaluation import Metric, evaluate
 from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train.config.schema import TrainConfig
-from fastmeta.train.evaluation import task_scores
-from fastmeta.train.metrics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +61,12 @@ class Run:
             head: whose outputs are scored, see
                 [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
         """
-        return task_scores(
+        return evaluate(
             self.learner if learner is None else learner,
             self.sources[split],
-            {"val": self.config.val_tasks, "test": self.config.test_tasks}[split],
-            self.metric,
-            self.config.eval_inner_steps if steps is None else steps,
-            head,
-            self.sharding,
-        )
+            count={"val": self.config.val_tasks, "test": self.config.test_tasks}[split],
+            metric=self.metric,
+            steps=self.config.eval_inner_steps if steps is None else steps,
+            head=head,
+            sharding=self.sharding,
+        ).scores

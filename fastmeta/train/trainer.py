@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastmeta.evaluation import Estimate, estimate
 from fastmeta.learners import NonFiniteError
 from fastmeta.schedules import schedule
 from fastmeta.train._meter import Meter
@@ -20,7 +21,6 @@ from fastmeta.train.checkpoint import BEST, prune, save_checkpoint, step_path
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import DivergedError
 from fastmeta.train.logs import Log, Record
-from fastmeta.train.metrics import Estimate, estimate
 from fastmeta.train.progress import Progress
 from fastmeta.train.run import Run
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fastmeta import FOMAML, TaskBatch
+from fastmeta.evaluation import MSE, Metric
 from fastmeta.train import (
     CheckpointError,
     ConfigError,
@@ -28,7 +29,6 @@ from fastmeta.train import (
 )
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-from fastmeta.train.metrics import MSE, Metric
 
 METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile")
 

@@ -36,7 +36,7 @@ def estimate(scores: Tensor) -> Estimate:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metric:
     """A score of query outputs.
 
@@ -49,6 +49,9 @@ class Metric:
     name: str
     per_task: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool
+
+    def __repr__(self) -> str:
+        return f"Metric({self.name})"
 
     def better(self, new: float, old: float) -> bool:
         """Whether `new` is strictly better than `old`."""
@@ -75,4 +78,6 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 ACCURACY = Metric("accuracy", _accuracy, higher_is_better=True)
+"""The fraction of queries whose largest output is that of their class."""
 MSE = Metric("mse", _squared_error, higher_is_better=False)
+"""The mean squared error."""
