@@ -28,6 +28,7 @@ DATASETS = {
     "fc100": "FC100: 60/20/20 classes of CIFAR-100 (Oreshkin et al. 2018)",
     "features": "your own features: arrays features and labels in .npz or .safetensors",
     "folder": "your own images: one folder per class (--data-root DIR)",
+    "glyphs": "characters of many scripts in the fonts of matplotlib; needs no files",
     "mini-imagenet": "mini-ImageNet: 64/16/20 classes of photos (Ravi & Larochelle 2017)",
     "mnist": "MNIST: digits held out for test (LeCun et al. 1998)",
     "omniglot": "Omniglot: 1,623 handwritten characters (Lake et al. 2015)",

@@ -9,6 +9,7 @@ from fastmeta.data.datasets.cifar import load_cifar_fs, load_fc100
 from fastmeta.data.datasets.digits import load_digits
 from fastmeta.data.datasets.features import load_features
 from fastmeta.data.datasets.folder import load_folder
+from fastmeta.data.datasets.glyphs import load_glyphs
 from fastmeta.data.datasets.intents import load_banking77, load_clinc150
 from fastmeta.data.datasets.mini_imagenet import load_mini_imagenet
 from fastmeta.data.datasets.mnist import load_mnist
@@ -58,6 +59,7 @@ __all__ = [
     "load_fc100",
     "load_features",
     "load_folder",
+    "load_glyphs",
     "load_mini_imagenet",
     "load_mnist",
     "load_omniglot",

@@ -95,7 +95,8 @@ class Trainer:
         intervals = (config.log_every, config.val_every, config.checkpoint_every)
         began = time.perf_counter() - self.seconds
         self._meter.restart_clock()
-        with Progress(config.steps, self.step, quiet=not self.run.writes) as progress:
+        what, quiet = f"training {config.method}", not self.run.writes
+        with Progress(what, config.steps, self.step, quiet=quiet, announce=True) as progress:
             while self.step < config.steps:
                 self._train_step()
                 progress.advance()
@@ -150,7 +151,7 @@ class Trainer:
 
     def _validate(self, progress: Progress) -> None:
         run, metric = self.run, self.run.metric
-        val = estimate(run.scores("val"))
+        val = estimate(run.scores("val", what="validation"))
         self._check_finite(f"validation {metric.name}", val.mean)
         self._record(Record(self.step, "val", val.mean, val.ci95, seconds=self.seconds))
         improved = self.best is None or metric.better(val.mean, self.best.val.mean)

@@ -83,10 +83,13 @@ CASES = [
     ("train --adaptation anil --adaptation-option momentm=0", "Did you mean 'momentum'?"),
     # --- the dataset
     (
-        "train --data-option rotations=abc",
+        "train --dataset digits --data-option rotations=abc",
         "dataset 'digits': rotations must be true or false; got",
     ),
-    ("train --data-option rotation=true", "has no option 'rotation'. Did you mean 'rotations'?"),
+    (
+        "train --dataset digits --data-option rotation=true",
+        "has no option 'rotation'. Did you mean 'rotations'?",
+    ),
     (
         "train --dataset sine --data-option amplitude=abc",
         "amplitude must be a list [a number, a numb",

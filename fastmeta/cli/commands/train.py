@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from fastmeta.backend import keep_freed_memory
 from fastmeta.cli.arguments import add_options, given_options, grouped
@@ -49,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the run in the folder --out if there is one, else start it; for commands "
         "that torchrun or a cluster restarts",
     )
+    run.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="then train these methods with the same options, each in its own folder beside "
+        "--out, and show all in one table",
+    )
     for title, members in grouped(fields(TrainConfig)):
         add_options(parser.add_argument_group(title), members)
 
@@ -59,23 +69,44 @@ def run(given: argparse.Namespace) -> int:
     options = [read_config(given.config)] if given.config else []
     options.append(given_options(given))
     if given.resume:
-        if given.dry_run:
-            raise ConfigError("--dry-run shows the options of a new run; leave out --resume.")
+        for flag, asked in (("--dry-run", given.dry_run), ("--compare", given.compare)):
+            if asked:
+                raise ConfigError(f"{flag} is for new runs; leave out --resume.")
         changes = {name: value for source in options for name, value in source.items()}
-        results = resume(given.resume, changes)
+        runs = [resume(given.resume, changes)]
     else:
-        config = configure(*options)
-        check_components(config)
+        methods = [{}, *({"method": name} for name in given.compare)]
+        configs = [configure(*options, method) for method in methods]
+        for config in configs:
+            check_components(config)
         if given.dry_run:
-            print(as_toml(config))
+            print("\n\n".join(map(as_toml, configs)))
             return 0
-        results = train_or_resume(config) if given.go_on else train(config)
-    if results is None:
+        runs = _train(configs, train_or_resume if given.go_on else train)
+    finished = [results for results in runs if results is not None]
+    if len(finished) < len(runs):
         print("fastmeta: stopped and saved; continue with --resume and the folder", file=sys.stderr)
         return INTERRUPTED
-    if not is_first():
-        return 0
-    print(report([results]))
-    picture = " and curves.png" if results["config"]["plots"] else ""
-    print(f"log, checkpoints, results.json{picture}: {results['folder']}")
+    if is_first():
+        print(report(finished))
+        picture = " and curves.png" if finished[0]["config"]["plots"] else ""
+        folders = ", ".join(results["folder"] for results in finished)
+        print(f"log, checkpoints, results.json{picture}: {folders}")
     return 0
+
+
+def _train(
+    configs: Sequence[TrainConfig], start: Callable[[TrainConfig], dict[str, Any] | None]
+) -> list[dict[str, Any] | None]:
+    """Runs one after another, up to the first that is stopped.
+
+    The network without training is evaluated for the first only: it is the same for all.
+    """
+    first = start(configs[0])
+    runs = [first]
+    for config in configs[1:]:
+        if runs[-1] is None or first is None:
+            break
+        folder = f"{first['folder']}-{config.method}"
+        runs.append(start(replace(config, out=folder, untrained=False)))
+    return runs

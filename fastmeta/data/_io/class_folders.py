@@ -16,6 +16,7 @@ from fastmeta.data._io.images import decode_rgb
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)  # ITU-R 601-2
 _FIX = "Expected is a folder of images for each class, such as cats/1.jpg and dogs/1.jpg."
 
 
@@ -75,6 +76,31 @@ def decode_images(paths: Sequence[Path], side: int) -> NDArray[np.uint8]:
         convert=_upright_and_opaque,
         fix="Replace or remove it.",
     )
+
+
+def images_below(path: Path) -> list[Path]:
+    """An image itself, or all images in a folder and its folders, sorted.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(image for at, _, _ in os.walk(path) for image in images_in(Path(at)))
+    if not found:
+        raise data_error(
+            path,
+            expected="an image, or a folder of images",
+            found="no image" if path.is_dir() else "no such file or folder",
+            fix=f"Images end in {', '.join(SUFFIXES)}.",
+        )
+    return found
+
+
+def to_grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB images `(n, 3, H, W)` as grey ones `(n, 1, H, W)`."""
+    grey = (images * _LUMA).sum(1, keepdims=True)
+    return np.asarray(grey.round().astype(np.uint8))
 
 
 def is_grey(images: NDArray[np.uint8]) -> bool:

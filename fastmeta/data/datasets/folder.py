@@ -11,7 +11,7 @@ import torch
 
 from fastmeta._checks import check_choice, check_integer
 from fastmeta.data._io.cache import Arrays, cached, fingerprint, path_hash
-from fastmeta.data._io.class_folders import decode_images, find_images, is_grey
+from fastmeta.data._io.class_folders import decode_images, find_images, is_grey, to_grey
 from fastmeta.data._own_splits import WHOLE, Splits, split_own
 from fastmeta.data.image_dataset import ClassDataset
 from fastmeta.data.splits import SPLITS, check_split
@@ -19,7 +19,6 @@ from fastmeta.data.splits import SPLITS, check_split
 Color = Literal["auto", "grey", "rgb"]
 
 _COLORS = ("auto", "grey", "rgb")
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)  # ITU-R 601-2
 
 
 def load_folder(
@@ -84,7 +83,7 @@ def load_folder(
     arrays = _decoded(where, found, image_size, cache)
     images, classes = arrays["images"], arrays["classes"]
     if color == "grey" or (color == "auto" and is_grey(images)):
-        images = (images * _LUMA).sum(1, keepdims=True).round().astype(np.uint8)
+        images = to_grey(images)
     rows = [np.flatnonzero(classes == name) for name in splits[split]]
     labels = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
     return ClassDataset(torch.from_numpy(images[np.concatenate(rows)]), labels, splits[split])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,33 +95,45 @@ def read_texts(path: Path, text_column: str = "text", label_column: str = "label
         DataError: if it is missing, or lacks the columns.
     """
     texts: Texts = {}
+    for text, label in _rows(path, (text_column, label_column)):
+        texts.setdefault(label, []).append(text)
+    return dict(sorted(texts.items()))
+
+
+def read_column(path: Path, text_column: str = "text") -> list[str]:
+    """The texts of one file, which needs no labels; raises as `read_texts`."""
+    return [text for (text,) in _rows(path, (text_column,))]
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """The values of some columns, row by row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
             rows = csv.DictReader(file, delimiter=delimiter)
             header = rows.fieldnames or []
-            if not {text_column, label_column} <= {*header}:
+            if not {*columns} <= {*header}:
                 raise data_error(
                     path,
-                    expected=f"the columns {text_column!r} and {label_column!r} in the header",
-                    found=f"the columns {', '.join(map(repr, header)) or 'of an empty file'}",
-                    fix="Name the columns: --data-option text_column=... and "
+                    expected=f"the columns {', '.join(map(repr, columns))} in the header",
+                    found=f"the columns {', '.join(map(repr, header))}" if header else "no header",
+                    fix="Name them: --data-option text_column=... and "
                     "--data-option label_column=...",
                 )
             for row in rows:
-                if row[text_column] is None or row[label_column] is None:
+                values = [row[column] for column in columns]
+                if None in values:
                     raise data_error(
                         path,
                         expected=f"{len(header)} columns",
                         found=f"fewer in line {rows.line_num}",
                         fix="Quote texts that contain separators or line breaks.",
                     )
-                texts.setdefault(row[label_column], []).append(row[text_column])
+                yield values
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise data_error(
             path, expected="a CSV file in UTF-8", found=str(error), fix="Check the file."
         ) from error
-    return dict(sorted(texts.items()))
 
 
 def _read(root: Path, text_column: str, label_column: str) -> dict[str, Texts]:

@@ -19,6 +19,7 @@ from fastmeta.data.datasets.cifar import load_cifar_fs, load_fc100
 from fastmeta.data.datasets.digits import load_digits
 from fastmeta.data.datasets.features import features_splits, load_features
 from fastmeta.data.datasets.folder import folder_splits, load_folder
+from fastmeta.data.datasets.glyphs import load_glyphs
 from fastmeta.data.datasets.intents import load_banking77, load_clinc150
 from fastmeta.data.datasets.mini_imagenet import load_mini_imagenet
 from fastmeta.data.datasets.mnist import load_mnist
@@ -67,6 +68,12 @@ def _digits(root: str | Path | None, split: str, **options: Any) -> EpisodeDatas
     return load_digits(split, **options)
 
 
+@forwards_options(lambda given: load_glyphs)
+def _glyphs(root: str | Path | None, split: str, **options: Any) -> EpisodeDataset:
+    """Characters of many scripts in the fonts of matplotlib; needs no files."""
+    return load_glyphs(split, **options)
+
+
 def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
     return DatasetSpec(loader=loader)
 
@@ -74,6 +81,7 @@ def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
     {
+        "glyphs": DatasetSpec("images", _glyphs, preset="glyphs"),
         "digits": DatasetSpec("images", _digits, preset="digits"),
         "cifar-fs": DatasetSpec("images", load_cifar_fs, files=_CIFAR, preset="photos"),
         "fashion-mnist": DatasetSpec(
@@ -151,11 +159,11 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
     """Loads a dataset by name.
 
     Args:
-        name: one of [`DATASETS`][fastmeta.data.DATASETS] that is not generated; `"digits"` needs no
-            files.
+        name: one of [`DATASETS`][fastmeta.data.DATASETS] that is not generated; `"glyphs"` and
+            `"digits"` need no files.
         split: `"train"`, `"val"` or `"test"`.
         root: the folder of the datasets; by default the one that the environment variable
-            `FASTMETA_DATA` names. "digits" ignores it; a plug-in may do without.
+            `FASTMETA_DATA` names. These ignore it; a plug-in may do without.
         options: of the loader: [`load_digits`][fastmeta.data.load_digits],
             [`load_mnist`][fastmeta.data.load_mnist],
             [`load_omniglot`][fastmeta.data.load_omniglot],
