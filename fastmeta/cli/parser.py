@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         )
     parser = Parser(
         prog=f"fastmeta {command}",
-        description=f"{COMMANDS[command].capitalize()}.",
+        description=f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module_of(command).add_arguments(parser)

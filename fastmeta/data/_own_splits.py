@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 from fastmeta.data._io.errors import data_error
@@ -19,8 +19,9 @@ _FIVE = 5  # classes of validation and test that suffice for 5-way tasks
 
 def split_own(
     where: Path,
-    found: Mapping[str, Collection[str]],
+    found: Mapping[str, Mapping[str, int]],
     *,
+    minimum: int = 1,
     split_seed: int = 0,
     merge: bool = False,
     train_classes: Names = None,
@@ -32,7 +33,9 @@ def split_own(
 
     Args:
         where: the files, for error messages.
-        found: names of the classes, by `"train"`, `"val"` and `"test"`, or all of them by `WHOLE`.
+        found: numbers of examples by class, by `"train"`, `"val"` and `"test"`, or of all classes
+            by `WHOLE`.
+        minimum: examples that a class needs to be drawn for validation or test.
         split_seed: seed of the split of classes that are not divided yet.
         merge: whether to pool `"train"`, `"val"` and `"test"` and split their classes by seed.
         train_classes: names of the classes of a split; lists override all else.
@@ -44,20 +47,29 @@ def split_own(
         DataError: if there are too few classes, a class is in two splits, or a given one is
             missing.
     """
-    everything = sorted({name for names in found.values() for name in names})
+    counts: dict[str, int] = {}
+    for part in found.values():
+        for name, count in part.items():
+            counts[name] = counts.get(name, 0) + count
+    everything = sorted(counts)
     lists = (train_classes, val_classes, test_classes)
     chosen = {split: names for split, names in zip(SPLITS, lists, strict=True) if names is not None}
     if chosen:
         return _given(where, everything, chosen)
     if merge or WHOLE in found:
-        return _drawn(where, everything, split_seed, SPLITS)
+        return _drawn(where, counts, minimum, split_seed, SPLITS)
     _check_folders(where, found)
     splits = {split: sorted(found.get(split, ())) for split in SPLITS}
     missing = [split for split in SPLITS[1:] if not splits[split]]
     if missing:
-        rest = _drawn(where, splits["train"], split_seed, ("train", *missing))
+        rest = _drawn(where, found["train"], minimum, split_seed, ("train", *missing))
         splits |= {split: rest[split] for split in ("train", *missing)}
     return splits
+
+
+def sizes_of(found: Mapping[str, Mapping[str, Sized]]) -> dict[str, dict[str, int]]:
+    """The numbers of examples of `split_own`, from the examples of each class."""
+    return {part: {name: len(v) for name, v in of.items()} for part, of in found.items()}
 
 
 def split_sizes(total: int, parts: Sequence[str] = SPLITS) -> tuple[int, int, int]:
@@ -74,16 +86,24 @@ def split_sizes(total: int, parts: Sequence[str] = SPLITS) -> tuple[int, int, in
     return total - val - test, val, test
 
 
-def _drawn(where: Path, names: Sequence[str], seed: int, parts: Sequence[str]) -> Splits:
-    if len(names) < _MINIMUM:
+def _drawn(
+    where: Path, counts: Mapping[str, int], minimum: int, seed: int, parts: Sequence[str]
+) -> Splits:
+    large = sorted(name for name, count in counts.items() if count >= minimum)
+    if len(large) < _MINIMUM:
+        of_size = "" if minimum == 1 else f" of at least {minimum} examples"
+        listed = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
         raise data_error(
             where,
-            expected=f"at least {_MINIMUM} classes, two for each of train, val and test",
-            found=f"{len(names)} ({', '.join(names)})",
-            fix="Add classes: few-shot learning needs many classes, of few examples each.",
+            expected=f"at least {_MINIMUM} classes{of_size}, two for each of train, val and test",
+            found=f"{len(large)} of the {len(counts)} classes ({listed})",
+            fix="Add classes or examples, or ask for fewer examples (--shots, --eval-queries).",
         )
-    sizes = split_sizes(len(names), parts)
-    return {split: [names[c] for c in draw_split(split, sizes, seed)] for split in SPLITS}
+    sizes = split_sizes(len(large), parts)
+    splits = {split: [large[c] for c in draw_split(split, sizes, seed)] for split in SPLITS}
+    small = counts.keys() - {*large}
+    splits["train"] = sorted([*splits["train"], *small])
+    return splits
 
 
 def _given(where: Path, names: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> Splits:
@@ -111,7 +131,7 @@ def _given(where: Path, names: Sequence[str], chosen: Mapping[str, Sequence[str]
     return splits
 
 
-def _check_folders(where: Path, found: Mapping[str, Collection[str]]) -> None:
+def _check_folders(where: Path, found: Mapping[str, Mapping[str, int]]) -> None:
     if not found.get("train"):
         raise data_error(
             where,

@@ -164,7 +164,8 @@ def with_splits(config: TrainConfig) -> TrainConfig:
         ConfigError: if files are missing, or there are too few classes.
     """
     with _explained(f"dataset {config.dataset!r}"):
-        splits = class_splits(config.dataset, config.data_root, config.data_options)
+        needed = config.shots + config.eval_queries
+        splits = class_splits(config.dataset, config.data_root, config.data_options, needed)
     if splits is None:
         return config
     lists = {f"{split}_classes": names for split, names in splits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def load_features(
     found = _read(where)
     splits = split_own(
         where,
-        {part: _names(labels) for part, (_, labels) in found.items()},
+        {part: Counter(labels.tolist()) for part, (_, labels) in found.items()},
         split_seed=split_seed,
         merge=merge,
         train_classes=train_classes,
@@ -81,10 +82,10 @@ def load_features(
     return FeatureDataset(torch.from_numpy(chosen), labels, splits[split])
 
 
-def features_splits(root: Path, options: Mapping[str, Any]) -> Splits:
-    """The names of the classes of each split, with options of `load_features`."""
-    found = {part: _names(labels) for part, (_, labels) in _read(root).items()}
-    return split_own(root, found, **options)
+def features_splits(root: Path, minimum: int, options: Mapping[str, Any]) -> Splits:
+    """The names of the classes of each split, see [`fastmeta.data.class_splits`][]."""
+    found = {part: Counter(labels.tolist()) for part, (_, labels) in _read(root).items()}
+    return split_own(root, found, minimum=minimum, **options)
 
 
 def _read(root: Path) -> dict[str, tuple[Array, Array]]:
@@ -151,7 +152,3 @@ def _checked(file: Path, features: Array, labels: Array) -> tuple[Array, Array]:
             fix="Replace missing values.",
         )
     return features, labels.astype(str)
-
-
-def _names(labels: Array) -> list[str]:
-    return sorted({*labels.tolist()})

@@ -12,7 +12,7 @@ import torch
 from fastmeta._checks import check_choice, check_integer
 from fastmeta.data._io.cache import Arrays, cached, fingerprint, path_hash
 from fastmeta.data._io.class_folders import decode_images, find_images, is_grey, to_grey
-from fastmeta.data._own_splits import WHOLE, Splits, split_own
+from fastmeta.data._own_splits import WHOLE, Splits, sizes_of, split_own
 from fastmeta.data.image_dataset import ClassDataset
 from fastmeta.data.splits import SPLITS, check_split
 
@@ -73,7 +73,7 @@ def load_folder(
     found = _find(where)
     splits = split_own(
         where,
-        found,
+        sizes_of(found),
         split_seed=split_seed,
         merge=merge,
         train_classes=train_classes,
@@ -89,9 +89,9 @@ def load_folder(
     return ClassDataset(torch.from_numpy(images[np.concatenate(rows)]), labels, splits[split])
 
 
-def folder_splits(root: Path, options: Mapping[str, Any]) -> Splits:
-    """The names of the classes of each split, with options of `load_folder`."""
-    return split_own(root, _find(root), **options)
+def folder_splits(root: Path, minimum: int, options: Mapping[str, Any]) -> Splits:
+    """The names of the classes of each split, see [`fastmeta.data.class_splits`][]."""
+    return split_own(root, sizes_of(_find(root)), minimum=minimum, **options)
 
 
 def _find(root: Path) -> dict[str, dict[str, list[Path]]]:

@@ -11,7 +11,7 @@ import torch
 
 from fastmeta.data._io.errors import data_error
 from fastmeta.data._io.tokens import token_ids
-from fastmeta.data._own_splits import Splits, find_parts, split_own
+from fastmeta.data._own_splits import Splits, find_parts, sizes_of, split_own
 from fastmeta.data.id_datasets import TextDataset
 from fastmeta.data.splits import check_split
 
@@ -68,7 +68,7 @@ def load_csv(
     found = _read(where, text_column, label_column)
     splits = split_own(
         where,
-        found,
+        sizes_of(found),
         split_seed=split_seed,
         merge=merge,
         train_classes=train_classes,
@@ -82,10 +82,10 @@ def load_csv(
     return TextDataset(torch.from_numpy(ids), labels, splits[split], vocabulary)
 
 
-def csv_splits(root: Path, options: Mapping[str, Any]) -> Splits:
-    """The names of the classes of each split, with options of `load_csv`."""
+def csv_splits(root: Path, minimum: int, options: Mapping[str, Any]) -> Splits:
+    """The names of the classes of each split, see [`fastmeta.data.class_splits`][]."""
     columns = [options.get(f"{name}_column", name) for name in _COLUMNS]
-    return split_own(root, _read(root, *columns), **options)
+    return split_own(root, sizes_of(_read(root, *columns)), minimum=minimum, **options)
 
 
 def read_texts(path: Path, text_column: str = "text", label_column: str = "label") -> Texts:

@@ -44,8 +44,9 @@ class DatasetSpec:
         files: paths in the folder of the datasets, one of which holds the data; none are needed if
             this is empty.
         preset: name of the default options of a training run.
-        splits: of the user's own data, from their folder or file and the options of the loader to
-            the names of the classes of each split, which are saved with a run.
+        splits: of the user's own data, from their folder or file, the examples that a held-out
+            class needs and the options of the loader to the names of the classes of each split,
+            which are saved with a run.
     """
 
     kind: Kind | None = None
@@ -53,7 +54,7 @@ class DatasetSpec:
     generator: Callable[..., TaskSource] | None = None
     files: tuple[str, ...] = ()
     preset: str = "unknown"
-    splits: Callable[[Path, Mapping[str, Any]], Splits] | None = None
+    splits: Callable[[Path, int, Mapping[str, Any]], Splits] | None = None
 
 
 _CIFAR = (FOLDER, ARCHIVE)
@@ -134,13 +135,16 @@ def own_root(name: str, root: str | Path | None) -> Path:
     return Path(root).expanduser()
 
 
-def class_splits(name: str, root: str | Path | None, options: Mapping[str, Any]) -> Splits | None:
+def class_splits(
+    name: str, root: str | Path | None, options: Mapping[str, Any], minimum: int = 1
+) -> Splits | None:
     """The names of the classes of each split of the user's own data.
 
     Args:
         name: of the dataset.
         root: the folder or file.
         options: of the loader.
+        minimum: examples that a class needs to be drawn for validation or test.
 
     Returns:
         By split; `None` for datasets whose splits do not depend on files.
@@ -152,7 +156,7 @@ def class_splits(name: str, root: str | Path | None, options: Mapping[str, Any])
     if spec.splits is None:
         return None
     check_options(f"dataset {name!r}", spec.loader or spec.splits, options, ("root", "split"))
-    return spec.splits(own_root(name, root), options)
+    return spec.splits(own_root(name, root), minimum, options)
 
 
 def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> EpisodeDataset:
