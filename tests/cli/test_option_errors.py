@@ -32,7 +32,7 @@ CASES = [
         "optimizer must be one of adam, sgd; got 'adm'. Did you mean 'adam'?",
     ),
     ("train --method gls", "got 'gls'. Did you mean 'gsl'?"),
-    ("train --dry-run --resume run", "--dry-run shows the options of a new run"),
+    ("train --dry-run --resume run", "--dry-run is for new runs; leave out --resume"),
     # --- the meta-gradient
     (f"{METAGRAD} eta=abc", "metagrad 'gsl': eta must be a number; got 'abc'"),
     (f"{METAGRAD} eta=nan", "eta must be a number; got 'nan'"),
