@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
 from fastmeta.data import TaskSource
+from fastmeta.evaluation import ACCURACY, MSE
 from fastmeta.learners import MetaLearner, StepResult
 from fastmeta.tasks import MetaBatch, TaskBatch
 from fastmeta.train.errors import require
-from fastmeta.train.metrics import ACCURACY, MSE
 
 require("lightning", "fastmeta.lightning", extra="lightning")
 

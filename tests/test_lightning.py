@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from fastmeta import CoLearner, MetaLearner, RaggedTaskBatch, Task, TaskBatch, model_loss
 from fastmeta.data import SineTasks, TaskSource
+from fastmeta.evaluation import ACCURACY, MSE, evaluate
 from fastmeta.learners import build
 from fastmeta.models import MLP
-from fastmeta.train.evaluation import task_scores
-from fastmeta.train.metrics import ACCURACY, MSE
 
 L = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
@@ -149,7 +148,9 @@ def test_validation_and_test_scores(kind: str) -> None:
     for split, batches in (("val", 2), ("test", 3)):
         if split == "test":
             (logged,) = fit.test(lit, data(source, source), verbose=False)
-        expected = task_scores(learner, source, batches * width, metric, 4).mean()
+        expected = evaluate(
+            learner, source, count=batches * width, metric=metric, steps=4
+        ).scores.mean()
         assert logged[f"{split}_{metric.name}"] == pytest.approx(expected.item(), rel=1e-5)
     learner.module.eval()
     losses = [

@@ -133,7 +133,7 @@ def test_in_python(site: Path) -> None:
         METHODS["thrice"]
     with pytest.raises(ConfigError, match=r"one of .*twice.*; got 'twic'\. Did you mean 'twice'"):
         configure({"method": "twic"})
-    with pytest.raises(ValueError, match=r"unknown dataset 'x'; expected one of digits, .*squares"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'x'; expected one of glyphs, .*squares"):
         load("x", "train")
 
 

@@ -47,6 +47,7 @@ for batch in tasks:
     assert_type(learner.step(batch), StepResult)
     assert_type(learner.backward(batch).query_loss, Tensor)
     assert_type(learner.predict(batch, steps=2), Tensor)
+    assert_type(learner.predict(batch[0]), Tensor)
     assert_type(compare_with_exact(learner, batch), Fidelity)
     assert_type(compare_precision(learner, batch, torch.float32), Fidelity)
     assert_type(learner.evaluate(batch), StepResult)
@@ -67,6 +68,8 @@ assert_type(fastmeta.GSL(module, F.mse_loss, inner_lr=0.1, eta=0.3).module, torc
 assert_type(METHODS["maml"], MethodSpec)
 assert_type(METHODS["maml"].metagrad, str)
 
+assert_type(fastmeta.evaluate(learner, tasks), fastmeta.Evaluation)
+assert_type(fastmeta.evaluate(learner, tasks, steps=2).mean, float)
 digits = load_digits("train")
 assert_type(digits, ClassDataset)
 assert_type(EpisodeSampler(digits, 5, 1, 5, tasks=4)[0].query_x, Tensor)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.studies.gsl_candidates import CURVE, SHOWN, candidates
-from fastmeta.train.metrics import ACCURACY, MSE, Metric
+from fastmeta.evaluation import ACCURACY, MSE, Metric
 
 Row = dict[str, str]
 METRICS = {"omniglot": ACCURACY, "sine": MSE}

@@ -30,12 +30,11 @@ from benchmarks._common.timing import interleaved
 from benchmarks.studies.gsl_candidates import EVERY, candidates
 from benchmarks.studies.gsl_report import CURVE_PLOT, draw, draw_curve, write_page
 from fastmeta.data import TaskSource
+from fastmeta.evaluation import evaluate
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
 from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
-from fastmeta.train.evaluation import task_scores
-from fastmeta.train.metrics import estimate
 
 CPU = torch.device("cpu")
 KEYS = ("dataset", "candidate", "seed", "steps")
@@ -113,7 +112,7 @@ def study(config: TrainConfig, every: int) -> list[dict[str, Any]]:
         if step % every == 0 or step == config.steps:
             rows.append({"step": step, **fidelity(learner, source)})
     metric, steps = metric_of(config), config.eval_inner_steps
-    found = estimate(task_scores(learner, test, config.test_tasks, metric, steps))
+    found = evaluate(learner, test, count=config.test_tasks, metric=metric, steps=steps).estimate
     rows[-1].update(score=found.mean, ci95=found.ci95, **cost(config, learner, source))
     rows[-1]["cpu_s"] = time.process_time() - began
     return rows

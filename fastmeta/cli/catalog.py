@@ -98,7 +98,8 @@ def list_methods() -> str:
 def list_datasets(data_root: str | None) -> str:
     """Datasets, whether their files are there, and backbones."""
     root, found = _root(data_root), found_datasets(data_root)
-    missing = {*summaries.DATASETS} - {*found}
+    own = {name for name, spec in DATASETS.own.items() if spec.splits is not None}
+    missing = {*summaries.DATASETS} - {*found} - own
     rows = ((n, f"{'(not found) ' if n in missing else ''}{text}") for n, text in _rows("dataset"))
     where = f"files in {root}" if root else "set FASTMETA_DATA to the folder of their files"
     return (
@@ -111,7 +112,7 @@ def list_datasets(data_root: str | None) -> str:
 def found_datasets(data_root: str | None) -> list[str]:
     """The datasets that need no files, and those with files in a folder."""
     root = _root(data_root)
-    return ["digits", "sine", *(datasets_in(root) if root else [])]
+    return ["glyphs", "digits", "sine", *(datasets_in(root) if root else [])]
 
 
 def _root(data_root: str | None) -> str:

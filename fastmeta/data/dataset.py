@@ -86,6 +86,15 @@ def select_classes(
     return torch.cat(indices).to(dataset.device), labels.to(dataset.device), names
 
 
+def describe(dataset: EpisodeDataset, input_shape: Sequence[int], more: str = "") -> str:
+    """The `repr` of a dataset: `ClassDataset(14 classes, 20 to 35 examples each, (1, 8, 8))`."""
+    counts = [len(indices) for indices in dataset.class_indices]
+    sizes = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    shape = f"inputs {tuple(input_shape)}"
+    parts = [f"{dataset.num_classes} classes", f"{sizes} examples each", shape]
+    return f"{type(dataset).__name__}({', '.join([*parts, *([more] if more else [])])})"
+
+
 def _shorten(items: Sequence[object], limit: int = 10) -> str:
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown}, ... ({len(items)} in total)"

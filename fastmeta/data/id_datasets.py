@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fastmeta.data.dataset import group_by_class, select_classes
+from fastmeta.data.dataset import describe, group_by_class, select_classes
 
 _Ids = TypeVar("_Ids", bound="IdDataset")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class IdDataset:
     """Labelled ids, the base of `TextDataset` and `NodeDataset`.
 
@@ -33,7 +33,7 @@ class IdDataset:
     ids: Tensor
     labels: Tensor
     class_names: Sequence[str]
-    class_indices: tuple[Tensor, ...] = field(init=False, repr=False)
+    class_indices: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("ids", "labels"):
@@ -56,6 +56,9 @@ class IdDataset:
     def __len__(self) -> int:
         """The number of examples."""
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return describe(self, self.ids.shape[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not class_indices: these are views of one tensor, and pickle would save it once for each.
@@ -96,7 +99,7 @@ def _check_range(ids: Tensor, end: int, kind: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextDataset(IdDataset):
     """Labelled texts, each a row of token ids.
 
@@ -111,8 +114,11 @@ class TextDataset(IdDataset):
         super().__post_init__()
         _check_range(self.ids, self.vocabulary, "ids of the vocabulary")
 
+    def __repr__(self) -> str:
+        return describe(self, self.ids.shape[1:], f"vocabulary of {self.vocabulary}")
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     """An undirected graph with node features.
 
@@ -124,8 +130,12 @@ class Graph:
     features: Tensor
     edges: Tensor
 
+    def __repr__(self) -> str:
+        nodes, width = self.features.shape
+        return f"Graph({nodes} nodes, {self.edges.shape[1]} edges, {width} features)"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class NodeDataset(IdDataset):
     """Labelled nodes of a graph, all of which the network sees in every split (transductive).
 
@@ -139,3 +149,6 @@ class NodeDataset(IdDataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_range(self.ids, len(self.graph.features), "nodes of the graph")
+
+    def __repr__(self) -> str:
+        return describe(self, self.ids.shape[1:], repr(self.graph))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta.data.dataset import group_by_class, select_classes
+from fastmeta.data.dataset import describe, group_by_class, select_classes
 
 
 class Normalization(NamedTuple):
@@ -19,7 +19,7 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClassDataset:
     """Labelled images in memory as uint8, a quarter of the size of float32.
 
@@ -40,7 +40,7 @@ class ClassDataset:
     labels: Tensor
     class_names: Sequence[str]
     normalization: Normalization | None = None
-    class_indices: tuple[Tensor, ...] = field(init=False, repr=False)
+    class_indices: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         _check_tensors(self.images, self.labels)
@@ -53,6 +53,9 @@ class ClassDataset:
     def __len__(self) -> int:
         """The number of images."""
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return describe(self, self.images.shape[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not class_indices: these are views of one tensor, and pickle would save it once for each.

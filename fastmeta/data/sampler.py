@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastmeta._checks import check_integer
 from fastmeta.data._rng import TaskRNG
 from fastmeta.data.augmentation import Jitter
 from fastmeta.data.dataset import EpisodeDataset
@@ -37,14 +38,17 @@ class EpisodeSampler(SeededSource):
         length: number of meta-batches, or `None` for an infinite source.
         device: device to move the dataset to, or `None` to leave it where it is.
         jitter: augmentation of training images; none by default.
+        skip_small: whether to leave out classes with fewer than `shots + queries` examples;
+            by default they are an error.
 
     Each meta-batch has `support_x` `(T, N*K, *input)` and `query_x` `(T, N*Q, *input)`,
     with `support_y` `(T, N*K)` and `query_y` `(T, N*Q)`, int64. An input is an image
     `(C, H, W)`, float32, or int64 ids: of the tokens of a text `(L,)`, or of a node `()`.
 
     Raises:
-        ValueError: if there are fewer than `ways` classes, if a class has fewer than
-            `shots + queries` examples, or if a number is out of range.
+        TooFewError: a `ValueError`, if there are fewer than `ways` classes, or a class has fewer
+            than `shots + queries` examples.
+        ValueError: if a number is out of range.
     """
 
     def __init__(
@@ -58,20 +62,34 @@ class EpisodeSampler(SeededSource):
         length: int | None = None,
         device: torch.device | str | None = None,
         jitter: Jitter | None = None,
+        skip_small: bool = False,
     ) -> None:
         super().__init__(tasks=tasks, shots=shots, queries=queries, seed=seed, length=length)
         self._counts = np.array([len(i) for i in dataset.class_indices], dtype=np.int64)
-        _check_enough(dataset, self._counts, ways, shots, queries)
+        check_integer("ways", ways, 1)
+        large = self._counts >= shots + queries
+        if large.sum() < ways or not (skip_small or large.all()):
+            raise TooFewError(self._counts, ways, shots, queries)
+        self._classes = np.flatnonzero(large)
         self.dataset = dataset if device is None else dataset.to(device)
         self.ways = ways
         self.jitter = jitter
         self._indices: NDArray[np.int64] = torch.cat(dataset.class_indices).numpy()
         self._starts = self._counts.cumsum() - self._counts
 
+    def __repr__(self) -> str:
+        return f"EpisodeSampler({self.dataset}, ways={self.ways}, {self._sizes()})"
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names of the classes that are left out as too small."""
+        kept = {*self._classes.tolist()}
+        return [name for c, name in enumerate(self.dataset.class_names) if c not in kept]
+
     def _draw(self, rng: TaskRNG) -> TaskBatch:
         examples = self.shots + self.queries
-        populations = np.full(rng.tasks, self.dataset.num_classes, dtype=np.int64)
-        classes = rng.sample(populations, self.ways).reshape(-1)
+        populations = np.full(rng.tasks, len(self._classes), dtype=np.int64)
+        classes = self._classes[rng.sample(populations, self.ways).reshape(-1)]
         chosen = rng.sample(self._counts[classes], examples)
         indices = self._indices[self._starts[classes, None] + chosen]
         indices = indices.reshape(rng.tasks, self.ways, examples).swapaxes(1, 2)
@@ -92,20 +110,43 @@ class EpisodeSampler(SeededSource):
         return torch.arange(self.ways, device=self.dataset.device).repeat(tasks, examples)
 
 
-def _check_enough(
-    dataset: EpisodeDataset, counts: NDArray[np.int64], ways: int, shots: int, queries: int
-) -> None:
-    if not 1 <= ways <= dataset.num_classes:
-        raise ValueError(
-            f"ways must be at least 1 and at most the number of classes, {dataset.num_classes}; "
-            f"got {ways}. Use fewer ways, or more classes: with rotations or inversion, "
-            "or another split."
-        )
-    smallest = int(counts.argmin())
-    if shots + queries > counts[smallest]:
-        raise ValueError(
-            f"shots + queries must be at most the size of the smallest class; got {shots} + "
-            f"{queries} = {shots + queries} examples per class, but the smallest class, "
-            f"{dataset.class_names[smallest]!r}, has {counts[smallest]}. Use fewer queries, or "
-            "leave this class out."
+class TooFewError(ValueError):
+    """A dataset has too few classes that are large enough for the tasks asked for.
+
+    Args:
+        counts: examples of each class.
+        ways: classes per task asked for.
+        shots: support examples per class asked for.
+        queries: query examples per class asked for.
+    """
+
+    def __init__(self, counts: NDArray[np.int64], ways: int, shots: int, queries: int) -> None:
+        self._counts, self._asked = counts, (ways, shots, queries)
+        super().__init__(self.explain())
+
+    def explain(self, ways: str = "ways=", queries: str = "queries=") -> str:
+        """What there is, what was asked for and what would fit.
+
+        Args:
+            ways: how the user sets the number of classes per task.
+            queries: how the user sets the number of query examples per class.
+        """
+        n, shots, k = self._asked
+        sizes = np.sort(self._counts)[::-1]
+        large = int((sizes >= shots + k).sum())
+        spread = f"{sizes[-1]}" if sizes[-1] == sizes[0] else f"{sizes[-1]} to {sizes[0]}"
+        there = f"{len(sizes)} classes of {spread} examples"
+        if 0 < large < len(sizes):
+            there += f", {large} of them of at least {shots + k}"
+        fits = []
+        if len(sizes) >= n and sizes[n - 1] > shots:
+            fits.append(f"{queries}{sizes[n - 1] - shots}")
+        if large >= 2:
+            fits.append(f"{ways}{large}")
+        elif sizes[min(n, len(sizes)) - 1] > shots and 2 <= len(sizes) < n:
+            fits.append(f"{ways}{len(sizes)} with {queries}{sizes[-1] - shots}")
+        advice = f" What fits: {' or '.join(fits)}." if fits else ""
+        return (
+            f"{n} ways need {n} classes of at least {shots} + {k} = {shots + k} examples "
+            f"(shots + queries); there are {there}.{advice} Or add examples, or classes."
         )

@@ -63,6 +63,9 @@ class SineTasks(SeededSource):
         self.x = x
         self.device = torch.device(device)
 
+    def __repr__(self) -> str:
+        return f"SineTasks({self._sizes()})"
+
     def _draw(self, rng: TaskRNG) -> TaskBatch:
         amplitude = rng.uniform(*self.amplitude, (rng.tasks, 1, 1))
         phase = rng.uniform(*self.phase, (rng.tasks, 1, 1))

@@ -58,6 +58,12 @@ class SeededSource(Dataset[TaskBatch], ABC):
         self.seed = check_seed(seed)
         self.length = length
 
+    def _sizes(self) -> str:
+        """The numbers of tasks and examples, for `repr`."""
+        length = "" if self.length is None else f", length={self.length}"
+        sizes = f"shots={self.shots}, queries={self.queries}, tasks={self.tasks}, seed={self.seed}"
+        return sizes + length
+
     @abstractmethod
     def _draw(self, rng: TaskRNG) -> TaskBatch:
         """Draws `rng.tasks` tasks."""

@@ -44,6 +44,12 @@ class StepResult:
     query_loss: Tensor
     query_output: Outputs
 
+    def __repr__(self) -> str:
+        losses = (loss.mean().item() for loss in (self.support_loss, self.query_loss))
+        before, after = (f"{loss:.4g}" for loss in losses)
+        tasks = len(self.query_loss)
+        return f"StepResult({tasks} tasks, support loss {before}, query loss {after})"
+
 
 @dataclass(frozen=True)
 class StepSpec:

@@ -26,7 +26,7 @@ from fastmeta.learners._state import load_state, state_of
 from fastmeta.learners._trainable import TrainableStep, learned_rates
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteGuard
 from fastmeta.metagrad import MetaGradient
-from fastmeta.tasks import Examples, MetaBatch, RaggedTaskBatch, TaskBatch
+from fastmeta.tasks import Examples, MetaBatch, RaggedTaskBatch, Task, TaskBatch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -230,20 +230,29 @@ class MetaLearner:
 
     @overload
     def predict(
+        self, batch: Task[Any, Any], steps: int | None = None, head: Head = "main"
+    ) -> Tensor: ...
+
+    @overload
+    def predict(
         self, batch: RaggedTaskBatch, steps: int | None = None, head: Head = "main"
     ) -> list[Tensor]: ...
 
-    def predict(self, batch: MetaBatch, steps: int | None = None, head: Head = "main") -> Outputs:
+    def predict(
+        self, batch: MetaBatch | Task[Any, Any], steps: int | None = None, head: Head = "main"
+    ) -> Outputs:
         """Query outputs after adaptation, `(T, n_query, *output)`.
 
         Those of [`StepResult.query_output`][fastmeta.learners.StepResult]: a list for tasks of
         unequal sizes, the `logits` of modules that do not return a tensor.
 
+        Of a single `Task` they are `(n_query, *output)`, which the loss takes.
+
         The learner does not change. BatchNorm with batch statistics sees the whole query set at
         once ("transductive", as in MAML and Reptile).
 
         Args:
-            batch: the tasks; query targets are not used.
+            batch: the tasks, or one; query targets are not used.
             steps: number of inner steps; as in training by default.
             head: `"main"`: the module's outputs, without the co-learner (CML).
                 `"co-learner"`: its outputs on the features of the adapted module, as in the
@@ -254,6 +263,8 @@ class MetaLearner:
         Raises:
             ValueError: if the meta-batch is empty, the head is unknown or there is no co-learner.
         """
+        if isinstance(batch, Task):
+            return self.predict(RaggedTaskBatch([batch]), steps, head)[0]
         check_tasks(batch)
         check_head(head, self.co_learner)
         return predict_tasks(self._current().spec, batch, steps, head)

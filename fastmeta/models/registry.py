@@ -157,7 +157,7 @@ BACKBONES: Registry[BackboneSpec] = Registry(
         "mlp": BackboneSpec(
             network=MLP,
             arguments=_mlp,
-            kinds=("images", "regression"),
+            kinds=("images", "features", "regression"),
             co_learner=_beside_mlp,
         ),
         "resnet12": BackboneSpec(

@@ -13,6 +13,7 @@ from fastmeta.train.errors import (
 )
 from fastmeta.train.export import export_run
 from fastmeta.train.launch import resume, train, train_or_resume
+from fastmeta.train.predict import Prediction, predict_run
 from fastmeta.train.run import Run
 from fastmeta.train.saved import evaluate_run
 from fastmeta.train.trainer import Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "DamagedError",
     "DivergedError",
     "MissingPackageError",
+    "Prediction",
     "Run",
     "StorageError",
     "TrainConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "configure",
     "evaluate_run",
     "export_run",
+    "predict_run",
     "read_config",
     "resume",
     "train",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fastmeta.distributed import Sharding
+from fastmeta.evaluation import Metric
 from fastmeta.learners import StepResult
 from fastmeta.tasks import MetaBatch
-from fastmeta.train.metrics import Metric
 
 
 class Reading(NamedTuple):

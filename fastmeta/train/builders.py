@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from torch import nn
 
 from fastmeta._options import construct
 from fastmeta.backend import build_info
-from fastmeta.data import EpisodeSampler, Jitter, TaskSource, load
+from fastmeta.data import EpisodeSampler, Jitter, TaskSource, TooFewError, class_splits, load
 from fastmeta.distributed import ShardedSource, Sharding
+from fastmeta.evaluation import ACCURACY, MSE, Metric
 from fastmeta.functional import CoLearner
 from fastmeta.learners import MetaLearner, MethodSpec, build
 from fastmeta.models import BACKBONES, NetworkOptions
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
-from fastmeta.train.metrics import ACCURACY, MSE, Metric
 from fastmeta.train.run import Run
 from fastmeta.train.torchrun import own_device
 
@@ -54,7 +55,9 @@ def build_run(
     Raises:
         ConfigError: if the data cannot be loaded, or options do not fit them or each other.
     """
-    sources = {split: task_source(config, split, device) for split in splits}
+    # Held-out classes are the fewest of a user's own data: what fits them fits all.
+    order = splits if config.dataset_spec.splits is None else [*splits][::-1]
+    sources = {split: task_source(config, split, device) for split in order}
     module = build_module(config, sources[splits[0]], device)
     if sharding is not None and "train" in sources:
         sources["train"] = ShardedSource(sources["train"], sharding)
@@ -135,16 +138,38 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
         jitter = Jitter(
             config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip
         )
-        return EpisodeSampler(
-            dataset,
-            config.ways,
-            config.shots,
-            queries,
-            tasks,
-            seed,
-            device=device,
-            jitter=jitter if training else None,
-        )
+        try:
+            return EpisodeSampler(
+                dataset,
+                config.ways,
+                config.shots,
+                queries,
+                tasks,
+                seed,
+                device=device,
+                jitter=jitter if training else None,
+                skip_small=config.dataset_spec.splits is not None,
+            )
+        except TooFewError as error:
+            flag = "--queries " if training else "--eval-queries "
+            raise ValueError(error.explain("--ways ", flag)) from error
+
+
+def with_splits(config: TrainConfig) -> TrainConfig:
+    """The configuration with the classes of each split of the user's own data in `data_options`.
+
+    They are saved with it, so that a run keeps its test classes when files are added.
+
+    Raises:
+        ConfigError: if files are missing, or there are too few classes.
+    """
+    with _explained(f"dataset {config.dataset!r}"):
+        needed = config.shots + config.eval_queries
+        splits = class_splits(config.dataset, config.data_root, config.data_options, needed)
+    if splits is None:
+        return config
+    lists = {f"{split}_classes": names for split, names in splits.items()}
+    return replace(config, data_options={**config.data_options, **lists})
 
 
 def build_module(config: TrainConfig, source: TaskSource, device: torch.device) -> nn.Module:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 
+from fastmeta._errors import UserError
 
-class UserError(Exception):
-    """An error in the options, the files or the environment; the message says how to fix it."""
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DamagedError",
+    "DivergedError",
+    "MissingPackageError",
+    "StorageError",
+    "UserError",
+    "require",
+]
 
 
 class ConfigError(UserError, ValueError):

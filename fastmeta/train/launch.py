@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import torch
 
+from fastmeta.data import EpisodeSampler
 from fastmeta.train._atomic_files import remove_temporary, write_json
 from fastmeta.train._interrupt import GracefulInterrupt
-from fastmeta.train.builders import build_run, check_learner, prepare
+from fastmeta.train.builders import build_run, check_learner, prepare, with_splits
 from fastmeta.train.checkpoint import checkpoints, load_latest
 from fastmeta.train.config.schema import TrainConfig, configure
 from fastmeta.train.errors import ConfigError, require
 from fastmeta.train.logs import open_logs, require_tensorboard
 from fastmeta.train.results import RESULTS_NAME, finish
+from fastmeta.train.run import Run
 from fastmeta.train.torchrun import process_group
 from fastmeta.train.trainer import Trainer
 
@@ -120,6 +123,8 @@ def _run(
     config: TrainConfig, folder: Path, saved: dict[str, Any] | None, stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
     _check_packages(config)
+    if saved is None:
+        config = with_splits(config)
     device = prepare(config)
     with process_group(config, device) as sharding:
         run = build_run(config, folder, device, sharding)
@@ -130,11 +135,22 @@ def _run(
         else:
             trainer.load_state_dict(saved)
         if run.writes:
+            _announce(run)
             remove_temporary(folder)
             write_json(folder / CONFIG_NAME, config.to_dict())
             if trainer.step < config.steps:  # existing results are those of a shorter run
                 (folder / RESULTS_NAME).unlink(missing_ok=True)
         return finish(trainer) if _fit(trainer, stop) else None
+
+
+def _announce(run: Run) -> None:
+    """Says what the tasks are drawn from, and which classes of the user's own data are not used."""
+    for split in ("train", "val", "test"):
+        source = run.sources[split]
+        if isinstance(source, EpisodeSampler):
+            left_out = source.left_out
+            more = f"; left out as too small: {', '.join(left_out)}" if left_out else ""
+            print(f"{split}: {source.dataset}{more}", file=sys.stderr)
 
 
 def _fit(trainer: Trainer, stop: Callable[[], bool]) -> bool:

@@ -83,16 +83,19 @@ def _episode(figure: Any, run: Run, task: TaskBatch) -> None:
     grid = figure.subplots(config.ways, shown + 1, squeeze=False)
     for way, row in enumerate(grid):
         first = int((support_y == way).nonzero()[0, 0])
-        _image(row[0], task.support_x[0, first], _INK, f"support {way}")
+        show_image(row[0], task.support_x[0, first], _INK, f"support {way}")
         for axes, query in zip(
             row[1:], (query_y == way).nonzero()[:shown, 0].tolist(), strict=True
         ):
             guess = int(predicted[query])
-            _image(axes, task.query_x[0, query], _RIGHT if guess == way else _WRONG, f"as {guess}")
+            show_image(
+                axes, task.query_x[0, query], _RIGHT if guess == way else _WRONG, f"as {guess}"
+            )
     figure.suptitle("A test task: one support image per class, and queries as predicted")
 
 
-def _image(axes: Any, image: Tensor, color: str, title: str) -> None:
+def show_image(axes: Any, image: Tensor, color: str, title: str) -> None:
+    """Shows an image `(C, H, W)` in a coloured frame."""
     pixels = image.detach().cpu().float()
     low, high = pixels.min(), pixels.max()
     pixels = ((pixels - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)

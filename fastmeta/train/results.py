@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from fastmeta.backend import build_info
+from fastmeta.evaluation import estimate
 from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train._atomic_files import write_json
 from fastmeta.train.builders import build_learner, build_module
-from fastmeta.train.metrics import estimate
 from fastmeta.train.plots import draw
 from fastmeta.train.run import Run
 from fastmeta.train.trainer import Trainer
@@ -48,15 +49,24 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     if run.writes:
         write_json(run.folder / RESULTS_NAME, results)
         if config.plots:
+            print(f"drawing {run.folder / PICTURE_NAME}", file=sys.stderr)
             draw(run.folder / PICTURE_NAME, run, trainer.history)
     return {**results, "folder": str(run.folder)}
 
 
 def evaluate_on_test(
-    run: Run, learner: MetaLearner, steps: int, head: Head = "main"
+    run: Run, learner: MetaLearner, steps: int, head: Head = "main", what: str = "test"
 ) -> dict[str, Any]:
-    """The score of a learner on the test tasks of a run after `steps` inner steps."""
-    found = estimate(run.scores("test", learner=learner, steps=steps, head=head))
+    """The score of a learner on the test tasks of a run after `steps` inner steps.
+
+    Args:
+        run: has the test tasks.
+        learner: the one that adapts.
+        steps: inner steps.
+        head: whose outputs are scored.
+        what: label of the progress.
+    """
+    found = estimate(run.scores("test", learner=learner, steps=steps, head=head, what=what))
     return {**asdict(found), "inner_steps": steps}
 
 
@@ -66,5 +76,7 @@ def _untrained(run: Run) -> dict[str, Any]:
     learner = build_learner(config, build_module(config, run.sources["test"], run.device))
     steps = {"untrained": config.eval_inner_steps, "untrained_long": config.untrained_inner_steps}
     counts = sorted({*steps.values()} - {0})  # in the same order on all ranks
-    found = {count: evaluate_on_test(run, learner, count) for count in counts}
+    found = {
+        count: evaluate_on_test(run, learner, count, what="untrained network") for count in counts
+    }
     return {name: found[count] for name, count in steps.items() if count}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fastmeta.data import TaskSource
 from fastmeta.distributed import Sharding
+from fastmeta.evaluation import Metric, evaluate
 from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train.config.schema import TrainConfig
-from fastmeta.train.evaluation import task_scores
-from fastmeta.train.metrics import Metric
+from fastmeta.train.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Run:
         learner: MetaLearner | None = None,
         steps: int | None = None,
         head: Head = "main",
+        what: str | None = None,
     ) -> Tensor:
         """The scores `(tasks,)` of the tasks that the configuration evaluates.
 
@@ -61,13 +62,21 @@ class Run:
             steps: inner steps; by default `config.eval_inner_steps`.
             head: whose outputs are scored, see
                 [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
+            what: label of the progress; none is shown by default.
         """
-        return task_scores(
-            self.learner if learner is None else learner,
-            self.sources[split],
-            {"val": self.config.val_tasks, "test": self.config.test_tasks}[split],
-            self.metric,
-            self.config.eval_inner_steps if steps is None else steps,
-            head,
-            self.sharding,
-        )
+        count = {"val": self.config.val_tasks, "test": self.config.test_tasks}[split]
+        steps = self.config.eval_inner_steps if steps is None else steps
+        label = f"{what}, {steps} inner steps"
+        quiet = what is None or not self.writes
+        announce = split == "test"
+        with Progress(label, count, unit="task", quiet=quiet, announce=announce) as progress:
+            return evaluate(
+                self.learner if learner is None else learner,
+                self.sources[split],
+                count=count,
+                metric=self.metric,
+                steps=steps,
+                head=head,
+                sharding=self.sharding,
+                advance=progress.reach,
+            ).scores

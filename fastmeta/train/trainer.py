@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastmeta.evaluation import Estimate, estimate
 from fastmeta.learners import NonFiniteError
 from fastmeta.schedules import schedule
 from fastmeta.train._meter import Meter
@@ -20,7 +21,6 @@ from fastmeta.train.checkpoint import BEST, prune, save_checkpoint, step_path
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import DivergedError
 from fastmeta.train.logs import Log, Record
-from fastmeta.train.metrics import Estimate, estimate
 from fastmeta.train.progress import Progress
 from fastmeta.train.run import Run
 
@@ -95,7 +95,8 @@ class Trainer:
         intervals = (config.log_every, config.val_every, config.checkpoint_every)
         began = time.perf_counter() - self.seconds
         self._meter.restart_clock()
-        with Progress(config.steps, self.step, quiet=not self.run.writes) as progress:
+        what, quiet = f"training {config.method}", not self.run.writes
+        with Progress(what, config.steps, self.step, quiet=quiet, announce=True) as progress:
             while self.step < config.steps:
                 self._train_step()
                 progress.advance()
@@ -150,7 +151,7 @@ class Trainer:
 
     def _validate(self, progress: Progress) -> None:
         run, metric = self.run, self.run.metric
-        val = estimate(run.scores("val"))
+        val = estimate(run.scores("val", what="validation"))
         self._check_finite(f"validation {metric.name}", val.mean)
         self._record(Record(self.step, "val", val.mean, val.ci95, seconds=self.seconds))
         improved = self.best is None or metric.better(val.mean, self.best.val.mean)

@@ -10,8 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fastmeta.evaluation import Estimate, Metric
 from fastmeta.train._atomic_files import write_atomic
-from fastmeta.train.metrics import Estimate, Metric
 from fastmeta.tuning.search import Trial, TunedPattern
 
 ROLES = ("full", "chosen", "best")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmeta.evaluation import estimate
 from fastmeta.train._atomic_files import write_json
 from fastmeta.train.errors import ConfigError, require
-from fastmeta.train.metrics import estimate
 from fastmeta.train.run import Run
 from fastmeta.train.saved import load_run
 from fastmeta.tuning.report import ROLES, Search, draw, table, write_csv

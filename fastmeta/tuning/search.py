@@ -9,10 +9,10 @@ from itertools import product
 
 from fastmeta.adaptation import LayerPattern
 from fastmeta.data import TaskSource
+from fastmeta.evaluation import ACCURACY, Estimate, Metric, evaluate
+from fastmeta.evaluation.scores import evaluation_mode
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import Task
-from fastmeta.train.evaluation import evaluation_mode, task_scores
-from fastmeta.train.metrics import ACCURACY, Estimate, Metric, estimate
 from fastmeta.tuning.cost import measure_cost
 from fastmeta.tuning.timing import medians
 
@@ -102,7 +102,8 @@ def tune_pattern(
 
     @cache
     def score(bits: str) -> Estimate:
-        return estimate(task_scores(patterned(bits), source, tasks, metric, steps))
+        found = evaluate(patterned(bits), source, count=tasks, metric=metric, steps=steps)
+        return found.estimate
 
     def good(bits: str) -> bool:
         return metric.loss(score(bits).mean, score(everything).mean) <= allowed_loss + _ROUNDING

@@ -61,6 +61,21 @@ def test_a_run_without_plots_announces_none() -> None:
     assert not Path("run/curves.png").exists()
 
 
+def test_methods_in_one_table(capsys: pytest.CaptureFixture) -> None:
+    tiny = "--dataset sine --hidden 4 --steps 1 --meta-batch 1 --val-tasks 2 --test-tasks 20"
+    assert main(f"train {tiny} --no-plots --out run --compare fomaml maml".split()) == 0
+    rows = capsys.readouterr().out.splitlines()
+    titles = ["gsl, 10", "fomaml, 10", "maml, 10", "untrained, 10", "untrained, 100"]
+    assert [row.partition(" inner")[0].strip() for row in rows[1:-1]] == titles
+    assert rows[-1] == "log, checkpoints, results.json: run, run-fomaml, run-maml"
+    controls = json.loads(Path("run/results.json").read_text())
+    for name in ("fomaml", "maml"):
+        other = json.loads(Path(f"run-{name}/results.json").read_text())
+        assert "untrained" not in other
+        assert other["config"]["steps"] == controls["config"]["steps"]
+    assert main(["train", "--resume", "run", "--compare", "maml"]) == 2
+
+
 def test_ctrl_c_saves_and_exits_with_130() -> None:
     arguments = f"train --steps 100000 --checkpoint-every 100000 {SMALL}".split()
     with subprocess.Popen(

@@ -32,7 +32,7 @@ CASES = [
         "optimizer must be one of adam, sgd; got 'adm'. Did you mean 'adam'?",
     ),
     ("train --method gls", "got 'gls'. Did you mean 'gsl'?"),
-    ("train --dry-run --resume run", "--dry-run shows the options of a new run"),
+    ("train --dry-run --resume run", "--dry-run is for new runs; leave out --resume"),
     # --- the meta-gradient
     (f"{METAGRAD} eta=abc", "metagrad 'gsl': eta must be a number; got 'abc'"),
     (f"{METAGRAD} eta=nan", "eta must be a number; got 'nan'"),
@@ -83,10 +83,13 @@ CASES = [
     ("train --adaptation anil --adaptation-option momentm=0", "Did you mean 'momentum'?"),
     # --- the dataset
     (
-        "train --data-option rotations=abc",
+        "train --dataset digits --data-option rotations=abc",
         "dataset 'digits': rotations must be true or false; got",
     ),
-    ("train --data-option rotation=true", "has no option 'rotation'. Did you mean 'rotations'?"),
+    (
+        "train --dataset digits --data-option rotation=true",
+        "has no option 'rotation'. Did you mean 'rotations'?",
+    ),
     (
         "train --dataset sine --data-option amplitude=abc",
         "amplitude must be a list [a number, a numb",

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmeta.data import ClassDataset, EpisodeSampler, TaskSource
+from fastmeta.data import ClassDataset, EpisodeSampler, TaskSource, TooFewError
 from fastmeta.tasks import TaskBatch
 
 Traceable = Callable[[Sequence[int]], ClassDataset]
@@ -104,14 +104,32 @@ def test_iteration_without_length_does_not_end(traceable: Traceable) -> None:
 
 
 def test_more_ways_than_classes_are_refused(traceable: Traceable) -> None:
-    with pytest.raises(ValueError, match="number of classes, 3; got 4"):
+    with pytest.raises(ValueError, match=r"there are 3 classes of 9 examples\. What fits: ways=3"):
         EpisodeSampler(traceable([9, 9, 9]), 4, 1, 1, tasks=1)
 
 
 def test_more_examples_than_images_are_refused(traceable: Traceable) -> None:
-    message = r"5 \+ 6 = 11 examples .* smallest class, 'c1', has 10"
-    with pytest.raises(ValueError, match=message):
-        EpisodeSampler(traceable([12, 10, 11]), 2, 5, 6, tasks=1)
+    message = (
+        r"3 classes of at least 5 \+ 6 = 11 examples .*; there are 3 classes of 10 to 12 examples, "
+        r"2 of them of at least 11. What fits: queries=5 or ways=2."
+    )
+    with pytest.raises(TooFewError, match=message):
+        EpisodeSampler(traceable([12, 10, 11]), 3, 5, 6, tasks=1)
+    with pytest.raises(TooFewError, match=r"What fits: ways=2 with queries=5\."):
+        EpisodeSampler(traceable([6, 6]), 3, 1, 6, tasks=1)
+
+
+def test_small_classes_are_left_out_on_demand(traceable: Traceable) -> None:
+    with pytest.raises(TooFewError):
+        EpisodeSampler(traceable([3, 9, 9]), 2, 1, 3, tasks=4)
+    sampler = EpisodeSampler(traceable([3, 9, 9]), 2, 1, 3, tasks=4, skip_small=True)
+    assert sampler.left_out == ["c0"]
+    classes = (sampler[0].query_x[..., 1, 1] * 255).round()  # the fourth pixel
+    assert set(classes.unique().tolist()) == {1, 2}
+    assert repr(sampler) == (
+        "EpisodeSampler(ClassDataset(3 classes, 3 to 9 examples each, inputs (1, 2, 2)), ways=2, "
+        "shots=1, queries=3, tasks=4, seed=0)"
+    )
 
 
 @pytest.mark.parametrize("name", ["ways", "shots", "queries", "tasks", "length"])

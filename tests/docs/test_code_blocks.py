@@ -12,7 +12,8 @@ import torch
 import fastmeta
 from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS, UPGrad
-from fastmeta.cli.arguments import given_options, make_parser
+from fastmeta.cli.arguments import given_options
+from fastmeta.cli.parser import parse
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
@@ -23,7 +24,7 @@ from tests.optim.test_loops import LOOPS, train
 
 # Values of placeholders; METHOD is one that supports all datasets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
-WITHOUT_FILES = ("digits", "sine")
+WITHOUT_FILES = ("digits", "glyphs", "sine")
 
 PAGES = [pytest.param(page, id=str(page.relative_to(markdown.ROOT))) for page in markdown.PAGES]
 
@@ -109,9 +110,7 @@ def test_commands_are_valid(page: Path):
         name.write_text(block.code)
         check(configure(read_config(name)))
     for arguments in markdown.commands(text):
-        given = make_parser().parse_args(
-            [PLACEHOLDERS.get(argument, argument) for argument in arguments]
-        )
+        given = parse([PLACEHOLDERS.get(argument, argument) for argument in arguments])
         if given.command == "info":
             continue
         options = given_options(given)

@@ -13,7 +13,7 @@ from fastmeta import MAML, MetaLearner, RaggedTaskBatch, Task, TaskBatch, learne
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.distributed import Sharding
 from fastmeta.learners import METHODS, compare_with_exact
-from fastmeta.train.metrics import ACCURACY
+from fastmeta.evaluation import ACCURACY
 from tests.helpers.problems import WAYS, mlp, tasks
 
 WITHOUT_CO_LEARNER = [name for name in METHODS if name != "cml"]

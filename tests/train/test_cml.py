@@ -12,11 +12,11 @@ import torch
 
 from fastmeta.cli import main
 from fastmeta.data import SineTasks
+from fastmeta.evaluation import Metric
 from fastmeta.models import BACKBONES, MLP, Conv4, ResNet12
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
 from fastmeta.train.builders import build_co_learner, build_learner, build_module, task_source
 from fastmeta.train.checkpoint import load_checkpoint
-from fastmeta.train.metrics import Metric
 
 CPU = torch.device("cpu")
 DIGITS = "--dataset digits --hidden 4 --meta-batch 2 --steps 2 --val-tasks 4 --test-tasks 10"

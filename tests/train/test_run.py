@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fastmeta import FOMAML, TaskBatch
+from fastmeta.evaluation import MSE, Metric
 from fastmeta.train import (
     CheckpointError,
     ConfigError,
@@ -28,7 +29,6 @@ from fastmeta.train import (
 )
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
-from fastmeta.train.metrics import MSE, Metric
 
 METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile")
 
@@ -123,7 +123,8 @@ def test_an_interrupted_run_continues_exactly(
 
 
 def test_maml_plus_plus_has_a_batch_norm_for_each_inner_step() -> None:
-    options = {"method": "maml++", "steps": 2, "hidden": [4], "meta_batch": 1, "plots": False}
+    options = {"dataset": "digits", "method": "maml++", "steps": 2, "meta_batch": 1}
+    options |= {"hidden": [4], "plots": False}
     options |= {"val_tasks": 2, "test_tasks": 2, "untrained_inner_steps": 0, "out": "run"}
     train(configure({**options, "inner_steps": 3}))
     content = load_checkpoint(Path("run/best.pt"))
@@ -262,7 +263,7 @@ def test_the_plot(sine: dict[str, Any], dataset: str) -> None:
     options = {**sine, "plots": True, "steps": 3}
     if dataset == "digits":
         options = {k: v for k, v in options.items() if k not in ("dataset", "hidden", "meta_batch")}
-        options |= {"hidden": [8], "meta_batch": 2, "untrained_inner_steps": 0}
+        options |= {"dataset": "digits", "hidden": [8], "meta_batch": 2, "untrained_inner_steps": 0}
     results = train(configure(options))
     assert "untrained_long" not in results or dataset == "sine"
     with Image.open("run/curves.png") as picture:

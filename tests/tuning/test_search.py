@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from fastmeta import MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
+from fastmeta.evaluation import ACCURACY, MSE
 from fastmeta.metagrad import FirstOrder
 from fastmeta.models import MLP
-from fastmeta.train.metrics import ACCURACY, MSE
 from fastmeta.tuning import TunedPattern, cost, layer_names, search, tune_pattern, with_pattern
 from tests.helpers.problems import WAYS, tasks
 

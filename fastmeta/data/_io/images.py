@@ -18,16 +18,30 @@ from fastmeta.data._io.errors import data_error, missing_package
 _MAX_PIXELS = 2**25
 
 
+def _to_rgb(image: Any) -> Any:
+    return image.convert("RGB")
+
+
 def decode_rgb(
-    names: Sequence[str], read: Callable[[str], bytes], side: int, where: Path
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    side: int,
+    where: Path | None,
+    *,
+    formats: Sequence[str] = ("JPEG", "PNG"),
+    convert: Callable[[Any], Any] = _to_rgb,
+    fix: str = "Download it again.",
 ) -> NDArray[np.uint8]:
-    """Decodes JPEG or PNG images of any size and mode to square RGB images.
+    """Decodes images of any size and mode to square RGB images.
 
     Args:
         names: names of the images.
         read: returns the file content for a name; called from several threads.
         side: size of the result, `S`; images are resized with an antialiased bilinear filter.
-        where: file or folder of the images, for error messages.
+        where: file or folder of the images, for error messages; `None` if the names are paths.
+        formats: Pillow's names of the formats that are accepted.
+        convert: from an image of Pillow to one in RGB.
+        fix: advice for a corrupt image.
 
     Returns:
         `(n, 3, S, S)`.
@@ -40,16 +54,16 @@ def decode_rgb(
 
     def decode(row: int) -> Any:
         try:
-            with module.open(io.BytesIO(read(names[row])), formats=("JPEG", "PNG")) as image:
+            with module.open(io.BytesIO(read(names[row])), formats=formats) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels")
-                return image.convert("RGB")
+                return convert(image)
         except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
             raise data_error(
-                f"{where}: {names[row]}",
-                expected="a JPEG or PNG image",
+                names[row] if where is None else f"{where}: {names[row]}",
+                expected=f"a {', '.join(formats[:-1])} or {formats[-1]} image",
                 found=f"a corrupt one ({error})",
-                fix="Download it again.",
+                fix=fix,
             ) from error
 
     return _stack(len(names), side, decode)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmeta._options import construct, forwards_options
+from fastmeta._options import check_options, construct, forwards_options
+from fastmeta.data._io.errors import data_error
 from fastmeta.data._io.folders import ROOT_VARIABLE, data_root
+from fastmeta.data._own_splits import Splits
 from fastmeta.data.dataset import EpisodeDataset
 from fastmeta.data.datasets._cifar_files import ARCHIVE, FOLDER
 from fastmeta.data.datasets.cifar import load_cifar_fs, load_fc100
 from fastmeta.data.datasets.digits import load_digits
+from fastmeta.data.datasets.features import features_splits, load_features
+from fastmeta.data.datasets.folder import folder_splits, load_folder
+from fastmeta.data.datasets.glyphs import load_glyphs
 from fastmeta.data.datasets.intents import load_banking77, load_clinc150
 from fastmeta.data.datasets.mini_imagenet import load_mini_imagenet
 from fastmeta.data.datasets.mnist import load_mnist
 from fastmeta.data.datasets.omniglot import load_omniglot
+from fastmeta.data.datasets.own_texts import csv_splits, load_csv
 from fastmeta.data.datasets.planetoid import load_planetoid
 from fastmeta.data.sine import SineTasks
 from fastmeta.data.task_source import TaskSource
 from fastmeta.registry import Registry
 
-Kind = Literal["images", "texts", "nodes", "regression"]
+Kind = Literal["images", "texts", "nodes", "features", "regression"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class DatasetSpec:
         files: paths in the folder of the datasets, one of which holds the data; none are needed if
             this is empty.
         preset: name of the default options of a training run.
+        splits: of the user's own data, from their folder or file, the examples that a held-out
+            class needs and the options of the loader to the names of the classes of each split,
+            which are saved with a run.
     """
 
     kind: Kind | None = None
@@ -45,6 +54,7 @@ class DatasetSpec:
     generator: Callable[..., TaskSource] | None = None
     files: tuple[str, ...] = ()
     preset: str = "unknown"
+    splits: Callable[[Path, int, Mapping[str, Any]], Splits] | None = None
 
 
 _CIFAR = (FOLDER, ARCHIVE)
@@ -59,6 +69,12 @@ def _digits(root: str | Path | None, split: str, **options: Any) -> EpisodeDatas
     return load_digits(split, **options)
 
 
+@forwards_options(lambda given: load_glyphs)
+def _glyphs(root: str | Path | None, split: str, **options: Any) -> EpisodeDataset:
+    """Characters of many scripts in the fonts of matplotlib; needs no files."""
+    return load_glyphs(split, **options)
+
+
 def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
     return DatasetSpec(loader=loader)
 
@@ -66,6 +82,7 @@ def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
     {
+        "glyphs": DatasetSpec("images", _glyphs, preset="glyphs"),
         "digits": DatasetSpec("images", _digits, preset="digits"),
         "cifar-fs": DatasetSpec("images", load_cifar_fs, files=_CIFAR, preset="photos"),
         "fashion-mnist": DatasetSpec(
@@ -81,6 +98,11 @@ DATASETS: Registry[DatasetSpec] = Registry(
         "clinc150": DatasetSpec("texts", load_clinc150, files=("clinc150",), preset="texts"),
         "citeseer": DatasetSpec("nodes", _citeseer, files=("planetoid",), preset="nodes"),
         "cora": DatasetSpec("nodes", _cora, files=("planetoid",), preset="nodes"),
+        "folder": DatasetSpec("images", load_folder, preset="folder", splits=folder_splits),
+        "csv": DatasetSpec("texts", load_csv, preset="texts", splits=csv_splits),
+        "features": DatasetSpec(
+            "features", load_features, preset="features", splits=features_splits
+        ),
         "sine": DatasetSpec("regression", generator=SineTasks, preset="sine"),
     },
     convert=_from_plugin,
@@ -97,15 +119,55 @@ def datasets_in(root: str | Path) -> list[str]:
     ]
 
 
+def own_root(name: str, root: str | Path | None) -> Path:
+    """The folder or file of the user's own data, which has to be given.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if not root:
+        raise data_error(
+            "data root",
+            expected=f"the folder or file of your data, for dataset {name!r}",
+            found="none",
+            fix="Pass root=... (--data-root PATH).",
+        )
+    return Path(root).expanduser()
+
+
+def class_splits(
+    name: str, root: str | Path | None, options: Mapping[str, Any], minimum: int = 1
+) -> Splits | None:
+    """The names of the classes of each split of the user's own data.
+
+    Args:
+        name: of the dataset.
+        root: the folder or file.
+        options: of the loader.
+        minimum: examples that a class needs to be drawn for validation or test.
+
+    Returns:
+        By split; `None` for datasets whose splits do not depend on files.
+
+    Raises:
+        DataError: if files are missing, or there are too few classes.
+    """
+    spec = DATASETS[name]
+    if spec.splits is None:
+        return None
+    check_options(f"dataset {name!r}", spec.loader or spec.splits, options, ("root", "split"))
+    return spec.splits(own_root(name, root), minimum, options)
+
+
 def load(name: str, split: str, root: str | Path | None = None, **options: Any) -> EpisodeDataset:
     """Loads a dataset by name.
 
     Args:
-        name: one of [`DATASETS`][fastmeta.data.DATASETS] that is not generated; `"digits"` needs no
-            files.
+        name: one of [`DATASETS`][fastmeta.data.DATASETS] that is not generated; `"glyphs"` and
+            `"digits"` need no files.
         split: `"train"`, `"val"` or `"test"`.
         root: the folder of the datasets; by default the one that the environment variable
-            `FASTMETA_DATA` names. "digits" ignores it; a plug-in may do without.
+            `FASTMETA_DATA` names. These ignore it; a plug-in may do without.
         options: of the loader: [`load_digits`][fastmeta.data.load_digits],
             [`load_mnist`][fastmeta.data.load_mnist],
             [`load_omniglot`][fastmeta.data.load_omniglot],
@@ -114,7 +176,9 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
             [`load_fc100`][fastmeta.data.load_fc100],
             [`load_clinc150`][fastmeta.data.load_clinc150],
             [`load_banking77`][fastmeta.data.load_banking77] or
-            [`load_planetoid`][fastmeta.data.load_planetoid].
+            [`load_planetoid`][fastmeta.data.load_planetoid], or for your own data
+            [`load_folder`][fastmeta.data.load_folder], [`load_csv`][fastmeta.data.load_csv] or
+            [`load_features`][fastmeta.data.load_features].
 
     Raises:
         PluginError: if the name is that of a plug-in that cannot be used.
@@ -129,6 +193,9 @@ def load(name: str, split: str, root: str | Path | None = None, **options: Any) 
             f"{name!r} is no dataset that is loaded: its tasks are generated, see "
             f"fastmeta.data.DATASETS[{name!r}].generator."
         )
-    folder = data_root(root) if spec.files else root or os.environ.get(ROOT_VARIABLE)
+    if spec.splits is not None:
+        folder: str | Path | None = own_root(name, root)
+    else:
+        folder = data_root(root) if spec.files else root or os.environ.get(ROOT_VARIABLE)
     found: EpisodeDataset = construct(f"dataset {name!r}", spec.loader, options, folder, split)
     return found

@@ -34,7 +34,7 @@ class TrainConfig:
         ConfigError: if an option has the wrong type or value, or does not fit the others.
     """
 
-    dataset: str = option("dataset", default="digits", choices=DATASETS)
+    dataset: str = option("dataset", default="glyphs", choices=DATASETS)
     data_root: str | None = option(
         "folder of the datasets; by default the one FASTMETA_DATA names", default=None
     )

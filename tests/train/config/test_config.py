@@ -72,7 +72,7 @@ def test_default_tables_apply_only_to_their_own_names() -> None:
 
 
 def test_defaults_depend_on_data_set_and_method() -> None:
-    assert configure({}).dataset == "digits"
+    assert configure({}).dataset == "glyphs"
     assert configure({"dataset": "sine"}).backbone == "mlp"
     assert configure({"dataset": "omniglot"}).backbone == "conv4"
     assert configure({"dataset": "mini-imagenet"}).jitter_flip == 0.5
@@ -141,7 +141,7 @@ def test_round_trip_of_a_configuration() -> None:
         ({"dataset": "sine", "backbone": "conv4"}, "needs backbone mlp"),
         ({"dataset": "cora", "backbone": "conv4"}, "dataset cora needs backbone gcn; got conv4"),
         ({"dataset": "clinc150", "backbone": "mlp"}, "clinc150 needs backbone text; got mlp"),
-        ({"backbone": "text"}, "dataset digits needs backbone conv4 or mlp or resnet12; got text"),
+        ({"backbone": "text"}, "dataset glyphs needs backbone conv4 or mlp or resnet12; got text"),
         ({"dataset": "banking77", "hidden": [8, 8]}, r"text takes one width as hidden; got \[8, 8"),
         ({"dataset": "citeseer", "jitter_zoom": 0.1}, "dataset citeseer has none: they must be 0"),
         ({"dataset": "sine", "jitter_shift": 1}, "dataset sine has none"),

@@ -40,7 +40,7 @@ def estimate(scores: Tensor) -> Estimate:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metric:
     """A score of query outputs.
 
@@ -70,6 +70,9 @@ class Metric:
             )
         return self.per_task(outputs, targets)
 
+    def __repr__(self) -> str:
+        return f"Metric({self.name})"
+
     def better(self, new: float, old: float) -> bool:
         """Whether `new` is strictly better than `old`."""
         return new > old if self.higher_is_better else new < old
@@ -95,4 +98,6 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 ACCURACY = Metric("accuracy", _accuracy, higher_is_better=True)
+"""The fraction of queries whose largest output is that of their class."""
 MSE = Metric("mse", _squared_error, higher_is_better=False)
+"""The mean squared error."""
