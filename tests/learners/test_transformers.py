@@ -14,7 +14,7 @@ import fastmeta
 from fastmeta import MetaLearner, RaggedTaskBatch, Task, TaskBatch
 from fastmeta.adaptation import LayerPattern
 from fastmeta.aggregation import Mean
-from fastmeta.functional import watch_attention
+from fastmeta.functional import Checkpoint, watch_attention
 from fastmeta.metagrad import Exact, FirstOrder, Implicit, MetaGradient, Recursion, Reptile
 from tests.helpers import hugging_face as small
 
@@ -40,6 +40,12 @@ METAGRADS: tuple[Callable[[], MetaGradient], ...] = (
     Recursion,
     lambda: Recursion(hvp="forward"),
 )
+# With activations kept, and recomputed.
+RECOMPUTED: tuple[tuple[Callable[[], MetaGradient], Checkpoint], ...] = (
+    *((metagrad, False) for metagrad in METAGRADS),
+    (Exact, True),
+    (Recursion, "second-order"),
+)
 
 
 def learner(module: nn.Module, loss: Any, metagrad: Any, **options: Any) -> MetaLearner:
@@ -64,9 +70,10 @@ def test_equals_plain_autograd(name: str, inner: str, steps: int) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         expected = small.reference_meta_gradient(module, batch, loss, inner, steps)
     rule = small.INNER[inner](steps)
-    for metagrad in METAGRADS:
+    for metagrad, checkpoint in RECOMPUTED:
+        options = {"adaptation": rule, "checkpoint": checkpoint}
         with watch_attention() as calls:
-            found = gradient(module, loss, batch, metagrad(), adaptation=rule)
+            found = gradient(module, loss, batch, metagrad(), **options)
         assert close(found, expected)
         assert {call.reason for call in calls} == {None}  # all by the compiled op
     first_order = gradient(module, loss, batch, FirstOrder(), adaptation=rule)
