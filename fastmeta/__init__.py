@@ -82,8 +82,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 if find_spec("fastmeta._C") is None:
     raise ImportError(
-        "fastmeta's compiled kernels are missing. Build them with 'pip install -e .' in the source "
-        "tree, or reinstall the wheel."
+        "fastmeta's compiled kernels could not be loaded: there is no fastmeta._C. Build them with "
+        "'pip install -e .' in the source tree, or reinstall the wheel."
     )
 
 if not TYPE_CHECKING:

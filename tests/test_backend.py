@@ -15,6 +15,7 @@ import fastmeta
 
 PROGRAM = """
 import resource, sys, torch, fastmeta
+fastmeta.learners  # whose import leaves free blocks for small allocations, as in any program
 if sys.argv[1] == "keep":
     assert fastmeta.keep_freed_memory()
 def faults():

@@ -29,9 +29,10 @@ def test_names() -> None:
     assert by_kind == {
         "images": {
             *("digits", "mnist", "fashion-mnist", "omniglot"),
-            *("mini-imagenet", "cifar-fs", "fc100"),
+            *("mini-imagenet", "cifar-fs", "fc100", "glyphs", "folder"),
         },
-        "texts": {"clinc150", "banking77"},
+        "texts": {"clinc150", "banking77", "csv"},
+        "features": {"features"},
         "nodes": {"cora", "citeseer"},
         "regression": {"sine"},
     }
