@@ -1,18 +1,14 @@
-"""Attention that can be differentiated twice, in place of torch's."""
+"""Attention in place of torch's, and who watches it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import has_torch_function
 
 from fastmeta import ops
@@ -36,26 +32,8 @@ class AttentionCall:
     reason: str | None
 
 
-# Of this thread: whether second derivatives may be taken, whether a forward pass is replaced, and
-# who watches.
-_twice: ContextVar[bool] = ContextVar("twice", default=False)
-_replaced: ContextVar[bool] = ContextVar("replaced", default=False)
+# Who watches in this thread.
 _calls: ContextVar[list[AttentionCall] | None] = ContextVar("calls", default=None)
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Attention in this context has second derivatives, unlike torch's fused kernels.
-
-    It is [`fastmeta.ops.attention`][] within `compiled_attention`, where that supports the
-    arguments, and torch's plain composition elsewhere.
-    """
-    token = _twice.set(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        _twice.reset(token)
 
 
 @contextmanager
@@ -75,50 +53,8 @@ def watch_attention() -> Iterator[list[AttentionCall]]:
         _calls.reset(token)
 
 
-class _Patch:
-    """Replaces `F.scaled_dot_product_attention` as long as any thread needs it.
-
-    A `TorchFunctionMode` would not see the calls within `F.multi_head_attention_forward`, and slow
-    down all others.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._users = 0
-        self.torchs: Any = F.scaled_dot_product_attention
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self.torchs = F.scaled_dot_product_attention
-                F.scaled_dot_product_attention = _attention
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and F.scaled_dot_product_attention is _attention:
-                F.scaled_dot_product_attention = self.torchs
-
-
-_patch = _Patch()
-
-
-@contextmanager
-def compiled_attention() -> Iterator[None]:
-    """`F.scaled_dot_product_attention` is the compiled op where second derivatives are taken."""
-    if not _twice.get():
-        yield
-        return
-    token = _replaced.set(True)
-    try:
-        with _patch:
-            yield
-    finally:
-        _replaced.reset(token)
-
-
-def _attention(
+def attention(
+    torchs: Callable[..., Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -128,19 +64,14 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention`."""
+    """`F.scaled_dot_product_attention`, see `_calls`."""
     tensors = query, key, value, attn_mask
-    # In another thread the patch may not be wanted.
-    wanted = not torch.compiler.is_compiling() and _replaced.get()
-    reason = _unsupported(*tensors, dropout_p, is_causal, enable_gqa) if wanted else None
+    reason = _unsupported(*tensors, dropout_p, is_causal, enable_gqa)
     calls = _calls.get()
-    if wanted and calls is not None:
+    if calls is not None:
         calls.append(AttentionCall(tuple(query.shape), tuple(key.shape), reason))
-    if not wanted or reason is not None:
-        result: Tensor = _patch.torchs(
-            *tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        return result
+    if reason is not None:
+        return torchs(*tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
