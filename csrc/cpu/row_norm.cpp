@@ -267,7 +267,7 @@ struct Second {
     read_weight(in.weight, in.weight_dtype, group, in.width, weight);
     read_weight(args.tweight, in.weight_dtype, group, in.width, tweight);
     read_weight(args.tbias, in.weight_dtype, group, in.width, tbias);
-    if (!args.dy) return tangent(group, first, end);
+    if (!args.dweight) return tangent(group, first, end);
     const WeightSums<A> totals(args.scratch, chunk, padded);
     args.tdy ? second<true>(group, totals, first, end) : second<false>(group, totals, first, end);
   }
@@ -362,7 +362,7 @@ void row_norm_second(const RowNormSecondArgs& args, const Parallel& parallel) {
   dispatch(args.in.dtype, [&](auto zero) {
     using T = decltype(zero);
     row_norm::each_chunk(args.in, parallel, [&] { return row_norm::Second<T>(args); });
-    if (args.dy)
+    if (args.dweight)
       row_norm::finish_weights<Acc<T>>(args.in, args.scratch, args.dweight, args.dbias, parallel);
   });
 }

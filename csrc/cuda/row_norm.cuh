@@ -259,7 +259,7 @@ void launch_row_norm_second(const RowNormSecondArgs& args, const Launch& launch)
   dispatch(in.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (rows > 0) launch(row_norm_second_kernel<T>, rows, kThreads, args);
-    if (!args.dy) return;
+    if (!args.dweight) return;
     if (rows > 0)
       launch(row_norm_second_columns_kernel<T>, row_norm_columns_grid(in),
              dim3(kRowNormColumns, kRowNormLines), args);

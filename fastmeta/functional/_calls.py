@@ -1,4 +1,4 @@
-"""Functions of `torch.nn.functional` replaced by compiled ops where second derivatives are taken."""
+"""Compiled ops in place of `torch.nn.functional`, where second derivatives are taken."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ class _Patch:
     def __init__(self) -> None:
         self._lock = Lock()
         self._users = 0
-        self._own = {
-            name: partial(_call, self, name) for name in _REPLACEMENTS if hasattr(F, name)
-        }
+        self._own = {name: partial(_call, self, name) for name in _REPLACEMENTS if hasattr(F, name)}
         self.torchs: dict[str, Any] = {name: getattr(F, name) for name in self._own}
 
     def __enter__(self) -> None:

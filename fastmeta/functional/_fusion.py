@@ -30,9 +30,9 @@ class FusedModule(FunctionalModule):
       updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)
       on a GPU. `models.PerStepBatchNorm2d` is the BatchNorm2d of the inner step.
 
-    Where second derivatives are taken, calls of these functions of `torch.nn.functional` anywhere in
-    the module (those of torch's own modules and of transformers' models among them) and in the loss
-    run as ops: on the CPU, under autocast, too. What an op does not take goes to torch.
+    Where second derivatives are taken, calls of these functions of `torch.nn.functional` anywhere
+    in the module (those of torch's own modules and of transformers' models among them) and in the
+    loss run as ops: on the CPU, under autocast, too. What an op does not take goes to torch.
 
     - `scaled_dot_product_attention` as [`fastmeta.ops.attention`][], without dropout: torch's fused
       attention has no second derivatives.

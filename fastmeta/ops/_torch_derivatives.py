@@ -51,7 +51,7 @@ def with_torch_derivatives(
             function, tensors, places = _given(reference, ctx, count)
             cotangents = grads[0] if len(grads) == 1 else grads
             found = torch.func.vjp(function, *tensors)[1](cotangents)
-            return _spread(found, places, len(ctx.others))
+            return tuple(_spread(found, places, len(ctx.others)))  # no list
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -76,7 +76,7 @@ def _given(
     reference: Callable[..., Any], ctx: Any, count: int
 ) -> tuple[Callable[..., Any], list[Tensor], list[int]]:
     """The reference as a function of the differentiable tensors; these; and their places."""
-    saved = iter(ctx.saved_tensors)
+    saved = (t.contiguous() for t in ctx.saved_tensors)  # forward mode takes no expanded tensors
     args = [next(saved) if other is None else other[0] for other in ctx.others]
     places = [place for place in range(count) if args[place] is not None]
 

@@ -21,9 +21,9 @@ _KINDS = {3: "silu", 5: "gelu", 6: "gelu_tanh"}
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit (Hendrycks & Gimpel 2016), elementwise.
 
-    Arguments are those of `torch.nn.functional.gelu`. Forward, backward, double backward and forward
-    mode (of forward and of backward) are kernels of one pass; third derivatives are PyTorch's.
-    `vmap` makes one call. Half precision is computed in float32.
+    Arguments are those of `torch.nn.functional.gelu`. Forward, backward, double backward and
+    forward mode (of forward and of backward) are kernels of one pass; third derivatives are
+    PyTorch's. `vmap` makes one call. Half precision is computed in float32.
 
     Args:
         x: any shape; float64, float32, float16 or bfloat16.

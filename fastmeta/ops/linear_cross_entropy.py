@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,12 +9,9 @@ from torch import Tensor
 
 from fastmeta import reference
 from fastmeta._checks import check_choice, check_in_range
-from fastmeta.backend import kernels
 from fastmeta.ops._function import apply, loop_vmap, needs_autograd
+from fastmeta.ops._linear_loss import hessian_product, loss_and_grads
 from fastmeta.ops._torch_derivatives import with_torch_derivatives
-
-_CHUNK = 1 << 21  # logits held at a time
-_MIN_ROWS = 16  # fewer would make the products slow
 
 
 def linear_cross_entropy(
@@ -75,90 +71,14 @@ def linear_cross_entropy(
     bias = x.new_zeros(linear_weight.shape[0]) if linear_bias is None else linear_bias
     rows, classes = x.reshape(-1, x.shape[-1]), target.reshape(-1)
     args = rows, linear_weight, bias, classes, ignore_index, float(label_smoothing)
-    loss, *_ = _forward(*args) if needs_autograd(*args[:3]) else _loss(*args, grads=False)
+    loss, *_ = _forward(*args) if needs_autograd(*args[:3]) else loss_and_grads(*args, grads=False)
     if reduction == "mean":
         loss = loss / (target != ignore_index).sum()
     return loss.to(x.dtype)
 
 
-def _chunks(rows: int, classes: int) -> Iterator[slice]:
-    size = max(_MIN_ROWS, _CHUNK // max(classes, 1))
-    for first in range(0, rows, size):
-        yield slice(first, min(first + size, rows))
-
-
-class _Sums:
-    """Gradients of the input, filled by chunks, and of weight and bias, summed over them."""
-
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-        wide = reference.accumulation_dtype(x.dtype)
-        self.dx = torch.empty_like(x)
-        self.dweight = torch.zeros_like(weight, dtype=wide)
-        self.dbias = torch.zeros_like(bias, dtype=wide)
-
-    def add(self, dz: Tensor, x: Tensor, bias: bool = True) -> None:
-        if self.dweight.dtype == dz.dtype:
-            self.dweight.addmm_(dz.mT, x)
-        else:
-            self.dweight += dz.mT @ x
-        if bias:
-            self.dbias += dz.sum(0, dtype=self.dbias.dtype)
-
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = self.dx.dtype
-        return self.dx, self.dweight.to(dtype), self.dbias.to(dtype)
-
-
-@torch.no_grad()
-def _loss(
-    x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *options: Any, grads: bool = True
-) -> tuple[Tensor, ...]:
-    """The sum of the losses, and its gradients with respect to `x`, `weight` and `bias`."""
-    sums = _Sums(x, weight, bias) if grads else None
-    loss = x.new_zeros((), dtype=reference.accumulation_dtype(x.dtype))
-    for rows in _chunks(len(x), len(bias)):
-        z = torch.addmm(bias, x[rows], weight.mT)
-        losses, logsumexp = kernels.cross_entropy_forward.default(z, target[rows], *options)
-        loss += losses.sum()
-        if sums is not None:
-            one = torch.ones_like(losses)
-            dz = kernels.cross_entropy_backward.default(one, z, target[rows], logsumexp, *options)
-            torch.mm(dz, weight, out=sums.dx[rows])
-            sums.add(dz, x[rows])
-    return loss, *(() if sums is None else sums.results())
-
-
-@torch.no_grad()
-def _hessian_product(
-    tx: Tensor,
-    tweight: Tensor,
-    tbias: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    target: Tensor,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    """The tangents of the gradients of `x`, `weight` and `bias`."""
-    sums = _Sums(x, weight, bias)
-    for rows in _chunks(len(x), len(bias)):
-        z = torch.addmm(bias, x[rows], weight.mT)
-        tz = torch.addmm(tbias, tx[rows], weight.mT).addmm_(x[rows], tweight.mT)
-        losses, logsumexp = kernels.cross_entropy_forward.default(z, target[rows], *options)
-        given = z, target[rows], logsumexp, *options
-        one = torch.ones_like(losses)
-        _, tdz = kernels.cross_entropy_second.default(one, None, tz, *given)
-        del tz
-        dz = kernels.cross_entropy_backward.default(one, *given)
-        torch.mm(tdz, weight, out=sums.dx[rows])
-        sums.dx[rows].addmm_(dz, tweight)
-        sums.add(tdz, x[rows])
-        sums.add(dz, tx[rows], bias=False)
-    return sums.results()
-
-
-# Of the gradients, from `tx, tweight, tbias, x, weight, bias, target, ignored, smoothing`.
-_second = with_torch_derivatives(_hessian_product, reference.linear_loss_second, 6, loop_vmap)
+# The tangents of the gradients, from `tx, tweight, tbias, x, weight, bias, target, options`.
+_second = with_torch_derivatives(hessian_product, reference.linear_loss_second, 6, loop_vmap)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
@@ -167,7 +87,7 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
     The gradients are constants to autograd.
     """
     results: tuple[Tensor, ...] = (
-        apply(_Loss, _LossEager, *args) if needs_autograd(*args[:3]) else _loss(*args)
+        apply(_Loss, _LossEager, *args) if needs_autograd(*args[:3]) else loss_and_grads(*args)
     )
     return results
 
@@ -180,6 +100,14 @@ def _scale(*args: Any) -> tuple[Tensor, ...]:
     return _Scale.forward(*args)
 
 
+def _inner(*args: Any) -> Tensor:
+    """`<t, d>`, from three `t`, three gradients `d`, `x, weight, bias, target, options`."""
+    if needs_autograd(*args[:3], *args[6:9]):
+        tangent: Tensor = apply(_Inner, _InnerEager, *args)
+        return tangent
+    return _Inner.forward(*args)
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def reference_impl(*args: Any) -> Any:
@@ -187,7 +115,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return _loss(*args)
+        return loss_and_grads(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -210,14 +138,53 @@ class _Loss(torch.autograd.Function):
 class _LossEager(_Loss):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _inner(ctx.saved_tensors[:3], tangents[:3]), None, None, None
+        options = ctx.ignored, ctx.smoothing
+        return _inner(*tangents[:3], *ctx.saved_tensors, *options), None, None, None
 
 
-def _inner(grads: Any, directions: Any) -> Tensor:
-    """The tangent of the loss, `<grads, directions>` in the accumulation dtype."""
-    wide = reference.accumulation_dtype(grads[0].dtype)
-    products = [(g * d).sum(dtype=wide) for g, d in zip(grads, directions, strict=True)]
-    return products[0] + products[1] + products[2]
+class _Inner(torch.autograd.Function):
+    """The tangent of the loss along directions; `dx`, `dweight` and `dbias` are its gradients."""
+
+    @staticmethod
+    def reference_impl(*args: Any) -> Any:
+        grads = reference.linear_loss_grads(*args[6:])
+        return _Inner.forward(*args[:3], *grads)
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        wide = reference.accumulation_dtype(args[0].dtype)
+        products = [(t * d).sum(dtype=wide) for t, d in zip(args[:3], args[3:6], strict=True)]
+        return products[0] + products[1] + products[2]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.ignored, ctx.smoothing = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        saved, options = ctx.saved_tensors, (ctx.ignored, ctx.smoothing)
+        along = _scale(g, *saved[3:], *options)
+        second = _second(*saved[:3], *saved[6:], *options)
+        return *along, None, None, None, *_times(g, second), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return loop_vmap(_inner, info, in_dims, args)
+
+
+class _InnerEager(_Inner):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        saved, options = ctx.saved_tensors, (ctx.ignored, ctx.smoothing)
+        second = _second(*tangents[6:9], *saved[6:], *options)
+        first = _inner(*tangents[:3], *saved[3:], *options)
+        return first + _Inner.forward(*saved[:3], *second)
+
+
+def _times(g: Tensor, tensors: Any) -> list[Tensor]:
+    return [(g * t).to(t.dtype) for t in tensors]
 
 
 class _Scale(torch.autograd.Function):
@@ -225,11 +192,11 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def reference_impl(g: Tensor, *args: Any) -> Any:
-        return tuple((g * t).to(t.dtype) for t in reference.linear_loss_grads(*args[3:]))
+        return tuple(_times(g, reference.linear_loss_grads(*args[3:])))
 
     @staticmethod
     def forward(g: Tensor, *args: Any) -> Any:
-        return tuple((g * t).to(t.dtype) for t in args[:3])
+        return tuple(_times(g, args[:3]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -239,11 +206,10 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor) -> Any:
-        g, dx, dweight, dbias, *others = ctx.saved_tensors
-        second = _second(*directions, *others, ctx.ignored, ctx.smoothing)
-        scaled = [(g * t).to(t.dtype) for t in second]
-        grads = _inner((dx, dweight, dbias), directions)
-        return grads, None, None, None, *scaled, None, None, None
+        (g, *saved), options = ctx.saved_tensors, (ctx.ignored, ctx.smoothing)
+        scaled = _times(g, _second(*directions, *saved[3:], *options))
+        along = _inner(*directions, *saved, *options)
+        return along, None, None, None, *scaled, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -253,7 +219,7 @@ class _Scale(torch.autograd.Function):
 class _ScaleEager(_Scale):
     @staticmethod
     def jvp(ctx: Any, tg: Tensor, *tangents: Any) -> Any:
-        g, dx, dweight, dbias, *others = ctx.saved_tensors
-        second = _second(*tangents[3:6], *others, ctx.ignored, ctx.smoothing)
-        first = dx, dweight, dbias
-        return tuple((tg * d + g * s).to(d.dtype) for d, s in zip(first, second, strict=True))
+        (g, *saved), options = ctx.saved_tensors, (ctx.ignored, ctx.smoothing)
+        second = _times(g, _second(*tangents[3:6], *saved[3:], *options))
+        first = _scale(tg, *saved, *options)
+        return tuple(f + s for f, s in zip(first, second, strict=True))

@@ -94,7 +94,8 @@ def _row_norm(
     if any(t.shape != shape or t.dtype != given[0].dtype for t in given):
         found = " and ".join(f"{tuple(t.shape)} of {t.dtype}" for t in given)
         raise RuntimeError(
-            f"fastmeta: {name}: expected weight and bias of shape {shape} and one dtype, got {found}."
+            f"fastmeta: {name}: expected weight and bias of shape {shape} and one dtype, got "
+            f"{found}."
         )
     like = given[0] if given else x
     weight = like.new_ones(1, width) if weight is None else weight.reshape(1, width)
@@ -223,9 +224,7 @@ class _BackwardEager(_Backward):
 
 @torch.library.register_fake("fastmeta::row_norm_forward")
 def _(x: Tensor, *_: Any) -> list[Tensor]:
-    stats = x.new_empty(
-        x.shape[0], 2, x.shape[1], dtype=reference.accumulation_dtype(x.dtype)
-    )
+    stats = x.new_empty(x.shape[0], 2, x.shape[1], dtype=reference.accumulation_dtype(x.dtype))
     return [x.new_empty(x.shape), stats]
 
 

@@ -55,14 +55,14 @@ struct RowNormBackwardArgs {
 
 struct RowNormSecondArgs {
   RowNormInput in;
-  const void* dy;   // null: the tangent alone
+  const void* dy;
   const void* tdy;  // or null: zero
   const void* tx;
   const void* tweight;
   const void* tbias;
   void* scratch;
   void* ty;
-  void* dx;
+  void* dx;  // null together with dy and the next two: the tangent alone
   void* dweight;
   void* dbias;
 };
