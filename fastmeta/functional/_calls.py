@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.functional import _attention, _block
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 # Each takes torch's function, which it calls where the op cannot take the arguments, and its
 # arguments.
@@ -99,3 +102,15 @@ def compiled_calls() -> Iterator[None]:
             yield
     finally:
         _replaced.reset(token)
+
+
+def compiled_loss(loss: LossFunction) -> LossFunction:
+    """The loss within `compiled_calls`; it may also be one of these functions itself."""
+    own = next((name for name, torchs in _patch.torchs.items() if torchs is loss), None)
+
+    def run(output: Tensor, y: Tensor) -> Tensor:
+        with compiled_calls():
+            value: Tensor = (loss if own is None else getattr(F, own))(output, y)
+        return value
+
+    return run

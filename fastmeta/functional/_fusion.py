@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastmeta.functional._calls import compiled_calls
+from fastmeta.functional._calls import LossFunction, compiled_calls, compiled_loss
 from fastmeta.functional._checkpointing import ForwardPlan
 from fastmeta.functional._fusion_steps import FUSIBLE, Step, at_inner_step, find_steps, is_image
 from fastmeta.functional._inspection import globally_hooked, is_compiled, is_plain
-from fastmeta.functional.module import FunctionalModule
+from fastmeta.functional.module import Buffers, FunctionalModule
 from fastmeta.models import PerStepBatchNorm2d
 
 
@@ -54,10 +54,38 @@ class FusedModule(FunctionalModule):
         return FusionPlan(part).applied
 
     @override
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        with super()._precision(), compiled_calls():  # in the loss, too
-            yield
+    def evaluate(
+        self,
+        loss: LossFunction,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+        capture: AbstractContextManager[None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return super().evaluate(compiled_loss(loss), params, buffers, x, y, capture)
+
+    @override
+    def evaluate_query(
+        self,
+        loss: LossFunction,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        return super().evaluate_query(compiled_loss(loss), params, buffers, x, y)
+
+    @override
+    def evaluate_co_learner(
+        self,
+        loss: LossFunction,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Tensor,
+        y: Tensor,
+    ) -> Tensor:
+        return super().evaluate_co_learner(compiled_loss(loss), params, buffers, x, y)
 
 
 def fused(module: nn.Module) -> AbstractContextManager[None]:
