@@ -122,7 +122,8 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:
-        return _backward(dout, *ctx.saved_tensors, ctx.kind), None
+        (x,) = ctx.saved_tensors
+        return _backward(dout, x, ctx.kind), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -132,7 +133,8 @@ class _Activation(torch.autograd.Function):
 class _ActivationEager(_Activation):
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, _kind: None) -> Any:
-        return _backward(tx, *ctx.saved_tensors, ctx.kind)
+        (x,) = ctx.saved_tensors
+        return _backward(tx, x, ctx.kind)
 
 
 class _Backward(torch.autograd.Function):

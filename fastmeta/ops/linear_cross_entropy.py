@@ -94,18 +94,18 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
 
 def _scale(*args: Any) -> tuple[Tensor, ...]:
     """The gradients times `g`, from `g, dx, dweight, dbias, x, weight, bias, target, options`."""
-    if needs_autograd(args[0], *args[4:7]):
-        results: tuple[Tensor, ...] = apply(_Scale, _ScaleEager, *args)
-        return results
-    return _Scale.forward(*args)
+    wanted = needs_autograd(args[0], *args[4:7])
+    results: tuple[Tensor, ...]
+    results = apply(_Scale, _ScaleEager, *args) if wanted else _Scale.forward(*args)
+    return results
 
 
 def _inner(*args: Any) -> Tensor:
     """`<t, d>`, from three `t`, three gradients `d`, `x, weight, bias, target, options`."""
-    if needs_autograd(*args[:3], *args[6:9]):
-        tangent: Tensor = apply(_Inner, _InnerEager, *args)
-        return tangent
-    return _Inner.forward(*args)
+    wanted = needs_autograd(*args[:3], *args[6:9])
+    tangent: Tensor
+    tangent = apply(_Inner, _InnerEager, *args) if wanted else _Inner.forward(*args)
+    return tangent
 
 
 class _Loss(torch.autograd.Function):

@@ -103,10 +103,11 @@ def linear_loss_grads(
     x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, ignored: int, smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `linear_loss` with respect to `x`, `weight` and `bias`."""
-    loss, vjp = torch.func.vjp(
-        lambda *t: linear_loss(*t, target, ignored, smoothing), x, weight, bias
-    )
-    grads: tuple[Tensor, Tensor, Tensor] = vjp(torch.ones_like(loss))
+
+    def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_loss(x, weight, bias, target, ignored, smoothing)
+
+    grads: tuple[Tensor, Tensor, Tensor] = torch.func.grad(loss, (0, 1, 2))(x, weight, bias)
     return grads
 
 
@@ -122,9 +123,11 @@ def linear_loss_second(
     smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The directional derivatives of these gradients along `(tx, tweight, tbias)` (JVP)."""
-    tangents: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(
-        lambda *t: linear_loss_grads(*t, target, ignored, smoothing),
-        (x, weight, bias),
-        (tx, tweight, tbias),
-    )[1]
+
+    def grads(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return linear_loss_grads(x, weight, bias, target, ignored, smoothing)
+
+    directions = tx, tweight, tbias
+    tangents: tuple[Tensor, Tensor, Tensor]
+    tangents = torch.func.jvp(grads, (x, weight, bias), directions)[1]
     return tangents
