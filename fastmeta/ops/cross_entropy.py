@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._checks import check_choice, check_in_range
+from fastmeta._checks import check_choice, check_in_range, check_integer
 from fastmeta.backend import kernels
 from fastmeta.ops._function import apply, merge_batch, needs_autograd, split_batch
 from fastmeta.ops._torch_derivatives import with_torch_derivatives
@@ -46,11 +46,13 @@ def cross_entropy(
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match, or a target is invalid.
-        ValueError: if `reduction` is none of these or `label_smoothing` not in `[0, 1]`.
+        ValueError: if `reduction` is none of these, `label_smoothing` not in `[0, 1]` or
+            `ignore_index` no integer.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_in_range("label_smoothing", label_smoothing, 0, 1, closed=True)
+    check_integer("ignore_index", ignore_index, -(2**63))
     logits = z.movedim(1, -1) if z.dim() > 1 else z
     if not z.dim() or logits.shape[:-1] != target.shape:
         raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
-from fastmeta._checks import check_choice, check_in_range
+from fastmeta._checks import check_choice, check_in_range, check_integer
 from fastmeta.ops._function import apply, loop_vmap, needs_autograd
 from fastmeta.ops._linear_loss import hessian_product, loss_and_grads
 from fastmeta.ops._torch_derivatives import with_torch_derivatives
@@ -47,11 +47,13 @@ def linear_cross_entropy(
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match, or a target is invalid.
-        ValueError: if `reduction` is neither or `label_smoothing` not in `[0, 1]`.
+        ValueError: if `reduction` is neither, `label_smoothing` not in `[0, 1]` or `ignore_index`
+            no integer.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     check_choice("reduction", reduction, ("mean", "sum"))
     check_in_range("label_smoothing", label_smoothing, 0, 1, closed=True)
+    check_integer("ignore_index", ignore_index, -(2**63))
     tensors = [x, linear_weight] if linear_bias is None else [x, linear_weight, linear_bias]
     bias_shape = linear_weight.shape[:1] if linear_bias is None else linear_bias.shape
     if (

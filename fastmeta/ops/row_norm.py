@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import reference
+from fastmeta._checks import check_number
 from fastmeta.backend import kernels
 from fastmeta.ops._function import apply, merge_batch, needs_autograd, split_batch
 from fastmeta.ops._torch_derivatives import with_torch_derivatives
@@ -41,6 +42,7 @@ def layer_norm(
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
+        ValueError: if `eps` is not a finite number.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     return _row_norm("layer_norm", x, normalized_shape, weight, bias, True, eps)
@@ -68,6 +70,7 @@ def rms_norm(
 
     Raises:
         RuntimeError: if shapes, dtypes or devices do not match.
+        ValueError: if `eps` is not a finite number.
         NotImplementedError: if the tensors are on a GPU, and the build has no CUDA kernels.
     """
     eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -83,6 +86,7 @@ def _row_norm(
     centred: bool,
     eps: float,
 ) -> Tensor:
+    check_number("eps", eps)
     shape = tuple(normalized_shape)
     width = prod(shape)
     given = [t for t in (weight, bias) if t is not None]
