@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ def cross_entropy(
         return torchs(input, target, weight, **legacy, **options)
     # Under autocast, torch computes the loss in float32.
     dtype = torch.float32 if torch.is_autocast_enabled("cpu") else input.dtype
-    return ops.cross_entropy(input.to(dtype), target, **options)
+    with _torchs_error():
+        return ops.cross_entropy(input.to(dtype), target, **options)
 
 
 def linear_cross_entropy(
@@ -121,7 +123,21 @@ def linear_cross_entropy(
         rest = {"weight": weight, "ignore_index": ignore_index, "options": options}
         return torchs(input, linear_weight, target, **common, **rest)
     ignored = -100 if ignore_index is None else ignore_index
-    return ops.linear_cross_entropy(input, linear_weight, target, ignore_index=ignored, **common)
+    with _torchs_error():
+        return ops.linear_cross_entropy(
+            input, linear_weight, target, ignore_index=ignored, **common
+        )
+
+
+@contextmanager
+def _torchs_error() -> Iterator[None]:
+    """An invalid class is an `IndexError`, as of torch's function."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "expected class indices" in str(error):
+            raise IndexError(str(error)) from error
+        raise
 
 
 def _takes(*tensors: Tensor) -> bool:

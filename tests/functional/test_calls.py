@@ -177,6 +177,11 @@ def test_left_to_torch(name: str, used: list[str]) -> None:
         assert torch.equal(*results)
 
 
+def test_an_invalid_class_is_torchs_error() -> None:
+    with pytest.raises(IndexError, match="from 0 to 4, or ignore_index -100, got 5"):
+        call("cross_entropy", Z, Y + 1)
+
+
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch before 2.13")
 def test_linear_cross_entropy(used: list[str]) -> None:
     weight, bias = torch.randn(5, 4), torch.randn(5)

@@ -44,7 +44,7 @@ class Case:
             target.view(-1)[::5] = self.options.get("ignore_index", -100)
             more = (target,)
         return (
-            lambda *t: self.op(*t, *more, **self.options),
+            lambda *t: self.op(*t, *(m.to(t[0].device) for m in more), **self.options),
             lambda *t: self.reference(*t, *more, **self.options),
         )
 
