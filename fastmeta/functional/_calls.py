@@ -30,24 +30,28 @@ _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "linear_cross_entropy": _block.linear_cross_entropy,
 }
 
-# Of this thread: whether second derivatives may be taken, and whether functions are replaced.
-_twice: ContextVar[bool] = ContextVar("twice", default=False)
-_replaced: ContextVar[bool] = ContextVar("replaced", default=False)
+# Of this thread: which functions shall be replaced in modules and losses, and which are replaced.
+_wanted: ContextVar[frozenset[str]] = ContextVar("wanted", default=frozenset())
+_replaced: ContextVar[frozenset[str]] = ContextVar("replaced", default=frozenset())
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable(*, attention_only: bool = False) -> Iterator[None]:
     """Attention in this context has second derivatives, unlike torch's fused kernels.
 
     It is [`fastmeta.ops.attention`][] within `compiled_calls`, where that supports the arguments,
     and torch's plain composition elsewhere.
+
+    Args:
+        attention_only: whether to leave the other functions of `compiled_calls` to torch.
     """
-    token = _twice.set(True)
+    own = ["scaled_dot_product_attention"] if attention_only else _REPLACEMENTS
+    token = _wanted.set(_wanted.get().union(own))
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        _twice.reset(token)
+        _wanted.reset(token)
 
 
 class _Patch:
@@ -82,7 +86,7 @@ class _Patch:
 
 def _call(patch: _Patch, name: str, *args: Any, **kwargs: Any) -> Any:
     # In another thread the patch may not be wanted.
-    if torch.compiler.is_compiling() or not _replaced.get():
+    if torch.compiler.is_compiling() or name not in _replaced.get():
         return patch.torchs[name](*args, **kwargs)
     return _REPLACEMENTS[name](patch.torchs[name], *args, **kwargs)
 
@@ -93,10 +97,11 @@ _patch = _Patch()
 @contextmanager
 def compiled_calls() -> Iterator[None]:
     """Calls of these functions are compiled ops where second derivatives are taken."""
-    if not _twice.get():
+    wanted = _wanted.get()
+    if not wanted:
         yield
         return
-    token = _replaced.set(True)
+    token = _replaced.set(wanted)
     try:
         with _patch:
             yield
