@@ -1,13 +1,16 @@
 // The vectorised CPU kernels, compiled once per instruction set and selected at run time.
 #pragma once
 
+#include "fastmeta/activation.h"
 #include "fastmeta/attention.h"
 #include "fastmeta/combine.h"
 #include "fastmeta/conv.h"
+#include "fastmeta/cross_entropy.h"
 #include "fastmeta/gram.h"
 #include "fastmeta/head_similarity.h"
 #include "fastmeta/mlp.h"
 #include "fastmeta/norm.h"
+#include "fastmeta/row_norm.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
 

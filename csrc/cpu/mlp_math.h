@@ -16,6 +16,11 @@ struct Format<float> {
   // n * kLn2High is exact for every exponent n.
   static constexpr float kRound = 0x1.8p23f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kMinInput = -87.0f, kMaxInput = 88.0f;
+  // See upper_tail_of.
+  static constexpr float kTail[] = {0.755285130f,     -0.607896397f,  0.387137399f,
+                                    -0.186526806f,    0.0603966048f,  -0.00751189197f,
+                                    -0.00347983088f,  0.00156333708f, 0.000133510242f,
+                                    -0.000157121555f, -1.67331537e-6f};
 };
 template <>
 struct Format<double> {
@@ -24,6 +29,16 @@ struct Format<double> {
   static constexpr double kRound = 0x1.8p52, kLn2High = 0x1.62e42fefap-1,
                           kLn2Low = 0x1.cf79abc9e3b3ap-40;
   static constexpr double kMinInput = -708.0, kMaxInput = 709.0;
+  static constexpr double kTail[] = {
+      0.755285130415751492,     -0.607896641971892108,   0.387137400742214911,
+      -0.186521857959656485,    0.0603965748909181474,   -0.00754018896677456592,
+      -0.00347969236705288127,  0.00163081845867498479,  0.000133344309457292991,
+      -0.000231094947513424743, -1.90824660092410884e-6, 0.0000351447665965238474,
+      7.16659635327638743e-7,   -5.92049581401760985e-6, -6.29838742375345508e-7,
+      1.02236417738300669e-6,   2.72466066542411557e-7,  -1.56214731191312398e-7,
+      -8.68696314767922965e-8,  1.43489842355880014e-8,  2.14296542960475644e-8,
+      1.60960659255970366e-9,   -3.73141041385378192e-9, -9.18716465013849607e-10,
+      3.40456401784078352e-10,  1.27774878828318559e-10};
 };
 template <class T>
 struct IntVecOf {
@@ -79,6 +94,18 @@ inline Vec<T> tanh_of(Vec<T> x) {
   return x < 0 ? -value : value;
 }
 
+// The integral of the normal density from x >= 0 on; `decay` is exp(-x^2 / 2). Their ratio times
+// (x + 4) is a polynomial in (x - 4) / (x + 4), interpolated at Chebyshev nodes (relative errors of
+// the result: 2e-7 in float, 5e-16 in double).
+template <class T>
+inline Vec<T> upper_tail_of(Vec<T> x, Vec<T> decay) {
+  const Vec<T> inverse = 1 / (x + 4), s = (x - 4) * inverse;
+  constexpr int kTerms = sizeof(Format<T>::kTail) / sizeof(T);
+  Vec<T> sum = splat<T>(Format<T>::kTail[kTerms - 1]);
+  for (int k = kTerms - 2; k >= 0; --k) sum = sum * s + Format<T>::kTail[k];
+  return decay * (sum * inverse);
+}
+
 // For the activations.
 template <class T>
 struct VectorMath {
@@ -87,10 +114,7 @@ struct VectorMath {
   static Value exp(Value x) { return exp_of<T>(x); }
   static Value expm1(Value x) { return expm1_of<T>(x); }
   static Value tanh(Value x) { return tanh_of<T>(x); }
-  static Value erf(Value x) {
-    for (int64_t i = 0; i < kLanes<T>; ++i) x[i] = std::erf(x[i]);
-    return x;
-  }
+  static Value upper_tail(Value x, Value decay) { return upper_tail_of<T>(x, decay); }
 };
 
 }  // namespace mlp

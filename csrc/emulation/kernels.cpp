@@ -3,8 +3,10 @@
 #include "emulation/cuda.h"
 #include "emulation/launch.h"
 // The kernels need the names above.
+#include "cuda/activation.cuh"
 #include "cuda/attention_second.cuh"
 #include "cuda/combine.cuh"
+#include "cuda/cross_entropy.cuh"
 #include "cuda/gram.cuh"
 #include "cuda/head_similarity.cuh"
 #include "cuda/mlp.cuh"
@@ -12,6 +14,7 @@
 #include "cuda/norm_backward.cuh"
 #include "cuda/norm_second.cuh"
 #include "cuda/pack.cuh"
+#include "cuda/row_norm.cuh"
 #include "cuda/similarity.cuh"
 #include "cuda/step.cuh"
 #include "cuda/weights.cuh"
@@ -78,6 +81,42 @@ void norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, uin
 
 void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_t seed) {
   cuda::launch_norm_second(args, scratch, Launch(seed));
+}
+
+void row_norm_forward(const RowNormForwardArgs& args, uint64_t seed) {
+  cuda::launch_row_norm_forward(args, Launch(seed));
+}
+
+void row_norm_backward(const RowNormBackwardArgs& args, uint64_t seed) {
+  cuda::launch_row_norm_backward(args, Launch(seed));
+}
+
+void row_norm_second(const RowNormSecondArgs& args, uint64_t seed) {
+  cuda::launch_row_norm_second(args, Launch(seed));
+}
+
+void cross_entropy_forward(const CrossEntropyForwardArgs& args, uint64_t seed) {
+  cuda::launch_cross_entropy_forward(args, Launch(seed));
+}
+
+void cross_entropy_backward(const CrossEntropyBackwardArgs& args, uint64_t seed) {
+  cuda::launch_cross_entropy_backward(args, Launch(seed));
+}
+
+void cross_entropy_second(const CrossEntropySecondArgs& args, uint64_t seed) {
+  cuda::launch_cross_entropy_second(args, Launch(seed));
+}
+
+void activation_forward(const ActivationForwardArgs& args, uint64_t seed) {
+  cuda::launch_activation_forward(args, Launch(seed));
+}
+
+void activation_backward(const ActivationBackwardArgs& args, uint64_t seed) {
+  cuda::launch_activation_backward(args, Launch(seed));
+}
+
+void activation_second(const ActivationSecondArgs& args, uint64_t seed) {
+  cuda::launch_activation_second(args, Launch(seed));
 }
 
 void attention_forward(const AttentionForwardArgs& args, uint64_t seed) {

@@ -2,13 +2,16 @@
 // threads in place of a stream. Pointers are to host memory; faults throw Fault.
 #pragma once
 
+#include "fastmeta/activation.h"
 #include "fastmeta/attention.h"
 #include "fastmeta/combine.h"
+#include "fastmeta/cross_entropy.h"
 #include "fastmeta/gram.h"
 #include "fastmeta/head_similarity_plan.h"
 #include "fastmeta/mlp_plan.h"
 #include "fastmeta/norm_plan.h"
 #include "fastmeta/pack.h"
+#include "fastmeta/row_norm.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
 #include "fastmeta/weights.h"
@@ -35,6 +38,15 @@ void attention_forward(const AttentionForwardArgs& args, uint64_t seed);
 void attention_backward(const AttentionBackwardArgs& args, uint64_t seed);
 void attention_tangent(const AttentionTangentArgs& args, uint64_t seed);
 void attention_second(const AttentionSecondArgs& args, uint64_t seed);
+void row_norm_forward(const RowNormForwardArgs& args, uint64_t seed);
+void row_norm_backward(const RowNormBackwardArgs& args, uint64_t seed);
+void row_norm_second(const RowNormSecondArgs& args, uint64_t seed);
+void cross_entropy_forward(const CrossEntropyForwardArgs& args, uint64_t seed);
+void cross_entropy_backward(const CrossEntropyBackwardArgs& args, uint64_t seed);
+void cross_entropy_second(const CrossEntropySecondArgs& args, uint64_t seed);
+void activation_forward(const ActivationForwardArgs& args, uint64_t seed);
+void activation_backward(const ActivationBackwardArgs& args, uint64_t seed);
+void activation_second(const ActivationSecondArgs& args, uint64_t seed);
 
 // Runs the kernel `name` of faults.h on `in`, n values, and writes n to `out`.
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed);

@@ -60,7 +60,7 @@ std::vector<MlpLayer> read_layers(const Tensors& params, const Ints& activations
                  std::to_string(layers.size()) + " layers, got " +
                  std::to_string(activations.size()) + ".");
   for (size_t l = 0; l < activations.size(); ++l) {
-    FM_REQUIRE(activations[l] >= 0 && activations[l] < kActivations,
+    FM_REQUIRE(activations[l] >= 0 && activations[l] < kMlpActivations,
                "mlp_step: unknown activation.");
     layers[l].activation = static_cast<Activation>(activations[l]);
   }

@@ -151,6 +151,63 @@ Heads heads(const Array<T>& a) {
   return {a.data(), a.shape(1) * head, head, row};
 }
 
+// For (groups, rows, width): forward, backward at dy, and second along (tdy, tx, tweight, tbias).
+template <class T>
+std::vector<Array<T>> row_norm(const std::string& isa, const std::vector<Array<T>>& rows,
+                               const std::vector<Array<T>>& weights, bool centred) {
+  const Array<T>&x = rows[0], &weight = weights[0];
+  Array<T> stats({x.shape(0), int64_t{2}, x.shape(1)});
+  const RowNormInput in{kDType<T>, kDType<T>, x.shape(0),    x.shape(1),          x.shape(2),
+                        centred,   x.data(),  weight.data(), stats.mutable_data()};
+  std::vector<Array<T>> results{like(x), like(x), like(weight), like(weight),
+                                like(x), like(x), like(weight), like(weight)};
+  std::vector<T> scratch(row_norm_scratch(in));
+  const auto out = [&](int i) { return static_cast<void*>(results[i].mutable_data()); };
+  const Parallel serial(run_serially);
+  table(isa).row_norm_forward({in, 1e-3, weights[1].data(), out(0)}, serial);
+  table(isa).row_norm_backward({in, rows[1].data(), scratch.data(), out(1), out(2), out(3)},
+                               serial);
+  table(isa).row_norm_second({in, rows[1].data(), rows[2].data(), rows[3].data(), weights[2].data(),
+                              weights[3].data(), scratch.data(), out(4), out(5), out(6), out(7)},
+                             serial);
+  return results;
+}
+
+// Output, gradient at dout, and the tangents of both along (tdout, tx).
+template <class T>
+std::vector<Array<T>> activation(const std::string& isa, int kind, const Array<T>& x,
+                                 const Array<T>& dout, const Array<T>& tdout, const Array<T>& tx) {
+  std::vector<Array<T>> results{like(x), like(x), like(x), like(x)};
+  const auto out = [&](int i) { return static_cast<void*>(results[i].mutable_data()); };
+  const auto f = static_cast<Activation>(kind);
+  const int64_t count = x.size();
+  const Parallel serial(run_serially);
+  table(isa).activation_forward({kDType<T>, f, count, x.data(), out(0)}, serial);
+  table(isa).activation_backward({kDType<T>, f, count, x.data(), dout.data(), out(1)}, serial);
+  table(isa).activation_second(
+      {kDType<T>, f, count, x.data(), dout.data(), tdout.data(), tx.data(), out(2), out(3)},
+      serial);
+  return results;
+}
+
+// Losses, gradient at dloss, and the tangents of both along (tdloss, tz).
+template <class T>
+std::vector<Array<T>> cross_entropy(const std::string& isa, const Array<T>& z,
+                                    const Array<int64_t>& target, const Array<T>& dloss,
+                                    const Array<T>& tdloss, const Array<T>& tz) {
+  Array<T> logsumexp = like(dloss);
+  const CrossEntropyInput in{kDType<T>,     z.shape(0), z.shape(1), z.data(),
+                             target.data(), -100,       0.2,        logsumexp.mutable_data()};
+  std::vector<Array<T>> results{like(dloss), like(z), like(dloss), like(z)};
+  const auto out = [&](int i) { return static_cast<void*>(results[i].mutable_data()); };
+  const Parallel serial(run_serially);
+  table(isa).cross_entropy_forward({in, out(0)}, serial);
+  table(isa).cross_entropy_backward({in, dloss.data(), out(1)}, serial);
+  table(isa).cross_entropy_second({in, dloss.data(), tdloss.data(), tz.data(), out(2), out(3)},
+                                  serial);
+  return results;
+}
+
 // For (batch, heads, tokens, width): forward, backward at dout, and second along (tdout, tq, tk,
 // tv).
 template <class T>
@@ -228,6 +285,12 @@ PYBIND11_MODULE(_testing, m) {
   m.def("head_similarity", &head_similarity<double>, py::arg("isa"),
         py::arg("features").noconvert(), py::arg("logits"), py::arg("targets"), py::arg("weight"),
         py::arg("query_weight"), py::arg("query_bias"));
+  m.def("row_norm", &row_norm<float>);
+  m.def("row_norm", &row_norm<double>);
+  m.def("activation", &activation<float>);
+  m.def("activation", &activation<double>);
+  m.def("cross_entropy", &cross_entropy<float>);
+  m.def("cross_entropy", &cross_entropy<double>);
   const auto add_attention = [&](auto* function) {
     m.def("attention", function, py::arg("isa"), py::arg("q").noconvert(), py::arg("k"),
           py::arg("v"), py::arg("dout"), py::arg("tdout"), py::arg("tq"), py::arg("tk"),

@@ -360,6 +360,75 @@ void attention(const std::string& dtype, const std::vector<py::array>& tensors,
   rows.check();
 }
 
+// tensors: x, dy, tdy, tx (groups, rows, width), weight, bias, tweight, tbias (groups, width). out:
+// y, statistics, dx, dweight, dbias, the tangent of y, the same again with those of the gradients.
+void row_norm(const std::string& dtype, const std::string& weight_dtype,
+              const std::vector<py::array>& tensors, bool along, bool centred, double eps,
+              std::vector<py::array> out, uint64_t seed) {
+  const auto from = [&](int i) { return tensors[i].data(); };
+  const auto at = [&](int i) { return out[i].mutable_data(); };
+  const py::array& x = tensors[0];
+  const RowNormInput in{dtype_named(dtype),
+                        dtype_named(weight_dtype),
+                        x.shape(0),
+                        x.shape(1),
+                        x.shape(2),
+                        centred,
+                        from(0),
+                        from(4),
+                        at(1)};
+  const int64_t bytes = (in.dtype == DType::f64 ? 8 : 4) * row_norm_scratch(in);
+  Scratch first(bytes), second(bytes);
+  emulation::row_norm_forward({in, eps, from(5), at(0)}, seed);
+  emulation::row_norm_backward({in, from(1), first.data(), at(2), at(3), at(4)}, seed);
+  RowNormSecondArgs args{in,      nullptr, nullptr, from(3), from(6), from(7),
+                         nullptr, at(5),   nullptr, nullptr, nullptr};
+  emulation::row_norm_second(args, seed);
+  args.dy = from(1);
+  args.tdy = along ? from(2) : nullptr;
+  args.scratch = second.data();
+  args.ty = at(6), args.dx = at(7), args.dweight = at(8), args.dbias = at(9);
+  emulation::row_norm_second(args, seed);
+  first.check();
+  second.check();
+}
+
+// tensors: x, dout, tdout, tx. out: y, dx, and the tangents of both.
+void activation(const std::string& dtype, int kind, const std::vector<py::array>& tensors,
+                bool along, std::vector<py::array> out, uint64_t seed) {
+  const DType d = dtype_named(dtype);
+  const auto f = static_cast<Activation>(kind);
+  const auto from = [&](int i) { return tensors[i].data(); };
+  const auto at = [&](int i) { return out[i].mutable_data(); };
+  const int64_t count = tensors[0].size();
+  emulation::activation_forward({d, f, count, from(0), at(0)}, seed);
+  emulation::activation_backward({d, f, count, from(0), from(1), at(1)}, seed);
+  emulation::activation_second(
+      {d, f, count, from(0), from(1), along ? from(2) : nullptr, from(3), at(2), at(3)}, seed);
+}
+
+// tensors: z, tz (rows, classes), dloss, tdloss (rows). out: loss, logsumexp, dz, the tangent of
+// the loss, the same again with that of dz.
+void cross_entropy(const std::string& dtype, const std::vector<py::array>& tensors,
+                   const py::array& target, int64_t ignored, double smoothing, bool along,
+                   std::vector<py::array> out, uint64_t seed) {
+  const auto from = [&](int i) { return tensors[i].data(); };
+  const auto at = [&](int i) { return out[i].mutable_data(); };
+  const CrossEntropyInput in{dtype_named(dtype),
+                             tensors[0].shape(0),
+                             tensors[0].shape(1),
+                             from(0),
+                             static_cast<const int64_t*>(target.data()),
+                             ignored,
+                             smoothing,
+                             at(1)};
+  emulation::cross_entropy_forward({in, at(0)}, seed);
+  emulation::cross_entropy_backward({in, from(2), at(2)}, seed);
+  emulation::cross_entropy_second({in, nullptr, nullptr, from(1), at(3), nullptr}, seed);
+  emulation::cross_entropy_second({in, from(2), along ? from(3) : nullptr, from(1), at(4), at(5)},
+                                  seed);
+}
+
 void faulty(const std::string& name, const py::array& in, py::array out, uint64_t seed) {
   emulation::faulty(name.c_str(), static_cast<const float*>(in.data()), static_cast<int>(in.size()),
                     static_cast<float*>(out.mutable_data()), seed);
@@ -386,6 +455,9 @@ void add_emulation(py::module_& m) {
   cuda.def("norm_backward", &norm_backward);
   cuda.def("norm_second", &norm_second);
   cuda.def("attention", &attention);
+  cuda.def("row_norm", &row_norm);
+  cuda.def("activation", &activation);
+  cuda.def("cross_entropy", &cross_entropy);
   cuda.def("faulty", &faulty);
   cuda.def("kernels_run", &emulation::kernels_run);
   cuda.attr("sanitizers") = FM_SANITIZERS;

@@ -208,6 +208,59 @@ void check_attention(const cpu::Kernels& kernels) {
 }
 
 template <class T>
+void check_block(const cpu::Kernels& kernels) {
+  constexpr int64_t kGroups = 2, kRows = 150, kWidth = 37, kCount = kGroups * kRows * kWidth;
+  const std::vector<T> x = numbers<T>(kCount), dy = numbers<T>(kCount), tdy = numbers<T>(kCount);
+  const std::vector<T> tx = numbers<T>(kCount), weight = numbers<T>(kGroups * kWidth);
+  std::vector<T> stats(kGroups * 2 * kRows), y(kCount), dx(kCount), d_weight(kGroups * kWidth);
+  std::vector<T> d_bias(d_weight.size());
+  const RowNormInput in{kDType<T>, kDType<T>, kGroups,       kRows,       kWidth,
+                        true,      x.data(),  weight.data(), stats.data()};
+  std::vector<T> scratch(row_norm_scratch(in));
+  check("row_norm_forward", {memory(y), memory(stats)}, [&](const Parallel& p) {
+    kernels.row_norm_forward({in, 1e-3, weight.data(), y.data()}, p);
+  });
+  check("row_norm_backward", {memory(dx), memory(d_weight), memory(d_bias)},
+        [&](const Parallel& p) {
+          kernels.row_norm_backward(
+              {in, dy.data(), scratch.data(), dx.data(), d_weight.data(), d_bias.data()}, p);
+        });
+  check("row_norm_second", {memory(y), memory(dx), memory(d_weight), memory(d_bias)},
+        [&](const Parallel& p) {
+          kernels.row_norm_second(
+              {in, dy.data(), tdy.data(), tx.data(), weight.data(), weight.data(), scratch.data(),
+               y.data(), dx.data(), d_weight.data(), d_bias.data()},
+              p);
+        });
+  constexpr Activation kGelu = Activation::gelu;
+  check("activation_forward", {memory(y)}, [&](const Parallel& p) {
+    kernels.activation_forward({kDType<T>, kGelu, kCount, x.data(), y.data()}, p);
+  });
+  check("activation_backward", {memory(dx)}, [&](const Parallel& p) {
+    kernels.activation_backward({kDType<T>, kGelu, kCount, x.data(), dy.data(), dx.data()}, p);
+  });
+  check("activation_second", {memory(y), memory(dx)}, [&](const Parallel& p) {
+    kernels.activation_second(
+        {kDType<T>, kGelu, kCount, x.data(), dy.data(), tdy.data(), tx.data(), y.data(), dx.data()},
+        p);
+  });
+  constexpr int64_t kLogits = kGroups * kRows;
+  std::vector<T> loss(kLogits), logsumexp(kLogits);
+  const std::vector<int64_t> target(kLogits, 3);
+  const CrossEntropyInput logits{kDType<T>,     kLogits, kWidth, x.data(),
+                                 target.data(), -100,    0.1,    logsumexp.data()};
+  check("cross_entropy_forward", {memory(loss), memory(logsumexp)},
+        [&](const Parallel& p) { kernels.cross_entropy_forward({logits, loss.data()}, p); });
+  check("cross_entropy_backward", {memory(dx)}, [&](const Parallel& p) {
+    kernels.cross_entropy_backward({logits, dy.data(), dx.data()}, p);
+  });
+  check("cross_entropy_second", {memory(loss), memory(dx)}, [&](const Parallel& p) {
+    kernels.cross_entropy_second({logits, dy.data(), tdy.data(), tx.data(), loss.data(), dx.data()},
+                                 p);
+  });
+}
+
+template <class T>
 void check_mlp(const cpu::Kernels& kernels) {
   constexpr int64_t kTasks = 8, kIn = 5, kHidden = 33, kOut = 3, kShots = 7;
   constexpr int64_t kSize = kHidden * (kIn + 1) + kOut * (kHidden + 1);
@@ -266,6 +319,7 @@ void check_all(const cpu::Kernels& kernels) {
     for (int64_t stride : {1, 2}) check_conv<T>(kernels, channels, stride);
   for (bool pool : {false, true}) check_norm<T>(kernels, pool);
   check_attention<T>(kernels);
+  check_block<T>(kernels);
   check_mlp<T>(kernels);
   check_head<T>(kernels);
 }

@@ -86,7 +86,7 @@ class BatchedEngine(Engine):
         # Copies as well: forward mode rejects expanded tensors, and most kernels would copy them.
         params = [_stack_copies(p.detach(), count) for p in model.params]
         # On the CPU torch's fused attention has no batching rule and would loop.
-        with _reject_host_rng(), twice_differentiable():
+        with _reject_host_rng(), twice_differentiable(attention_only=True):
             result = spec.metagrad.task(
                 TaskLosses(support, query, stacked, find), params, spec.adaptation, context
             )

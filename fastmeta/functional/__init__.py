@@ -1,11 +1,8 @@
 """A user's `nn.Module` as a function of its parameters and buffers."""
 
-from fastmeta.functional._attention import (
-    AttentionCall,
-    twice_differentiable,
-    watch_attention,
-)
+from fastmeta.functional._attention import AttentionCall, watch_attention
 from fastmeta.functional._buffers import Buffers
+from fastmeta.functional._calls import twice_differentiable
 from fastmeta.functional._checkpointing import Checkpoint
 from fastmeta.functional._fusion import FusedModule
 from fastmeta.functional.co_learner import CoLearner, Head

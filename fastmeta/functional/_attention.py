@@ -1,19 +1,17 @@
-"""Attention that can be differentiated twice, in place of torch's."""
+"""Attention in place of torch's, and who watches it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import has_torch_function
 
 from fastmeta import ops
-from fastmeta.functional._patching import FunctionPatch
 from fastmeta.ops._function import is_constant
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -34,26 +32,8 @@ class AttentionCall:
     reason: str | None
 
 
-# Of this thread: whether second derivatives may be taken, whether a forward pass is replaced, and
-# who watches.
-_twice: ContextVar[bool] = ContextVar("twice", default=False)
-_replaced: ContextVar[bool] = ContextVar("replaced", default=False)
+# Who watches in this thread.
 _calls: ContextVar[list[AttentionCall] | None] = ContextVar("calls", default=None)
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Attention in this context has second derivatives, unlike torch's fused kernels.
-
-    It is [`fastmeta.ops.attention`][] within `compiled_attention`, where that supports the
-    arguments, and torch's plain composition elsewhere.
-    """
-    token = _twice.set(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        _twice.reset(token)
 
 
 @contextmanager
@@ -73,21 +53,8 @@ def watch_attention() -> Iterator[list[AttentionCall]]:
         _calls.reset(token)
 
 
-@contextmanager
-def compiled_attention() -> Iterator[None]:
-    """`F.scaled_dot_product_attention` is the compiled op where second derivatives are taken."""
-    if not _twice.get():
-        yield
-        return
-    token = _replaced.set(True)
-    try:
-        with _patch:
-            yield
-    finally:
-        _replaced.reset(token)
-
-
-def _attention(
+def attention(
+    torchs: Callable[..., Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -97,19 +64,14 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention`."""
+    """`F.scaled_dot_product_attention`, see `_calls`."""
     tensors = query, key, value, attn_mask
-    # In another thread the patch may not be wanted.
-    wanted = not torch.compiler.is_compiling() and _replaced.get()
-    reason = _unsupported(*tensors, dropout_p, is_causal, enable_gqa) if wanted else None
+    reason = _unsupported(*tensors, dropout_p, is_causal, enable_gqa)
     calls = _calls.get()
-    if wanted and calls is not None:
+    if calls is not None:
         calls.append(AttentionCall(tuple(query.shape), tuple(key.shape), reason))
-    if not wanted or reason is not None:
-        result: Tensor = _patch.original(
-            *tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        return result
+    if reason is not None:
+        return torchs(*tensors, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -149,6 +111,3 @@ def _unsupported_mask(mask: Tensor, causal: bool) -> str | None:
     if causal:
         return "a causal mask and another one"
     return None if is_constant(mask) else "a mask with a gradient"
-
-
-_patch = FunctionPatch("scaled_dot_product_attention", _attention)

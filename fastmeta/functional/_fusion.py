@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastmeta.functional._attention import compiled_attention
+from fastmeta.functional._calls import compiled_calls, compiled_loss
 from fastmeta.functional._checkpointing import ForwardPlan
 from fastmeta.functional._fusion_steps import FUSIBLE, Step, at_inner_step, find_steps, is_image
 from fastmeta.functional._inspection import globally_hooked, is_compiled, is_plain
-from fastmeta.functional.module import FunctionalModule
+from fastmeta.functional.module import FunctionalModule, Loss
 from fastmeta.models import PerStepBatchNorm2d
 
 
@@ -30,11 +30,17 @@ class FusedModule(FunctionalModule):
       updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)
       on a GPU. `models.PerStepBatchNorm2d` is the BatchNorm2d of the inner step.
 
-    Where second derivatives are taken, which torch's fused attention does not have, calls of
-    `F.scaled_dot_product_attention` anywhere in the module (those of `nn.TransformerEncoderLayer`
-    and of transformers' models among them) are [`fastmeta.ops.attention`][]: on the CPU, without
-    dropout, under autocast, too. [`watch_attention`][fastmeta.functional.watch_attention] lists
-    them.
+    Where second derivatives are taken, calls of these functions of `torch.nn.functional` anywhere
+    in the module (those of torch's own modules and of transformers' models among them) and in the
+    loss run as ops: on the CPU, under autocast, too. What an op does not take goes to torch.
+
+    - `scaled_dot_product_attention` as [`fastmeta.ops.attention`][], without dropout: torch's fused
+      attention has no second derivatives.
+      [`watch_attention`][fastmeta.functional.watch_attention] lists the calls.
+    - `layer_norm`, `rms_norm`, `gelu` and `silu` as the ops of these names: torch's second
+      derivatives are compositions, and those of `silu` have no forward mode.
+    - `cross_entropy` and `linear_cross_entropy` with class indices as the ops of these names: the
+      first one holds no probabilities, the second one no logits.
 
     Everything else runs unchanged. Inside a `Sequential` of torch's own modules without hooks,
     images are in channels-last order, in which these ops work and the CPU's other convolutions are
@@ -46,6 +52,10 @@ class FusedModule(FunctionalModule):
     @override
     def _plan_for(self, part: nn.Module) -> ForwardPlan:
         return FusionPlan(part).applied
+
+    @override
+    def _computed(self, loss: Loss) -> Loss:
+        return compiled_loss(loss)
 
 
 def fused(module: nn.Module) -> AbstractContextManager[None]:
@@ -67,7 +77,7 @@ class FusionPlan:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Gives the chains other forwards in this context; contexts of one module nest."""
-        with compiled_attention(), self._chained():
+        with compiled_calls(), self._chained():
             yield
 
     @contextmanager

@@ -25,7 +25,6 @@ from fastmeta.functional._checkpointing import (
     plan_with_checkpoints,
 )
 from fastmeta.functional._dual_checkpointing import in_forward_mode
-from fastmeta.functional._forward_mode import forward_differentiable
 from fastmeta.functional._functional_call import call_with, has_repeated_parts
 from fastmeta.functional._generation_cache import without_cache
 from fastmeta.functional._prefix_cache import use_prefix_cache
@@ -167,7 +166,7 @@ class FunctionalModule:
         cached = nullcontext() if self.checkpoint else use_prefix_cache(self.module, own, params)
         # The hook that captures comes last, so that fusion does not take it for a user's.
         args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})
-        with self._precision(), forward_differentiable(), plan(), cached, capture:
+        with self._precision(), plan(), cached, capture:
             return call_with(self.module, values, args, kwargs, self._repeated)
 
     @contextmanager
@@ -223,7 +222,11 @@ class FunctionalModule:
             y = forward_ad.make_dual(y, torch.zeros_like(y))
         with self._precision():
             output = self._run(params, buffers, x, capture or nullcontext())
-            return as_scalar(loss(output, y)), prediction(output)
+            return as_scalar(self._computed(loss)(output, y)), prediction(output)
+
+    def _computed(self, loss: Loss) -> Loss:
+        """The loss as it is computed."""
+        return loss
 
     def find_head(self) -> LinearHead | None:
         """The network's last layer, if that is a plain linear one."""
@@ -264,6 +267,7 @@ class FunctionalModule:
         check_examples(x)
         with self._precision():
             output, co_output = self.both(params, buffers, x)
+            loss = self._computed(loss)
             main = as_scalar(loss(output, y))
             co_loss = as_scalar(loss(co_output, y))
             return main + self.co_learner.gamma * co_loss, prediction(output)
@@ -280,7 +284,7 @@ class FunctionalModule:
         check_examples(x)
         fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
         with self._precision():
-            return as_scalar(loss(self.both(fixed, buffers, x)[1], y))
+            return as_scalar(self._computed(loss)(self.both(fixed, buffers, x)[1], y))
 
     @property
     def precision(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -47,13 +48,24 @@ class MultiStep(MetaGradient):
         self.first_order_steps = first_order_steps
 
     @override
-    @twice_differentiable()
     def task(
         self,
         losses: TaskLosses,
         params: Sequence[Tensor],
         adaptation: Adaptation,
         context: StepContext,
+    ) -> TaskGradient:
+        first_order = context.step < self.first_order_steps
+        with nullcontext() if first_order else twice_differentiable():
+            return self._task(losses, params, adaptation, context, first_order)
+
+    def _task(
+        self,
+        losses: TaskLosses,
+        params: Sequence[Tensor],
+        adaptation: Adaptation,
+        context: StepContext,
+        first_order: bool,
     ) -> TaskGradient:
         start = [p.detach().requires_grad_() for p in params]
         annealed = context.step >= self.anneal_steps
@@ -67,7 +79,6 @@ class MultiStep(MetaGradient):
             if step and not annealed:
                 with at_step(step - 1):
                     early.append(losses.query(fast)[0])
-            first_order = context.step < self.first_order_steps
             return _linearized(support, fast) if first_order else support(fast)
 
         adapted = run_inner_loop(

@@ -18,6 +18,7 @@ from fastmeta.ops._function import (
     needs_autograd,
     split_batch,
 )
+from fastmeta.ops._torch_derivatives import with_torch_derivatives
 
 
 def attention(
@@ -122,29 +123,6 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dq, dk, dv
 
 
-def _tangent(*args: Any) -> Tensor:
-    """JVP of the output, from `tq, tk, tv, q, k, v, mask, out, stats, causal, window, scale`."""
-    if needs_autograd(*args[:6]):
-        tangent: Tensor = apply(_Tangent, _TangentEager, *args)
-    else:
-        tangent = kernels.attention_tangent.default(*args)
-    return tangent
-
-
-def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """JVPs along `(tdout, tq, tk, tv)` of the output and of the gradients of `q, k, v`.
-
-    Takes `dout, tdout, tq, tk, tv, q, k, v, mask, out, stats, causal, window, scale`; `tdout` may
-    be `None`. See `csrc/include/fastmeta/attention.h`.
-    """
-    if needs_autograd(*(t for t in args[:8] if t is not None)):
-        results = apply(_Second, _SecondEager, *args)
-    else:
-        results = kernels.attention_second.default(*args)
-    tout, dq, dk, dv = results
-    return tout, dq, dk, dv
-
-
 def _batched(
     function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
@@ -170,6 +148,25 @@ def _batched(
 
 def _element_shape(t: Tensor, dim: int | None) -> torch.Size:
     return t.shape if dim is None else t.select(dim, 0).shape
+
+
+# The JVP of the output, from `tq, tk, tv, q, k, v, mask, out, stats, causal, window, scale`.
+_tangent = with_torch_derivatives(
+    lambda *args: kernels.attention_tangent.default(*args),
+    lambda *args: reference.attention_tangent(*args[:7], *args[9:]),
+    6,
+    _batched,
+)
+
+# The JVPs along `(tdout, tq, tk, tv)` of the output and of the gradients of `q, k, v`, from `dout,
+# tdout, tq, tk, tv, q, k, v, mask, out, stats, causal, window, scale`; `tdout` may be `None`. See
+# `csrc/include/fastmeta/attention.h`.
+_second = with_torch_derivatives(
+    lambda *args: kernels.attention_second.default(*args),
+    lambda *args: reference.attention_second(*args[:9], *args[11:]),
+    8,
+    _batched,
+)
 
 
 class _Attention(torch.autograd.Function):
@@ -238,90 +235,6 @@ class _BackwardEager(_Backward):
         dout, *others = ctx.saved_tensors
         options = ctx.causal, ctx.window, ctx.scale
         return _second(dout, tdout, tq, tk, tv, *others, *options)[1:]
-
-
-class _ReferenceDerivatives(torch.autograd.Function):
-    """An op whose derivatives (third ones of attention) are PyTorch's of the reference."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, mask, _out, _stats, causal, window, scale = inputs
-        ctx.given = [t is not None for t in tensors]
-        ctx.options = causal, window, scale
-        ctx.save_for_backward(*tensors, mask)
-        ctx.save_for_forward(*tensors, mask)
-
-
-def _present(function: Any, ctx: Any) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The function of the tensors that are given, and these tensors."""
-    *tensors, mask = ctx.saved_tensors
-
-    def of(*given: Tensor) -> Any:
-        left = iter(given)
-        args = [next(left) if present else None for present in ctx.given]
-        return function(*args, mask, *ctx.options)
-
-    return of, [t for t in tensors if t is not None]
-
-
-def _vjp(function: Any, ctx: Any, grads: Any) -> Any:
-    of, tensors = _present(function, ctx)
-    found = iter(torch.func.vjp(of, *tensors)[1](grads))
-    return *(next(found) if given else None for given in ctx.given), *(None,) * 6
-
-
-def _jvp(function: Any, ctx: Any, tangents: Any) -> Any:
-    of, tensors = _present(function, ctx)
-    along = tuple(t for t, given in zip(tangents, ctx.given, strict=False) if given)
-    return torch.func.jvp(of, tuple(tensors), along)[1]
-
-
-class _Tangent(_ReferenceDerivatives):
-    @staticmethod
-    def reference_impl(*args: Any) -> Any:
-        return reference.attention_tangent(*args[:7], *args[9:])
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return kernels.attention_tangent.default(*args)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _vjp(reference.attention_tangent, ctx, grad)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _batched(_tangent, info, in_dims, args)
-
-
-class _TangentEager(_Tangent):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _jvp(reference.attention_tangent, ctx, tangents)
-
-
-class _Second(_ReferenceDerivatives):
-    @staticmethod
-    def reference_impl(*args: Any) -> Any:
-        return reference.attention_second(*args[:9], *args[11:])
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return tuple(kernels.attention_second.default(*args))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _vjp(reference.attention_second, ctx, grads)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _batched(_second, info, in_dims, args)
-
-
-class _SecondEager(_Second):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _jvp(reference.attention_second, ctx, tangents)
 
 
 def _output(q: Tensor, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmeta import reference
 from fastmeta.backend import kernels
 from fastmeta.ops._function import apply, batch_first, needs_autograd, split_batch
+from fastmeta.ops._torch_derivatives import with_torch_derivatives
 
 
 def batch_norm_relu(
@@ -60,28 +61,6 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dx, d_weight, d_bias
 
 
-def _second(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """JVPs along `(u, p, q)` of the output and of the gradients of `x` and `weight`.
-
-    Takes `dz, u, p, q, x, weight, bias, mean, var, eps, pool`; see
-    `csrc/include/fastmeta/norm.h`.
-    """
-    if needs_autograd(*args[:9]):
-        d_dz, dx, d_weight = apply(_Second, _SecondEager, *args)
-    else:
-        d_dz, dx, d_weight = kernels.norm_second.default(*args)
-    return d_dz, dx, d_weight
-
-
-def _tangent(*args: Any) -> Tensor:
-    """JVP of the output, from `u, p, q, x, weight, bias, mean, var, eps, pool`."""
-    if needs_autograd(*args[:8]):
-        z: Tensor = apply(_Tangent, _TangentEager, *args)
-    else:
-        z = kernels.norm_tangent.default(*args)
-    return z
-
-
 def _grouped_vmap(
     function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
@@ -105,6 +84,24 @@ def _merge_groups(t: Tensor) -> Tensor:
     if t.dim() < 5:
         return t.flatten(0, -2)
     return t.movedim(2, -1).flatten(0, 1).movedim(-1, 1)  # channels-last if it must copy
+
+
+# The JVPs along `(u, p, q)` of the output and of the gradients of `x` and `weight`, from `dz, u, p,
+# q, x, weight, bias, mean, var, eps, pool`; see `csrc/include/fastmeta/norm.h`.
+_second = with_torch_derivatives(
+    lambda *args: kernels.norm_second.default(*args),
+    lambda *args: reference.norm_second(*args[:7], *args[9:]),
+    7,
+    _grouped_vmap,
+)
+
+# The JVP of the output, from `u, p, q, x, weight, bias, mean, var, eps, pool`.
+_tangent = with_torch_derivatives(
+    lambda *args: kernels.norm_tangent.default(*args),
+    lambda *args: reference.norm_tangent(*args[:6], *args[8:]),
+    6,
+    _grouped_vmap,
+)
 
 
 class _Norm(torch.autograd.Function):
@@ -176,75 +173,6 @@ class _BackwardEager(_Backward):
         linear = _backward(d_dz, *others, ctx.eps, ctx.pool)
         _, dx, d_weight = _second(dz, u, p, q, *others, ctx.eps, ctx.pool)
         return linear[0] + dx, linear[1] + d_weight, linear[2]
-
-
-class _ReferenceDerivatives(torch.autograd.Function):
-    """An op whose derivatives (third ones of the block) are PyTorch's of the reference."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, _mean, _var, ctx.eps, ctx.pool = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-
-def _vjp(function: Any, ctx: Any, grads: Any) -> Any:
-    vjp = torch.func.vjp(lambda *t: function(*t, ctx.eps, ctx.pool), *ctx.saved_tensors)[1]
-    return *vjp(grads), *(None,) * 4
-
-
-def _jvp(function: Any, ctx: Any, tangents: Any) -> Any:
-    primals = ctx.saved_tensors
-    tangents = tuple(tangents[: len(primals)])
-    return torch.func.jvp(lambda *t: function(*t, ctx.eps, ctx.pool), primals, tangents)[1]
-
-
-class _Second(_ReferenceDerivatives):
-    @staticmethod
-    def reference_impl(*args: Any) -> Any:
-        return reference.norm_second(*args[:7], *args[9:])
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return tuple(kernels.norm_second.default(*args))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _vjp(reference.norm_second, ctx, grads)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _grouped_vmap(_second, info, in_dims, args)
-
-
-class _SecondEager(_Second):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _jvp(reference.norm_second, ctx, tangents)
-
-
-class _Tangent(_ReferenceDerivatives):
-    @staticmethod
-    def reference_impl(*args: Any) -> Any:
-        return reference.norm_tangent(*args[:6], *args[8:])
-
-    @staticmethod
-    def forward(*args: Any) -> Any:
-        return kernels.norm_tangent.default(*args)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _vjp(reference.norm_tangent, ctx, grad)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _grouped_vmap(_tangent, info, in_dims, args)
-
-
-class _TangentEager(_Tangent):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _jvp(reference.norm_tangent, ctx, tangents)
 
 
 def _images(x: Tensor, pool: bool = False) -> Tensor:

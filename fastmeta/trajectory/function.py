@@ -13,7 +13,7 @@ from typing_extensions import override
 from fastmeta._checks import check_choice, check_integer
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, run_inner_loop
 from fastmeta.functional import twice_differentiable
-from fastmeta.functional._attention import compiled_attention
+from fastmeta.functional._calls import compiled_calls
 from fastmeta.trajectory._losses import InnerLosses, OuterLosses, added, check_outer_steps
 from fastmeta.trajectory._trees import Leaves
 from fastmeta.trajectory.hvp import PRODUCTS
@@ -161,7 +161,7 @@ def metagradient(
     optimizer.bind(initial.tensors, initial.names)
     start = optimizer.start(initial.tensors) if state is None else state.optimizer
     trajectory = Trajectory(optimizer, replay, memory)
-    with twice_differentiable(), compiled_attention():
+    with twice_differentiable(), compiled_calls():
         skipped = run_inner_loop(
             optimizer, inner, initial.tensors, steps=skip, first=before, state=start
         )

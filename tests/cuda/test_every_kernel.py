@@ -82,12 +82,30 @@ def run_attention(name: str) -> None:
     cuda.attention(name, heads, *options, [out[0], stats, *out[1:]], 0)
 
 
+def run_block(name: str) -> None:
+    def narrow(*shape: int) -> np.ndarray:
+        return np.zeros(shape, DTYPES[name])
+
+    def wide(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.float64 if name == "float64" else np.float32)
+
+    rows, weights = [narrow(1, 2, 3) for _ in range(4)], [narrow(1, 3) for _ in range(4)]
+    sums = [narrow(1, 2, 3), narrow(1, 3), narrow(1, 3)]
+    out = [narrow(1, 2, 3), wide(1, 2, 2), *sums, narrow(1, 2, 3), narrow(1, 2, 3), *sums]
+    cuda.row_norm(name, name, [*rows, *weights], True, True, 1e-5, out, 0)
+    cuda.activation(name, 3, [narrow(5)] * 4, True, [narrow(5) for _ in range(4)], 0)
+    out = [wide(2), wide(2), narrow(2, 3), wide(2), wide(2), narrow(2, 3)]
+    logits = [narrow(2, 3), narrow(2, 3), wide(2), wide(2)]
+    cuda.cross_entropy(name, logits, np.zeros(2, np.int64), -100, 0.1, True, out, 0)
+
+
 @pytest.fixture(scope="module")
 def run() -> set[str]:
     """Names of the kernels that these calls run, with their template arguments."""
     for name in DTYPES:
         run_packed(name)
         run_attention(name)
+        run_block(name)
     for name in WIDE:
         run_scalars_and_mlp(name)
     for name, channels, pool in itertools.product(WIDE, (1, 16), (False, True)):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from threading import Thread
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import nn
 
-from fastmeta import MAML, MetaLearner
+from fastmeta import MetaLearner
 from fastmeta.adaptation import SGD, LayerPattern
 from fastmeta.aggregation import Mean
-from fastmeta.functional._forward_mode import forward_differentiable
 from fastmeta.metagrad import Recursion
 from tests.helpers.problems import WAYS, loss, tasks
 from tests.helpers.reference_loops import LR, reference_meta_gradients
@@ -29,9 +25,8 @@ def network(inplace: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])
-@pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
-def test_equals_plain_autograd(engine, fuse: bool, inplace: bool) -> None:
+def test_equals_plain_autograd(engine, inplace: bool) -> None:
     module, batch = network(inplace), tasks()
     expected = reference_meta_gradients(network_like(module), batch, 2, True).mean(0)
     learner = MetaLearner(
@@ -41,7 +36,6 @@ def test_equals_plain_autograd(engine, fuse: bool, inplace: bool) -> None:
         metagrad=Recursion(hvp="forward"),
         aggregation=Mean(),
         engine=engine,
-        fuse=fuse,
     )
     found, _ = learner.meta_gradient(batch)
     assert (found - expected).norm() <= 1e-12 * expected.norm()
@@ -66,21 +60,3 @@ def test_tangents_that_begin_behind_it() -> None:
         )
         found.append(learner.meta_gradient(batch)[0])
     torch.testing.assert_close(*found)
-
-
-def test_other_calls_are_torchs() -> None:
-    x = torch.randn(5)
-    outputs: dict[str, Tensor] = {}
-    with forward_differentiable():
-        assert F.silu is TORCHS
-    with forward_ad.dual_level(), forward_differentiable():
-        assert F.silu is not TORCHS
-        # Another thread computes no tangents.
-        thread = Thread(target=lambda: outputs.update(thread=F.silu(x)))
-        thread.start()
-        thread.join()
-        torch.testing.assert_close(F.silu(x), TORCHS(x))
-    assert torch.equal(outputs["thread"], TORCHS(x))
-    assert F.silu is TORCHS
-    MAML(network(False), loss, inner_lr=0.1).step(tasks())
-    assert F.silu is TORCHS

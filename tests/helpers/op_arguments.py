@@ -14,6 +14,10 @@ def heads(queries: int = 0, keys: int = 0) -> list[torch.Tensor]:
     return [*torch.randn(queries, 2, 4, 5, 3), *torch.randn(keys, 2, 2, 6, 3)]
 
 
+def rows(count: int) -> list[torch.Tensor]:
+    return list(torch.randn(count, 2, 3, 7))
+
+
 SAMPLES = {
     "gram": lambda g: (g, (0, 2, 7)),
     "row_similarity": lambda g: (g, g + 1, (0, 2, 7)),
@@ -83,6 +87,30 @@ SAMPLES = {
         *torch.rand(4, 2),
         1e-5,
         True,
+    ),
+    "row_norm_forward": lambda g: (*rows(1), *torch.randn(2, 2, 7), True, 1e-5),
+    "row_norm_backward": lambda g: (*rows(2), torch.randn(2, 7), torch.rand(2, 2, 3), False),
+    "row_norm_tangent": lambda g: (
+        *(*rows(1), *torch.randn(2, 2, 7), *rows(1), torch.randn(2, 7), torch.rand(2, 2, 3)),
+        False,
+    ),
+    "row_norm_second": lambda g: (
+        *(*rows(1), None, *rows(1), *torch.randn(2, 2, 7)),
+        *(*rows(1), torch.randn(2, 7), torch.rand(2, 2, 3), True),
+    ),
+    "activation_forward": lambda g: (g, 3),
+    "activation_backward": lambda g: (g, g + 1, 5),
+    "activation_second": lambda g: (g, g + 1, g + 2, 6),
+    "activation_backward_tangent": lambda g: (g, g + 1, g + 2, g + 3, 3),
+    "cross_entropy_forward": lambda g: (g, torch.tensor([0, 6, -1]), -1, 0.1),
+    "cross_entropy_backward": lambda g: (
+        *(torch.rand(3), g, torch.tensor([0, 6, -1]), torch.rand(3), -1, 0.1),
+    ),
+    "cross_entropy_tangent": lambda g: (
+        *(g, g + 1, torch.tensor([0, 6, -1]), torch.rand(3), -1, 0.1),
+    ),
+    "cross_entropy_second": lambda g: (
+        *(torch.rand(3), None, g, g + 1, torch.tensor([0, 6, -1]), torch.rand(3), -1, 0.1),
     ),
     "task_weights": lambda g: (torch.rand(3, 2), 0, 1.0, 0.0, 1.0),
 }

@@ -70,6 +70,48 @@ def test_every_set_normalises(isa: str, dtype: type, pool: bool) -> None:
 
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("width", [1, 16, 37, 300])
+def test_every_set_runs_blocks(isa: str, dtype: torch.dtype, width: int) -> None:
+    def check_all(found: list[np.ndarray], expected: list[torch.Tensor]) -> None:
+        for f, e in zip(found, expected, strict=True):
+            assert np.abs(f - e.numpy()).max() <= 10 * TOLERANCE[dtype] * (1 + e.abs().max())
+
+    rows, weights = torch.randn(4, 2, 9, width, dtype=dtype), torch.randn(4, 2, width, dtype=dtype)
+    x, dy, tdy, tx = rows.double()
+    weight, bias, tweight, tbias = weights.double()
+    for centred in (True, False):
+        found = _testing.row_norm(isa, list(rows.numpy()), list(weights.numpy()), centred)
+        how = (centred, 1e-3)
+        expected = [
+            reference.row_norm(x, weight, bias, *how),
+            *reference.row_norm_backward(dy, x, weight, *how),
+            *reference.row_norm_second(dy, tdy, tx, tweight, tbias, x, weight, *how),
+        ]
+        check_all(found, expected)
+    for number, kind in ((3, "silu"), (5, "gelu"), (6, "gelu_tanh")):
+        found = _testing.activation(isa, number, *rows.numpy())
+        expected = [
+            reference.activation(x, kind),
+            reference.activation_backward(dy, x, kind),
+            reference.activation_backward(tx, x, kind),
+            reference.activation_backward_tangent(dy, tdy, tx, x, kind),
+        ]
+        check_all(found, expected)
+    dloss, tdloss = torch.randn(2, 9, dtype=dtype)
+    target = torch.arange(9) % width
+    (z, tz), others = rows[:2, 0], (dloss.numpy(), tdloss.numpy())
+    found = _testing.cross_entropy(isa, z.numpy(), target.numpy(), *others, tz.numpy())
+    z, tz, dloss, tdloss = (t.double() for t in (z, tz, dloss, tdloss))
+    expected = [
+        reference.row_losses(z, target, -100, 0.2),
+        reference.cross_entropy_backward(dloss, z, target, -100, 0.2),
+        *reference.cross_entropy_second(dloss, tdloss, tz, z, target, -100, 0.2),
+    ]
+    check_all(found, expected)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_set_convolves(isa: str, dtype: torch.dtype, stride: int) -> None:
     for groups, shape in ((1, DIRECT[-1]), (3, DIRECT[-2]), (1, WINOGRAD[-1]), (2, WINOGRAD[1])):

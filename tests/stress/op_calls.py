@@ -13,6 +13,14 @@ from torch import Tensor
 from fastmeta import ops, reference
 from fastmeta.ops.weights import noise_level
 from fastmeta.reference import accumulation_dtype as acc
+from tests.stress.block_calls import (
+    cross_entropy,
+    gelu,
+    layer_norm,
+    linear_cross_entropy,
+    rms_norm,
+    silu,
+)
 from tests.stress.network_calls import (
     attention,
     batch_norm_relu,
@@ -255,6 +263,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     make.__name__: make
     for make in (
         *(agreement_weights, attention, batch_norm_relu, combine, combine_, conv3x3, gram),
+        *(cross_entropy, gelu, layer_norm, linear_cross_entropy, rms_norm, silu),
         *(gsl_coefficients, gsl_task_weights, head_similarity, hvp_difference, hvp_perturb),
         hvp_radius,
         *(inner_step, inner_step_),
