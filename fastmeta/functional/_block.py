@@ -50,7 +50,11 @@ def gelu(torchs: Callable[..., Tensor], input: Tensor, *, approximate: str = "no
 
 def silu(torchs: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor:
     """`F.silu`."""
-    return ops.silu(input) if _takes(input) and not inplace else torchs(input, inplace)
+    if not _takes(input):
+        return torchs(input, inplace)
+    if not inplace:
+        return ops.silu(input)
+    return input.copy_(ops.silu(input.clone()))  # the op keeps its argument
 
 
 def cross_entropy(

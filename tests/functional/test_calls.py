@@ -145,7 +145,6 @@ LEFT: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "layer_norm of integers": ((X, SHAPE, W.double(), W.double()), {}),
     "rms_norm of two dtypes": ((X.bfloat16(), SHAPE, W), {}),
     "gelu of a subclass": ((X.as_subclass(Subclass),), {}),
-    "silu in place": ((X.clone(), True), {}),
     "silu on meta": ((X.to("meta"),), {}),
     "cross_entropy with class weights": ((Z, Y, torch.rand(5)), {}),
     "cross_entropy with probabilities": ((Z, Z.softmax(1)), {}),
