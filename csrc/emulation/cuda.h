@@ -105,7 +105,13 @@ T __ldg(const T* pointer) {
 
 namespace fastmeta::cuda {
 
-// Replaces that of common.cuh.
+// Replace those of copy_async.cuh and common.cuh.
+inline void copy_async(void* to, const void* from, bool given) {
+  emulation::block().copy_later(to, given ? from : nullptr);
+}
+inline void wait_for_copies() {
+  emulation::block().wait_for_copies();
+}
 template <class T>
 T* dynamic_shared() {
   return static_cast<T*>(emulation::block().shared());

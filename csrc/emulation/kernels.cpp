@@ -2,8 +2,9 @@
 
 #include "emulation/cuda.h"
 #include "emulation/launch.h"
+#include "emulation/mma.h"
 // The kernels need the names above.
-#include "cuda/attention_second.cuh"
+#include "cuda/attention_launch.cuh"
 #include "cuda/combine.cuh"
 #include "cuda/gram.cuh"
 #include "cuda/head_similarity.cuh"
@@ -80,20 +81,20 @@ void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_
   cuda::launch_norm_second(args, scratch, Launch(seed));
 }
 
-void attention_forward(const AttentionForwardArgs& args, uint64_t seed) {
-  cuda::launch_attention_forward(args, Launch(seed));
+void attention_forward(const AttentionForwardArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_forward(args, Launch(seed, 0, capability));
 }
 
-void attention_backward(const AttentionBackwardArgs& args, uint64_t seed) {
-  cuda::launch_attention_backward(args, Launch(seed));
+void attention_backward(const AttentionBackwardArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_backward(args, Launch(seed, 0, capability));
 }
 
-void attention_tangent(const AttentionTangentArgs& args, uint64_t seed) {
-  cuda::launch_attention_tangent(args, Launch(seed));
+void attention_tangent(const AttentionTangentArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_tangent(args, Launch(seed, 0, capability));
 }
 
-void attention_second(const AttentionSecondArgs& args, uint64_t seed) {
-  cuda::launch_attention_second(args, Launch(seed));
+void attention_second(const AttentionSecondArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_second(args, Launch(seed, 0, capability));
 }
 
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed) {

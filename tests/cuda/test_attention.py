@@ -53,7 +53,7 @@ def test_against_reference(size: str, dtype: torch.dtype, along: bool) -> None:
             name(dtype),
             [array(t) for t in (q, k, v, dout, tdout, tq, tk, tv)],
             None if whole is None else array(whole),
-            *(along, config.causal, config.window or 0, 0.3),
+            *(along, config.causal, config.window or 0, 0.3, capability),
             [outputs[0], stats.numpy(), *outputs[1:]],
             seed,
         )
