@@ -48,6 +48,7 @@ __device__ inline void stage_rows(const Heads& heads, int64_t batch, int64_t hea
     if (aligned)
       copy_async(&to[row][col], from, inside);
     else
+      FM_UNROLL(1)
       for (int n = 0; n < kLanes<T>; ++n)
         to[row][col + n] = inside && col + n < width ? from[n] : T{};
   }
@@ -65,15 +66,31 @@ __device__ inline void stage_stats(const AttentionInput& in, const void* stats, 
   }
 }
 
-// Whether all, or none, of the 16 queries from i on see the `count` keys from j on.
-__device__ inline bool sees_all(const AttentionInput& in, int64_t i, int64_t j, int count) {
-  const int64_t last_i = i + kMmaSide - 1, last_j = j + count - 1;
+// Whether all of 16 queries from i on see all of 16 keys from j on, or none see any of `count`.
+__device__ inline bool sees_all(const AttentionInput& in, int64_t i, int64_t j) {
+  const int64_t last_i = i + kMmaSide - 1, last_j = j + kMmaSide - 1;
   return in.mask.kind == MaskKind::none && sees(in, i, last_j) && sees(in, last_i, j) &&
          last_i < in.queries;
 }
 __device__ inline bool sees_none(const AttentionInput& in, int64_t i, int64_t j, int count) {
   const int64_t end = i + kMmaSide < in.queries ? i + kMmaSide : in.queries;
   return i >= in.queries || end_key(in, end) <= j || first_key(in, i) >= j + count;
+}
+
+// Scales and masks the products of 16 queries from i on and 16 keys from j on, in columns the
+// queries if kTransposed.
+template <class T, bool kTransposed>
+__device__ inline void finish_scores(const AttentionInput& in, float scale, int64_t batch,
+                                     int64_t head, int64_t i, int64_t j, Accumulator& s) {
+  for (int n = 0; n < 2; ++n)
+    for (int e = 0; e < 4; ++e) s.c[n][e] *= scale;
+  if (sees_all(in, i, j)) return;
+  for (int n = 0; n < 2; ++n)
+    for (int e = 0; e < 4; ++e) {
+      const int row = accumulator_row(e), col = accumulator_column(n, e);
+      s.c[n][e] = masked<T>(in, batch, head, s.c[n][e], i + (kTransposed ? col : row),
+                            j + (kTransposed ? row : col));
+    }
 }
 
 // The rows of a warp in an output.
@@ -84,11 +101,12 @@ struct MmaSums {
 
 // sums += weights * 16 rows
 template <class T, int W>
-__device__ inline void add_rows(MmaSums<W>& sums, const Fragment<T>& weights,
+__device__ inline void add_rows(MmaSums<W>& sums, const LeftBlock<T>& weights,
                                 const MmaRow<T, W>* rows) {
   FM_UNROLL(8)
   for (int b = 0; b < W / kMmaSide; ++b)
-    add_product(sums.block[b], weights, load_transposed(&rows[0][b * kMmaSide], kMmaStride<W>));
+    add_product(sums.block[b], weights,
+                load_right_transposed(&rows[0][b * kMmaSide], kMmaStride<W>));
 }
 
 // factor * sums, by the halves of the rows, to contiguous rows of `head_index` of all heads.
@@ -134,11 +152,13 @@ struct MmaItem {
   int warp_row = threadIdx.x / kWarp * kMmaSide;  // the first row of the warp, from `first` on
 };
 __device__ inline MmaItem mma_item(int64_t heads, int64_t rows) {
-  const int64_t tiles = (rows + kMmaRows - 1) / kMmaRows, item = blockIdx.x / tiles;
-  return {item / heads, item % heads, blockIdx.x % tiles * kMmaRows};
+  const auto tiles = static_cast<unsigned>((rows + kMmaRows - 1) / kMmaRows);
+  const unsigned item = blockIdx.x / tiles, all = static_cast<unsigned>(heads);
+  return {item / all, item % all, int64_t{blockIdx.x % tiles} * kMmaRows};
 }
-__device__ inline int64_t kv_head(const AttentionInput& in, int64_t head) {
-  return head / (in.heads / in.kv_heads);
+// Heads of queries that share one of keys and values.
+__device__ inline unsigned shared_heads(const AttentionInput& in) {
+  return static_cast<unsigned>(in.heads) / static_cast<unsigned>(in.kv_heads);
 }
 // The end of the rows of a block, of `count` in all.
 __device__ inline int64_t end_row(const MmaItem& item, int64_t count) {

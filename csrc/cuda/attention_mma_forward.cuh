@@ -21,14 +21,13 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     auto& shared = *dynamic_shared<MmaForwardShared<T, W>>();
     const AttentionInput& in = args.in;
     const MmaItem item = mma_item(in.heads, in.queries);
-    const int64_t i = item.first + item.warp_row;
+    const int64_t i = item.first + item.warp_row, kv = item.head / shared_heads(in);
     stage_rows<T, W>(in.q, item.batch, item.head, item.first, in.queries, in.width, shared.q);
     const float none = -INFINITY, scale = static_cast<float>(in.scale);
     float max[2] = {none, none}, sum[2] = {0, 0};
     MmaSums<W> out;
     const int64_t end = end_key(in, end_row(item, in.queries));
     for (int64_t j = first_key(in, item.first); j < end; j += kForwardKeys) {
-      const int64_t kv = kv_head(in, item.head);
       __syncthreads();
       stage_rows<T, W>(in.k, item.batch, kv, j, in.keys, in.width, shared.k);
       stage_rows<T, W>(in.v, item.batch, kv, j, in.keys, in.value_width, shared.v);
@@ -38,20 +37,20 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
       Accumulator s[kBlocks];
       FM_UNROLL(2)
       for (int c = 0; c < W; c += kMmaSide) {
-        const Fragment<T> q = load_block(&shared.q[item.warp_row][c], kStride);
+        const LeftBlock<T> q = load_left(&shared.q[item.warp_row][c], kStride);
+        FM_UNROLL(4)
         for (int b = 0; b < kBlocks; ++b)
-          add_product(s[b], q, load_block(&shared.k[b * kMmaSide][c], kStride));
+          add_product(s[b], q, load_right(&shared.k[b * kMmaSide][c], kStride));
       }
-      const bool whole = sees_all(in, i, j, kForwardKeys);
+      FM_UNROLL(4)
+      for (int b = 0; b < kBlocks; ++b)
+        finish_scores<T, false>(in, scale, item.batch, item.head, i, j + b * kMmaSide, s[b]);
       float top[2] = {none, none}, base[2], shrink[2];
+      FM_UNROLL(4)
       for (int b = 0; b < kBlocks; ++b)
         for (int n = 0; n < 2; ++n)
           for (int e = 0; e < 4; ++e) {
-            float& x = s[b].c[n][e];
-            x *= scale;
-            if (!whole)
-              x = masked<T>(in, item.batch, item.head, x, i + accumulator_row(e),
-                            j + b * kMmaSide + accumulator_column(n, e));
+            const float x = s[b].c[n][e];
             top[e / 2] = x > top[e / 2] ? x : top[e / 2];
           }
       for (int half = 0; half < 2; ++half) {
@@ -64,6 +63,7 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
       for (Accumulator& block : out.block)
         for (int n = 0; n < 2; ++n)
           for (int e = 0; e < 4; ++e) block.c[n][e] *= shrink[e / 2];
+      FM_UNROLL(4)
       for (int b = 0; b < kBlocks; ++b) {
         for (int n = 0; n < 2; ++n)
           for (int e = 0; e < 4; ++e) {

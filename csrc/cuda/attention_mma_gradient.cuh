@@ -26,15 +26,19 @@ struct MmaGradient {
     MmaRow<T, W> other[kTensors][kOthers];
     float stats[2 + kRowStats][kQueries];  // max and 1 / sum, and those of the scratch
   };
-  // Of 16 x 16 scores: P and dS, and their tangents.
-  struct Slopes {
+  // Of 16 x 16 scores: S and dP, and then P and dS, and the tangents of these.
+  struct Scores {
     Accumulator p, ds, tp, tds;
+  };
+  struct Weights {
+    LeftBlock<T> p, ds, tp, tds;
   };
 
   const AttentionSecondArgs& args;
   const AttentionInput& in;
   Shared& shared;
   const MmaItem item;
+  const float scale = static_cast<float>(in.scale);
 
   template <int kRows>
   __device__ void stage_queries(int64_t head, int64_t first,
@@ -65,20 +69,22 @@ struct MmaGradient {
   }
 
   // The products of the warp's rows with 16 others, from row `at` of the tile on.
-  __device__ Slopes products(int at) const {
+  __device__ Scores products(int at) const {
     constexpr int kStride = kMmaStride<W>;
-    Slopes s;
+    Scores s;
     FM_UNROLL(1)
     for (int c = 0; c < W; c += kMmaSide) {
-      const auto own = [&](int k) { return load_block(&shared.own[k][item.warp_row][c], kStride); };
-      const auto other = [&](int k) { return load_block(&shared.other[k][at][c], kStride); };
-      const Fragment<T> x = own(kX), other_x = other(kX);
+      const auto own = [&](int k) { return load_left(&shared.own[k][item.warp_row][c], kStride); };
+      const auto other = [&](int k) { return load_right(&shared.other[k][at][c], kStride); };
+      const LeftBlock<T> x = own(kX);
+      const RightBlock<T> other_x = other(kX);
       add_product(s.p, x, other_x);
       if constexpr (kSecond) {
         add_product(s.tp, own(kTangentX), other_x);
         add_product(s.tp, x, other(kTangentX));
       }
-      const Fragment<T> y = own(kY), other_y = other(kY);
+      const LeftBlock<T> y = own(kY);
+      const RightBlock<T> other_y = other(kY);
       add_product(s.ds, y, other_y);
       if constexpr (kSecond) {
         if (kKeys || args.tdout.data) add_product(s.tds, own(kTangentY), other_y);
@@ -89,19 +95,13 @@ struct MmaGradient {
   }
 
   // Of the queries and keys from i and j on.
-  __device__ Slopes slopes(int64_t head, int64_t i, int64_t j, int at) const {
-    const float scale = static_cast<float>(in.scale);
-    const bool whole = sees_all(in, i, j, kMmaSide);
-    Slopes s = products(at);
+  __device__ Weights weights(int64_t head, int64_t i, int64_t j, int at) const {
+    Scores s = products(at);
+    finish_scores<T, kKeys>(in, scale, item.batch, head, i, j, s.p);
     for (int n = 0; n < 2; ++n)
       for (int e = 0; e < 4; ++e) {
-        const int row = accumulator_row(e), col = accumulator_column(n, e);
-        const int query = kKeys ? at + col : item.warp_row + row;
-        float score = s.p.c[n][e] * scale;
-        if (!whole)
-          score = masked<T>(in, item.batch, head, score, i + (kKeys ? col : row),
-                            j + (kKeys ? row : col));
-        const float p = std::exp(score - shared.stats[0][query]) * shared.stats[1][query];
+        const int query = kKeys ? at + accumulator_column(n, e) : item.warp_row + accumulator_row(e);
+        const float p = std::exp(s.p.c[n][e] - shared.stats[0][query]) * shared.stats[1][query];
         const float slope = s.ds.c[n][e] - shared.stats[kMean][query];
         s.p.c[n][e] = p;
         s.ds.c[n][e] = p * slope;
@@ -111,22 +111,25 @@ struct MmaGradient {
           s.tds.c[n][e] = tp * slope + p * (s.tds.c[n][e] - shared.stats[4][query]);
         }
       }
-    return s;
+    if constexpr (kSecond)
+      return {rounded<T>(s.p), rounded<T>(s.ds), rounded<T>(s.tp), rounded<T>(s.tds)};
+    else
+      return {rounded<T>(s.p), rounded<T>(s.ds), {}, {}};
   }
 
   // Adds the products with the others from row `at` on to the gradients of x and y.
-  __device__ void add(const Slopes& s, int at, MmaSums<W>& dx, MmaSums<W>& dy) const {
+  __device__ void add(const Weights& weights, int at, MmaSums<W>& dx, MmaSums<W>& dy) const {
     const auto other = [&](int k) { return shared.other[k] + at; };
     if constexpr (kSecond) {
-      add_rows<T, W>(dx, rounded<T>(s.tds), other(kX));
-      add_rows<T, W>(dx, rounded<T>(s.ds), other(kTangentX));
+      add_rows<T, W>(dx, weights.tds, other(kX));
+      add_rows<T, W>(dx, weights.ds, other(kTangentX));
       if constexpr (kKeys) {
-        add_rows<T, W>(dy, rounded<T>(s.tp), other(kY));
-        if (args.tdout.data) add_rows<T, W>(dy, rounded<T>(s.p), other(kTangentY));
+        add_rows<T, W>(dy, weights.tp, other(kY));
+        if (args.tdout.data) add_rows<T, W>(dy, weights.p, other(kTangentY));
       }
     } else {
-      add_rows<T, W>(dx, rounded<T>(s.ds), other(kX));
-      if constexpr (kKeys) add_rows<T, W>(dy, rounded<T>(s.p), other(kY));
+      add_rows<T, W>(dx, weights.ds, other(kX));
+      if constexpr (kKeys) add_rows<T, W>(dy, weights.p, other(kY));
     }
   }
 };
@@ -142,7 +145,7 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     const MmaItem item = mma_item(heads, rows);
     auto& shared = *dynamic_shared<typename Gradient::Shared>();
     const Gradient block{args, in, shared, item};
-    const int64_t group = in.heads / in.kv_heads, last = end_row(item, rows);
+    const int64_t group = shared_heads(in), last = end_row(item, rows);
     const int64_t begin = kKeys ? first_query(in, item.first) : first_key(in, item.first);
     const int64_t end = kKeys ? end_query(in, last) : end_key(in, last);
     const int64_t first_head = kKeys ? item.head * group : item.head;
@@ -158,19 +161,18 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
         if (kKeys)
           block.stage_queries(head, other, shared.other);
         else
-          block.stage_keys(head / group, other, shared.other);
+          block.stage_keys(item.head / shared_heads(in), other, shared.other);
         wait_for_copies();
         __syncthreads();
         FM_UNROLL(1)
         for (int at = 0; at < Gradient::kOthers; at += kMmaSide) {
           const int64_t own = item.first + item.warp_row;
           const int64_t i = kKeys ? other + at : own, j = kKeys ? own : other + at;
-          if (!sees_none(in, i, j, kMmaSide)) block.add(block.slopes(head, i, j, at), at, dx, dy);
+          if (!sees_none(in, i, j, kMmaSide)) block.add(block.weights(head, i, j, at), at, dx, dy);
         }
       }
     const int64_t at = item.batch * heads + item.head, row = item.first + item.warp_row;
-    const float scale = static_cast<float>(in.scale);
-    write_sums<T, W>(dx, {scale, scale}, at, row, rows, in.width, kKeys ? args.dk : args.dq);
+    write_sums<T, W>(dx, {block.scale, block.scale}, at, row, rows, in.width, kKeys ? args.dk : args.dq);
     if (kKeys) write_sums<T, W>(dy, {1, 1}, at, row, rows, in.value_width, args.dv);
   }
 }

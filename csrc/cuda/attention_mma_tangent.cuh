@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     auto& shared = *dynamic_shared<MmaTangentShared<T, W>>();
     const AttentionInput& in = args.in;
     const MmaItem item = mma_item(in.heads, in.queries);
-    const int64_t batch = item.batch, head = item.head, i = item.first + item.warp_row;
+    const int64_t batch = item.batch, head = item.head, kv = head / shared_heads(in);
+    const int64_t i = item.first + item.warp_row;
     stage_rows<T, W>(in.q, batch, head, item.first, in.queries, in.width, shared.q);
     stage_rows<T, W>(args.tq, batch, head, item.first, in.queries, in.width, shared.tq);
     stage_stats<2>(in, in.stats, batch, head, item.first, shared.stats);
@@ -33,7 +34,6 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     MmaSums<W> sums;
     const int64_t end = end_key(in, end_row(item, in.queries));
     for (int64_t first = first_key(in, item.first); first < end; first += kOthers) {
-      const int64_t kv = kv_head(in, head);
       __syncthreads();
       stage_rows<T, W>(in.k, batch, kv, first, in.keys, in.width, shared.k);
       stage_rows<T, W>(in.v, batch, kv, first, in.keys, in.value_width, shared.v);
@@ -48,24 +48,22 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
         Accumulator p, t;
         FM_UNROLL(2)
         for (int c = 0; c < W; c += kMmaSide) {
-          const Fragment<T> q = load_block(&shared.q[item.warp_row][c], kStride);
-          const Fragment<T> k = load_block(&shared.k[at][c], kStride);
+          const LeftBlock<T> q = load_left(&shared.q[item.warp_row][c], kStride);
+          const RightBlock<T> k = load_right(&shared.k[at][c], kStride);
           add_product(p, q, k);
-          add_product(t, load_block(&shared.tq[item.warp_row][c], kStride), k);
-          add_product(t, q, load_block(&shared.tk[at][c], kStride));
+          add_product(t, load_left(&shared.tq[item.warp_row][c], kStride), k);
+          add_product(t, q, load_right(&shared.tk[at][c], kStride));
         }
-        const bool whole = sees_all(in, i, j, kMmaSide);
+        finish_scores<T, false>(in, scale, batch, head, i, j, p);
         for (int n = 0; n < 2; ++n)
           for (int e = 0; e < 4; ++e) {
             const int row = accumulator_row(e);
-            float s = p.c[n][e] * scale;
-            if (!whole) s = masked<T>(in, batch, head, s, i + row, j + accumulator_column(n, e));
-            p.c[n][e] = std::exp(s - shared.stats[0][item.warp_row + row]) *
+            p.c[n][e] = std::exp(p.c[n][e] - shared.stats[0][item.warp_row + row]) *
                         shared.stats[1][item.warp_row + row];
             t.c[n][e] *= scale * p.c[n][e];
             r[e / 2] += t.c[n][e];
           }
-        const Fragment<T> change = rounded<T>(t);
+        const LeftBlock<T> change = rounded<T>(t);
         add_row_sums(change, rounded_r);
         add_rows<T, W>(sums, change, shared.v + at);
         add_rows<T, W>(sums, rounded<T>(p), shared.tv + at);

@@ -57,10 +57,15 @@ __device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint3
 
 constexpr int kMmaSide = 16;
 
-// A 16 x 16 block of T: the words of a lane hold columns 2 (l % 4) and the next one of rows l / 4
-// and l / 4 + 8, followed by the same of the columns 8 to the right.
+// A 16 x 16 block of T as the left or right factor of a product: the words of lane l hold columns
+// 2 (l % 4) and the next one of the block's quarters, row l / 4. The quarters of a left factor are
+// in column-major order, those of a right one in row-major order.
 template <class T>
-struct Fragment {
+struct LeftBlock {
+  uint32_t x[4];
+};
+template <class T>
+struct RightBlock {
   uint32_t x[4];
 };
 
@@ -76,28 +81,34 @@ __device__ inline int accumulator_column(int n, int e) {
   return n * 8 + threadIdx.x % 4 * 2 + e % 2;
 }
 
-// The block at `corner` of a matrix in shared memory whose rows are aligned to 16 bytes.
+// Blocks at `corner` of a matrix in shared memory whose rows are aligned to 16 bytes.
 template <class T>
-__device__ inline Fragment<T> load_block(const T* corner, int stride) {
+__device__ inline LeftBlock<T> load_left(const T* corner, int stride) {
   const int lane = threadIdx.x % kWarp;
-  Fragment<T> f;
-  ldmatrix_x4<false>(f.x, corner + lane % 16 * stride + lane / 16 * 8);
-  return f;
+  LeftBlock<T> block;
+  ldmatrix_x4<false>(block.x, corner + lane % 16 * stride + lane / 16 * 8);
+  return block;
 }
-// Its transpose.
 template <class T>
-__device__ inline Fragment<T> load_transposed(const T* corner, int stride) {
+__device__ inline RightBlock<T> load_right(const T* corner, int stride) {
   const int lane = threadIdx.x % kWarp;
-  Fragment<T> f;
-  ldmatrix_x4<true>(f.x, corner + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
-  return f;
+  RightBlock<T> block;
+  ldmatrix_x4<false>(block.x, corner + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8);
+  return block;
+}
+template <class T>
+__device__ inline RightBlock<T> load_right_transposed(const T* corner, int stride) {
+  const int lane = threadIdx.x % kWarp;
+  RightBlock<T> block;
+  ldmatrix_x4<true>(block.x, corner + lane % 16 * stride + lane / 16 * 8);
+  return block;
 }
 
 // sum += a b'
 template <class T>
-__device__ inline void add_product(Accumulator& sum, const Fragment<T>& a, const Fragment<T>& b) {
-  mma_m16n8k16<T>(sum.c[0], a.x, b.x[0], b.x[2]);
-  mma_m16n8k16<T>(sum.c[1], a.x, b.x[1], b.x[3]);
+__device__ inline void add_product(Accumulator& sum, const LeftBlock<T>& a,
+                                   const RightBlock<T>& b) {
+  for (int n = 0; n < 2; ++n) mma_m16n8k16<T>(sum.c[n], a.x, b.x[2 * n], b.x[2 * n + 1]);
 }
 
 template <class T>
@@ -113,17 +124,17 @@ __device__ inline uint32_t pack_pair(float low, float high) {
 
 // Rounded to T.
 template <class T>
-__device__ inline Fragment<T> rounded(const Accumulator& sum) {
+__device__ inline LeftBlock<T> rounded(const Accumulator& sum) {
   return {{pack_pair<T>(sum.c[0][0], sum.c[0][1]), pack_pair<T>(sum.c[0][2], sum.c[0][3]),
            pack_pair<T>(sum.c[1][0], sum.c[1][1]), pack_pair<T>(sum.c[1][2], sum.c[1][3])}};
 }
 
 // Adds the lane's values of rows l / 4 and l / 4 + 8 to sums[0] and sums[1].
 template <class T>
-__device__ inline void add_row_sums(const Fragment<T>& f, float (&sums)[2]) {
+__device__ inline void add_row_sums(const LeftBlock<T>& block, float (&sums)[2]) {
   for (int k = 0; k < 4; ++k)
-    sums[k % 2] += widen(T{static_cast<uint16_t>(f.x[k])}) +
-                   widen(T{static_cast<uint16_t>(f.x[k] >> 16)});
+    sums[k % 2] += widen(T{static_cast<uint16_t>(block.x[k])}) +
+                   widen(T{static_cast<uint16_t>(block.x[k] >> 16)});
 }
 
 }  // namespace fastmeta::cuda

@@ -312,8 +312,8 @@ void norm_second(const std::string& dtype, const py::array& dz,
 }
 
 Heads heads(const py::array& a) {
-  const int64_t row = a.shape(3), head = a.shape(2) * row;
-  return {a.data(), a.shape(1) * head, head, row};
+  const auto stride = [&](int d) { return a.strides(d) / a.itemsize(); };
+  return {a.data(), stride(0), stride(1), stride(2)};
 }
 
 // mask: None, or as (batch, heads, queries, keys): bytes for a boolean one.

@@ -28,9 +28,9 @@ __global__ void matrix_product(const float* in, int, float* out) {
 struct Matrices {
   alignas(16) uint16_t rows[32][8];
 };
-__device__ inline void set_row(Matrices& shared, const float* in) {
+__device__ inline void set_row(Matrices& shared, const float* in, int n) {
   for (int k = 0; k < 8; ++k)
-    shared.rows[threadIdx.x][k] = static_cast<uint16_t>(bits_of(in[threadIdx.x * 8 + k]));
+    shared.rows[threadIdx.x][k] = static_cast<uint16_t>(bits_of(in[(threadIdx.x * 8 + k) % n]));
 }
 template <bool kTransposed>
 __device__ void write_matrices(const void* row, float* out) {
@@ -43,25 +43,25 @@ __device__ void write_matrices(const void* row, float* out) {
 }
 
 // out (4, 8, 8) = in, and each of its matrices transposed.
-__global__ void matrix_rows(const float* in, int, float* out) {
+__global__ void matrix_rows(const float* in, int n, float* out) {
   __shared__ Matrices shared;
-  if (threadIdx.x < 32) set_row(shared, in);
+  if (threadIdx.x < 32) set_row(shared, in, n);
   __syncthreads();
   if (blockIdx.x > 0 || threadIdx.x >= 32) return;
   write_matrices<false>(shared.rows[threadIdx.x], out);
   write_matrices<true>(shared.rows[threadIdx.x], out + 256);
 }
 
-__global__ void matrix_rows_without_barrier(const float* in, int, float* out) {
+__global__ void matrix_rows_without_barrier(const float* in, int n, float* out) {
   __shared__ Matrices shared;
   if (threadIdx.x >= 32) return;
-  set_row(shared, in);
+  set_row(shared, in, n);
   write_matrices<false>(shared.rows[threadIdx.x], out);
 }
 
-__global__ void misaligned_matrix_row(const float* in, int, float* out) {
+__global__ void misaligned_matrix_row(const float* in, int n, float* out) {
   __shared__ Matrices shared;
-  if (threadIdx.x < 32) set_row(shared, in);
+  if (threadIdx.x < 32) set_row(shared, in, n);
   __syncthreads();
   if (threadIdx.x < 32) write_matrices<false>(shared.rows[0] + 1, out);
 }
