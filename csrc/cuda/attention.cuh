@@ -1,6 +1,7 @@
 // Attention: tiles of 32 queries and 32 keys, and the forward pass. A block has 16 x 16 threads;
 // thread (y, x) holds the scores of queries y and y + 16 and keys x and x + 16. Products run
-// through shared memory in slices of 16 columns. Plain arithmetic in the accumulation dtype.
+// through shared memory in slices of 16 columns. Plain arithmetic in the accumulation dtype; see
+// attention_mma.cuh for tensor cores.
 #pragma once
 
 #include "cuda/common.cuh"

@@ -112,9 +112,8 @@ template <class Launch>
 void launch_attention_backward(const AttentionBackwardArgs& args, const Launch& launch) {
   const AttentionInput& in = args.in;
   dispatch(in.dtype, [&](auto zero) {
-    launch_tiles(launch, attention_mean_kernel<decltype(zero)>, 1,
-                 in.batch * in.heads * in.queries, kThreads / kWarp, kThreads, in, args.dout,
-                 args.out, args.scratch);
+    launch_tiles(launch, attention_mean_kernel<decltype(zero)>, 1, in.batch * in.heads * in.queries,
+                 kThreads / kWarp, kThreads, in, args.dout, args.out, args.scratch);
   });
   AttentionSecondArgs first{};
   first.tangent.in = in;

@@ -26,7 +26,9 @@ using MmaRow = T[kMmaStride<W>];
 // Other rows of a tile: four tensors of W columns, and 64 rows of each of four more, take less than
 // 99 KB, which all GPUs from sm_80 on have.
 template <int W>
-constexpr int kMmaOthers = W <= 32 ? 64 : W <= 64 ? 32 : 16;
+constexpr int kMmaOthers = W <= 32   ? 64
+                           : W <= 64 ? 32
+                                     : 16;
 
 // Blocks per multiprocessor that registers must suffice for: as many as do without spills.
 template <int W>
@@ -49,8 +51,8 @@ __device__ inline void stage_rows(const Heads& heads, int64_t batch, int64_t hea
       copy_async(&to[row][col], from, inside);
     else
       FM_UNROLL(1)
-      for (int n = 0; n < kLanes<T>; ++n)
-        to[row][col + n] = inside && col + n < width ? from[n] : T{};
+    for (int n = 0; n < kLanes<T>; ++n)
+      to[row][col + n] = inside && col + n < width ? from[n] : T{};
   }
 }
 
@@ -58,8 +60,8 @@ __device__ inline void stage_rows(const Heads& heads, int64_t batch, int64_t hea
 template <int kCount, int kQueries>
 __device__ inline void stage_stats(const AttentionInput& in, const void* stats, int64_t batch,
                                    int64_t head, int64_t first, float (*to)[kQueries]) {
-  const float* from = static_cast<const float*>(stats) + (batch * in.heads + head) * kCount *
-                                                             in.queries;
+  const float* from =
+      static_cast<const float*>(stats) + (batch * in.heads + head) * kCount * in.queries;
   for (int k = threadIdx.x; k < kCount * kQueries; k += kMmaThreads) {
     const int64_t i = first + k % kQueries;
     to[k / kQueries][k % kQueries] = i < in.queries ? from[k / kQueries * in.queries + i] : 0.0f;

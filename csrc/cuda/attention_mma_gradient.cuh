@@ -51,8 +51,7 @@ struct MmaGradient {
     if constexpr (kSecond) {
       stage_rows<T, W>(args.tangent.tq, batch, head, first, in.queries, in.width, to[kTangentX]);
       if (args.tdout.data)
-        stage_rows<T, W>(args.tdout, batch, head, first, in.queries, in.value_width,
-                         to[kTangentY]);
+        stage_rows<T, W>(args.tdout, batch, head, first, in.queries, in.value_width, to[kTangentY]);
     }
   }
   template <int kRows>
@@ -63,8 +62,7 @@ struct MmaGradient {
     stage_rows<T, W>(in.v, batch, head, first, in.keys, in.value_width, to[kY]);
     if constexpr (kSecond) {
       stage_rows<T, W>(args.tangent.tk, batch, head, first, in.keys, in.width, to[kTangentX]);
-      stage_rows<T, W>(args.tangent.tv, batch, head, first, in.keys, in.value_width,
-                       to[kTangentY]);
+      stage_rows<T, W>(args.tangent.tv, batch, head, first, in.keys, in.value_width, to[kTangentY]);
     }
   }
 
@@ -100,7 +98,8 @@ struct MmaGradient {
     finish_scores<T, kKeys>(in, scale, item.batch, head, i, j, s.p);
     for (int n = 0; n < 2; ++n)
       for (int e = 0; e < 4; ++e) {
-        const int query = kKeys ? at + accumulator_column(n, e) : item.warp_row + accumulator_row(e);
+        const int query =
+            kKeys ? at + accumulator_column(n, e) : item.warp_row + accumulator_row(e);
         const float p = std::exp(s.p.c[n][e] - shared.stats[0][query]) * shared.stats[1][query];
         const float slope = s.ds.c[n][e] - shared.stats[kMean][query];
         s.p.c[n][e] = p;
@@ -151,14 +150,14 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     const int64_t first_head = kKeys ? item.head * group : item.head;
     const int64_t end_head = kKeys ? first_head + group : first_head + 1;
     MmaSums<W> dx, dy;
-    if (kKeys)
+    if constexpr (kKeys)
       block.stage_keys(item.head, item.first, shared.own);
     else
       block.stage_queries(item.head, item.first, shared.own);
     for (int64_t head = first_head; head < end_head; ++head)
       for (int64_t other = begin; other < end; other += Gradient::kOthers) {
         __syncthreads();
-        if (kKeys)
+        if constexpr (kKeys)
           block.stage_queries(head, other, shared.other);
         else
           block.stage_keys(item.head / shared_heads(in), other, shared.other);
@@ -172,7 +171,8 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
         }
       }
     const int64_t at = item.batch * heads + item.head, row = item.first + item.warp_row;
-    write_sums<T, W>(dx, {block.scale, block.scale}, at, row, rows, in.width, kKeys ? args.dk : args.dq);
+    write_sums<T, W>(dx, {block.scale, block.scale}, at, row, rows, in.width,
+                     kKeys ? args.dk : args.dq);
     if (kKeys) write_sums<T, W>(dy, {1, 1}, at, row, rows, in.value_width, args.dv);
   }
 }

@@ -74,8 +74,8 @@ class Block {
     return reinterpret_cast<const V*>(exchange(call_site, ~0u, kGather, bits, sizeof(V)));
   }
 
-  // cp.async: the copy of 16 bytes to shared memory, or of zeros if `from` is null, is made when the
-  // thread waits for it.
+  // cp.async: the copy of 16 bytes to shared memory, or of zeros if `from` is null, is made when
+  // the thread waits for it.
   void copy_later(void* to, const void* from);
   void wait_for_copies();
 
@@ -132,9 +132,9 @@ class Block {
   std::vector<int> runnable_;
   std::vector<std::unique_ptr<Fiber>> fibers_;  // reused by the following blocks
   std::vector<Fiber*> idle_;
-  std::vector<Gathered> gathered_;     // of each warp
+  std::vector<Gathered> gathered_;         // of each warp
   std::vector<std::vector<Copy>> copies_;  // of each thread
-  std::vector<unsigned char> shared_;  // followed by guard bytes
+  std::vector<unsigned char> shared_;      // followed by guard bytes
   Shadow memory_;
   std::string kernel_;
   const std::function<void()>* body_ = nullptr;

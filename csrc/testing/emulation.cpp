@@ -349,13 +349,15 @@ void attention(const std::string& dtype, const std::vector<py::array>& tensors,
   const Heads dout = heads(tensors[3]);
   emulation::attention_forward({in, at(0)}, capability, seed);
   const Heads output = heads(out[0]);
-  emulation::attention_backward({in, dout, output, mean.data(), at(2), at(3), at(4)}, capability, seed);
+  emulation::attention_backward({in, dout, output, mean.data(), at(2), at(3), at(4)}, capability,
+                                seed);
   AttentionTangentArgs tangent{
       in, heads(tensors[5]), heads(tensors[6]), heads(tensors[7]), output, at(5)};
   emulation::attention_tangent(tangent, capability, seed);
   tangent.tout = at(6);
   emulation::attention_second(
-      {tangent, dout, along ? heads(tensors[4]) : Heads{}, rows.data(), at(7), at(8), at(9)}, capability, seed);
+      {tangent, dout, along ? heads(tensors[4]) : Heads{}, rows.data(), at(7), at(8), at(9)},
+      capability, seed);
   mean.check();
   rows.check();
 }
