@@ -29,6 +29,7 @@ void launch_plain(const Launch& launch, void (*kernel)(P...), int64_t heads, int
 template <class Shared, class Launch, class... P, class... A>
 void launch_mma(const Launch& launch, void (*kernel)(P...), int64_t heads, int64_t rows,
                 const A&... args) {
+  static_assert(sizeof(Shared) <= 99 * 1024, "more than sm_86 has");
   launch_tiles(launch.with_shared(sizeof(Shared)), kernel, heads, rows, kMmaRows, kMmaThreads,
                args...);
 }

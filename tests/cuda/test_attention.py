@@ -10,7 +10,7 @@ from fastmeta._testing import cuda
 
 from fastmeta import reference
 from tests.cuda.emulation import array, name, run
-from tests.ops.attention_cases import CONFIGS, TOLERANCE, Config, check
+from tests.ops.attention_cases import CONFIGS, Config, check
 
 SIZES = {
     **{key: CONFIGS[key] for key in ("one token", "31", "33 causal", "odd width")},
