@@ -150,7 +150,8 @@ __device__ inline float quad_max(float value) {
 
 // What a block of threads works on: rows of one head.
 struct MmaItem {
-  int64_t batch, head, first;
+  unsigned batch, head;
+  int64_t first;
   int warp_row = threadIdx.x / kWarp * kMmaSide;  // the first row of the warp, from `first` on
 };
 __device__ inline MmaItem mma_item(int64_t heads, int64_t rows) {

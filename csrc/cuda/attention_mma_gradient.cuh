@@ -144,17 +144,16 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     const MmaItem item = mma_item(heads, rows);
     auto& shared = *dynamic_shared<typename Gradient::Shared>();
     const Gradient block{args, in, shared, item};
-    const int64_t group = shared_heads(in), last = end_row(item, rows);
+    const int64_t last = end_row(item, rows);
     const int64_t begin = kKeys ? first_query(in, item.first) : first_key(in, item.first);
     const int64_t end = kKeys ? end_query(in, last) : end_key(in, last);
-    const int64_t first_head = kKeys ? item.head * group : item.head;
-    const int64_t end_head = kKeys ? first_head + group : first_head + 1;
+    const unsigned group = kKeys ? shared_heads(in) : 1, first_head = item.head * group;
     MmaSums<W> dx, dy;
     if constexpr (kKeys)
       block.stage_keys(item.head, item.first, shared.own);
     else
       block.stage_queries(item.head, item.first, shared.own);
-    for (int64_t head = first_head; head < end_head; ++head)
+    for (unsigned head = first_head; head < first_head + group; ++head)
       for (int64_t other = begin; other < end; other += Gradient::kOthers) {
         __syncthreads();
         if constexpr (kKeys)

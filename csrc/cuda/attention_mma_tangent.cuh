@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kMmaThreads, kMmaBlocks<W>)
     auto& shared = *dynamic_shared<MmaTangentShared<T, W>>();
     const AttentionInput& in = args.in;
     const MmaItem item = mma_item(in.heads, in.queries);
-    const int64_t batch = item.batch, head = item.head, kv = head / shared_heads(in);
+    const int64_t batch = item.batch, head = item.head, kv = item.head / shared_heads(in);
     const int64_t i = item.first + item.warp_row;
     stage_rows<T, W>(in.q, batch, head, item.first, in.queries, in.width, shared.q);
     stage_rows<T, W>(args.tq, batch, head, item.first, in.queries, in.width, shared.tq);
