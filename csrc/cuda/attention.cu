@@ -1,4 +1,4 @@
-#include "cuda/attention_second.cuh"
+#include "cuda/attention_launch.cuh"
 #include "cuda/stream.h"
 
 namespace fastmeta::cuda {

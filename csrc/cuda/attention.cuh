@@ -1,10 +1,10 @@
 // Attention: tiles of 32 queries and 32 keys, and the forward pass. A block has 16 x 16 threads;
 // thread (y, x) holds the scores of queries y and y + 16 and keys x and x + 16. Products run
-// through shared memory in slices of 16 columns. Plain arithmetic in the accumulation dtype.
+// through shared memory in slices of 16 columns. Plain arithmetic in the accumulation dtype; see
+// attention_mma.cuh for tensor cores.
 #pragma once
 
 #include "cuda/common.cuh"
-#include "cuda/launch.h"
 #include "fastmeta/attention.h"
 
 namespace fastmeta::cuda {
@@ -44,6 +44,25 @@ struct HeadRows {
     return row < count && col < width ? widen(data[row * stride + col]) * factor : Acc<T>(0);
   }
 };
+
+// Whether query i sees key j, but for the mask.
+__device__ inline bool sees(const AttentionInput& in, int64_t i, int64_t j) {
+  if (i >= in.queries || j >= in.keys || (in.causal && j > i)) return false;
+  return !in.window || (i - j < in.window && j - i < in.window);
+}
+
+// The score of query i and key j, minus infinity where masked.
+template <class T>
+__device__ inline Acc<T> masked(const AttentionInput& in, int64_t batch, int64_t head, Acc<T> score,
+                                int64_t i, int64_t j) {
+  const Acc<T> none = -static_cast<Acc<T>>(INFINITY);
+  if (!sees(in, i, j)) return none;
+  const AttentionMask& m = in.mask;
+  if (m.kind == MaskKind::none) return score;
+  const int64_t at = batch * m.batch + head * m.head + i * m.query + j * m.key;
+  if (m.kind == MaskKind::keep) return static_cast<const uint8_t*>(m.data)[at] ? score : none;
+  return score + widen(static_cast<const T*>(m.data)[at]);
+}
 
 template <class A>
 struct AttentionShared {
@@ -136,29 +155,14 @@ struct AttentionTile {
       }
   }
 
-  __device__ bool sees(int64_t i, int64_t j) const {
-    if (i >= in.queries || j >= in.keys || (in.causal && j > i)) return false;
-    return !in.window || (i - j < in.window && j - i < in.window);
-  }
-
   // Scores, minus infinity where masked.
   __device__ Quad<A> scores() const {
     Quad<A> s;
     product(queries(in.q, static_cast<A>(in.scale)), keys(in.k), in.width, s);
     for (int a = 0; a < 2; ++a)
-      for (int b = 0; b < 2; ++b) s(a, b) = masked(s(a, b), query(a), key(b));
+      for (int b = 0; b < 2; ++b) s(a, b) = masked<T>(in, batch, head, s(a, b), query(a), key(b));
     return s;
   }
-  __device__ A masked(A score, int64_t i, int64_t j) const {
-    const A none = -static_cast<A>(INFINITY);
-    if (!sees(i, j)) return none;
-    const AttentionMask& m = in.mask;
-    if (m.kind == MaskKind::none) return score;
-    const int64_t at = batch * m.batch + head * m.head + i * m.query + j * m.key;
-    if (m.kind == MaskKind::keep) return static_cast<const uint8_t*>(m.data)[at] ? score : none;
-    return score + widen(static_cast<const T*>(m.data)[at]);
-  }
-
   // Of the scores, by the statistics of the forward pass.
   __device__ Quad<A> probabilities() const {
     Quad<A> p = scores();
@@ -247,25 +251,6 @@ __global__ void __launch_bounds__(kThreads) attention_forward_kernel(AttentionFo
   }
   tile.write(out, inverse, tile.batch * in.heads + tile.head, tile.i0, in.queries, in.value_width,
              args.out);
-}
-
-inline int64_t attention_blocks(int64_t heads, int64_t rows) {
-  return heads * ((rows + kAttentionTile - 1) / kAttentionTile);
-}
-
-// Launches a kernel with a block per tile.
-template <class Launch, class... P, class... A>
-void launch_tiles(const Launch& launch, void (*kernel)(P...), int64_t blocks, const A&... args) {
-  if (blocks > 0) launch(kernel, static_cast<unsigned>(blocks), kThreads, args...);
-}
-
-template <class Launch>
-void launch_attention_forward(const AttentionForwardArgs& args, const Launch& launch) {
-  const AttentionInput& in = args.in;
-  dispatch(in.dtype, [&](auto zero) {
-    launch_tiles(launch, attention_forward_kernel<decltype(zero)>,
-                 attention_blocks(in.batch * in.heads, in.queries), args);
-  });
 }
 
 }  // namespace fastmeta::cuda

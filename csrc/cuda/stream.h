@@ -12,6 +12,15 @@ struct Stream {
   // The same stream, launching with `bytes` of dynamic shared memory.
   Stream with_shared(size_t bytes) const { return {queue, bytes}; }
 
+  // Whether the kernel's code for the current GPU was compiled for this compute capability (80 is
+  // 8.0) or a later one.
+  template <class... P>
+  bool compiled_for(void (*kernel)(P...), int capability) const {
+    cudaFuncAttributes found{};
+    const auto* code = reinterpret_cast<const void*>(kernel);
+    return cudaFuncGetAttributes(&found, code) == cudaSuccess && found.ptxVersion >= capability;
+  }
+
   void zero(void* memory, size_t bytes) const { cudaMemsetAsync(memory, 0, bytes, queue); }
 
   template <class... P, class... A>

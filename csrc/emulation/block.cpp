@@ -32,6 +32,7 @@ bool is_index(const void* at) {
   return inside(threadIdx) || inside(blockIdx);
 }
 
+constexpr size_t kCopyBytes = 16;
 constexpr size_t kStrip = 256;          // guard bytes after the dynamic shared memory
 constexpr unsigned char kUnset = 0xff;  // NaN as float and double
 
@@ -45,6 +46,8 @@ Block& block() {
 void Block::run(const std::string& kernel, Random& random, const std::function<void()>& body) {
   const int count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   threads_.assign(count, Thread{});
+  copies_.assign(count, {});
+  gathered_.resize((count + kLanes - 1) / kLanes);
   runnable_.resize(count);
   for (int id = 0; id < count; ++id) runnable_[id] = id;
   body_ = &body;
@@ -134,6 +137,24 @@ void Block::release_barrier() {
   memory_.pass_barrier();
 }
 
+void Block::copy_later(void* to, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % kCopyBytes)
+    fail("starts a copy of misaligned bytes");
+  if (!Shadow::holds(to)) fail("starts a copy to an address outside of shared memory");
+  copies_[current_].push_back({to, from});
+}
+
+void Block::wait_for_copies() {
+  for (const Copy& copy : copies_[current_]) {
+    access(copy.to, kCopyBytes, true);
+    if (copy.from)
+      memcpy(copy.to, copy.from, kCopyBytes);
+    else
+      memset(copy.to, 0, kCopyBytes);
+  }
+  copies_[current_].clear();
+}
+
 void Block::fence() {
   threads_[current_].fenced = true;
   threads_[current_].needs_fence = false;
@@ -155,9 +176,10 @@ void Block::access(const void* at, size_t bytes, bool writes) {
   fail(what + describe(hazard.thread) + " has " + hazard.done + " since the last barrier");
 }
 
-uint64_t Block::exchange(CallSite call_site, unsigned mask, int source, uint64_t bits) {
+uint64_t Block::exchange(CallSite call_site, unsigned mask, int source, uint64_t bits,
+                         size_t bytes) {
   Thread& me = threads_[current_];
-  me = {State::in_warp, me.fiber, me.fenced, me.needs_fence, call_site, mask, source, bits};
+  me = {State::in_warp, me.fiber, me.fenced, me.needs_fence, call_site, mask, source, bits, bytes};
   if (!(mask >> lane() & 1)) fail("is not in its own mask");
   const int first = current_ - lane();
   bool complete = true;
@@ -187,13 +209,19 @@ void Block::release_warp(int first) {
     given[l] = other.bits;
     vote |= static_cast<unsigned>(other.bits != 0) << l;
   }
+  unsigned char* all = gathered_[first / kLanes].bytes;
+  if (me.source == kGather)
+    for (int l = 0; l < kLanes; ++l)
+      memcpy(all + l * me.bytes, reinterpret_cast<const void*>(given[l]), me.bytes);
   for (int l = 0; l < kLanes; ++l) {
     if (!(mask >> l & 1)) continue;
     Thread& other = threads_[first + l];
-    if (other.source != kVote && !(mask >> other.source & 1))
+    if (other.source >= 0 && !(mask >> other.source & 1))
       fail("shares a warp with a reader of lane " + std::to_string(other.source) +
            ", which is not in the mask: " + describe(first + l));
-    other.bits = other.source == kVote ? vote : given[other.source];
+    other.bits = other.source == kVote     ? vote
+                 : other.source == kGather ? reinterpret_cast<uintptr_t>(all)
+                                           : given[other.source];
     make_ready(first + l);
   }
 }

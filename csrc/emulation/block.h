@@ -12,6 +12,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "emulation/fiber.h"
@@ -60,9 +61,23 @@ class Block {
   void barrier(CallSite call_site);
 
   // Shuffles and votes: returns when every lane of `mask` has called it. The result is the `bits`
-  // of lane `source` or, for kVote, the mask of the lanes whose bits are not zero.
-  uint64_t exchange(CallSite call_site, unsigned mask, int source, uint64_t bits);
-  static constexpr int kVote = -1;
+  // of lane `source` or, for kVote, the mask of the lanes whose bits are not zero. For kGather the
+  // bits are an address, and the result is that of a copy of the `bytes` there of all lanes.
+  uint64_t exchange(CallSite call_site, unsigned mask, int source, uint64_t bits, size_t bytes = 0);
+  static constexpr int kVote = -1, kGather = -2;
+
+  // Instructions of a whole warp: the values of its 32 lanes, valid until the next such call.
+  template <class V>
+  const V* gather(CallSite call_site, const V& own) {
+    static_assert(sizeof(V) <= kGatherBytes && std::is_trivially_copyable_v<V>);
+    const auto bits = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(&own));
+    return reinterpret_cast<const V*>(exchange(call_site, ~0u, kGather, bits, sizeof(V)));
+  }
+
+  // cp.async: the copy of 16 bytes to shared memory, or of zeros if `from` is null, is made when
+  // the thread waits for it.
+  void copy_later(void* to, const void* from);
+  void wait_for_copies();
 
   // Called before the running thread accesses shared memory.
   void access(const void* at, size_t bytes, bool writes);
@@ -90,6 +105,17 @@ class Block {
     unsigned mask;
     int source;
     uint64_t bits;
+    size_t bytes;
+  };
+
+  static constexpr size_t kGatherBytes = 48;
+  struct alignas(8) Gathered {
+    unsigned char bytes[kLanes * kGatherBytes];
+  };
+
+  struct Copy {
+    void* to;
+    const void* from;
   };
 
   void step(Random& random);
@@ -106,7 +132,9 @@ class Block {
   std::vector<int> runnable_;
   std::vector<std::unique_ptr<Fiber>> fibers_;  // reused by the following blocks
   std::vector<Fiber*> idle_;
-  std::vector<unsigned char> shared_;  // followed by guard bytes
+  std::vector<Gathered> gathered_;         // of each warp
+  std::vector<std::vector<Copy>> copies_;  // of each thread
+  std::vector<unsigned char> shared_;      // followed by guard bytes
   Shadow memory_;
   std::string kernel_;
   const std::function<void()>* body_ = nullptr;

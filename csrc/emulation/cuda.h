@@ -1,10 +1,10 @@
 // The part of CUDA that the kernels use, on a CPU. Include it before the kernels, whose sources are
 // compiled unchanged; launches are in emulation/launch.h.
 //
-// It checks arithmetic, indexing, barriers, shuffles, and fences around atomics. It
-// cannot show speed, occupancy, the memory model (threads run one after another),
-// warp-synchronous assumptions that a real scheduler breaks, or the GPU's own rounding of sqrt, exp
-// and fused multiply-adds.
+// It checks arithmetic, indexing, barriers, shuffles, tensor core instructions (emulation/mma.h),
+// asynchronous copies, and fences around atomics. It cannot show speed, occupancy, the memory model
+// (threads run one after another), warp-synchronous assumptions that a real scheduler breaks, or
+// the GPU's own rounding of sqrt, exp and fused multiply-adds.
 #pragma once
 
 #include <cstdint>
@@ -105,7 +105,13 @@ T __ldg(const T* pointer) {
 
 namespace fastmeta::cuda {
 
-// Replaces that of common.cuh.
+// Replace those of copy_async.cuh and common.cuh.
+inline void copy_async(void* to, const void* from, bool given) {
+  emulation::block().copy_later(to, given ? from : nullptr);
+}
+inline void wait_for_copies() {
+  emulation::block().wait_for_copies();
+}
 template <class T>
 T* dynamic_shared() {
   return static_cast<T*>(emulation::block().shared());

@@ -6,6 +6,7 @@
 #include "emulation/faults/blocks.h"
 #include "emulation/faults/correct.h"
 #include "emulation/faults/memory.h"
+#include "emulation/faults/tensor_cores.h"
 #include "emulation/faults/warps.h"
 
 namespace fastmeta::emulation::faults {
@@ -21,6 +22,9 @@ constexpr Entry kAll[] = {
     FM_ENTRY(reverse_dynamically),
     FM_ENTRY(half_warp_sums),
     FM_ENTRY(votes),
+    FM_ENTRY(matrix_product),
+    FM_ENTRY(matrix_rows),
+    FM_ENTRY(reverse_by_copies),
     FM_ENTRY(missing_barrier),
     FM_ENTRY(missing_second_barrier),
     FM_ENTRY(two_writers),
@@ -47,6 +51,10 @@ constexpr Entry kAll[] = {
     FM_ENTRY(ticket_before_the_barrier),
     FM_ENTRY(no_fence_before_the_ticket),
     FM_ENTRY(no_fence_behind_the_ticket),
+    FM_ENTRY(matrix_rows_without_barrier),
+    FM_ENTRY(misaligned_matrix_row),
+    FM_ENTRY(product_of_half_a_warp),
+    FM_ENTRY(copies_without_wait),
 };
 #undef FM_ENTRY
 

@@ -2,9 +2,10 @@
 
 #include "emulation/cuda.h"
 #include "emulation/launch.h"
+#include "emulation/mma.h"
 // The kernels need the names above.
 #include "cuda/activation.cuh"
-#include "cuda/attention_second.cuh"
+#include "cuda/attention_launch.cuh"
 #include "cuda/combine.cuh"
 #include "cuda/cross_entropy.cuh"
 #include "cuda/gram.cuh"
@@ -119,20 +120,20 @@ void activation_second(const ActivationSecondArgs& args, uint64_t seed) {
   cuda::launch_activation_second(args, Launch(seed));
 }
 
-void attention_forward(const AttentionForwardArgs& args, uint64_t seed) {
-  cuda::launch_attention_forward(args, Launch(seed));
+void attention_forward(const AttentionForwardArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_forward(args, Launch(seed, 0, capability));
 }
 
-void attention_backward(const AttentionBackwardArgs& args, uint64_t seed) {
-  cuda::launch_attention_backward(args, Launch(seed));
+void attention_backward(const AttentionBackwardArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_backward(args, Launch(seed, 0, capability));
 }
 
-void attention_tangent(const AttentionTangentArgs& args, uint64_t seed) {
-  cuda::launch_attention_tangent(args, Launch(seed));
+void attention_tangent(const AttentionTangentArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_tangent(args, Launch(seed, 0, capability));
 }
 
-void attention_second(const AttentionSecondArgs& args, uint64_t seed) {
-  cuda::launch_attention_second(args, Launch(seed));
+void attention_second(const AttentionSecondArgs& args, int capability, uint64_t seed) {
+  cuda::launch_attention_second(args, Launch(seed, 0, capability));
 }
 
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed) {

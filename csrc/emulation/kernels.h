@@ -34,10 +34,6 @@ void head_similarity(const HeadSimilarityArgs& args, const HeadPlan& plan, void*
 void norm_forward(const NormForwardArgs& args, double* partial, uint64_t seed);
 void norm_backward(const NormBackwardArgs& args, const NormScratch& scratch, uint64_t seed);
 void norm_second(const NormSecondArgs& args, const NormScratch& scratch, uint64_t seed);
-void attention_forward(const AttentionForwardArgs& args, uint64_t seed);
-void attention_backward(const AttentionBackwardArgs& args, uint64_t seed);
-void attention_tangent(const AttentionTangentArgs& args, uint64_t seed);
-void attention_second(const AttentionSecondArgs& args, uint64_t seed);
 void row_norm_forward(const RowNormForwardArgs& args, uint64_t seed);
 void row_norm_backward(const RowNormBackwardArgs& args, uint64_t seed);
 void row_norm_second(const RowNormSecondArgs& args, uint64_t seed);
@@ -47,6 +43,11 @@ void cross_entropy_second(const CrossEntropySecondArgs& args, uint64_t seed);
 void activation_forward(const ActivationForwardArgs& args, uint64_t seed);
 void activation_backward(const ActivationBackwardArgs& args, uint64_t seed);
 void activation_second(const ActivationSecondArgs& args, uint64_t seed);
+// `capability`: the compute capability of the GPU, which selects the kernels.
+void attention_forward(const AttentionForwardArgs& args, int capability, uint64_t seed);
+void attention_backward(const AttentionBackwardArgs& args, int capability, uint64_t seed);
+void attention_tangent(const AttentionTangentArgs& args, int capability, uint64_t seed);
+void attention_second(const AttentionSecondArgs& args, int capability, uint64_t seed);
 
 // Runs the kernel `name` of faults.h on `in`, n values, and writes n to `out`.
 void faulty(const char* name, const float* in, int n, float* out, uint64_t seed);

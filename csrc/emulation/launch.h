@@ -37,10 +37,16 @@ inline void check_shape(dim3 grid, dim3 threads, size_t shared) {
 // Blocks and threads run one at a time, in an order that depends on the seed alone.
 class Launch {
  public:
-  explicit Launch(uint64_t seed, size_t shared = 0) : seed_(seed), shared_(shared) {}
+  // `capability`: the compute capability of the emulated GPU.
+  explicit Launch(uint64_t seed, size_t shared = 0, int capability = 90)
+      : seed_(seed), shared_(shared), capability_(capability) {}
 
   // As in cuda/stream.h.
-  Launch with_shared(size_t bytes) const { return Launch(seed_, bytes); }
+  Launch with_shared(size_t bytes) const { return Launch(seed_, bytes, capability_); }
+  template <class... P>
+  bool compiled_for(void (*)(P...), int capability) const {
+    return capability_ >= capability;
+  }
 
   void zero(void* memory, size_t bytes) const { memset(memory, 0, bytes); }
 
@@ -71,6 +77,7 @@ class Launch {
 
   uint64_t seed_;
   size_t shared_;  // bytes of dynamic shared memory
+  int capability_;
 };
 
 }  // namespace fastmeta::emulation

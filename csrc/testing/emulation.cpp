@@ -312,8 +312,8 @@ void norm_second(const std::string& dtype, const py::array& dz,
 }
 
 Heads heads(const py::array& a) {
-  const int64_t row = a.shape(3), head = a.shape(2) * row;
-  return {a.data(), a.shape(1) * head, head, row};
+  const auto stride = [&](int d) { return a.strides(d) / a.itemsize(); };
+  return {a.data(), stride(0), stride(1), stride(2)};
 }
 
 // mask: None, or as (batch, heads, queries, keys): bytes for a boolean one.
@@ -336,10 +336,10 @@ AttentionInput attention_input(const std::string& dtype, const py::array& q, con
 }
 
 // tensors: q, k, v, dout, tdout, tq, tk, tv. out: output, statistics, gradients of q, k and v,
-// tangent of the output, the same again with the tangents of the gradients.
+// tangent of the output, the same again with the tangents of the gradients. capability: of the GPU.
 void attention(const std::string& dtype, const std::vector<py::array>& tensors,
                const py::object& mask, bool along, bool causal, int64_t window, double scale,
-               std::vector<py::array> out, uint64_t seed) {
+               int capability, std::vector<py::array> out, uint64_t seed) {
   const AttentionInput in = attention_input(dtype, tensors[0], tensors[1], tensors[2], mask, causal,
                                             window, scale, out[1]);
   const auto at = [&](int i) { return out[i].mutable_data(); };
@@ -347,15 +347,17 @@ void attention(const std::string& dtype, const std::vector<py::array>& tensors,
   Scratch mean(element * attention_cuda_scratch(in, 0));
   Scratch rows(element * attention_cuda_scratch(in, kAttentionSecondRows));
   const Heads dout = heads(tensors[3]);
-  emulation::attention_forward({in, at(0)}, seed);
+  emulation::attention_forward({in, at(0)}, capability, seed);
   const Heads output = heads(out[0]);
-  emulation::attention_backward({in, dout, output, mean.data(), at(2), at(3), at(4)}, seed);
+  emulation::attention_backward({in, dout, output, mean.data(), at(2), at(3), at(4)}, capability,
+                                seed);
   AttentionTangentArgs tangent{
       in, heads(tensors[5]), heads(tensors[6]), heads(tensors[7]), output, at(5)};
-  emulation::attention_tangent(tangent, seed);
+  emulation::attention_tangent(tangent, capability, seed);
   tangent.tout = at(6);
   emulation::attention_second(
-      {tangent, dout, along ? heads(tensors[4]) : Heads{}, rows.data(), at(7), at(8), at(9)}, seed);
+      {tangent, dout, along ? heads(tensors[4]) : Heads{}, rows.data(), at(7), at(8), at(9)},
+      capability, seed);
   mean.check();
   rows.check();
 }

@@ -38,7 +38,9 @@ def attention(
     that never hold the matrix of scores; [the equations](../how-to/attention.md). Third
     derivatives are PyTorch's of the composition, and do hold it. `vmap` makes one call. Half
     precision is computed in float32. Results do not depend on the number of threads. The CUDA
-    kernels (heads at most 128 wide) use no tensor cores, and have not yet run on a GPU.
+    kernels (heads at most 128 wide) have not yet run on a GPU; in half precision, from compute
+    capability 8.0 on, they use tensor cores, for which the probabilities and their derivatives are
+    rounded to the dtype of `q`.
 
     Args:
         q: `(..., heads, queries, width)`; float64, float32, float16 or bfloat16.

@@ -10,7 +10,7 @@ from fastmeta._testing import cuda
 
 from fastmeta import reference
 from tests.cuda.emulation import array, name, run
-from tests.ops.attention_cases import CONFIGS, TOLERANCE, Config, check
+from tests.ops.attention_cases import CONFIGS, Config, check
 
 SIZES = {
     **{key: CONFIGS[key] for key in ("one token", "31", "33 causal", "odd width")},
@@ -23,22 +23,36 @@ SIZES = {
     "additive mask": Config(33, 33, mask="add"),
     "wide": Config(17, 33, 1, 1, 128, 128),
 }
+WIDTHS = {
+    "127 of width 64": Config(127, 127, 1, 1, 64, 64, causal=True),
+    "65 to 80 of width 96": Config(65, 80, 1, 1, 96, 72),
+    "padding, of width 32": Config(20, 70, 4, 1, 32, 32, mask="padding"),
+}
 
 
+# Half precision runs on tensor cores from sm_80 on.
+TURING, AMPERE = 75, 80
+HALF = (torch.bfloat16, torch.float16)
 CASES = [
-    *((size, dtype, True) for size in SIZES for dtype in (torch.float64, torch.float32)),
-    *((size, dtype, True) for size in ("31", "additive mask") for dtype in TOLERANCE),
-    *((size, torch.float32, False) for size in ("one token", "33 causal")),
+    *((size, dtype, True, AMPERE) for size in SIZES for dtype in (torch.float64, torch.float32)),
+    *((size, torch.float32, False, AMPERE) for size in ("one token", "33 causal")),
+    *((size, dtype, True, TURING) for size in ("31", "additive mask") for dtype in HALF),
+    *((size, torch.bfloat16, True, AMPERE) for size in (*SIZES, *WIDTHS)),
+    *((size, torch.float16, True, AMPERE) for size in ("31", "additive mask", "wide")),
+    *((size, torch.bfloat16, False, AMPERE) for size in ("one token", "33 causal")),
 ]
 
 
-@pytest.mark.parametrize(("size", "dtype", "along"), dict.fromkeys(CASES), ids=str)
-def test_against_reference(size: str, dtype: torch.dtype, along: bool) -> None:
-    """`along`: whether `dout` has a tangent, too."""
-    config = replace(SIZES[size], scale=0.3)
-    q, k, v = config.tensors(dtype)
-    tq, tk, tv = config.tensors(dtype)
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+@pytest.mark.parametrize(("size", "dtype", "along", "capability"), CASES, ids=str)
+def test_against_reference(size: str, dtype: torch.dtype, along: bool, capability: int) -> None:
+    """`along`: whether `dout` has a tangent, too. `capability`: of the GPU."""
+    config = replace({**SIZES, **WIDTHS}[size], scale=0.3)
+    # Tokens before heads in memory, as the modules of torch have them.
+    q, k, v, tq, tk, tv = (
+        t.transpose(1, 2).contiguous().transpose(1, 2)
+        for t in (*config.tensors(dtype), *config.tensors(dtype))
+    )
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=dtype)
     dout, tdout = torch.randn_like(out), torch.randn_like(out)
     mask = config.make_mask(dtype)
     whole = None
@@ -53,7 +67,7 @@ def test_against_reference(size: str, dtype: torch.dtype, along: bool) -> None:
             name(dtype),
             [array(t) for t in (q, k, v, dout, tdout, tq, tk, tv)],
             None if whole is None else array(whole),
-            *(along, config.causal, config.window or 0, 0.3),
+            *(along, config.causal, config.window or 0, 0.3, capability),
             [outputs[0], stats.numpy(), *outputs[1:]],
             seed,
         )

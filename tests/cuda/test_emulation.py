@@ -32,6 +32,8 @@ def test_correct_kernels(seed: int) -> None:
     np.testing.assert_array_equal(out, values.reshape(2, SIDE)[:, ::-1].reshape(-1))
     values, out = run("reverse_dynamically", seed)
     np.testing.assert_array_equal(out, values.reshape(2, SIDE)[:, ::-1].reshape(-1))
+    values, out = run("reverse_by_copies", seed)
+    np.testing.assert_array_equal(out, values.reshape(2, SIDE)[:, ::-1].reshape(-1))
     values, out = run("half_warp_sums", seed)
     sums = values.astype(np.float64).reshape(-1, 16).sum(1).repeat(16)
     np.testing.assert_allclose(out, sums, rtol=1e-5, atol=1e-5)
@@ -41,12 +43,27 @@ def test_correct_kernels(seed: int) -> None:
     np.testing.assert_array_equal(out, values[::-1])
 
 
+def test_matrix_products_of_a_warp() -> None:
+    values = np.random.randint(-128, 128, 384).astype(np.float32)  # exact in bfloat16
+    out = np.zeros(384, np.float32)
+    cuda.faulty("matrix_product", values, out, 0)
+    a, b = values[:256].reshape(16, 16), values[256:].reshape(16, 8)
+    np.testing.assert_array_equal(out[:128].reshape(16, 8), a @ b)
+    values = np.random.randint(-128, 128, 512).astype(np.float32)
+    out = np.zeros(512, np.float32)
+    cuda.faulty("matrix_rows", values, out, 0)
+    matrices = values[:256].reshape(4, 8, 8)
+    np.testing.assert_array_equal(out.reshape(2, 4, 8, 8), [matrices, matrices.swapaxes(1, 2)])
+
+
 RACES = {
     "missing_barrier": r"reads shared memory that (no thread|thread .*) has written",
     "missing_second_barrier": r"shared memory that thread .* has (read|written) since the last",
     "two_writers": r"writes shared memory that thread .* has written since the last",
     "unset_shared": "reads shared memory that no thread has written",
     "unset_dynamic": "reads shared memory that no thread has written",
+    "copies_without_wait": "reads shared memory that no thread has written",
+    "matrix_rows_without_barrier": "reads shared memory that (no thread|thread .*) has written",
 }
 
 
@@ -82,6 +99,8 @@ FAULTS = {
     "shuffle_against_barrier": "waits forever|another",
     "tile_too_short": "past the end of an array",
     "misaligned_words": "misaligned address",
+    "misaligned_matrix_row": "ldmatrix read a misaligned row",
+    "product_of_half_a_warp": "ended lane|waits forever",
     "no_fence_before_the_ticket": "atomicAdd at blocks.h:.* without a __threadfence since the last",
     "no_fence_behind_the_ticket": "barrier without a __threadfence since its atomic operation",
 }

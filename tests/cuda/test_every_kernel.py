@@ -74,11 +74,11 @@ def run_norm(name: str, channels: int, pool: bool) -> None:
     cuda.norm_second(name, outputs(), direction, *how, [outputs(), images(), vector()], 0)
 
 
-def run_attention(name: str) -> None:
-    heads = [np.zeros((1, 1, 1, 2), DTYPES[name]) for _ in range(8)]
+def run_attention(name: str, width: int, capability: int) -> None:
+    heads = [np.zeros((1, 1, 1, width), DTYPES[name]) for _ in range(8)]
     stats = np.zeros((1, 1, 2, 1), np.float64 if name == "float64" else np.float32)
-    out = [np.zeros((1, 1, 1, 2), DTYPES[name]) for _ in range(9)]
-    options = (None, True, True, 0, 0.5)
+    out = [np.zeros((1, 1, 1, width), DTYPES[name]) for _ in range(9)]
+    options = (None, True, True, 0, 0.5, capability)
     cuda.attention(name, heads, *options, [out[0], stats, *out[1:]], 0)
 
 
@@ -104,8 +104,10 @@ def run() -> set[str]:
     """Names of the kernels that these calls run, with their template arguments."""
     for name in DTYPES:
         run_packed(name)
-        run_attention(name)
         run_block(name)
+        run_attention(name, 32, 75)
+    for name, width in itertools.product(DTYPES.keys() - WIDE.keys(), (32, 64, 96, 128)):
+        run_attention(name, width, 80)
     for name in WIDE:
         run_scalars_and_mlp(name)
     for name, channels, pool in itertools.product(WIDE, (1, 16), (False, True)):

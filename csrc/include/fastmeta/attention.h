@@ -79,6 +79,16 @@ FM_HD int64_t end_key(const AttentionInput& in, int64_t end) {
   return seen < in.keys ? seen : in.keys;
 }
 
+// The queries that may see keys [first, end).
+FM_HD int64_t first_query(const AttentionInput& in, int64_t first) {
+  const int64_t seen = in.causal ? first : in.window ? first - in.window + 1 : 0;
+  return seen < 0 ? 0 : seen < in.queries ? seen : in.queries;
+}
+FM_HD int64_t end_query(const AttentionInput& in, int64_t end) {
+  const int64_t seen = in.window ? end - 1 + in.window : in.queries;
+  return seen < in.queries ? seen : in.queries;
+}
+
 // Outputs are contiguous (batch, heads, rows, width).
 struct AttentionForwardArgs {
   AttentionInput in;
