@@ -1,7 +1,7 @@
 """Runs the tutorials, and writes their outputs, pictures and notebooks.
 
 A tutorial is a Markdown page. `python docs/_site/tutorials.py` runs its Python blocks in order, writes
-what each prints into the block titled "Output" that follows it, copies the pictures that the code has
+what each prints into the block titled "Output" (or "Output of one run") that follows it, copies the pictures that the code has
 saved and the page shows beside the page, and makes the notebook of the same name.
 """
 
@@ -23,7 +23,7 @@ TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 
 _CELL = re.compile(
     r"^```python[^\n]*\n(?P<code>.*?)^```\n"
-    r'(?P<output>\n```text title="Output"\n(?P<printed>.*?)^```\n)?'
+    r'(?P<output>\n```text title="Output[^"]*"\n(?P<printed>.*?)^```\n)?'
     r"(?P<pictures>(?:\n!\[[^\]]*\]\([^)]+\)\n)*)",
     re.M | re.S,
 )
