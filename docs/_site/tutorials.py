@@ -1,8 +1,8 @@
 """Runs the tutorials, and writes their outputs, pictures and notebooks.
 
-A tutorial is a Markdown page. `python docs/_site/tutorials.py` runs its Python blocks in order, writes
-what each prints into the block titled "Output" (or "Output of one run") that follows it, copies the pictures that the code has
-saved and the page shows beside the page, and makes the notebook of the same name.
+A tutorial is a Markdown page. `python docs/_site/tutorials.py` runs its Python blocks in order,
+writes what each prints into the block titled "Output" or "Output of one run" behind it, copies the
+pictures that the code saves and the page shows next, and makes the notebook of the same name.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def notebook(page: str, folder: Path) -> dict[str, Any]:
         found += _markdown(cell.text)
         outputs: list[dict[str, Any]] = []
         if cell.printed is not None:
-            outputs.append({"name": "stdout", "output_type": "stream", "text": _lines(cell.printed)})
+            text = _lines(cell.printed)
+            outputs.append({"name": "stdout", "output_type": "stream", "text": text})
         for title, name in cell.pictures:
             data = base64.b64encode((folder / name).read_bytes()).decode()
             shown = {"image/png": data, "text/plain": [title]}

@@ -91,7 +91,7 @@ def test_the_loops_of_the_how_to_run(name: str):
 
 
 def run(page: Path) -> dict[str, Any]:
-    """Runs the blocks of a page, compares the outputs it shows, and returns the names they define."""
+    """Runs the blocks of a page and compares its outputs; returns the names they define."""
     torch.set_num_threads(1)
     scope: dict[str, Any] = {"__name__": page.stem}
     text = page.read_text()

@@ -29,7 +29,8 @@ old
 ```
 
 ```python
-open("a.png", "wb").write(b"picture")
+from pathlib import Path
+Path("a.png").write_bytes(b"picture")
 ```
 
 ![A picture](a.png)
