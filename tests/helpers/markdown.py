@@ -15,7 +15,8 @@ _RELATIVE, _ABSOLUTE = 0.3, 0.15
 
 _FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.M | re.S)
 _OUTPUT = re.compile(
-    r'^```python[^\n]*\n(?P<code>(?:(?!```)[^\n]*\n)*)```\n\n```text title="Output"\n(?P<printed>.*?)^```$',
+    r"^```python[^\n]*\n(?P<code>(?:(?!```)[^\n]*\n)*)```\n\n"
+    r'```text title="Output"\n(?P<printed>.*?)^```$',
     re.M | re.S,
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
