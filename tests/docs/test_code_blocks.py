@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ PAGES = [pytest.param(page, id=str(page.relative_to(markdown.ROOT))) for page in
 @pytest.fixture(autouse=True)
 def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     # The environment of a single rank under torchrun.
     ranks = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in ranks.items():
@@ -88,15 +91,24 @@ def test_the_loops_of_the_how_to_run(name: str):
 
 
 def run(page: Path) -> dict[str, Any]:
-    """Runs the blocks of a page and returns the names they define."""
+    """Runs the blocks of a page and compares its outputs; returns the names they define."""
     torch.set_num_threads(1)
     scope: dict[str, Any] = {"__name__": page.stem}
-    for block in markdown.blocks(page.read_text(), "python"):
+    text = page.read_text()
+    shown = markdown.outputs(text)
+    for block in markdown.blocks(text, "python"):
         if "not-run" in block.options:
             assert block.options["not-run"], f"{page}:{block.line}: say why it is not run."
             continue
         # Empty lines first, so that a traceback names the line of the page.
-        exec(compile("\n" * block.line + block.code, page, "exec"), scope)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(compile("\n" * block.line + block.code, page, "exec"), scope)
+        if block.line in shown:
+            difference = markdown.differing_output(shown[block.line], printed.getvalue())
+            assert difference is None, f"{page}:{block.line}: {difference}"
+    for name in markdown.saved_pictures(text):
+        assert Path(name).stat().st_size > 0
     return scope
 
 

@@ -10,7 +10,17 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+# What is trained on another machine differs by rounding, magnified: by a tenth or two of a score.
+_RELATIVE, _ABSOLUTE = 0.3, 0.15
+
 _FENCE = re.compile(r"^( *)```(\w*)([^\n`]*)\n(.*?)^\1```$", re.M | re.S)
+_OUTPUT = re.compile(
+    r"^```python[^\n]*\n(?P<code>(?:(?!```)[^\n]*\n)*)```\n\n"
+    r'```text title="Output"\n(?P<printed>.*?)^```$',
+    re.M | re.S,
+)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_PICTURE = re.compile(r"^!\[[^\]]*\]\(([\w-]+\.(?:png|svg))\)$", re.M)
 _OPTION = re.compile(r'([\w-]+)="([^"]*)"')
 # Within a sentence, a command with arguments; `fastmeta evaluate` alone is only its name.
 _INLINE = re.compile(r"`(fastmeta\s+(?:train|evaluate|export|tune-pattern|info)\s+[-A-Z][^`]*)`")
@@ -42,6 +52,32 @@ def blocks(text: str, language: str) -> list[Block]:
             plain = re.sub(f"^{indent}", "", code, flags=re.M)
             found.append(Block(name, dict(_OPTION.findall(rest)), line, plain))
     return found
+
+
+def outputs(text: str) -> dict[int, str]:
+    """The printed outputs that a page shows, by the line of the Python block before them."""
+    return {
+        text.count("\n", 0, match.start("code")): match["printed"]
+        for match in _OUTPUT.finditer(text)
+    }
+
+
+def differing_output(shown: str, found: str) -> str | None:
+    """How a printed output differs from the one shown: words, whole numbers, or others by far."""
+    if _NUMBER.sub("#", " ".join(shown.split())) != _NUMBER.sub("#", " ".join(found.split())):
+        return f"shown:\n{shown}printed:\n{found}"
+    for old, new in zip(_NUMBER.findall(shown), _NUMBER.findall(found), strict=True):
+        whole = old.isdigit() or new.isdigit()
+        allowed = 0.0 if whole else max(_RELATIVE * abs(float(old)), _ABSOLUTE)
+        if abs(float(old) - float(new)) > allowed:
+            return f"shown {old}, printed {new}, in\n{found}"
+    return None
+
+
+def saved_pictures(text: str) -> list[str]:
+    """The names of the pictures on a page that its code saves."""
+    code = "".join(block.code for block in blocks(text, "python"))
+    return [name for name in _PICTURE.findall(text) if f'"{name}"' in code]
 
 
 def commands(text: str) -> list[list[str]]:
