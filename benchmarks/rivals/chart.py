@@ -26,6 +26,7 @@ def draw(rows: Sequence[tuple[str, str, float]], path: Path) -> None:
     The time that the matrix products alone take is a tick across the bars of its case.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     cases = list(dict.fromkeys(case for case, _, _ in rows))
     found = {(case, name): value for case, name, value in rows}
@@ -47,11 +48,17 @@ def draw(rows: Sequence[tuple[str, str, float]], path: Path) -> None:
             color="#333333", label="bound: the matrix products alone",
         )  # fmt: skip
     middle = (len(contenders) - 1) * height / 2
-    axes.set_yticks([i + middle for i in range(len(cases))], [textwrap.fill(c, 34) for c in cases])
-    axes.invert_yaxis()
+    axes.set_yticks([i + middle for i in range(len(cases))], [_wrapped(c) for c in cases])
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.set_ylim(len(cases) - 0.1, -0.2)
     axes.set_xlabel("times faster than learn2learn")
     axes.axvline(1, color="#333333", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _wrapped(case: str) -> str:
+    return textwrap.fill(case, 34, break_on_hyphens=False)

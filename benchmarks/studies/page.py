@@ -125,10 +125,10 @@ def _draw(table: Table, scores: dict[str, Score], path: Path) -> None:
     for place, score in enumerate(reversed(scores.values())):
         error = factor * math.hypot(score.ci95, score.spread)
         axes.errorbar(factor * score.mean, place, xerr=error, fmt="o", color="#2a7f62", capsize=3)
-    labels = [textwrap.fill(_label(table, table.rows[n]), 46) for n in reversed(scores)]
+    labels = [_wrapped(_label(table, table.rows[n]), 46) for n in reversed(scores)]
     axes.set_yticks(range(len(scores)), labels)
     axes.set_xlabel("accuracy, %" if factor == 100 else "mean squared error")
-    figure.suptitle(textwrap.fill(table.title, 70), fontsize=11)
+    figure.suptitle(_wrapped(table.title, 70), fontsize=11)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -139,3 +139,7 @@ def _label(table: Table, row: Row) -> str:
     steps, usual = (r.options.get("steps") for r in (row, table.rows[table.reference]))
     fewer = steps and usual and steps < usual
     return f"{row.label} ({steps:,} of {usual:,} meta-steps)" if fewer else row.label
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)
