@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastmeta import MAML, MetaLearner, RaggedTaskBatch, Task, TaskBatch, learners, model_loss
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.distributed import Sharding
-from fastmeta.learners import METHODS, compare_with_exact
 from fastmeta.evaluation import ACCURACY
+from fastmeta.learners import METHODS, compare_with_exact
 from tests.helpers.problems import WAYS, mlp, tasks
 
 WITHOUT_CO_LEARNER = [name for name in METHODS if name != "cml"]
