@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ def write_page(table: Table, folder: Path) -> None:
     lines.append(_line(["---"] * len(_HEAD)))
     for row in table.rows.values():
         shown = _shown(row, scores.get(row.name), finished)
-        lines.append(_line([row.label, *shown, *_costs(row, costs, table.reference)]))
+        lines.append(_line([_label(table, row), *shown, *_costs(row, costs, table.reference)]))
     diverged = [f"{n} (seed {s})" for (n, s), r in finished.items() if r["status"] == "diverged"]
     if diverged:
         lines += ["", f"Diverged, and excluded from the means: {', '.join(diverged)}."]
@@ -118,14 +119,27 @@ def _line(cells: list[str]) -> str:
 def _draw(table: Table, scores: dict[str, Score], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 0.9 + 0.34 * len(scores)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(scores)), layout="constrained")
     axes = figure.subplots()
     factor = 100 if next(iter(scores.values())).metric == "accuracy" else 1
     for place, score in enumerate(reversed(scores.values())):
         error = factor * math.hypot(score.ci95, score.spread)
         axes.errorbar(factor * score.mean, place, xerr=error, fmt="o", color="#2a7f62", capsize=3)
-    axes.set_yticks(range(len(scores)), [table.rows[name].label for name in reversed(scores)])
+    labels = [_wrapped(_label(table, table.rows[n]), 46) for n in reversed(scores)]
+    axes.set_yticks(range(len(scores)), labels)
     axes.set_xlabel("accuracy, %" if factor == 100 else "mean squared error")
-    figure.suptitle(table.title, fontsize=10)
+    figure.suptitle(_wrapped(table.title, 70), fontsize=11)
     axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def _label(table: Table, row: Row) -> str:
+    """The label of a row, with its meta-steps if these are fewer than the reference's."""
+    steps, usual = (r.options.get("steps") for r in (row, table.rows[table.reference]))
+    fewer = steps and usual and steps < usual
+    return f"{row.label} ({steps:,} of {usual:,} meta-steps)" if fewer else row.label
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)

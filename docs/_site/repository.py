@@ -33,6 +33,8 @@ COLLECTED = {
     "results/transformers.md": "benchmarks/transformers/README.md",
 }
 TABLES = "benchmarks/tables"
+# Pages whose tables take the place of the table of contents, as those of TABLES.
+WIDE = {"gsl-study.md", "results/accuracy.md", "results/benchmarks.md", "results/speed.md"}
 
 _INCLUDE = re.compile(r"^\[[^\]]*\]\((?P<file>[^)#]+)#(?P<slug>[\w-]+)\) <!-- include -->$", re.M)
 _LINK = re.compile(r"(?P<text>\[[^\[\]]*\])\((?P<target>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)")
@@ -41,9 +43,11 @@ _HELP = re.compile(r"^<!-- fastmeta (?P<command>[\w-]+) --help -->$", re.M)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Adds the tables to the navigation."""
+    """Adds the tables to the navigation; without an address of the repository, no edit links."""
+    if not config.repo_url:
+        config.edit_uri = None
     assert config.nav is not None
-    config.nav = _with_tables(config.nav, list(_tables()))
+    config.nav = _with_tables(config.nav, [{_title(p): name} for name, p in _tables().items()])
     return config
 
 
@@ -59,6 +63,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Includes sections, and redirects links out of ``docs/`` to their targets in the site."""
     source = Path(page.file.abs_src_path or "")
+    _set_defaults(page)
     place = _Place(page.file, config, files)
     # Sections last: their links are relative to another file.
     parts = _INCLUDE.split(_NOT_RUN.sub(r"\1", markdown))
@@ -67,6 +72,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         other = (source.parent / file).resolve()
         texts[i] += place.relinked(section(other.read_text(), slug), other.parent)
     return _HELP.sub(_help, "".join(texts))
+
+
+def _set_defaults(page: Page) -> None:
+    """Ranks results behind the documentation in search, and gives their wide tables the page."""
+    uri = page.file.src_uri
+    if uri.startswith(("results/", "project/")) or uri == "gsl-study.md":
+        page.meta.setdefault("search", {"boost": 0.2})
+    if uri in _tables() or uri in WIDE:
+        page.meta.setdefault("hide", ["toc"])
 
 
 def _help(match: re.Match[str]) -> str:
@@ -147,7 +161,13 @@ def _tables() -> dict[str, Path]:
     return {f"results/{path.name}": path for path in sorted((ROOT / TABLES).glob("*.md"))}
 
 
-def _with_tables(nav: Iterable[Any], tables: list[str]) -> list[Any]:
+def _title(page: Path) -> str:
+    """A short title for the navigation: dataset and size of the tasks."""
+    heading = page.read_text().partition("\n")[0].removeprefix("# ")
+    return ", ".join(re.sub(r" \([^)]*\)", "", heading).split(", ")[:2])
+
+
+def _with_tables(nav: Iterable[Any], tables: list[dict[str, str]]) -> list[Any]:
     result: list[Any] = []
     for entry in nav:
         if isinstance(entry, dict):

@@ -50,7 +50,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         write_json(run.folder / RESULTS_NAME, results)
         if config.plots:
             print(f"drawing {run.folder / PICTURE_NAME}", file=sys.stderr)
-            draw(run.folder / PICTURE_NAME, run, trainer.history)
+            draw(run.folder / PICTURE_NAME, run, trainer.history, results)
     return {**results, "folder": str(run.folder)}
 
 

@@ -71,6 +71,12 @@ def test_the_network_matches_the_data() -> None:
     assert [layer.out_features for layer in (*module.convolutions, module.head)] == [4, 3, 2]
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_plot(name: str) -> None:
+    train(configure({**RUNS[name], "plots": True}))
+    assert Path("run/curves.png").stat().st_size > 10_000
+
+
 def test_checkpoints_have_no_graph() -> None:
     train(configure(RUNS["cora"]))
     state = load_checkpoint(checkpoints(Path("run"))[-1])["learner"]["module"]
