@@ -52,8 +52,9 @@ def _cuda(run: Callable[[], object]) -> int:
 def peak_growth(run: Callable[[], Result], device: str = "cpu") -> tuple[Result, int]:
     """Result of a call, and the growth of the peak memory in use during it, in bytes.
 
-    On the CPU it is the resident set of the process (Linux), whatever library allocates; memory
-    that was freed before is returned to the system first.
+    On the CPU it is the resident set of the process (Linux), whatever library allocates. Meanwhile
+    glibc returns every large block to the system when it is freed, so that the result does not
+    depend on how the heap is fragmented.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -61,8 +62,12 @@ def peak_growth(run: Callable[[], Result], device: str = "cpu") -> tuple[Result,
         return run(), torch.cuda.max_memory_allocated() - before
     release()
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the current resident set
-    before = _status("VmRSS")
-    return run(), _status("VmHWM") - before
+    _keep_blocks_below(128 * 1024)
+    try:
+        before = _status("VmRSS")
+        return run(), _status("VmHWM") - before
+    finally:
+        _keep_blocks_below(32 * 1024**2)  # where glibc's own rule ends after large blocks were freed
 
 
 def release() -> None:
@@ -71,6 +76,13 @@ def release() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _keep_blocks_below(size: int) -> None:
+    """Sets the size from which glibc maps blocks of their own."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(-3, size)  # M_MMAP_THRESHOLD
 
 
 def _status(field: str) -> int:
