@@ -172,12 +172,17 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin in (Union, UnionType):
-        return " or ".join(map(describe, inner))
+        return " or ".join(map(describe, _configurable(inner)))
     if origin is tuple and Ellipsis not in inner:
         return f"a list [{', '.join(map(describe, inner))}]"
     if _is_sequence(origin):
         return f"a list, each {describe(inner[0])}" if inner else "a list"
     return _NAMES.get(hint) or str(getattr(origin or hint, "__name__", hint))
+
+
+def _configurable(members: tuple[Any, ...]) -> list[Any]:
+    """The members of a union that a configuration can hold: no tensors."""
+    return [m for m in members if getattr(m, "__name__", "") != "Tensor"]
 
 
 def matches(value: Any, hint: Any) -> bool:
@@ -186,7 +191,7 @@ def matches(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in inner
     if origin in (Union, UnionType):
-        return any(matches(value, part) for part in inner)
+        return any(matches(value, part) for part in _configurable(inner))
     if origin is tuple and Ellipsis not in inner:
         same = isinstance(value, list | tuple) and len(value) == len(inner)
         return same and all(map(matches, value, inner))

@@ -142,7 +142,7 @@ def test_named_patterns() -> None:
     model = learner(mlp(), "head", Exact(), rule.inner)
     assert len(model.adaptation.rates) == 4
     assert len(model.state_dict()["rates"]) == 4
-    with pytest.raises(ValueError, match="one of adam, lslr, meta-sgd, proximal, sgd; got 'anil'"):
+    with pytest.raises(ValueError, match=r"one of adam, .*, sgd; got 'anil'"):
         ADAPTATIONS["lambda"](0.1, of="anil")
     with pytest.raises(TypeError, match="pattern"):
         ADAPTATIONS["anil"](0.1, pattern="body")

@@ -19,7 +19,11 @@ from fastmeta.models import MLP, Conv4
 # The full correction (eta = 1) need not lower the loss of a few steps on one meta-batch.
 METAGRAD_OPTIONS = {"gsl": {"eta": 0.3}}
 # Where a gradient is zero, the derivative of Adam's step is lr / eps.
-ADAPTATION_OPTIONS = {"adam": {"eps": 1e-2}, "lambda": {"pattern": "01"}}
+ADAPTATION_OPTIONS = {
+    "adam": {"eps": 1e-2},
+    "lambda": {"pattern": "01"},
+    "rmsprop": {"alpha": 0.5, "eps": 1e-2},
+}
 
 
 def images() -> TaskBatch:

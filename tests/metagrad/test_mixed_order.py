@@ -259,11 +259,9 @@ def test_central_differences_of_some_layers() -> None:
 
 
 @pytest.mark.parametrize("way", [Exact, Recursion])
-def test_activation_checkpointing_suits_none_and_the_head(way: Any) -> None:
+def test_activation_checkpointing_changes_nothing(way: Any) -> None:
     module, batch = deep(), tasks(1)
-    for layers in ("none", "head"):
+    for layers in ("none", "head", "010"):
         found = gradient(module, batch, way(layers=layers), SGD(LR, 2), checkpoint=True)
         expected = gradient(module, batch, way(layers=layers), SGD(LR, 2))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    with pytest.raises(ValueError, match="checkpoint=True"):
-        gradient(module, batch, way(layers="010"), SGD(LR), checkpoint=True)

@@ -72,7 +72,7 @@ def test_three_held_out_digits_make_20_ways_possible(root: Path) -> None:
     assert sorted(set.union(*digits)) == list("0123456789")
     for dataset in datasets:
         assert EpisodeSampler(dataset, 20, 1, 2, tasks=1)[0].query_y.unique().numel() == 20
-    with pytest.raises(ValueError, match=r"number of classes, 16; got 20.*another split"):
+    with pytest.raises(ValueError, match="there are 16 classes of 3 examples"):
         EpisodeSampler(load_mnist(root, "test"), 20, 1, 2, tasks=1)
 
 
