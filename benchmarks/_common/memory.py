@@ -67,7 +67,7 @@ def peak_growth(run: Callable[[], Result], device: str = "cpu") -> tuple[Result,
         before = _status("VmRSS")
         return run(), _status("VmHWM") - before
     finally:
-        _keep_blocks_below(32 * 1024**2)  # where glibc's own rule ends after large blocks were freed
+        _keep_blocks_below(32 * 1024**2)  # where glibc's own rule ends
 
 
 def release() -> None:
