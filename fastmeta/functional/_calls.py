@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmeta.functional import _attention, _block
-
-LossFunction = Callable[[Any, Any], Tensor]
+from fastmeta.functional.module import Loss
 
 # Each takes torch's function, which it calls where the op cannot take the arguments, and its
 # arguments.
@@ -109,7 +108,7 @@ def compiled_calls() -> Iterator[None]:
         _replaced.reset(token)
 
 
-def compiled_loss(loss: LossFunction) -> LossFunction:
+def compiled_loss(loss: Loss) -> Loss:
     """The loss within `compiled_calls`; it may also be one of these functions itself."""
     own = next((name for name, torchs in _patch.torchs.items() if torchs is loss), None)
 

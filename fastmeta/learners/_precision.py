@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.functional import FunctionalModule
+from fastmeta.functional.rng import RngState
 from fastmeta.learners._trainable import TrainableStep
 from fastmeta.learners.fidelity import describe, layer_errors, rate_names, statistics, worst_layer
 from fastmeta.learners.nonfinite import NonFiniteGuard
@@ -87,19 +88,13 @@ class Generators:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = None if device.type == "cpu" else device
-        self._cpu = torch.get_rng_state()
-        if self._device is not None:
-            module = torch.get_device_module(self._device)
-            self._other = module.get_rng_state(self._device)
+        self._torch = RngState.now(device)
         self._python = random.getstate()
         self._numpy = np.random.get_state()
 
     def restore(self) -> None:
         """Sets the generators to these states."""
-        torch.set_rng_state(self._cpu)
-        if self._device is not None:
-            torch.get_device_module(self._device).set_rng_state(self._other, self._device)
+        self._torch.set()
         random.setstate(self._python)
         np.random.set_state(self._numpy)
 

@@ -114,6 +114,21 @@ def split_batch(batch: Tensor, size: int) -> Tensor:
     return elements
 
 
+def merged_vmap(
+    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
+) -> tuple[Any, Any]:
+    """A `vmap` rule: one call, with the batch merged into the first dimension of each tensor."""
+    size = info.batch_size
+    merged = [
+        merge_batch(arg, dim, size) if isinstance(arg, Tensor) else arg
+        for arg, dim in zip(args, in_dims, strict=True)
+    ]
+    outputs = function(*merged)
+    if isinstance(outputs, Tensor):
+        return split_batch(outputs, size), 0
+    return tuple(split_batch(t, size) for t in outputs), (0,) * len(outputs)
+
+
 def segment_bounds(g: Tensor, bounds: Sequence[int] | None) -> tuple[int, ...]:
     """`bounds` as a tuple; one segment of all columns by default."""
     if bounds is None:

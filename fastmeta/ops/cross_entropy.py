@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from fastmeta import reference
 from fastmeta._checks import check_choice, check_in_range, check_integer
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, merge_batch, needs_autograd, split_batch
+from fastmeta.ops._function import apply, merged_vmap, needs_autograd
 from fastmeta.ops._torch_derivatives import with_torch_derivatives
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -87,27 +86,12 @@ def _backward(*args: Any) -> Tensor:
     return dz
 
 
-def _batched(
-    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
-) -> tuple[Any, Any]:
-    """A `vmap` rule: one call on the rows of all batch elements."""
-    size = info.batch_size
-    merged = [
-        merge_batch(arg, dim, size) if isinstance(arg, Tensor) else arg
-        for arg, dim in zip(args, in_dims, strict=True)
-    ]
-    outputs = function(*merged)
-    if isinstance(outputs, Tensor):
-        return split_batch(outputs, size), 0
-    return tuple(split_batch(t, size) for t in outputs), (0,) * len(outputs)
-
-
 # The JVP of the losses, from `tz, z, target, logsumexp, ignored, smoothing`.
 _tangent = with_torch_derivatives(
     lambda *args: kernels.cross_entropy_tangent.default(*args),
     lambda *args: reference.cross_entropy_tangent(*args[:3], *args[4:]),
     2,
-    _batched,
+    merged_vmap,
 )
 
 # The JVPs of the losses and of the gradient of `z`, from `dloss, tdloss, tz, z, target, logsumexp,
@@ -116,7 +100,7 @@ _second = with_torch_derivatives(
     lambda *args: kernels.cross_entropy_second.default(*args),
     lambda *args: reference.cross_entropy_second(*args[:5], *args[6:]),
     4,
-    _batched,
+    merged_vmap,
 )
 
 
@@ -144,7 +128,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _batched(_forward, info, in_dims, args)
+        return merged_vmap(_forward, info, in_dims, args)
 
 
 class _CrossEntropyEager(_CrossEntropy):
@@ -177,7 +161,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _batched(_backward, info, in_dims, args)
+        return merged_vmap(_backward, info, in_dims, args)
 
 
 class _BackwardEager(_Backward):

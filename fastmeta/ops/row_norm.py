@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmeta import reference
 from fastmeta._checks import check_number
 from fastmeta.backend import kernels
-from fastmeta.ops._function import apply, merge_batch, needs_autograd, split_batch
+from fastmeta.ops._function import apply, merged_vmap, needs_autograd
 from fastmeta.ops._torch_derivatives import with_torch_derivatives
 
 
@@ -126,27 +126,12 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return dx, dweight, dbias
 
 
-def _batched(
-    function: Callable[..., Any], info: Any, in_dims: Sequence[Any], args: Sequence[Any]
-) -> tuple[Any, Any]:
-    """A `vmap` rule: one call, with a group per batch element."""
-    size = info.batch_size
-    merged = [
-        merge_batch(arg, dim, size) if isinstance(arg, Tensor) else arg
-        for arg, dim in zip(args, in_dims, strict=True)
-    ]
-    outputs = function(*merged)
-    if isinstance(outputs, Tensor):
-        return split_batch(outputs, size), 0
-    return tuple(split_batch(t, size) for t in outputs), (0,) * len(outputs)
-
-
 # The JVP of the output, from `tx, tweight, tbias, x, weight, stats, centred, eps`.
 _tangent = with_torch_derivatives(
     lambda *args: kernels.row_norm_tangent.default(*args[:-1]),
     lambda *args: reference.row_norm_tangent(*args[:5], *args[6:]),
     5,
-    _batched,
+    merged_vmap,
 )
 
 # The JVPs of the output and of the gradients of `x`, `weight` and `bias`, from `dy, tdy, tx,
@@ -155,7 +140,7 @@ _second = with_torch_derivatives(
     lambda *args: kernels.row_norm_second.default(*args[:-1]),
     lambda *args: reference.row_norm_second(*args[:7], *args[8:]),
     7,
-    _batched,
+    merged_vmap,
 )
 
 
@@ -182,7 +167,7 @@ class _RowNorm(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _batched(_forward, info, in_dims, args)
+        return merged_vmap(_forward, info, in_dims, args)
 
 
 class _RowNormEager(_RowNorm):
@@ -215,7 +200,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _batched(_backward, info, in_dims, args)
+        return merged_vmap(_backward, info, in_dims, args)
 
 
 class _BackwardEager(_Backward):

@@ -88,7 +88,9 @@ def metagradient(
     derivatives of the outer loss at its end are exact up to rounding, and deterministic: a reverse
     sweep over the steps computes each step's Hessian-vector product, and the derivative of
     `<gradient, v>` with respect to the meta-parameters. It keeps the graph of one step at a time,
-    and repeats a step with the same random numbers (dropout masks) and buffers.
+    and repeats a step with the same random numbers (dropout masks) and buffers. Functions of
+    `torch.nn.functional` in the losses run as compiled ops as in learners, see
+    [`fastmeta.functional.FusedModule`][].
 
     ```python
     def inner_loss(params, weights, batch):  # data weights
