@@ -147,9 +147,7 @@ def _matrix(cases: Sequence[Case], rows: Sequence[Row], cell: Callable[[Row], st
     for name, contender in CONTENDERS.items():
         found = [by.get((case.name, name)) for case in cases]
         if any(found):
-            cells = [
-                "" if r is None else r.note.split(":")[0].split(" (")[0] or cell(r) for r in found
-            ]
+            cells = ["" if r is None else _short(r.note) or cell(r) for r in found]
             lines.append([contender.title.strip(), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -175,6 +175,7 @@ def _note(reason: str) -> str:
 
 def _setting(case: Case, options: Options) -> str:
     threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
+    threads += f" ({torch.backends.cpu.get_cpu_capability()})"
     device = torch.cuda.get_device_name() if case.device == "cuda" else threads
     return f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}"
 
