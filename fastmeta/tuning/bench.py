@@ -22,6 +22,7 @@ from fastmeta.train.builders import (
     prepare,
     task_source,
 )
+from fastmeta.tuning.floor import matrix_product, products
 from fastmeta.tuning.memory import peak_bytes
 from fastmeta.tuning.timing import medians
 
@@ -39,6 +40,8 @@ class Timing:
         seconds: median.
         tasks_per_second: tasks of a meta-batch over `seconds`.
         speedup: how many times faster than plain autograd of the same order.
+        floor: seconds of matrix products with as many multiplications as plain autograd's
+            convolutions and matrix products; methods that reduce their number can be faster.
         peak_bytes: allocated by torch, at most.
     """
 
@@ -48,6 +51,7 @@ class Timing:
     seconds: float
     tasks_per_second: float
     speedup: float
+    floor: float
     peak_bytes: int
 
 
@@ -72,10 +76,12 @@ class Benchmark:
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        lines = [settings, "", _line("method", "network", "engine", "ms", "tasks/s", "speed", "MB")]
+        titles = ("ms", "tasks/s", "speed", "floor", "MB")
+        lines = [settings, "", _line("method", "network", "engine", *titles)]
         for row in self.rows:
             numbers = (f"{1e3 * row.seconds:.2f}", f"{row.tasks_per_second:.0f}")
-            more = (f"{row.speedup:.2f}x", f"{row.peak_bytes / 1e6:.1f}")
+            speeds = (f"{row.speedup:.2f}x", f"{row.floor / row.seconds:.2f}")
+            more = (*speeds, f"{row.peak_bytes / 1e6:.1f}")
             lines.append(_line(row.method, row.network, row.engine, *numbers, *more))
         lines += [f"  not run: {case}: {why}" for case, why in self.unsuitable.items()]
         return "\n".join(lines)
@@ -128,12 +134,16 @@ def bench(
             cases[orders[key]] = _plain_step(module, learner, config, batch, second)
     if not cases:
         raise ConfigError(f"nothing to time: {'; '.join(unsuitable.values())}")
-    seconds = medians(cases, device, rounds)
     peaks = {key: peak_bytes(run, device) for key, run in cases.items()}
+    floors = {key: products(cases[key]) for key in {*orders.values()}}
+    product_ = ("", "", "matrix product")
+    seconds = medians({**cases, product_: matrix_product(device)}, device, rounds)
     rows = []
     for key in sorted(cases, key=lambda key: (key[1], key[2] != PLAIN)):
-        time, plain = seconds[key], seconds[orders.get(key, key)]
-        rows.append(Timing(*key, time, len(batch) / time, plain / time, peaks[key]))
+        plain = orders.get(key, key)
+        time, floor = seconds[key], floors[plain] * seconds[product_]
+        speedup = seconds[plain] / time
+        rows.append(Timing(*key, time, len(batch) / time, speedup, floor, peaks[key]))
     threads = f"{torch.get_num_threads()} threads"
     settings = {
         "dataset": first.dataset,

@@ -14,6 +14,7 @@ from fastmeta.train.builders import build_learner, build_module, task_source
 from fastmeta.train.config import configure
 from fastmeta.tuning import bench
 from fastmeta.tuning.bench import PLAIN, _plain_step
+from fastmeta.tuning.floor import products
 from fastmeta.tuning.memory import peak_bytes
 
 SMALL = {"dataset": "sine", "meta_batch": 2, "shots": 3, "queries": 3, "hidden": [4], "threads": 1}
@@ -30,6 +31,7 @@ def test_rows_and_reasons() -> None:
     for row in found.rows:
         assert row.tasks_per_second == pytest.approx(2 / row.seconds)
         assert row.peak_bytes > 0
+        assert row.floor > 0
     partly = bench(SMALL, ["imaml"], engines=["loop", "mlp"], rounds=1)
     assert [row.engine for row in partly.rows] == [PLAIN, "loop"]
     assert "engine 'mlp' cannot run this" in str(partly)
@@ -69,3 +71,10 @@ def test_peak_memory() -> None:
         second.sum()
 
     assert 8_000_000 <= peak_bytes(run, torch.device("cpu")) < 8_100_000
+
+
+def test_products() -> None:
+    x = torch.ones(100, 64, requires_grad=True)
+    weight = torch.ones(32, 64, requires_grad=True)
+    # The forward pass and the gradients of both factors.
+    assert products(lambda: (x @ weight.t()).sum().backward()) == 3 * 100 * 64 * 32 / 512**3

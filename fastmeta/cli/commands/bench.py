@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.epilog = (
         "'speed' is the ratio to plain autograd, a loop over the tasks in PyTorch: MAML for "
-        "methods with\nsecond derivatives, else first-order MAML. 'MB' is the peak of torch's "
-        "allocations in a meta-step."
+        "methods with\nsecond derivatives, else first-order MAML. 'floor' is the time of matrix "
+        "products with as many multiplications,\nrelative to the time of the row. 'MB' is the peak "
+        "of torch's allocations in a meta-step."
     )
     parser.add_argument(
         "--method",
