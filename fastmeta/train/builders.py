@@ -22,6 +22,7 @@ from fastmeta.learners import MetaLearner, MethodSpec, build
 from fastmeta.models import BACKBONES, NetworkOptions
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
+from fastmeta.train.progress import Progress
 from fastmeta.train.run import Run
 from fastmeta.train.torchrun import own_device
 
@@ -57,7 +58,9 @@ def build_run(
     """
     # Held-out classes are the fewest of a user's own data: what fits them fits all.
     order = splits if config.dataset_spec.splits is None else [*splits][::-1]
-    sources = {split: task_source(config, split, device) for split in order}
+    quiet = sharding is not None and sharding.rank > 0
+    with Progress(f"loading {config.dataset}", quiet=quiet):
+        sources = {split: task_source(config, split, device) for split in order}
     module = build_module(config, sources[splits[0]], device)
     if sharding is not None and "train" in sources:
         sources["train"] = ShardedSource(sources["train"], sharding)

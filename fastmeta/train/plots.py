@@ -83,7 +83,7 @@ def _chance(axes: Any, run: Run) -> None:
 def _finish(axes: Any) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(facecolor="white", edgecolor="none", framealpha=0.8, fontsize=8)
 
 
 def _inner_steps(axes: Any, run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ from fastmeta.learners import MetaLearner
 from fastmeta.train._atomic_files import write_json
 from fastmeta.train.builders import build_learner, build_module
 from fastmeta.train.plots import draw
+from fastmeta.train.progress import Progress
 from fastmeta.train.run import Run
 from fastmeta.train.trainer import Trainer
 
@@ -49,8 +49,9 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     if run.writes:
         write_json(run.folder / RESULTS_NAME, results)
         if config.plots:
-            print(f"drawing {run.folder / PICTURE_NAME}", file=sys.stderr)
-            draw(run.folder / PICTURE_NAME, run, trainer.history, results)
+            picture = run.folder / PICTURE_NAME
+            with Progress(f"drawing {picture}", announce=True):
+                draw(picture, run, trainer.history, results)
     return {**results, "folder": str(run.folder)}
 
 

@@ -22,6 +22,7 @@ from fastmeta.train.builders import (
     prepare,
     task_source,
 )
+from fastmeta.train.progress import Progress
 from fastmeta.tuning.floor import matrix_product, products
 from fastmeta.tuning.memory import peak_bytes
 from fastmeta.tuning.timing import medians
@@ -93,6 +94,8 @@ def bench(
     networks: Sequence[str] = (),
     engines: Sequence[str] = ("auto",),
     rounds: int = 9,
+    *,
+    quiet: bool = True,
 ) -> Benchmark:
     """Times meta-steps on the training tasks of a configuration.
 
@@ -106,6 +109,7 @@ def bench(
         networks: names of backbones; by default that of the dataset.
         engines: names of engines.
         rounds: how often each case is timed.
+        quiet: whether to show no progress.
 
     Raises:
         ConfigError: if an option is invalid, or no combination can be run.
@@ -134,10 +138,12 @@ def bench(
             cases[orders[key]] = _plain_step(module, learner, config, batch, second)
     if not cases:
         raise ConfigError(f"nothing to time: {'; '.join(unsuitable.values())}")
-    peaks = {key: peak_bytes(run, device) for key, run in cases.items()}
-    floors = {key: products(cases[key]) for key in {*orders.values()}}
+    with Progress("peak memory", quiet=quiet):
+        peaks = {key: peak_bytes(run, device) for key, run in cases.items()}
+        floors = {key: products(cases[key]) for key in {*orders.values()}}
     product_ = ("", "", "matrix product")
-    seconds = medians({**cases, product_: matrix_product(device)}, device, rounds)
+    timed = {**cases, product_: matrix_product(device)}
+    seconds = medians(timed, device, rounds, what="timing meta-steps", quiet=quiet)
     rows = []
     for key in sorted(cases, key=lambda key: (key[1], key[2] != PLAIN)):
         plain = orders.get(key, key)

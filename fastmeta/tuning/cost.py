@@ -43,7 +43,12 @@ class CostModel:
 
 
 def measure_cost(
-    adapt: Callable[[str, int], object], layers: int, steps: int, device: torch.device
+    adapt: Callable[[str, int], object],
+    layers: int,
+    steps: int,
+    device: torch.device,
+    *,
+    quiet: bool = True,
 ) -> CostModel:
     """Measures each layer alone, with two numbers of steps, and together with the first layer.
 
@@ -52,12 +57,14 @@ def measure_cost(
         layers: number of layers.
         steps: the larger number of steps; at least 2 are taken.
         device: of `adapt`.
+        quiet: whether to show no progress.
     """
     long = max(steps, 2)
     alone = [_bits({k}, layers) for k in range(layers)]
     pairs = [_bits({0, k}, layers) for k in range(layers)]
     cases = [*((p, n) for p in alone for n in (1, long)), *((p, long) for p in pairs[1:])]
-    seconds = medians({case: partial(adapt, *case) for case in cases}, device)
+    runs = {case: partial(adapt, *case) for case in cases}
+    seconds = medians(runs, device, what="timing layers", quiet=quiet)
     step = [(seconds[p, long] - seconds[p, 1]) / (long - 1) for p in alone]
     more = [(seconds[p, long] - seconds[pairs[0], long]) / long for p in pairs]
     once = [seconds[p, long] - long * s for p, s in zip(alone, step, strict=True)]

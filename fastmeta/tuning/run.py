@@ -48,7 +48,7 @@ def tune_run(
     for steps in dict.fromkeys((config.eval_inner_steps, 1)):
         try:
             tuned = tune_pattern(
-                run.learner, run.sources["val"], tasks, steps, allowed_loss, metric
+                run.learner, run.sources["val"], tasks, steps, allowed_loss, metric, quiet=False
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -70,7 +70,12 @@ def tune_run(
 def _tested(tuned: TunedPattern, run: Run) -> Search:
     patterns = dict.fromkeys(getattr(tuned, role).pattern for role in ROLES)
     scores = {
-        p: run.scores("test", learner=with_pattern(run.learner, p), steps=tuned.steps).double()
+        p: run.scores(
+            "test",
+            learner=with_pattern(run.learner, p),
+            steps=tuned.steps,
+            what=f"test of pattern {p}",
+        ).double()
         for p in patterns
     }
     full = scores[tuned.full.pattern]

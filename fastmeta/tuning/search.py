@@ -13,6 +13,7 @@ from fastmeta.evaluation import ACCURACY, Estimate, Metric, evaluate
 from fastmeta.evaluation.scores import evaluation_mode
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import Task
+from fastmeta.train.progress import Progress
 from fastmeta.tuning.cost import measure_cost
 from fastmeta.tuning.timing import medians
 
@@ -65,6 +66,8 @@ def tune_pattern(
     steps: int,
     allowed_loss: float = 1.0,
     metric: Metric = ACCURACY,
+    *,
+    quiet: bool = True,
 ) -> TunedPattern:
     """The fastest pattern that is good enough, for a trained learner at test time.
 
@@ -83,6 +86,7 @@ def tune_pattern(
         steps: inner steps, at least 1.
         allowed_loss: in percent of all queries for an accuracy, of the error for `"mse"`.
         metric: the score of a task's query outputs.
+        quiet: whether to show no progress.
 
     Raises:
         ValueError: if a number is too small.
@@ -103,19 +107,27 @@ def tune_pattern(
     @cache
     def score(bits: str) -> Estimate:
         found = evaluate(patterned(bits), source, count=tasks, metric=metric, steps=steps)
+        progress.advance()
         return found.estimate
 
     def good(bits: str) -> bool:
         return metric.loss(score(bits).mean, score(everything).mean) <= allowed_loss + _ROUNDING
 
     device = next(learner.module.parameters()).device
+    exhaustive = len(layers) <= _EXHAUSTIVE
+    what, total = f"patterns, {steps} inner steps", 2 ** len(layers) - 1 if exhaustive else None
     with evaluation_mode(learner.module):
-        if len(layers) <= _EXHAUSTIVE:
-            tried = ["".join(bits) for bits in product("01", repeat=len(layers))][1:]
-        else:
-            cost = measure_cost(adapt, len(layers), steps, device)
-            tried = _remove_layers(everything, good, partial(cost.predict, steps=steps))
-        seconds = medians({bits: partial(adapt, bits, steps) for bits in tried}, device)
+        if not exhaustive:
+            cost = measure_cost(adapt, len(layers), steps, device, quiet=quiet)
+        with Progress(what, total, unit="pattern", quiet=quiet, announce=True) as progress:
+            if exhaustive:
+                tried = ["".join(bits) for bits in product("01", repeat=len(layers))][1:]
+            else:
+                tried = _remove_layers(everything, good, partial(cost.predict, steps=steps))
+            for bits in tried:
+                score(bits)
+        runs = {bits: partial(adapt, bits, steps) for bits in tried}
+        seconds = medians(runs, device, what=f"timing {what}", quiet=quiet)
     trials = [
         Trial(bits, score(bits), seconds[bits]) for bits in sorted(tried, key=seconds.__getitem__)
     ]

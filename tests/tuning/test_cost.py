@@ -17,7 +17,9 @@ from fastmeta.tuning import cost, measure_cost, timing
 CPU = torch.device("cpu")
 
 
-def taken(runs: Mapping[Any, Callable[[], float]], device: torch.device) -> dict[Any, float]:
+def taken(
+    runs: Mapping[Any, Callable[[], float]], device: torch.device, **_: Any
+) -> dict[Any, float]:
     """The time that each run reports."""
     return {key: run() for key, run in runs.items()}
 

@@ -55,7 +55,7 @@ def bits_of(run: Any) -> str:
 def invented(seconds: Callable[[str], float]) -> Callable[..., dict[Any, float]]:
     """Given times per pattern instead of a clock; everything still runs."""
 
-    def medians(runs: Mapping[Any, Any], device: torch.device) -> dict[Any, float]:
+    def medians(runs: Mapping[Any, Any], device: torch.device, **_: Any) -> dict[Any, float]:
         for run in runs.values():
             run()
         return {key: seconds(bits_of(run)) for key, run in runs.items()}

@@ -62,7 +62,7 @@ def run(given: argparse.Namespace) -> int:
     chosen = (given.method, given.backbone, given.engine)
     # These are lists here, and one of each in a configuration.
     del given.method, given.backbone, given.engine
-    found = bench(given_options(given), *chosen, rounds=given.rounds)
+    found = bench(given_options(given), *chosen, rounds=given.rounds, quiet=False)
     if given.json:
         write_json(given.json, found.to_dict())
     print(found)
