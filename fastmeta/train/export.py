@@ -1,24 +1,28 @@
-"""Export of a trained network to a file that torch reads without fastmeta."""
+"""Trained networks in files that torch reads without fastmeta."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fastmeta.backend import build_info
-from fastmeta.data import ClassDataset
+from fastmeta.data import ClassDataset, Normalization, TaskSource, TextDataset
+from fastmeta.learners import MetaLearner
+from fastmeta.models import BACKBONES
 from fastmeta.train._atomic_files import write_atomic
-from fastmeta.train.builders import backbone_arguments, build_module
-from fastmeta.train.config.schema import TrainConfig
-from fastmeta.train.errors import CheckpointError, require
+from fastmeta.train.builders import backbone_arguments, build_learner, build_module, prepare
+from fastmeta.train.config.schema import TrainConfig, configure
+from fastmeta.train.errors import CheckpointError, ConfigError, require
 from fastmeta.train.results import RESULTS_NAME
 from fastmeta.train.saved import SavedRun, load_run
 
+SUFFIX = ".safetensors"
 RATE = "inner_lr."  # before the name of the parameter whose learned rate it is
 
 # The options of a run that its network is adapted with.
@@ -26,6 +30,52 @@ _OPTIONS = (
     *("method", "adaptation", "adaptation_options", "inner_lr", "inner_steps", "eval_inner_steps"),
     *("backbone", "dataset", "data_options", "ways", "shots"),
 )
+_WORDS = ("method", "adaptation", "backbone", "dataset", "fastmeta", "format")  # the rest is JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a network takes.
+
+    Attributes:
+        kind: `None` if these are neither images nor texts.
+        shape: of one input, `(C, H, W)` or `(L,)`.
+        normalization: of images.
+        vocabulary: number of token ids of texts.
+    """
+
+    kind: Literal["images", "texts"] | None
+    shape: tuple[int, ...]
+    normalization: Normalization | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A trained learner without the data of its run.
+
+    Attributes:
+        config: the options that it is adapted with.
+        device: of the learner.
+        learner: adapts and predicts.
+        inputs: of its network.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    learner: MetaLearner
+    inputs: Inputs
+
+
+def inputs_of(source: TaskSource) -> Inputs:
+    """The inputs of a run's tasks."""
+    dataset = getattr(source, "dataset", None)
+    shape = tuple(source[0].support_x.shape[2:])
+    if isinstance(dataset, ClassDataset):
+        return Inputs(kind="images", shape=shape, normalization=dataset.normalization)
+    if isinstance(dataset, TextDataset):
+        return Inputs(kind="texts", shape=shape, vocabulary=dataset.vocabulary)
+    return Inputs(kind=None, shape=shape)
 
 
 def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) -> Path:
@@ -36,9 +86,9 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
     for everything else: `method`, `adaptation` and `adaptation_options`, `inner_lr`,
     `inner_steps` and `eval_inner_steps`;
     `backbone` and the `arguments` of its class in `fastmeta.models` (but a graph);
-    `dataset`, `data_options`, `ways`, `shots` and `normalization`: mean and standard
-    deviation of pixels in [0, 1] that inputs were scaled with, or `null`; `step`, the
-    meta-steps taken, and `fastmeta`, the version.
+    `dataset`, `data_options`, `ways` and `shots`; `inputs`: `"images"`, `"texts"` or `null`,
+    `input_shape`, and `normalization`: mean and standard deviation of pixels in [0, 1] that
+    images were scaled with, or `null`; `step`, the meta-steps taken, and `fastmeta`, the version.
 
     Args:
         path: the folder of a finished run, or a checkpoint.
@@ -54,7 +104,7 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
         MissingPackageError: if safetensors is missing.
         StorageError: if the file cannot be written.
     """
-    require("safetensors", "An export", extra="export")
+    require("safetensors", "An export")
     from safetensors.torch import save
 
     path, out = Path(path), Path(out)
@@ -75,22 +125,78 @@ def _tensors(run: SavedRun, alone: TrainConfig) -> dict[str, Tensor]:
     network = build_module(alone, run.sources["test"], run.device)
     trained = run.learner.module.state_dict().values()
     network.load_state_dict(dict(zip(network.state_dict(), trained, strict=True)))
-    params = (name for name, param in network.named_parameters() if param.requires_grad)
     # The rates of a co-learner's parameters come last, and are left out.
-    rates = {RATE + n: r for n, r in zip(params, run.learner.adaptation.rates, strict=False)}
+    rates = dict(zip(_rate_names(network), run.learner.adaptation.rates, strict=False))
     return {n: t.detach().contiguous() for n, t in {**network.state_dict(), **rates}.items()}
+
+
+def _rate_names(network: nn.Module) -> Iterable[str]:
+    return (RATE + name for name, param in network.named_parameters() if param.requires_grad)
 
 
 def _metadata(run: SavedRun, alone: TrainConfig) -> dict[str, str]:
     test = run.sources["test"]
-    dataset = getattr(test, "dataset", None)
-    scaled = dataset.normalization if isinstance(dataset, ClassDataset) else None
+    inputs = inputs_of(test)
+    scaled = inputs.normalization
     arguments = backbone_arguments(alone, test)
     values = {
         "fastmeta": build_info().version,
         **{name: getattr(alone, name) for name in _OPTIONS},
         "arguments": {k: v for k, v in arguments.items() if not isinstance(v, Tensor)},
+        "inputs": inputs.kind,
+        "input_shape": inputs.shape,
         "normalization": None if scaled is None else scaled._asdict(),
         "step": run.step,
     }
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    return {k: v if k in _WORDS else json.dumps(v) for k, v in values.items()}
+
+
+def load_export(path: str | Path, changes: Mapping[str, Any]) -> Exported:
+    """The learner in a file of `export_run`, which needs no data.
+
+    Args:
+        path: the file.
+        changes: options that differ from the run's, such as `eval_inner_steps` or `device`.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or is not one of `export_run`.
+        ConfigError: if a change is not valid, or the inputs are neither images nor texts.
+        MissingPackageError: if safetensors is missing.
+    """
+    require("safetensors", "An export")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+    if not {*_OPTIONS, "arguments", "inputs"} <= {*metadata}:
+        raise CheckpointError(
+            f"{path}: expected a file of 'fastmeta export'; its metadata lack the options of a "
+            "run. Export the run again."
+        )
+    about = {k: v if k in _WORDS else json.loads(v) for k, v in metadata.items()}
+    scaled, arguments = about["normalization"], about["arguments"]
+    inputs = Inputs(
+        kind=about["inputs"],
+        shape=tuple(about["input_shape"]),
+        normalization=None if scaled is None else Normalization(**scaled),
+        vocabulary=arguments.get("vocabulary"),
+    )
+    if inputs.kind is None:
+        raise ConfigError(
+            f"{path}: expected a network for images or texts; it is for dataset "
+            f"{about['dataset']!r}."
+        )
+    # Any method will do: what was learned is in the weights and the adaptation.
+    config = configure({name: about[name] for name in _OPTIONS}, {"method": "maml"}, changes)
+    device = prepare(config)
+    network = BACKBONES[config.backbone].network(**arguments).to(device)
+    network.load_state_dict({k: t for k, t in tensors.items() if not k.startswith(RATE)})
+    learner = build_learner(config, network)
+    with torch.no_grad():
+        for name, rate in zip(_rate_names(network), learner.adaptation.rates, strict=False):
+            rate.copy_(tensors[name])
+    return Exported(config=config, device=device, learner=learner, inputs=inputs)

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.data import ClassDataset, DataError, TextDataset, token_ids
+from fastmeta.data import ClassDataset, DataError, token_ids
 from fastmeta.data._io.class_folders import decode_images, find_images, images_below, to_grey
 from fastmeta.data.datasets.own_texts import SUFFIXES, read_column, read_texts
 from fastmeta.evaluation.scores import evaluation_mode
 from fastmeta.tasks import Task
 from fastmeta.train._atomic_files import write_atomic
 from fastmeta.train.errors import ConfigError, require
+from fastmeta.train.export import SUFFIX, Exported, inputs_of, load_export
 from fastmeta.train.plots import show_image
-from fastmeta.train.saved import SavedRun, load_run
+from fastmeta.train.progress import Progress
+from fastmeta.train.saved import load_run
 
 _CHUNK = 256  # inputs that are classified together
 _SHOWN = 24  # in the picture
@@ -114,7 +116,8 @@ def predict_run(
     together, and BatchNorm takes its statistics from all of these.
 
     Args:
-        path: the run's folder, or a checkpoint; the run was trained on images or texts.
+        path: the run's folder or a checkpoint, whose data are loaded again, or an exported file,
+            which needs no data; trained on images or texts.
         examples: a folder with a folder of images per class, or a CSV file of texts and labels.
         inputs: images or folders of images; or CSV files of texts, or text files of one per line.
         changes: options that differ from the run's, such as `eval_inner_steps`.
@@ -124,54 +127,57 @@ def predict_run(
         ConfigError: if files cannot be read, or the run does not fit the number of classes.
         MissingPackageError: if Pillow is needed and missing.
     """
-    run = load_run(path, changes or {})
-    dataset = getattr(run.sources["test"], "dataset", None)
+    trained = _trained(Path(path), changes or {})
     paths = [Path(name).expanduser() for name in inputs]
     try:
-        if isinstance(dataset, ClassDataset):
+        if trained.inputs.kind == "images":
             require("PIL", "Decoding images", package="pillow")
-            return _of_images(run, dataset, Path(examples).expanduser(), paths)
-        if isinstance(dataset, TextDataset):
-            return _of_texts(run, dataset, Path(examples).expanduser(), paths)
+            return _of_images(trained, Path(examples).expanduser(), paths)
+        if trained.inputs.kind == "texts":
+            return _of_texts(trained, Path(examples).expanduser(), paths)
     except DataError as error:
         raise ConfigError(str(error)) from error
     raise ConfigError(
         f"{path}: expected a run on images or texts; it was trained on dataset "
-        f"{run.config.dataset!r}."
+        f"{trained.config.dataset!r}."
     )
 
 
-def _of_images(
-    run: SavedRun, dataset: ClassDataset, examples: Path, inputs: Sequence[Path]
-) -> Prediction:
-    channels, side = dataset.images.shape[1:3]
+def _trained(path: Path, changes: Mapping[str, Any]) -> Exported:
+    if path.suffix == SUFFIX:
+        return load_export(path, changes)
+    run = load_run(path, changes)
+    inputs = inputs_of(run.sources["test"])
+    return Exported(config=run.config, device=run.device, learner=run.learner, inputs=inputs)
+
+
+def _of_images(trained: Exported, examples: Path, inputs: Sequence[Path]) -> Prediction:
+    channels, side = trained.inputs.shape[:2]
     classes = find_images(examples)
-    _check_ways(run, classes, examples)
+    _check_ways(trained, classes, examples)
     files = [file for path in inputs for file in images_below(path)]
 
     def read(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         pixels = decode_images(paths, side)
         images = torch.from_numpy(to_grey(pixels) if channels == 1 else pixels)
         labels = torch.zeros(len(paths), dtype=torch.int64)
-        shown = ClassDataset(images, labels, [""], dataset.normalization).to(run.device)
-        return images, shown.inputs(torch.arange(len(paths)))
+        shown = ClassDataset(images, labels, [""], trained.inputs.normalization)
+        return images, shown.to(trained.device).inputs(torch.arange(len(paths)))
 
     support, support_x = read([file for found in classes.values() for file in found])
     queries, query_x = read(files)
     counts = [len(found) for found in classes.values()]
-    found = _classify(run, support_x, counts, query_x)
+    found = _classify(trained, support_x, counts, query_x)
     return Prediction([*classes], [str(file) for file in files], found, counts, (support, queries))
 
 
-def _of_texts(
-    run: SavedRun, dataset: TextDataset, examples: Path, inputs: Sequence[Path]
-) -> Prediction:
+def _of_texts(trained: Exported, examples: Path, inputs: Sequence[Path]) -> Prediction:
     columns = {
-        f"{name}_column": run.config.data_options.get(f"{name}_column", name)
+        f"{name}_column": trained.config.data_options.get(f"{name}_column", name)
         for name in ("text", "label")
     }
     classes = read_texts(examples, **columns)
-    _check_ways(run, classes, examples)
+    _check_ways(trained, classes, examples)
     texts = [
         text
         for path in inputs
@@ -183,14 +189,15 @@ def _of_texts(
     ]
     if not texts:
         raise ConfigError(f"{', '.join(map(str, inputs))}: expected texts to classify; found none.")
+    vocabulary, (length,) = trained.inputs.vocabulary, trained.inputs.shape
+    assert vocabulary is not None
 
     def ids(rows: Sequence[str]) -> Tensor:
-        found = token_ids(rows, dataset.vocabulary, dataset.ids.shape[1])
-        return torch.from_numpy(found).to(run.device)
+        return torch.from_numpy(token_ids(rows, vocabulary, length)).to(trained.device)
 
     counts = [len(found) for found in classes.values()]
     support_x = ids([text for found in classes.values() for text in found])
-    return Prediction([*classes], texts, _classify(run, support_x, counts, ids(texts)), counts)
+    return Prediction([*classes], texts, _classify(trained, support_x, counts, ids(texts)), counts)
 
 
 def _lines(path: Path) -> list[str]:
@@ -200,8 +207,8 @@ def _lines(path: Path) -> list[str]:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
 
 
-def _check_ways(run: SavedRun, classes: Mapping[str, Any], where: Path) -> None:
-    ways = run.config.ways
+def _check_ways(trained: Exported, classes: Mapping[str, Any], where: Path) -> None:
+    ways = trained.config.ways
     if not 2 <= len(classes) <= ways:
         raise ConfigError(
             f"{where}: expected examples of 2 to {ways} classes, the ways of the run; found "
@@ -209,15 +216,21 @@ def _check_ways(run: SavedRun, classes: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def _classify(run: SavedRun, support_x: Tensor, counts: Sequence[int], query_x: Tensor) -> Tensor:
+def _classify(
+    trained: Exported, support_x: Tensor, counts: Sequence[int], query_x: Tensor
+) -> Tensor:
     """The probabilities `(n, classes)` of the inputs `query_x`."""
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(run.device)
-    config, parts = run.config, []
-    with evaluation_mode(run.learner.module):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(trained.device)
+    config, parts = trained.config, []
+    with (
+        evaluation_mode(trained.learner.module),
+        Progress("predictions", len(query_x), unit="input") as progress,
+    ):
         for chunk in query_x.split(_CHUNK):
             # With the examples: BatchNorm needs more than a single image.
             together = torch.cat([support_x, chunk])
             task = Task(support_x, labels, together, labels.new_zeros(len(together)))
-            outputs = run.learner.predict(task, config.eval_inner_steps, config.co_test)
+            outputs = trained.learner.predict(task, config.eval_inner_steps, config.co_test)
             parts.append(outputs[len(support_x) :, : len(counts)])
+            progress.advance(len(chunk))
     return torch.cat(parts).softmax(1).cpu()

@@ -106,6 +106,7 @@ def test_metadata() -> None:
     assert {name: json.loads(text) for name, text in about.items()} == {
         **{"adaptation_options": {}, "inner_lr": 0.4, "inner_steps": 2, "eval_inner_steps": 3},
         **{"data_options": {}, "ways": 5, "shots": 1, "normalization": None, "step": 2},
+        **{"inputs": "images", "input_shape": [1, 8, 8]},
     }
 
 
@@ -142,5 +143,5 @@ def test_errors(
     Path("folder").mkdir()
     refused("run/best.pt folder", "folder: cannot be written")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused("run/best.pt again.safetensors", 'pip install "fastmeta[export]"')
+    refused("run/best.pt again.safetensors", 'pip install "fastmeta[train]"')
     assert not Path("again.safetensors").exists()

@@ -9,11 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastmeta.cli import main
 from fastmeta.data import load_folder
-from fastmeta.train import ConfigError, configure, evaluate_run, predict_run, train
+from fastmeta.train import (
+    CheckpointError,
+    ConfigError,
+    configure,
+    evaluate_run,
+    export_run,
+    predict_run,
+    train,
+)
+
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+from safetensors.torch import save_file
 
 SMALL: dict[str, Any] = {
     **{"steps": 2, "meta_batch": 2, "ways": 2, "queries": 2, "eval_queries": 2, "val_tasks": 2},
@@ -96,6 +108,29 @@ def test_predictions_and_their_picture(capsys: pytest.CaptureFixture[str]) -> No
         predict_run("run", "mine", ["mine"])
 
 
+@pytest.mark.parametrize("adaptation", ["sgd", "meta-sgd", "anil"])
+def test_an_exported_file_predicts_without_the_data(adaptation: str) -> None:
+    train(configure(options(steps=20, inner_lr=0.2, method="maml", adaptation=adaptation)))
+    export_run("run", "mine.safetensors", {})
+    shutil.copytree("mine/a", "examples/a")
+    shutil.copytree("mine/b", "examples/b")
+    shutil.copytree("mine/c", "new")
+    expected = predict_run("run", "examples", ["new"], {"eval_inner_steps": 2})
+    shutil.rmtree("mine")
+    found = predict_run("mine.safetensors", "examples", ["new"], {"eval_inner_steps": 2})
+    assert found.to_dict() == expected.to_dict()
+    with pytest.raises(ConfigError, match="eval_inner_steps must be at least 0"):
+        predict_run("mine.safetensors", "examples", ["new"], {"eval_inner_steps": -1})
+
+
+def test_files_that_are_no_exports() -> None:
+    save_file({"weight": torch.zeros(1)}, "other.safetensors")
+    Path("broken.safetensors").write_bytes(b"no")
+    for name, part in (("other", "expected a file of 'fastmeta export'"), ("broken", "be read")):
+        with pytest.raises(CheckpointError, match=part):
+            predict_run(f"{name}.safetensors", "mine", ["mine"])
+
+
 def test_predictions_of_texts() -> None:
     words = {"a": "red blue", "b": "cat dog", "c": "one two", "d": "sun moon"}
     words |= {"e": "car bus", "f": "tea milk"}
@@ -104,9 +139,11 @@ def test_predictions_of_texts() -> None:
     train(configure({**SMALL, "dataset": "csv", "data_root": "texts.csv", "hidden": [8]}))
     Path("examples.csv").write_text("text,label\nthe red house,colour\nthe cat,animal\n")
     Path("new.txt").write_text("the red house\nthe cat\n")
-    found = predict_run("run", "examples.csv", ["new.txt"], {"eval_inner_steps": 20})
-    assert found.predicted == ["colour", "animal"]
-    assert str(found).splitlines()[0].startswith("the red house  colour  ")
+    export_run("run", "mine.safetensors", {})
+    for trained in ("run", "mine.safetensors"):
+        found = predict_run(trained, "examples.csv", ["new.txt"], {"eval_inner_steps": 20})
+        assert found.predicted == ["colour", "animal"]
+        assert str(found).splitlines()[0].startswith("the red house  colour  ")
 
 
 def test_a_run_on_features_has_no_predictions() -> None:
@@ -117,5 +154,7 @@ def test_a_run_on_features_has_no_predictions() -> None:
     results = train(configure({**SMALL, **own}))
     assert results is not None
     assert results["metric"] == "accuracy"
-    with pytest.raises(ConfigError, match="trained on dataset 'features'"):
-        predict_run("run", "mine", ["mine"])
+    export_run("run", "mine.safetensors", {})
+    for trained, part in (("run", "trained on"), ("mine.safetensors", "it is for")):
+        with pytest.raises(ConfigError, match=f"{part} dataset 'features'"):
+            predict_run(trained, "mine", ["mine"])

@@ -17,7 +17,9 @@ _OPTIONS = ("data_root", "eval_inner_steps", "co_test", "device", "threads")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
+    parser.add_argument(
+        "run", type=Path, help="folder of a run, a checkpoint, or a file of 'fastmeta export'"
+    )
     parser.add_argument(
         "examples",
         type=Path,
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture",
         type=Path,
         metavar="FILE",
-        help=f"picture of images and predictions (default: {PICTURE_NAME} in the run's folder)",
+        help=f"picture of images and predictions (default: {PICTURE_NAME} beside the model)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all probabilities")
     add_options(parser, options(*_OPTIONS), of_run=True)

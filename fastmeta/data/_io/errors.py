@@ -24,8 +24,8 @@ def data_error(where: Path | str, *, expected: str, found: str, fix: str) -> Dat
     return DataError(f"{where}: expected {expected}; found {found}. {fix}")
 
 
-def missing_package(package: str, purpose: str, extra: str = "train") -> ImportError:
+def missing_package(package: str, purpose: str) -> ImportError:
     """An `ImportError` for a missing optional package, with its purpose and the pip command."""
     return ImportError(
-        f'{purpose} needs {package}, which is not installed: pip install "fastmeta[{extra}]"'
+        f'{purpose} needs {package}, which is not installed: pip install "fastmeta[train]"'
     )

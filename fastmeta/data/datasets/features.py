@@ -131,7 +131,7 @@ def _safetensors_reader() -> Callable[[Path], dict[str, Array]]:
     try:
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise missing_package("safetensors", "A safetensors file", "export") from error
+        raise missing_package("safetensors", "A safetensors file") from error
     return load_file
 
 
