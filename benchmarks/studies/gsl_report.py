@@ -81,7 +81,7 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, dataset in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         metric, points = METRICS[dataset], []
-        for name in CURVE:
+        for k, name in enumerate(CURVE):
             last = [
                 r for r in rows if (r["dataset"], r["candidate"]) == (dataset, name) and r["score"]
             ]
@@ -91,11 +91,13 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
             label = {"R0": "none (FOMAML)", "GSL": "head (GSL)"}.get(
                 name, name.removeprefix("GSL ")
             )
-            axes.annotate(label, (time, fmean(scores)), textcoords="offset points", xytext=(5, -10))
+            place = (5, -12 if k % 2 else 6)  # above and below in turn
+            axes.annotate(label, (time, fmean(scores)), textcoords="offset points", xytext=place)
             spread = [[fmean(scores) - min(scores)], [max(scores) - fmean(scores)]]
             axes.errorbar(time, fmean(scores), spread, fmt="o", color="#2a7f62", capsize=3)
             points.append((time, fmean(scores)))
         axes.plot(*zip(*points, strict=True), color="#2a7f62", alpha=0.4)
+        axes.margins(x=0.08, y=0.12)
         axes.set(title=TITLES[dataset], xlabel="time of a step / FOMAML", ylabel=metric.name)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -125,8 +125,8 @@ def _draw(table: Table, scores: dict[str, Score], path: Path) -> None:
     for place, score in enumerate(reversed(scores.values())):
         error = factor * math.hypot(score.ci95, score.spread)
         axes.errorbar(factor * score.mean, place, xerr=error, fmt="o", color="#2a7f62", capsize=3)
-    labels = [_wrapped(_label(table, table.rows[n]), 46) for n in reversed(scores)]
-    axes.set_yticks(range(len(scores)), labels)
+    labels = [_wrapped(_label(table, table.rows[n]), 52) for n in reversed(scores)]
+    axes.set_yticks(range(len(scores)), labels, fontsize=8)
     axes.set_xlabel("accuracy, %" if factor == 100 else "mean squared error")
     figure.suptitle(_wrapped(table.title, 70), fontsize=11)
     axes.grid(axis="x", alpha=0.3)

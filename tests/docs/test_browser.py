@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(
 
 PAGES = (
     "index.html",
+    "tutorials/first-meta-learner.html",
+    "which-method.html",
     "how-to/drop-in.html",
     "methods/gsl.html",
     "results/omniglot-5w1s.html",

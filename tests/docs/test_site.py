@@ -20,7 +20,7 @@ plugins: []
 exclude_docs: _site/
 use_directory_urls: false
 strict: true
-hooks: [docs/_site/repository.py, docs/_site/equations.py]
+hooks: [docs/_site/repository.py, docs/_site/equations.py, docs/_site/typography.py]
 markdown_extensions: [pymdownx.superfences, pymdownx.arithmatex: {generic: true}]
 validation: {anchors: warn, omitted_files: warn, unrecognized_links: warn}
 nav:
@@ -46,6 +46,12 @@ INDEX = """# Start
 [Some words](../README.md#some-words) <!-- include -->
 
 $a < b$
+
+Half is 50 %, `a-word`, `50 %`.
+
+| a | b |
+| --- | --- |
+| 95 ± 0.4 % | 98.7 ± 0.4 (Finn et al. 2017) |
 
 ```python not-run="as an example"
 a = 1
@@ -93,6 +99,14 @@ def test_links_resolve_within_the_site(repository: Path):
     assert "More" not in page
     assert re.search(r"<math[^>]*>.*&lt;.*</math>|<math[^>]*>.*&#x0003C;.*</math>", page)
     assert "not-run" not in page
+
+
+def test_numbers_with_units_and_short_code_do_not_break(repository: Path):
+    page = (build(repository) / "index.html").read_text()
+    assert "Half is 50\u00a0%, " in page
+    assert '<code class="short">a-word</code>, <code>50 %</code>' in page
+    assert "<td>95\u00a0±\u00a00.4\u00a0%</td>" in page
+    assert "<td>98.7 ± 0.4 (Finn et al. 2017)</td>" in page
 
 
 def test_linked_files_are_copied(repository: Path):
