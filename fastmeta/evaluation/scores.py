@@ -70,7 +70,8 @@ def evaluate(
 ) -> Evaluation:
     """Adapts a learner to each task and scores its predictions on the query set.
 
-    The module is in evaluation mode meanwhile; nothing of the learner changes.
+    The module is in evaluation mode meanwhile; nothing of the learner changes. Losses and outputs
+    of one meta-batch: [`MetaLearner.evaluate`][fastmeta.learners.MetaLearner.evaluate].
 
     Args:
         learner: trained or not.

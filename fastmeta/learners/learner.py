@@ -270,7 +270,10 @@ class MetaLearner:
         return predict_tasks(self._current().spec, batch, steps, head)
 
     def evaluate(self, batch: MetaBatch, steps: int | None = None) -> StepResult:
-        """Losses and query outputs after adaptation; the learner does not change.
+        """Losses and query outputs of a meta-batch after adaptation; the learner does not change.
+
+        Scores of many tasks, with their mean and interval, are [`fastmeta.evaluate`][], which also
+        sets the module to evaluation mode; this does not.
 
         Args:
             batch: the tasks.
