@@ -17,7 +17,7 @@ def products(run: Callable[[], object]) -> float:
     """
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() / (2 * _SIZE**3)
+    return float(counter.get_total_flops()) / (2 * _SIZE**3)
 
 
 def matrix_product(device: torch.device) -> Callable[[], object]:
