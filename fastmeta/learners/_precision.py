@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fastmeta.functional import FunctionalModule
 from fastmeta.functional.rng import RngState
+from fastmeta.gradients.agreement import describe, layer_errors, statistics, worst_layer
 from fastmeta.learners._trainable import TrainableStep
-from fastmeta.learners.fidelity import describe, layer_errors, rate_names, statistics, worst_layer
+from fastmeta.learners.fidelity import rate_names
 from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import CentralDifference, MetaGradient
 from fastmeta.tasks import MetaBatch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.trajectory.hvp import hvp_of_graph
 from fastmeta.trajectory.replay import preserve_state
+from fastmeta.trajectory.solvers import Product, conjugate_gradient
 
 _DEFAULT_LAM = 2.0
 
@@ -100,38 +101,21 @@ class Implicit(MetaGradient):
         g = ops.pack(grads)[0]
         adapts = adaptation.adapts(max(adaptation.steps - 1, 0), params)
         if all(adapts):
-            solution = conjugate_gradient(product, g, self.cg_steps)
+            solution = solve(product, g, self.cg_steps)
         else:
             # x solves the system restricted to the adapted parameters; the others get g - A x.
             mask = torch.cat(
                 [torch.full_like(p, a).flatten() for p, a in zip(params, adapts, strict=True)]
             )
-            x = conjugate_gradient(lambda v: mask * product(v), mask * g, self.cg_steps)
+            x = solve(lambda v: mask * product(v), mask * g, self.cg_steps)
             solution = torch.where(mask > 0, x, g - product(x))
         return TaskGradient.of(layout.views(solution), adapted, loss, output, context)
 
 
-def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
-    """`A^-1 b` for a symmetric `A`, by `steps` steps from 0, without a host sync.
+def solve(product: Product, b: Tensor, steps: int) -> Tensor:
+    """`A^-1 b` by conjugate gradients, or `b` where they end at the first direction.
 
-    At a direction along which `A` is not positive it stops with the current iterate, or with
-    `b` if that is the first direction (Nocedal & Wright 2006, "Numerical Optimization",
-    algorithm 7.1).
-
-    Args:
-        product: maps `v` to `A v`.
-        b: `(P,)`.
-        steps: number of products; `P` give the exact solution up to rounding.
+    Arguments as of [`fastmeta.trajectory.solvers.conjugate_gradient`][].
     """
-    x, residual, direction = torch.zeros_like(b), b, b
-    squared = b.dot(b)  # norm of the residual
-    for _ in range(steps):
-        image = product(direction)
-        curvature = direction.dot(image)
-        # Also at the solution, where the direction is 0 or its square underflows.
-        done = (curvature <= 0) | (squared == 0)
-        step_size = torch.where(done, 0, squared / curvature)
-        x, residual = x + step_size * direction, residual - step_size * image
-        before, squared = squared, residual.dot(residual)
-        direction = torch.where(done, 0, residual + squared / before * direction)
+    x = conjugate_gradient(product, b, steps).x
     return torch.where(x.any(), x, b)

@@ -1,7 +1,25 @@
 """Meta-gradients of training runs, by a reverse sweep over the inner steps."""
 
+from fastmeta.trajectory.comparison import Comparison, compare_with_exact
 from fastmeta.trajectory.function import InnerState, Metagradient, metagradient
+from fastmeta.trajectory.implicit import Implicit, Sama
+from fastmeta.trajectory.methods import Exact, FirstOrder, Info, Method
 from fastmeta.trajectory.replay import Replay
 from fastmeta.trajectory.trajectory import Memory, Trajectory
 
-__all__ = ["InnerState", "Memory", "Metagradient", "Replay", "Trajectory", "metagradient"]
+__all__ = [
+    "Comparison",
+    "Exact",
+    "FirstOrder",
+    "Implicit",
+    "Info",
+    "InnerState",
+    "Memory",
+    "Metagradient",
+    "Method",
+    "Replay",
+    "Sama",
+    "Trajectory",
+    "compare_with_exact",
+    "metagradient",
+]

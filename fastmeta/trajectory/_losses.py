@@ -146,5 +146,5 @@ def check_outer_steps(batches: Mapping[int, Any] | None, first: int, last: int) 
         if not isinstance(step, int) or not first <= step <= last:
             raise ValueError(
                 f"outer_batches has the key {step!r}; expected numbers of inner steps from {first} "
-                f"to {last}{', the steps within truncate' if first else ''}."
+                f"to {last}{', the steps that are differentiated' if first else ''}."
             )

@@ -17,10 +17,10 @@ from fastmeta.functional._calls import compiled_calls
 from fastmeta.trajectory._losses import InnerLosses, OuterLosses, added, check_outer_steps
 from fastmeta.trajectory._trees import Leaves
 from fastmeta.trajectory.hvp import PRODUCTS
+from fastmeta.trajectory.methods import AtEnd, Exact, Info, Method, RunEnd, Sweep, left_out
 from fastmeta.trajectory.replay import Replay
 from fastmeta.trajectory.trajectory import Memory, Trajectory
 
-Order = Literal["exact", "first"]
 Hvp = Literal["reverse", "forward", "difference"]
 
 
@@ -50,6 +50,7 @@ class Metagradient:
         inner_losses: `(K,)`, before each inner step.
         final_params: the parameters after the last inner step.
         state: for a run that continues this one.
+        info: what is left out of the exact derivatives.
     """
 
     params: Any
@@ -59,6 +60,7 @@ class Metagradient:
     inner_losses: Tensor
     final_params: Any
     state: InnerState
+    info: Info
 
     @override
     def __repr__(self) -> str:
@@ -76,7 +78,7 @@ def metagradient(
     optimizer: Adaptation,
     outer_batches: Mapping[int, Any] | None = None,
     memory: Memory = "all",
-    order: Order = "exact",
+    method: Method | None = None,
     hvp: Hvp = "reverse",
     truncate: int | None = None,
     state: InnerState | None = None,
@@ -123,14 +125,10 @@ def metagradient(
         outer_batches: the outer loss is the sum of the outer losses at these numbers of inner
             steps, from 0 to `K`, on these batches. By default one at `K`, without a batch.
         memory: how many states of the run are kept, see [`fastmeta.trajectory.Trajectory`][].
-        order: `"exact"`, or `"first"`: the Hessians with respect to the parameters are left out;
-            derivatives with respect to the meta-parameters still pass through every gradient.
+        method: how the run is differentiated; by default [`fastmeta.trajectory.Exact`][].
         hvp: how second derivatives are computed: `"reverse"` or `"forward"` over reverse, see
             [`fastmeta.metagrad.Recursion`][], or `"difference"`: the central difference of two
-            gradients, an approximation. With `truncate=1` and `order="first"` the last one is SAMA
-            (Choe et al. 2023, "Making Scalable Meta Learning Practical"): the Hessian is replaced
-            by the identity, the inner optimizer is differentiated, and the meta-gradient costs
-            three gradients.
+            gradients, an approximation.
         truncate: go back this many steps only. `params` of the result are the derivatives with
             respect to the parameters there.
         state: of a run that this one continues.
@@ -142,11 +140,12 @@ def metagradient(
 
     Raises:
         ValueError: if an argument is out of range, there is no parameter, or a leaf is not a
-            floating-point tensor.
+            floating-point tensor; with a method that differentiates no inner step, also if
+            `truncate` or another `hvp` is given, or there is no inner step.
         NotImplementedError: with `hvp="forward"`, where torch has no forward derivative.
     """
-    check_choice("order", order, ("exact", "first"))
     check_choice("hvp", hvp, PRODUCTS)
+    method = Exact() if method is None else method
     own = batches if isinstance(batches, Sequence) else list(batches)
     initial, others = Leaves(params, "params"), Leaves(meta, "meta")
     if not initial.tensors:
@@ -155,11 +154,19 @@ def metagradient(
     if truncate is not None:
         check_integer("truncate", truncate, 1)
         skip = max(len(own) - truncate, 0)
+    if isinstance(method, AtEnd):
+        if truncate is not None or hvp != "reverse" or not own:
+            raise ValueError(
+                f"{method} differentiates the end of a run alone; expected at least one batch, and "
+                f"neither truncate nor hvp; got {len(own)} batches, truncate={truncate}, "
+                f"hvp={hvp!r}."
+            )
+        skip = len(own)
     check_outer_steps(outer_batches, skip, len(own))
     inner = InnerLosses(inner_loss, initial, others, own, before, list(buffers))
     outer = OuterLosses(outer_loss, initial, others, outer_batches, inner)
     replay = Replay(inner, inner.buffers, initial.tensors[0].device)
-    sweep = _Sweep(replay, outer, others.tensors, outer_batches or {}, before, order, hvp)
+    sweep = _Sweep(replay, outer, others.tensors, outer_batches or {}, before, method, hvp)
     optimizer.bind(initial.tensors, initial.names)
     start = optimizer.start(initial.tensors) if state is None else state.optimizer
     trajectory = Trajectory(optimizer, replay, memory)
@@ -170,8 +177,24 @@ def metagradient(
         adapted = trajectory.run(skipped.fast, len(own) - skip, before + skip, skipped.state)
         final = [t.detach() for t in adapted.fast]
         v = sweep.at_end(len(own), adapted.fast)
-        adapted.fast = []
-        d_params, d_rates = trajectory.reverse(v, sweep.through)
+        residual = None
+        d_params: Sequence[Tensor | None] = [None] * len(v)
+        if isinstance(method, AtEnd):
+            end = RunEnd(
+                replay=replay,
+                snapshot=replay.snapshot(),
+                optimizer=optimizer,
+                params=adapted.fast,
+                state=adapted.state,
+                step=before + len(own),
+                steps=len(own),
+                meta=others.tensors,
+            )
+            through, d_rates, residual = method.derivatives(end, v)
+            sweep.meta = list(through)
+        else:
+            adapted.fast = []
+            d_params, d_rates = trajectory.reverse(v, sweep.through)
     inner.write_buffers()
     found = added(added(sweep.meta, outer.meta), _through_settings(optimizer, others, d_rates))
     return Metagradient(
@@ -184,6 +207,7 @@ def metagradient(
         else final[0].new_empty(0),
         final_params=initial.tree(final),
         state=InnerState(before + len(own), tuple(t.detach() for t in adapted.state)),
+        info=Info(method, left_out(method, hvp, skip, len(own)), residual),
     )
 
 
@@ -196,7 +220,7 @@ class _Sweep:
         others: the meta-parameters.
         along: inner steps before which there is an outer loss.
         before: number of inner steps before the run.
-        order: see `metagradient`.
+        method: see `metagradient`.
         hvp: see `metagradient`.
 
     Attributes:
@@ -210,7 +234,7 @@ class _Sweep:
         others: Sequence[Tensor],
         along: Mapping[int, Any],
         before: int,
-        order: Order,
+        method: Method,
         hvp: Hvp,
     ) -> None:
         self._replay = replay
@@ -218,7 +242,7 @@ class _Sweep:
         self._others = others
         self._along = along
         self._before = before
-        self._order = order
+        self._exact = isinstance(method, Sweep) and method.hessians
         self._products = PRODUCTS[hvp]
         self.meta: list[Tensor | None] = [None] * len(others)
 
@@ -236,14 +260,13 @@ class _Sweep:
         if number in self._along:
             with self._replay.returned_to(self._replay.before(step.number)):
                 v = added(v, self._outer.gradient(number, own))
-        exact = self._order == "exact"
-        if not exact and not self._others:
+        if not self._exact and not self._others:
             self._replay.drop(step.number)
         else:
             with self._replay.repeat(step.number) as loss:
                 found = self._products(loss, own, back.grads, self._others)
             self.meta = added(self.meta, found[len(own) :])
-            if exact:
+            if self._exact:
                 v = added(v, found[: len(own)])
         return [t for t in v if t is not None]
 

@@ -97,19 +97,22 @@ def hvp_difference(
     params: Sequence[Tensor],
     direction: Sequence[Tensor | None],
     others: Sequence[Tensor] = (),
+    radius: float | None = None,
 ) -> list[Tensor | None]:
     """`H v` by the central difference of two gradients, without second derivatives.
 
-    Arguments and result as in `hvp_reverse`. The error is of second order in the distance,
-    `(1 + |params|) / |v|` times the cube root of the dtype's precision.
+    Arguments and result as in `hvp_reverse`. The error is of second order in the distance of both
+    points from `params`: `radius` times `1 + |params|`, by default the cube root of the dtype's
+    precision.
     """
     used = [v for v in direction if v is not None]
     if not used:
         return [None] * (len(params) + len(others))
     norm, size = get_total_norm(used), get_total_norm(list(params))
-    radius = torch.finfo(params[0].dtype).eps ** (1 / 3) * (1 + size)
+    if radius is None:
+        radius = torch.finfo(params[0].dtype).eps ** (1 / 3)
     # At v = 0 the product is zero: both gradients are equal.
-    eps = torch.where(norm > 0, radius / norm, 1).detach()
+    eps = torch.where(norm > 0, radius * (1 + size) / norm, 1).detach()
     gradients = []
     for signed in (eps, -eps):
         point = [
