@@ -24,8 +24,10 @@ class Solution(NamedTuple):
     residual: Tensor
 
 
-def conjugate_gradient(product: Product, b: Tensor, steps: int) -> Solution:
-    """`A^-1 b` by conjugate gradients, `steps` steps from 0, without a host sync.
+def conjugate_gradient(
+    product: Product, b: Tensor, steps: int, tolerance: float | None = None
+) -> Solution:
+    """`A^-1 b` by conjugate gradients, `steps` steps from 0.
 
     It stops at a direction along which `A` is not positive (Nocedal & Wright 2006, "Numerical
     Optimization", algorithm 7.1); `x` is 0 if that is the first direction.
@@ -34,10 +36,14 @@ def conjugate_gradient(product: Product, b: Tensor, steps: int) -> Solution:
         product: maps `v` to `A v`.
         b: `(P,)`.
         steps: number of products; `P` give the exact solution up to rounding.
+        tolerance: norm of the residual at which it stops, which waits for the device in each step;
+            by default there is no such wait.
     """
     x, residual, direction = torch.zeros_like(b), b, b
     squared = b.dot(b)  # norm of the residual
     for _ in range(steps):
+        if tolerance is not None and squared <= tolerance**2:
+            break
         image = product(direction)
         curvature = direction.dot(image)
         # Also at the solution, where the direction is 0 or its square underflows.

@@ -29,3 +29,8 @@ def learn2learn() -> ModuleType:
 @pytest.fixture(scope="session")
 def higher() -> ModuleType:
     return _installed("higher")
+
+
+@pytest.fixture(scope="session")
+def torchopt() -> ModuleType:
+    return _installed("torchopt")

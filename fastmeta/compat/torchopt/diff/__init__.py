@@ -1,0 +1,5 @@
+"""Differentiation of solutions."""
+
+from fastmeta.compat.torchopt.diff import implicit
+
+__all__ = ["implicit"]
