@@ -13,6 +13,7 @@ from fastmeta.train.errors import (
 )
 from fastmeta.train.export import export_run
 from fastmeta.train.launch import resume, train, train_or_resume
+from fastmeta.train.own_loop import Checkpoints
 from fastmeta.train.predict import Prediction, predict_run
 from fastmeta.train.run import Run
 from fastmeta.train.saved import evaluate_run
@@ -20,6 +21,7 @@ from fastmeta.train.trainer import Trainer
 
 __all__ = [
     "CheckpointError",
+    "Checkpoints",
     "ConfigError",
     "DamagedError",
     "DivergedError",

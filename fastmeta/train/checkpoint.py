@@ -15,6 +15,7 @@ from fastmeta.train._atomic_files import reporting_os_errors, write_atomic
 from fastmeta.train.errors import CheckpointError, DamagedError
 
 FORMAT = "fastmeta-checkpoint"
+OWN_LOOP = "fastmeta-own-loop"  # of `fastmeta.train.Checkpoints`
 VERSION = 3  # of the content, whose parts an older or newer version may name otherwise
 BEST = "best.pt"
 MARK = b"fastmeta-sha256:"  # before the digest at the end of the file
@@ -22,32 +23,38 @@ MARK = b"fastmeta-sha256:"  # before the digest at the end of the file
 _DIGEST = hashlib.sha256().digest_size
 _SEAL = len(MARK) + _DIGEST
 
+_WRITERS = {FORMAT: "fastmeta train", OWN_LOOP: "fastmeta.train.Checkpoints"}
+
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, content: dict[str, Any], form: str = FORMAT) -> None:
     """Writes a checkpoint atomically: a file of `torch.save` and, at its end, its SHA-256.
 
     Args:
         path: of the file.
         content: tensors, numbers, strings, `None`, and lists, tuples and dicts of these.
+        form: what kind of checkpoint it is.
 
     Raises:
         StorageError: if it cannot be written; an existing file is unchanged.
     """
     file = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+    torch.save({"format": form, "version": VERSION, **content}, file)
     data = file.getvalue()
     seal = MARK + hashlib.sha256(data).digest()
     write_atomic(path, lambda file: file.writelines([data, seal]))
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", form: str = FORMAT
+) -> dict[str, Any]:
     """Loads a checkpoint without running any code it may contain (`weights_only=True`).
 
     Args:
         path: of the file.
         device: where to put tensors.
+        form: what kind of checkpoint is expected.
 
     Raises:
         DamagedError: if the file differs from what was written, or is not a file of torch.
@@ -69,7 +76,12 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         if sealed:
             raise CheckpointError(f"{path}: torch cannot load it: {error}") from error
         raise _damaged(path) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != form and found in (FORMAT, OWN_LOOP):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of {_WRITERS[form]}; found one of {_WRITERS[found]}."
+        )
+    if found != form:
         raise CheckpointError(
             f"{path}: expected a checkpoint of fastmeta; found another file of torch. A run cannot "
             "be resumed from weights alone: load those with torch.load and module.load_state_dict."
@@ -136,24 +148,25 @@ def find_latest(path: Path) -> Path:
     return path
 
 
-def load_latest(path: Path) -> tuple[Path, dict[str, Any]]:
+def load_latest(path: Path, form: str = FORMAT) -> tuple[Path, dict[str, Any]]:
     """The checkpoint to resume: its path and its content.
 
     Args:
         path: the newest checkpoint of a run, or the run's folder. In a folder, damaged checkpoints
             are skipped with a warning and renamed to `step-*.pt.damaged`. Nothing is lost: the
             steps that are repeated are the same steps.
+        form: what kind of checkpoint is expected.
 
     Raises:
         CheckpointError: as `find_latest` and `load_checkpoint`.
     """
     newest = find_latest(path)
     if path == newest:
-        return path, load_checkpoint(path)
+        return path, load_checkpoint(path, form=form)
     damaged: list[Path] = []
     for candidate in reversed(checkpoints(path)):
         try:
-            content = load_checkpoint(candidate)
+            content = load_checkpoint(candidate, form=form)
         except DamagedError:
             damaged.append(candidate)
             continue

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fastmeta.evaluation import Estimate, estimate
 from fastmeta.learners import NonFiniteError
 from fastmeta.schedules import schedule
+from fastmeta.train._generators import set_torch_generators, torch_generators
 from fastmeta.train._meter import Meter
 from fastmeta.train.checkpoint import BEST, prune, save_checkpoint, step_path
 from fastmeta.train.config.schema import TrainConfig
@@ -201,7 +202,7 @@ class Trainer:
             "history": [record.to_list() for record in self.history],
             "best": None if best is None else [best.step, asdict(best.val), best.learner],
             # torch's generators; task sources are stateless.
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "rng": torch_generators(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,9 +216,7 @@ class Trainer:
         if state["best"] is not None:
             step, val, learner = state["best"]
             self.best = Best(step, Estimate(**val), learner)
-        torch.set_rng_state(state["rng"]["cpu"])
-        for i, generator in enumerate(state["rng"]["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(generator, i)
+        set_torch_generators(state["rng"])
 
 
 def _lr_factor(config: TrainConfig) -> Callable[[int], float]:
