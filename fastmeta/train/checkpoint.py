@@ -76,7 +76,8 @@ def load_checkpoint(
         if sealed:
             raise CheckpointError(f"{path}: torch cannot load it: {error}") from error
         raise _damaged(path) from error
-    found = content.get("format") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    found = content.get("format")
     if found != form and found in (FORMAT, OWN_LOOP):
         raise CheckpointError(
             f"{path}: expected a checkpoint of {_WRITERS[form]}; found one of {_WRITERS[found]}."
