@@ -247,6 +247,23 @@ def test_first_order_is_exact_without_hessians(optimizer: Adaptation) -> None:
     assert (results[2] - results[3]).norm() > 1e-3 * results[3].norm()
 
 
+def test_without_meta_parameters() -> None:
+    problem = Quadratic()
+    for method in (Implicit(), Sama()):
+        found = metagradient(
+            lambda p, _, kind: problem.inner(p, problem.meta, kind),
+            lambda p, _: problem.outer(p, problem.meta),
+            problem.start,
+            None,
+            [0, 0],
+            optimizer=SGD(0.1),
+            method=method,
+        )
+        assert found.meta is None
+        assert flat(found.params).count_nonzero() == 0
+        assert found.info.residual is None
+
+
 def test_info() -> None:
     problem = Problem(5, dropout=0)
     cases = [

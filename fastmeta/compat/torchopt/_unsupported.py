@@ -35,6 +35,6 @@ INSTEAD = {
         diff.zero_order nn.ZeroOrderGradientModule
     """,
     "use torch.func.functional_call.": "nn.reparametrize nn.reparameterize nn.swap_state",
-    "leave it out: the results are the same.": "accelerated_op accelerated_op_available",
+    "leave it out.": "accelerated_op accelerated_op_available",
     "annotate with torch.Tensor.": "typing",
 }

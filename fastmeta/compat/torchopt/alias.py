@@ -82,7 +82,7 @@ def adam(
         eps_root: added below the root, for derivatives where gradients are tiny.
         moment_requires_grad: see `sgd`.
         maximize: see `sgd`.
-        use_accelerated_op: ignored; TorchOpt has a kernel with the same results.
+        use_accelerated_op: ignored.
 
     Raises:
         ValueError: if an argument is out of range.
