@@ -1,10 +1,11 @@
 """Meta-gradients of training runs, by a reverse sweep over the inner steps."""
 
 from fastmeta.trajectory.comparison import Comparison, compare_with_exact
-from fastmeta.trajectory.function import InnerState, Metagradient, metagradient
+from fastmeta.trajectory.function import metagradient
 from fastmeta.trajectory.implicit import Implicit, Sama
 from fastmeta.trajectory.methods import Exact, FirstOrder, Info, Method
 from fastmeta.trajectory.replay import Replay
+from fastmeta.trajectory.result import InnerState, Metagradient
 from fastmeta.trajectory.trajectory import Memory, Trajectory
 
 __all__ = [

@@ -16,7 +16,8 @@ from fastmeta.functional.rng import preserve_rng
 from fastmeta.gradients import Agreement, FlatLayout
 from fastmeta.gradients.agreement import agreement
 from fastmeta.trajectory._trees import Leaves
-from fastmeta.trajectory.function import Metagradient, metagradient
+from fastmeta.trajectory.function import metagradient
+from fastmeta.trajectory.result import Metagradient
 
 
 @dataclass(frozen=True)

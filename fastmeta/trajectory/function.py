@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from fastmeta._checks import check_choice, check_integer
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, run_inner_loop
@@ -19,53 +17,10 @@ from fastmeta.trajectory._trees import Leaves
 from fastmeta.trajectory.hvp import PRODUCTS
 from fastmeta.trajectory.methods import AtEnd, Exact, Info, Method, RunEnd, Sweep, left_out
 from fastmeta.trajectory.replay import Replay
+from fastmeta.trajectory.result import InnerState, Metagradient
 from fastmeta.trajectory.trajectory import Memory, Trajectory
 
 Hvp = Literal["reverse", "forward", "difference"]
-
-
-@dataclass(frozen=True)
-class InnerState:
-    """Where an inner run ended, for a run that continues it.
-
-    Attributes:
-        step: number of inner steps so far.
-        optimizer: the inner optimizer's state.
-    """
-
-    step: int
-    optimizer: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Metagradient:
-    """The result of [`metagradient`][fastmeta.metagradient]; all tensors are detached.
-
-    Attributes:
-        params: derivatives of the outer loss with respect to the initial parameters, in their
-            structure.
-        meta: with respect to the meta-parameters, in theirs.
-        outer_loss: the sum of the outer losses.
-        outer_losses: these, by number of inner steps before them.
-        inner_losses: `(K,)`, before each inner step.
-        final_params: the parameters after the last inner step.
-        state: for a run that continues this one.
-        info: what is left out of the exact derivatives.
-    """
-
-    params: Any
-    meta: Any
-    outer_loss: Tensor
-    outer_losses: dict[int, Tensor]
-    inner_losses: Tensor
-    final_params: Any
-    state: InnerState
-    info: Info
-
-    @override
-    def __repr__(self) -> str:
-        steps = len(self.inner_losses)
-        return f"Metagradient(outer_loss={self.outer_loss.item():.6g}, inner_steps={steps})"
 
 
 def metagradient(
@@ -155,12 +110,7 @@ def metagradient(
         check_integer("truncate", truncate, 1)
         skip = max(len(own) - truncate, 0)
     if isinstance(method, AtEnd):
-        if truncate is not None or hvp != "reverse" or not own:
-            raise ValueError(
-                f"{method} differentiates the end of a run alone; expected at least one batch, and "
-                f"neither truncate nor hvp; got {len(own)} batches, truncate={truncate}, "
-                f"hvp={hvp!r}."
-            )
+        method.check_run(len(own), truncate, hvp)
         skip = len(own)
     check_outer_steps(outer_batches, skip, len(own))
     inner = InnerLosses(inner_loss, initial, others, own, before, list(buffers))
@@ -182,6 +132,7 @@ def metagradient(
         if isinstance(method, AtEnd):
             end = RunEnd(
                 replay=replay,
+                parts=[inner],
                 snapshot=replay.snapshot(),
                 optimizer=optimizer,
                 params=adapted.fast,

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -105,7 +106,8 @@ class RunEnd:
     """The end of an inner run.
 
     Attributes:
-        replay: the inner losses.
+        replay: repeats the inner losses.
+        parts: functions whose sum is the inner loss.
         snapshot: the random numbers and buffers of all evaluations there.
         optimizer: the inner optimizer.
         params: the last parameters, leaves.
@@ -116,6 +118,7 @@ class RunEnd:
     """
 
     replay: Replay
+    parts: Sequence[LossFn]
     snapshot: Snapshot
     optimizer: Adaptation
     params: Sequence[Tensor]
@@ -131,7 +134,7 @@ class RunEnd:
             with ExitStack() as stack:
                 stack.enter_context(self.replay.returned_to(self.snapshot))
                 stack.enter_context(at_step(self.step - back))
-                return self.replay.plain(params)
+                return torch.stack([part(params) for part in self.parts]).sum()
 
         return evaluate
 
@@ -141,6 +144,18 @@ class AtEnd(Method):
 
     The initial parameters have derivative zero.
     """
+
+    def check_run(self, steps: int, truncate: int | None, hvp: str) -> None:
+        """Rejects a run without inner steps, and options of sweeps.
+
+        Raises:
+            ValueError: in that case.
+        """
+        if truncate is not None or hvp != "reverse" or not steps:
+            raise ValueError(
+                f"{self} differentiates the end of a run alone; expected at least one batch, and "
+                f"neither truncate nor hvp; got {steps} batches, truncate={truncate}, hvp={hvp!r}."
+            )
 
     @abstractmethod
     def derivatives(self, end: RunEnd, v: Sequence[Tensor]) -> EndDerivatives:
