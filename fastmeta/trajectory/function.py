@@ -126,9 +126,9 @@ def metagradient(
         )
         adapted = trajectory.run(skipped.fast, len(own) - skip, before + skip, skipped.state)
         final = [t.detach() for t in adapted.fast]
-        v = sweep.at_end(len(own), adapted.fast)
         residual = None
-        d_params: Sequence[Tensor | None] = [None] * len(v)
+        d_params: Sequence[Tensor | None] = [None] * len(initial.tensors)
+        v = sweep.at_end(len(own), adapted.fast)
         if isinstance(method, AtEnd):
             end = RunEnd(
                 replay=replay,
