@@ -324,7 +324,7 @@ def test_comparison_with_the_exact_meta_gradient() -> None:
                 part.cosine, a.dot(b) / (a.norm() * b.norm()).clamp(min=1e-300)
             )
             assert part.relative_error > 1e-3
-    assert set(found.meta.layer_error) == {"decay.0", "decay.1", "inputs", "log_lr", "weights"}
+    assert set(found.meta.layer_error) >= {"decay.0", "decay.1", "inputs", "log_lr", "weights"}
     lines = str(found).splitlines()
     assert lines[0] == f"left out: {found.own.info.dropped}"
     assert lines[-1].startswith("residual of the solver: ")
