@@ -37,4 +37,5 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(results: Mapping[str, Any], which: str, title: str) -> str:
     steps = results[which]["inner_steps"]
-    return f"  {f'{title}, {steps} inner steps':<32}{score(results, which)}"
+    label = f"{title}, {steps} inner step{'s' * (steps != 1)}"
+    return f"  {label:<32}{score(results, which)}"

@@ -52,7 +52,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         found = self.estimate
-        steps = "" if self.steps is None else f", {self.steps} inner steps"
+        steps = "" if self.steps is None else f", {self.steps} inner step{'s' * (self.steps != 1)}"
         score = self.metric.show(found.mean, found.ci95)
         return f"Evaluation({self.metric.name} {score}, {found.tasks} tasks{steps})"
 

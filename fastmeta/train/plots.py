@@ -61,7 +61,8 @@ def _curves(axes: Any, run: Run, history: Sequence[Record], results: Mapping[str
     for split, style in styles.items():
         rows = [r for r in history if r.split == split]
         if rows:
-            label = f"{split}, {inner_steps[split]} inner steps"
+            count = inner_steps[split]
+            label = f"{split}, {count} inner step{'s' * (count != 1)}"
             axes.plot([r.step for r in rows], [r.score for r in rows], label=label, **style)
     levels = {"test": ("test", _RIGHT), "untrained": ("untrained network, test", _WRONG)}
     for name, (label, color) in levels.items():

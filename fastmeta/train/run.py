@@ -66,7 +66,7 @@ class Run:
         """
         count = {"val": self.config.val_tasks, "test": self.config.test_tasks}[split]
         steps = self.config.eval_inner_steps if steps is None else steps
-        label = f"{what}, {steps} inner steps"
+        label = f"{what}, {steps} inner step{'s' * (steps != 1)}"
         quiet = what is None or not self.writes
         announce = split == "test"
         with Progress(label, count, unit="task", quiet=quiet, announce=announce) as progress:
