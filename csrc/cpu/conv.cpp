@@ -31,12 +31,12 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
                 const Parallel& parallel) {
   const int64_t groups = c.shape.groups, row = c.row(), size = (9 * c.from.c + 1) * row;
   std::vector<Block> blocks;
-  int64_t weights_size = 0;
+  int64_t rows = 0, places[9];
   for (size_t k = 0; k < kinds.size(); ++k) {
-    const Neighbours& at = kinds[k];
-    append_blocks(at, static_cast<int>(k), weights_size, c.shape.n, c.from.h, c.from.w, kBlock,
+    append_blocks(kinds[k], static_cast<int>(k), rows * row, c.shape.n, c.from.h, c.from.w, kBlock,
                   blocks);
-    weights_size += at.y.count * at.x.count * c.from.c * row;
+    kinds[k].place(rows, c.from.c, places);
+    rows += kinds[k].count() * c.from.c;
   }
   Arena<T> arena(groups * size);
   T* weights = arena.take(groups * size);
@@ -44,24 +44,18 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
     for (int64_t g = begin; g < end; ++g) {
       T* to = weights + g * size;
       c.write_start(g, to);
-      to += row;
-      for (const Neighbours& at : kinds) {
-        order_weights(c.weight_of(g), c.shape, at, c.for_input, to);
-        to += at.y.count * at.x.count * c.from.c * row;
-      }
+      order_weights(c.weight_of(g), c.shape, places, c.for_input, to + row);
     }
   });
-  const int64_t count = static_cast<int64_t>(blocks.size()), pixels = max_pixels(blocks);
-  const int64_t buffer_size = pixels * (row + 9 * c.from.c);
+  const int64_t count = static_cast<int64_t>(blocks.size());
   parallel.dynamic(groups * count, grain_of(kBlock * size), [&](const auto& next) {
-    Arena<T> own(buffer_size);
-    T* buffer = own.take(buffer_size);
+    direct::Pixels<T, T> pixels(max_pixels(blocks));
     for (int64_t item = next(); item < groups * count; item = next()) {
       const int64_t g = item / count;
       const Block& b = blocks[item % count];
       const T* start = weights + g * size;
       const direct::Weights<T> w{start + row + b.weights, row, kinds[b.kind].x.count, start};
-      direct::correlate(c.from, c.to, g * c.shape.n, b, w, buffer);
+      direct::correlate(c.from, c.to, g * c.shape.n, b, w, pixels);
     }
   });
 }
@@ -72,37 +66,41 @@ void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel&
   const int64_t matrix = c.from.c * row, size = winograd::kPositions * matrix + row;
   Arena<T> arena(groups * size);
   T* weights = arena.take(groups * size);
+  int64_t places[9];
+  at.place(0, c.from.c, places);
   parallel(groups, grain_of(size), [&](int64_t begin, int64_t end) {
     Arena<T> own(9 * matrix);
     T* nine = own.take(9 * matrix);
     for (int64_t g = begin; g < end; ++g) {
       T* to = weights + g * size;
       c.write_start(g, to);
-      order_weights(c.weight_of(g), c.shape, at, c.for_input, nine);
+      order_weights(c.weight_of(g), c.shape, places, c.for_input, nine);
       winograd::weight_transform(nine, matrix, to + row);
     }
   });
   const winograd::Tiles tiles(c.to.h, c.to.w);
   const int64_t units = c.shape.n * tiles.count(), blocks = (units + kBlock - 1) / kBlock;
-  const int64_t buffer_size = kBlock * winograd::kPositions * (from_row + row);
+  const int64_t inputs_size = winograd::kPositions * winograd::position_stride<T>(kBlock, from_row);
+  const int64_t sums_size = winograd::kPositions * winograd::position_stride<T>(kBlock, row);
   parallel.dynamic(groups * blocks, grain_of(kBlock * size), [&](const auto& next) {
-    Arena<T> own(buffer_size);
-    T* inputs = own.take(kBlock * winograd::kPositions * from_row);
-    T* sums = own.take(kBlock * winograd::kPositions * row);
+    Arena<T> own(inputs_size + sums_size);
+    T* inputs = own.take(inputs_size);
+    T* sums = own.take(sums_size);
     for (int64_t item = next(); item < groups * blocks; item = next()) {
       const int64_t image = item / blocks * c.shape.n, first = item % blocks * kBlock;
       const int64_t count = std::min(kBlock, units - first);
+      const int64_t input = winograd::position_stride<T>(count, from_row);
+      const int64_t sum = winograd::position_stride<T>(count, row);
       const T* start = weights + item / blocks * size;
       tiles.each(first, count, [&](int64_t i, int64_t n, int64_t y, int64_t x) {
-        winograd::input_tile(c.from, image + n, y - 1, x - 1, inputs + i * from_row,
-                             count * from_row);
+        winograd::input_tile(c.from, image + n, y - 1, x - 1, inputs + i * from_row, input);
       });
       for (int k = 0; k < winograd::kPositions; ++k)
-        multiply<T, 1>(sums + k * count * row, count, c.to.c, zeros<T>(),
-                       {{inputs + k * count * from_row, from_row, 1, start + row + k * matrix, row,
+        multiply<T, 1>(sums + k * sum, count, c.to.c, zeros<T>(),
+                       {{inputs + k * input, from_row, 1, start + row + k * matrix, row,
                          c.from.c}});
       tiles.each(first, count, [&](int64_t i, int64_t n, int64_t y, int64_t x) {
-        winograd::output_tile(sums + i * row, count * row, start, c.to, image + n, y, x);
+        winograd::output_tile(sums + i * row, sum, start, c.to, image + n, y, x);
       });
     }
   });

@@ -66,32 +66,32 @@ void add_rows(const T* rows, int64_t row, int64_t count, int64_t out, T* bias) {
   multiply<T, 1>(bias, 1, out, {bias, 0, 1}, {{&kOne, 0, 0, rows, row, count}});
 }
 
-// Adds a block's pixels to rows [first, end) of the 3x3 kernel and, with row 0, to the bias.
+// Adds a block's pixels to rows [first, end) of the 3x3 kernel and, with row 0, to the bias. Pixels
+// of dy that do not fill their vectors are copied to `rows`.
 template <class T>
 void add_block(const ConvShape& s, const Images<const T>& x, const Images<const T>& dy,
                int64_t image, const Block& b, int64_t first, int64_t end, const Sums<T>& sums,
-               T* part, T* rows, T* gathered) {
+               T* part, direct::Pixels<T, const T>& pixels, T* rows) {
   const Axis &v = b.at.y, &h = b.at.x;
-  const int64_t n = b.first / v.size + image, y = b.first % v.size, run = h.count * s.in;
-  const bool in_place = b.rows == 1 && s.out == sums.row;
-  const T* left = in_place ? dy.at(n, v.begin + y, h.begin) : rows;
-  if (!in_place)
-    b.each_row([&](int64_t i, int64_t row, int64_t before) {
-      for (int64_t j = 0; j < h.size; ++j)
-        copy_padded(dy.at(image + i, v.begin + row, h.begin + j), s.out,
-                    rows + (before + j) * sums.row);
-    });
-  for (int64_t k = std::max(first, v.skipped); k < std::min(end, v.skipped + v.count); ++k) {
-    const T* right = gathered;
-    if (in_place)
-      right = x.at(n, v.step * y + v.first + k - v.skipped, h.first);
-    else
-      direct::gather(x, image, b, k - v.skipped, gathered, run);
-    T* to = part + (3 * k + h.skipped) * sums.matrix;
-    multiply<T, 1>(to, run, s.out, {to, sums.row, 1},
-                   {{right, 1, in_place ? h.step * s.in : run, left, sums.row, b.pixels()}});
+  const int64_t count = b.pixels();
+  pixels.find(x, dy, image, b);
+  if (s.out != sums.row)
+    for (int64_t k = 0; k < count; ++k) {
+      copy_padded(pixels.own[k], s.out, rows + k * sums.row);
+      pixels.own[k] = rows + k * sums.row;
+    }
+  for (int64_t k = std::max(first, v.skipped); k < std::min(end, v.skipped + v.count); ++k)
+    multiply_all(direct::OuterProducts<T>{part + (3 * k + h.skipped) * sums.matrix, sums.row,
+                                          pixels.neighbours.data(), (k - v.skipped) * x.w * x.c,
+                                          pixels.own.data(), count},
+                 h.count * s.in, s.out);
+  if (first > 0) return;
+  T* bias = part + 9 * sums.matrix;
+  for (int64_t o = 0; o < sums.row; o += kLanes<T>) {
+    Vec<T> sum = load(bias + o);
+    for (int64_t k = 0; k < count; ++k) sum += load(pixels.own[k] + o);
+    store(bias + o, sum);
   }
-  if (first == 0) add_rows(left, sums.row, b.pixels(), s.out, part + 9 * sums.matrix);
 }
 
 template <class T>
@@ -103,23 +103,22 @@ void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
   append_blocks({reads_input(s.h, s.stride), reads_input(s.w, s.stride)}, 0, 0, s.n, s.h, s.w,
                 kBlock, blocks);
   const Sums<T> sums(s, 9, static_cast<int64_t>(blocks.size()), 8);
-  const int64_t pixels = max_pixels(blocks), row = sums.row;
+  const int64_t limit = max_pixels(blocks);
   // Small images have a single chunk: with enough channels, kernel rows are separate work items.
   const int64_t slabs = s.in < 16 ? 1 : 3;
   const int64_t work = sums.units * kBlock / sums.chunks * 9 / slabs * sums.matrix;
   const int64_t items = s.groups * sums.chunks * slabs;
   parallel.dynamic(items, grain_of(work), [&](const auto& next) {
-    Arena<T> own(pixels * (row + 3 * s.in));
-    T* rows = own.take(pixels * row);
-    T* gathered = own.take(pixels * 3 * s.in);
+    Arena<T> own(limit * sums.row);
+    direct::Pixels<T, const T> pixels(limit);
     for (int64_t item = next(); item < items; item = next()) {
       const int64_t chunk = item / slabs, first = item % slabs * 3 / slabs;
       T* part = sums.parts + chunk * sums.part;
       memset(part + first * 3 * sums.matrix, 0, sizeof(T) * 9 / slabs * sums.matrix);
-      if (first == 0) memset(part + 9 * sums.matrix, 0, sizeof(T) * row);
+      if (first == 0) memset(part + 9 * sums.matrix, 0, sizeof(T) * sums.row);
       for (int64_t k = sums.begin(chunk); k < sums.end(chunk); ++k)
         add_block(s, x, dy, chunk / sums.chunks * s.n, blocks[k], first, first + 3 / slabs, sums,
-                  part, rows, gathered);
+                  part, pixels, own.take(0));
     }
   });
   sums.add(parallel);
@@ -139,28 +138,32 @@ void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
   const Sums<T> sums(s, winograd::kPositions, units, 8 * kBlock);
   const int64_t row = sums.row, in_row = padded<T>(s.in);
   const int64_t chunks = s.groups * sums.chunks;
+  const int64_t inputs_size = winograd::kPositions * winograd::position_stride<T>(kBlock, in_row);
+  const int64_t outputs_size = winograd::kPositions * winograd::position_stride<T>(kBlock, row);
   parallel.dynamic(chunks, 1, [&](const auto& next) {
-    Arena<T> own(kBlock * winograd::kPositions * (in_row + row));
-    T* inputs = own.take(kBlock * winograd::kPositions * in_row);
-    T* outputs = own.take(kBlock * winograd::kPositions * row);
+    Arena<T> own(inputs_size + outputs_size);
+    T* inputs = own.take(inputs_size);
+    T* outputs = own.take(outputs_size);
     for (int64_t chunk = next(); chunk < chunks; chunk = next()) {
       const int64_t image = chunk / sums.chunks * s.n;
       T* to = sums.parts + chunk * sums.part;
       memset(to, 0, sizeof(T) * sums.part);
       for (int64_t first = sums.begin(chunk); first < sums.end(chunk); first += kBlock) {
         const int64_t count = std::min(kBlock, sums.end(chunk) - first);
+        const int64_t input = winograd::position_stride<T>(count, in_row);
+        const int64_t output = winograd::position_stride<T>(count, row);
         tiles.each(first, count, [&](int64_t i, int64_t n, int64_t ty, int64_t tx) {
-          winograd::input_tile(x, image + n, ty - 1, tx - 1, inputs + i * in_row, count * in_row);
-          winograd::gradient_tile(dy, image + n, ty, tx, outputs + i * row, count * row);
+          winograd::input_tile(x, image + n, ty - 1, tx - 1, inputs + i * in_row, input);
+          winograd::gradient_tile(dy, image + n, ty, tx, outputs + i * row, output);
         });
         for (int k = 0; k < winograd::kPositions; ++k) {
           T* position = to + k * sums.matrix;
           multiply<T, 1>(
               position, s.in, s.out, {position, row, 1},
-              {{inputs + k * count * in_row, 1, in_row, outputs + k * count * row, row, count}});
+              {{inputs + k * input, 1, in_row, outputs + k * output, row, count}});
         }
         // The element of A dy A' at (1, 1), position 5, is the sum of the tile.
-        add_rows(outputs + 5 * count * row, row, count, s.out,
+        add_rows(outputs + 5 * output, row, count, s.out,
                  to + winograd::kPositions * sums.matrix);
       }
     }

@@ -1,5 +1,6 @@
 // Direct convolution as matrix products of neighbouring pixels and weights, skipping the padding.
-// Long rows of pixels are multiplied in place; short ones are gathered first (im2col).
+// Pixels are read and written in place, by tables of pointers (the indirect convolution of Dukhan
+// 2019).
 #pragma once
 
 #include "cpu/neighbours.h"
@@ -7,17 +8,97 @@
 namespace fastmeta::cpu::FM_ISA {
 namespace direct {
 
-// Gathers kernel row k of the neighbours of a block's pixels: x.count * c elements per pixel.
+// For every pixel of a block, of up to `pixels`: its first neighbour, and itself.
+template <class T, class Own>
+struct Pixels {
+  std::vector<const T*> neighbours;
+  std::vector<Own*> own;
+
+  explicit Pixels(int64_t pixels) : neighbours(pixels), own(pixels) {}
+
+  void find(const Images<const T>& from, const Images<Own>& to, int64_t image, const Block& b) {
+    const Axis &y = b.at.y, &x = b.at.x;
+    const T** neighbour = neighbours.data();
+    Own** pixel = own.data();
+    b.each_row([&](int64_t i, int64_t row, int64_t) {
+      const T* source = from.at(image + i, y.step * row + y.first, x.first);
+      Own* target = to.at(image + i, y.begin + y.spacing * row, x.begin);
+      for (int64_t j = 0; j < x.size; ++j) {
+        *neighbour++ = source + j * x.step * from.c;
+        *pixel++ = target + j * x.spacing * to.c;
+      }
+    });
+  }
+};
+
+// Output pixels = start + the sum over `count` kernel rows of their neighbours, `depth` elements
+// each, times weights.
 template <class T>
-void gather(const Images<const T>& from, int64_t image, const Block& block, int64_t k, T* to,
-            int64_t to_row) {
-  const Axis &y = block.at.y, &x = block.at.x;
-  block.each_row([&](int64_t i, int64_t row, int64_t before) {
-    const T* source = from.at(image + i, y.step * row + y.first + k, x.first);
-    for (int64_t j = 0; j < x.size; ++j)
-      copy(source + j * x.step * from.c, x.count * from.c, to + (before + j) * to_row);
-  });
-}
+struct Correlated {
+  const Pixels<T, T>& pixels;
+  const T* start;
+  int64_t channels;
+  int64_t image_row;  // from a kernel row's neighbours to the next one's
+  const T* weights;
+  int64_t row;
+  int64_t kernel_row;  // from a kernel row's weights to the next one's
+  int64_t count;
+  int64_t depth;
+
+  template <int R, int V>
+  FM_INLINE void add(int64_t pixel, int64_t col, Vec<T> (&sum)[R][V]) const {
+    const T* const* a = pixels.neighbours.data() + pixel;
+    for (int64_t i = 0; i < count; ++i) {
+      const T* own[R];
+      unrolled<R>([&](auto r) FM_INLINE { own[r] = a[r] + i * image_row; });
+      const T* b = weights + i * kernel_row + col;
+      for (int64_t k = 0; k < depth; ++k, b += row) {
+        Vec<T> right[V];
+        unrolled<V>([&](auto v) FM_INLINE { right[v] = load(b + v * kLanes<T>); });
+        unrolled<R>([&](auto r) FM_INLINE {
+          const Vec<T> left = splat<T>(own[r][k]);
+          unrolled<V>([&](auto v) FM_INLINE { sum[r][v] += left * right[v]; });
+        });
+      }
+    }
+  }
+  FM_INLINE const T* start_at(int64_t, int64_t col) const { return start + col; }
+  FM_INLINE T* row_at(int64_t pixel) const { return pixels.own[pixel]; }
+  template <int V>
+  FM_INLINE int64_t last_lanes(int64_t col) const {
+    return std::min(kLanes<T>, channels - col - (V - 1) * kLanes<T>);
+  }
+};
+
+// C += the sum over pixels of the elements of a[k] times b[k].
+template <class T>
+struct OuterProducts {
+  T* c;
+  int64_t row;
+  const T* const* a;
+  int64_t a_begin;
+  const T* const* b;
+  int64_t pixels;
+
+  template <int R, int V>
+  FM_INLINE void add(int64_t first, int64_t col, Vec<T> (&sum)[R][V]) const {
+    for (int64_t k = 0; k < pixels; ++k) {
+      const T* left = a[k] + a_begin + first;
+      Vec<T> right[V];
+      unrolled<V>([&](auto v) FM_INLINE { right[v] = load(b[k] + col + v * kLanes<T>); });
+      unrolled<R>([&](auto r) FM_INLINE {
+        const Vec<T> factor = splat<T>(left[r]);
+        unrolled<V>([&](auto v) FM_INLINE { sum[r][v] += factor * right[v]; });
+      });
+    }
+  }
+  FM_INLINE const T* start_at(int64_t r, int64_t col) const { return c + r * row + col; }
+  FM_INLINE T* row_at(int64_t r) const { return c + r * row; }
+  template <int V>
+  FM_INLINE int64_t last_lanes(int64_t) const {
+    return kLanes<T>;
+  }
+};
 
 // The weights of one group, in rows of `row` elements, and the initial value of every pixel's sum.
 template <class T>
@@ -26,57 +107,18 @@ struct Weights {
   int64_t row;
   int64_t neighbours;  // of an interior pixel, along x
   const T* start;
-
-  const T* of(const Axis& y, const Axis& x, int64_t k, int64_t channels) const {
-    return rows + ((y.skipped + k) * neighbours + x.skipped) * channels * row;
-  }
 };
-
-// Pixels times weights, into rows with stride `to_row`.
-template <class T>
-void multiply_rows(const T* from, int64_t from_row, int64_t from_y, int64_t count, const Block& b,
-                   int64_t channels, const Weights<T>& w, T* to, int64_t to_row, int64_t columns) {
-  const Axis &y = b.at.y, &x = b.at.x;
-  const int64_t depth = x.count * channels;
-  const auto factors = [&](int64_t k) -> Factors<T> {
-    return {from + k * from_y, from_row, 1, w.of(y, x, k, channels), w.row, depth};
-  };
-  const Start<T> start{w.start, 0, 1};
-  if (y.count == 3)
-    multiply<T, 3>(to, to_row, count, columns, start, {factors(0), factors(1), factors(2)});
-  else if (y.count == 2)
-    multiply<T, 2>(to, to_row, count, columns, start, {factors(0), factors(1)});
-  else
-    multiply<T, 1>(to, to_row, count, columns, start, {factors(0)});
-}
 
 template <class T>
 void correlate(const Images<const T>& from, const Images<T>& to, int64_t image, const Block& b,
-               const Weights<T>& w, T* buffer) {
+               const Weights<T>& w, Pixels<T, T>& pixels) {
   const Axis &y = b.at.y, &x = b.at.x;
-  const bool whole = w.row == to.c;  // the channels fill their vectors
-  const auto pixel = [&](int64_t i, int64_t row, int64_t j) {
-    return to.at(image + i, y.begin + y.spacing * row, x.begin + x.spacing * j);
-  };
-  const auto spread = [&](int64_t i, int64_t row, const T* sums) {
-    for (int64_t j = 0; j < x.size; ++j) copy(sums + j * w.row, to.c, pixel(i, row, j));
-  };
-  if (x.size >= 2 * kTileRows) {
-    b.each_row([&](int64_t i, int64_t row, int64_t) {
-      const T* source = from.at(image + i, y.step * row + y.first, x.first);
-      T* sums = whole ? pixel(i, row, 0) : buffer;
-      multiply_rows(source, x.step * from.c, from.w * from.c, x.size, b, from.c, w, sums,
-                    whole ? x.spacing * to.c : w.row, to.c);
-      if (!whole) spread(i, row, sums);
-    });
-    return;
-  }
-  const int64_t run = x.count * from.c, depth = y.count * run;
-  T* gathered = buffer + b.pixels() * w.row;
-  for (int64_t k = 0; k < y.count; ++k) gather(from, image, b, k, gathered + k * run, depth);
-  multiply_rows<T>(gathered, depth, run, b.pixels(), b, from.c, w, buffer, w.row, to.c);
-  b.each_row(
-      [&](int64_t i, int64_t row, int64_t before) { spread(i, row, buffer + before * w.row); });
+  pixels.find(from, to, image, b);
+  const int64_t kernel_row = w.neighbours * from.c * w.row;
+  const T* weights = w.rows + y.skipped * kernel_row + x.skipped * from.c * w.row;
+  multiply_all(Correlated<T>{pixels, w.start, to.c, from.w * from.c, weights, w.row, kernel_row,
+                             y.count, x.count * from.c},
+               b.pixels(), to.c);
 }
 
 }  // namespace direct

@@ -8,12 +8,17 @@
 
 namespace fastmeta::cpu::FM_ISA {
 
-// Registers for a tile of C: kTileRows x kTileVectors sums, kTileVectors of B and one of A.
+// Registers for a tile of C: kTileSums sums, kTileVectors of B and one of A.
 #if FM_VECTOR_BYTES == 64
-constexpr int kTileRows = 6, kTileVectors = 4;
+constexpr int kTileSums = 24, kTileVectors = 4;
+#elif FM_VECTOR_BYTES == 32
+constexpr int kTileSums = 12, kTileVectors = 2;
 #else
-constexpr int kTileRows = 4, kTileVectors = 2;
+constexpr int kTileSums = 8, kTileVectors = 2;
 #endif
+// Rows of a tile of V vectors; each row of A takes a general register.
+template <int V>
+constexpr int kTileRows = kTileSums / V < 8 ? kTileSums / V : 8;
 
 template <class T>
 int64_t padded(int64_t width) {
@@ -73,47 +78,74 @@ Start<T> zeros() {
   return {kZeros, 0, 0};
 }
 
-// C = start + the sum of N products.
-template <class T, int N>
+// C = start + the sum of `count` products.
+template <class T>
 struct Product {
   T* c;
   int64_t c_row;
   Start<T> start;
-  const Factors<T> (&factors)[N];
+  const Factors<T>* factors;
+  int count;
+
+  template <int R, int V>
+  FM_INLINE void add(int64_t row, int64_t col, Vec<T> (&sum)[R][V]) const {
+    for (int i = 0; i < count; ++i) add_product<T, R, V>(factors[i], row, col, sum);
+  }
+  FM_INLINE const T* start_at(int64_t row, int64_t col) const {
+    return start.at + row * start.row + col * start.col;
+  }
+  FM_INLINE T* row_at(int64_t row) const { return c + row * c_row; }
+  // Of the last vector of the tile at `col`.
+  template <int V>
+  FM_INLINE int64_t last_lanes(int64_t) const {
+    return kLanes<T>;
+  }
 };
 
-template <int R, int V, class T, int N>
-void tile(const Product<T, N>& p, int64_t row, int64_t col) {
+template <int R, int V, class T, template <class> class P>
+void tile(const P<T>& p, int64_t row, int64_t col) {
   Vec<T> sum[R][V] = {};
-  for (int i = 0; i < N; ++i) add_product<T, R, V>(p.factors[i], row, col, sum);
-  const T* start = p.start.at + row * p.start.row + col * p.start.col;
-  T* c = p.c + row * p.c_row + col;
+  p.add(row, col, sum);
+  const int64_t last = p.template last_lanes<V>(col);
   unrolled<R>([&](auto r) FM_INLINE {
+    const T* start = p.start_at(row + r, col);
+    T* c = p.row_at(row + r) + col;
     unrolled<V>([&](auto v) FM_INLINE {
-      const int64_t at = v * kLanes<T>;
-      store(c + r * p.c_row + at, load(start + r * p.start.row + at) + sum[r][v]);
+      constexpr int64_t at = v * kLanes<T>;
+      const Vec<T> total = load(start + at) + sum[r][v];
+      if constexpr (v + 1 < V)
+        store(c + at, total);
+      else
+        store_some<T>(c + at, last, total);
     });
   });
 }
 
-template <int R, int V, class T, int N>
-void last_rows(const Product<T, N>& p, int64_t row, int64_t rows, int64_t col) {
+template <int R, int V, class T, template <class> class P>
+void some_rows(const P<T>& p, int64_t row, int64_t rows, int64_t col) {
   if (rows == R) {
     tile<R, V>(p, row, col);
   } else if constexpr (R > 1) {
-    last_rows<R - 1, V>(p, row, rows, col);
+    some_rows<R - 1, V>(p, row, rows, col);
   }
 }
 
-template <int V, class T, int N>
-void panel(const Product<T, N>& p, int64_t rows, int64_t col) {
+// Tiles of as many rows as fit; the last two share their rows evenly.
+template <int V, class T, template <class> class P>
+void panel(const P<T>& p, int64_t rows, int64_t col) {
+  constexpr int kRows = kTileRows<V>;
   int64_t row = 0;
-  for (; row + kTileRows <= rows; row += kTileRows) tile<kTileRows, V>(p, row, col);
-  if (row < rows) last_rows<kTileRows - 1, V>(p, row, rows - row, col);
+  for (; rows - row >= 2 * kRows || rows - row == kRows; row += kRows) tile<kRows, V>(p, row, col);
+  if (rows - row > kRows) {
+    const int64_t half = (rows - row + 1) / 2;
+    some_rows<kRows, V>(p, row, half, col);
+    row += half;
+  }
+  if (row < rows) some_rows<kRows - 1, V>(p, row, rows - row, col);
 }
 
-template <int V = kTileVectors, class T, int N>
-void last_columns(const Product<T, N>& p, int64_t rows, int64_t col, int64_t vectors) {
+template <int V, class T, template <class> class P>
+void last_columns(const P<T>& p, int64_t rows, int64_t col, int64_t vectors) {
   if (vectors == V) {
     panel<V>(p, rows, col);
   } else if constexpr (V > 1) {
@@ -121,16 +153,20 @@ void last_columns(const Product<T, N>& p, int64_t rows, int64_t col, int64_t vec
   }
 }
 
+template <class T, template <class> class P>
+void multiply_all(const P<T>& p, int64_t rows, int64_t columns) {
+  const int64_t end = padded<T>(columns);
+  int64_t col = 0;
+  for (; col + kTileVectors * kLanes<T> <= end; col += kTileVectors * kLanes<T>)
+    panel<kTileVectors>(p, rows, col);
+  if (col < end) last_columns<kTileVectors>(p, rows, col, (end - col) / kLanes<T>);
+}
+
 // Every column up to the padding of `columns`, into rows of C with stride c_row.
 template <class T, int N>
 void multiply(T* c, int64_t c_row, int64_t rows, int64_t columns, const Start<T>& start,
               const Factors<T> (&factors)[N]) {
-  const int64_t end = padded<T>(columns);
-  const Product<T, N> p{c, c_row, start, factors};
-  int64_t col = 0;
-  for (; col + kTileVectors * kLanes<T> <= end; col += kTileVectors * kLanes<T>)
-    panel<kTileVectors>(p, rows, col);
-  if (col < end) last_columns(p, rows, col, (end - col) / kLanes<T>);
+  multiply_all(Product<T>{c, c_row, start, factors, N}, rows, columns);
 }
 template <class T, int N>
 void multiply(T* c, int64_t rows, int64_t columns, const Start<T>& start,

@@ -59,6 +59,14 @@ inline std::vector<Axis> without_padding(const Axis& whole, int64_t source) {
 struct Neighbours {
   Axis y;
   Axis x;
+
+  int64_t count() const { return y.count * x.count; }
+  // Places the weights of each neighbour, rows for `channels`, from `begin` on (see order_weights).
+  void place(int64_t begin, int64_t channels, int64_t (&places)[9]) const {
+    for (int64_t i = 0; i < y.count; ++i)
+      for (int64_t j = 0; j < x.count; ++j)
+        places[3 * y.position[i] + x.position[j]] = begin + (i * x.count + j) * channels;
+  }
 };
 
 template <class T>
@@ -121,32 +129,22 @@ inline void copy_padded(const T* from, int64_t size, T* to) {
 }
 
 // Reorders weights (out, in, 3, 3) into one padded row of output channels per neighbour and source
-// channel; for the gradient of the input, `in` and `out` are exchanged.
+// channel; for the gradient of the input, `in` and `out` are exchanged. Row c of the weights at
+// position p of the kernel goes to place[p] + c.
 template <class T>
-void order_weights(const T* weight, const ConvShape& shape, const Neighbours& whole, bool for_input,
-                   T* to) {
-  const int64_t columns = padded<T>(for_input ? shape.in : shape.out);
-  const int64_t channels = for_input ? shape.out : shape.in;
-  int64_t row_of[9];
-  for (int64_t& row : row_of) row = -1;
-  for (int64_t i = 0; i < whole.y.count; ++i)
-    for (int64_t j = 0; j < whole.x.count; ++j)
-      row_of[3 * whole.y.position[i] + whole.x.position[j]] = (i * whole.x.count + j) * channels;
+void order_weights(const T* weight, const ConvShape& shape, const int64_t (&place)[9],
+                   bool for_input, T* to) {
+  const int64_t in = shape.in, out = shape.out, columns = padded<T>(for_input ? in : out);
   if (!for_input) {
     transpose<T>(
-        shape.out, 9 * shape.in, columns, [&](int64_t o) { return weight + 9 * shape.in * o; },
-        [&](int64_t k) { return to + (row_of[k % 9] + k / 9) * columns; });
+        out, 9 * in, columns, [&](int64_t o) { return weight + 9 * in * o; },
+        [&](int64_t k) { return to + (place[k % 9] + k / 9) * columns; });
     return;
   }
-  for (int position = 0; position < 9; ++position) {
-    if (row_of[position] < 0) continue;
-    for (int64_t o = 0; o < shape.out; ++o) {
-      const T* w = weight + 9 * shape.in * o + position;
-      T* row = to + (row_of[position] + o) * columns;
-      for (int64_t i = 0; i < shape.in; ++i) row[i] = w[9 * i];
-      for (int64_t i = shape.in; i < columns; ++i) row[i] = 0;
-    }
-  }
+  for (int64_t o = 0; o < out; ++o)
+    transpose<T>(
+        in, 9, columns, [&](int64_t i) { return weight + 9 * (in * o + i); },
+        [&](int64_t position) { return to + (place[position] + o) * columns; });
 }
 
 }  // namespace fastmeta::cpu::FM_ISA

@@ -14,6 +14,13 @@ namespace winograd {
 
 constexpr int kPositions = 16;
 
+// The stride between the matrices of neighbouring positions, of `rows` rows: a cache line more than
+// their size, since strides of whole pages compete for the same places in the cache.
+template <class T>
+int64_t position_stride(int64_t rows, int64_t row) {
+  return rows * row + 64 / static_cast<int64_t>(sizeof(T));
+}
+
 // The 2x2 tiles of images' outputs, the last of which may reach beyond the edge.
 struct Tiles {
   int64_t rows, columns;
