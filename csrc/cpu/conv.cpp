@@ -96,9 +96,9 @@ void run_winograd(const Correlation<T>& c, const Neighbours& at, const Parallel&
         winograd::input_tile(c.from, image + n, y - 1, x - 1, inputs + i * from_row, input);
       });
       for (int k = 0; k < winograd::kPositions; ++k)
-        multiply<T, 1>(sums + k * sum, count, c.to.c, zeros<T>(),
-                       {{inputs + k * input, from_row, 1, start + row + k * matrix, row,
-                         c.from.c}});
+        multiply<T, 1>(
+            sums + k * sum, count, c.to.c, zeros<T>(),
+            {{inputs + k * input, from_row, 1, start + row + k * matrix, row, c.from.c}});
       tiles.each(first, count, [&](int64_t i, int64_t n, int64_t y, int64_t x) {
         winograd::output_tile(sums + i * row, sum, start, c.to, image + n, y, x);
       });

@@ -9,7 +9,7 @@ constexpr int64_t kMaxChunks = 16;
 // The gradients of weight and bias of all groups. Partial sums over chunks of pixels, whose bounds
 // depend on sizes alone, are added in order. A part is `positions` matrices (in, out) and the bias.
 template <class T>
-struct Sums {
+struct PartialSums {
   const ConvShape& shape;
   int64_t positions;
   int64_t units;   // blocks per group, distributed evenly over the chunks
@@ -20,7 +20,7 @@ struct Sums {
   Arena<T> arena{shape.groups * chunks * part};
   T* parts = arena.take(shape.groups * chunks * part);
 
-  Sums(const ConvShape& shape_, int64_t positions_, int64_t units_, int64_t min_units)
+  PartialSums(const ConvShape& shape_, int64_t positions_, int64_t units_, int64_t min_units)
       : shape(shape_),
         positions(positions_),
         units(units_),
@@ -70,8 +70,8 @@ void add_rows(const T* rows, int64_t row, int64_t count, int64_t out, T* bias) {
 // of dy that do not fill their vectors are copied to `rows`.
 template <class T>
 void add_block(const ConvShape& s, const Images<const T>& x, const Images<const T>& dy,
-               int64_t image, const Block& b, int64_t first, int64_t end, const Sums<T>& sums,
-               T* part, direct::Pixels<T, const T>& pixels, T* rows) {
+               int64_t image, const Block& b, int64_t first, int64_t end,
+               const PartialSums<T>& sums, T* part, direct::Pixels<T, const T>& pixels, T* rows) {
   const Axis &v = b.at.y, &h = b.at.x;
   const int64_t count = b.pixels();
   pixels.find(x, dy, image, b);
@@ -102,7 +102,7 @@ void run_direct(const ConvWeightArgs& args, const Parallel& parallel) {
   std::vector<Block> blocks;
   append_blocks({reads_input(s.h, s.stride), reads_input(s.w, s.stride)}, 0, 0, s.n, s.h, s.w,
                 kBlock, blocks);
-  const Sums<T> sums(s, 9, static_cast<int64_t>(blocks.size()), 8);
+  const PartialSums<T> sums(s, 9, static_cast<int64_t>(blocks.size()), 8);
   const int64_t limit = max_pixels(blocks);
   // Small images have a single chunk: with enough channels, kernel rows are separate work items.
   const int64_t slabs = s.in < 16 ? 1 : 3;
@@ -135,7 +135,7 @@ void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
   const Images<const T> dy{static_cast<const T*>(args.dy), s.h, s.w, s.out};
   const winograd::Tiles tiles(s.h, s.w);
   const int64_t units = s.n * tiles.count();
-  const Sums<T> sums(s, winograd::kPositions, units, 8 * kBlock);
+  const PartialSums<T> sums(s, winograd::kPositions, units, 8 * kBlock);
   const int64_t row = sums.row, in_row = padded<T>(s.in);
   const int64_t chunks = s.groups * sums.chunks;
   const int64_t inputs_size = winograd::kPositions * winograd::position_stride<T>(kBlock, in_row);
@@ -158,13 +158,11 @@ void run_winograd(const ConvWeightArgs& args, const Parallel& parallel) {
         });
         for (int k = 0; k < winograd::kPositions; ++k) {
           T* position = to + k * sums.matrix;
-          multiply<T, 1>(
-              position, s.in, s.out, {position, row, 1},
-              {{inputs + k * input, 1, in_row, outputs + k * output, row, count}});
+          multiply<T, 1>(position, s.in, s.out, {position, row, 1},
+                         {{inputs + k * input, 1, in_row, outputs + k * output, row, count}});
         }
         // The element of A dy A' at (1, 1), position 5, is the sum of the tile.
-        add_rows(outputs + 5 * output, row, count, s.out,
-                 to + winograd::kPositions * sums.matrix);
+        add_rows(outputs + 5 * output, row, count, s.out, to + winograd::kPositions * sums.matrix);
       }
     }
   });

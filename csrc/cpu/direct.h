@@ -35,6 +35,8 @@ struct Pixels {
 // each, times weights.
 template <class T>
 struct Correlated {
+  static constexpr int kMostRows = 8;
+
   const Pixels<T, T>& pixels;
   const T* start;
   int64_t channels;
@@ -73,6 +75,8 @@ struct Correlated {
 // C += the sum over pixels of the elements of a[k] times b[k].
 template <class T>
 struct OuterProducts {
+  static constexpr int kMostRows = 12;  // at constant distances
+
   T* c;
   int64_t row;
   const T* const* a;

@@ -16,9 +16,11 @@ constexpr int kTileSums = 12, kTileVectors = 2;
 #else
 constexpr int kTileSums = 8, kTileVectors = 2;
 #endif
-// Rows of a tile of V vectors; each row of A takes a general register.
+// Rows of a tile of V vectors, up to `most`.
 template <int V>
-constexpr int kTileRows = kTileSums / V < 8 ? kTileSums / V : 8;
+constexpr int tile_rows(int most) {
+  return kTileSums / V < most ? kTileSums / V : most;
+}
 
 template <class T>
 int64_t padded(int64_t width) {
@@ -81,6 +83,8 @@ Start<T> zeros() {
 // C = start + the sum of `count` products.
 template <class T>
 struct Product {
+  static constexpr int kMostRows = 8;  // the start of each takes a general register
+
   T* c;
   int64_t c_row;
   Start<T> start;
@@ -133,7 +137,7 @@ void some_rows(const P<T>& p, int64_t row, int64_t rows, int64_t col) {
 // Tiles of as many rows as fit; the last two share their rows evenly.
 template <int V, class T, template <class> class P>
 void panel(const P<T>& p, int64_t rows, int64_t col) {
-  constexpr int kRows = kTileRows<V>;
+  constexpr int kRows = tile_rows<V>(P<T>::kMostRows);
   int64_t row = 0;
   for (; rows - row >= 2 * kRows || rows - row == kRows; row += kRows) tile<kRows, V>(p, row, col);
   if (rows - row > kRows) {

@@ -7,6 +7,7 @@
 // gradient in g is G' [(A dy A') * (B' d B)] G.
 #pragma once
 
+#include "cpu/channels.h"
 #include "cpu/neighbours.h"
 
 namespace fastmeta::cpu::FM_ISA {
@@ -43,98 +44,115 @@ struct Tiles {
   }
 };
 
-// Rows of a matrix are channels of a tile; `position` is the stride between the matrices of
-// neighbouring positions.
-template <class T, int N>
-inline void store_row(const Vec<T> (&v)[N], T* to, int64_t position) {
-  for (int k = 0; k < N; ++k) store(to + k * position, v[k]);
+// Element I of B' d and of A d, along one axis; d(k) returns element k. Few values at a time and
+// constants at compile time keep all of them in registers.
+template <int I, class Get>
+FM_INLINE inline auto input_transform(const Get& d) {
+  constexpr int first[] = {0, 1, 2, 1}, second[] = {2, 2, 1, 3};
+  const auto a = d(std::integral_constant<int, first[I]>{});
+  const auto b = d(std::integral_constant<int, second[I]>{});
+  return I == 1 ? a + b : a - b;
+}
+template <int I, class Get>
+FM_INLINE inline auto gradient_transform(const Get& d) {
+  const auto a = d(std::integral_constant<int, 0>{}), b = d(std::integral_constant<int, 1>{});
+  return I == 0 ? a : I == 1 ? a + b : I == 2 ? a - b : -b;
 }
 
-template <class T>
-inline void input_transform(const Vec<T> (&d)[4], Vec<T> (&v)[4]) {
-  v[0] = d[0] - d[2];
-  v[1] = d[1] + d[2];
-  v[2] = d[2] - d[1];
-  v[3] = d[1] - d[3];
+// Calls body(c, pixel) for every vector of channels; pixel(i, j) is that of pixel (y + i, x + j),
+// for constants up to N, zeros outside of the image.
+template <int N, class T, class Body>
+FM_INLINE inline void each_vector_of_tile(const Images<const T>& from, int64_t image, int64_t y,
+                                          int64_t x, const Body& body) {
+  const int64_t top = std::max<int64_t>(0, -y), bottom = std::min<int64_t>(N, from.h - y);
+  const int64_t left = std::max<int64_t>(0, -x), right = std::min<int64_t>(N, from.w - x);
+  const T* first = from.at(image, y + top, x + left);
+  const int64_t row = from.w * from.c;
+  if (bottom - top == N && right - left == N) {
+    each_vector<T>(from.c, [&](auto lanes, int64_t c) FM_INLINE {
+      body(c,
+           [&](auto i, auto j) FM_INLINE { return lanes.load(first + i * row + j * from.c + c); });
+    });
+    return;
+  }
+  each_vector<T>(from.c, [&](auto lanes, int64_t c) {
+    Vec<T> d[N][N] = {};
+    for (int64_t i = top; i < bottom; ++i)
+      for (int64_t j = left; j < right; ++j)
+        d[i][j] = lanes.load(first + (i - top) * row + (j - left) * from.c + c);
+    body(c, [&](auto i, auto j) FM_INLINE { return d[i][j]; });
+  });
 }
 
-// B' d B of the 4x4 pixels from (y, x) on, some of which may lie outside.
+// B' d B of the 4x4 pixels from (y, x) on, to a row of the matrix of each position; those are
+// `position` apart.
 template <class T>
 void input_tile(const Images<const T>& from, int64_t image, int64_t y, int64_t x, T* to,
                 int64_t position) {
-  const bool inside = y >= 0 && x >= 0 && y + 4 <= from.h && x + 4 <= from.w;
-  for (int64_t c = 0; c < from.c; c += kLanes<T>) {
-    const int64_t lanes = from.c - c < kLanes<T> ? from.c - c : kLanes<T>;
-    Vec<T> by_column[4][4];  // columns of B' d, one after the other
-    for (int j = 0; j < 4; ++j) {
-      Vec<T> d[4];
-      for (int i = 0; i < 4; ++i) {
-        const bool here = inside || (y + i >= 0 && y + i < from.h && x + j >= 0 && x + j < from.w);
-        d[i] = here ? load_some<T>(from.at(image, y + i, x + j) + c, lanes, Vec<T>{}) : Vec<T>{};
-      }
-      input_transform<T>(d, by_column[j]);
-    }
-    for (int i = 0; i < 4; ++i) {
-      const Vec<T> row[4] = {by_column[0][i], by_column[1][i], by_column[2][i], by_column[3][i]};
+  each_vector_of_tile<4>(from, image, y, x, [&](int64_t c, const auto& pixel) FM_INLINE {
+    unrolled<4>([&](auto j) FM_INLINE {
       Vec<T> v[4];
-      input_transform<T>(row, v);
-      store_row<T>(v, to + c + 4 * i * position, position);
-    }
-  }
-}
-
-// A' m A, the 2x2 pixels at (y, x), plus the bias.
-template <class T>
-void output_tile(const T* from, int64_t position, const T* bias, const Images<T>& to, int64_t image,
-                 int64_t y, int64_t x) {
-  for (int64_t c = 0; c < to.c; c += kLanes<T>) {
-    const int64_t lanes = to.c - c < kLanes<T> ? to.c - c : kLanes<T>;
-    const Vec<T> start = load(bias + c);
-    Vec<T> top[4], bottom[4];
-    for (int j = 0; j < 4; ++j) {
-      Vec<T> m[4];
-      for (int i = 0; i < 4; ++i) m[i] = load(from + c + (4 * i + j) * position);
-      top[j] = m[0] + m[1] + m[2];
-      bottom[j] = m[1] - m[2] - m[3];
-    }
-    const auto write = [&](int64_t row, const Vec<T>(&t)[4]) {
-      T* out = to.at(image, row, x) + c;
-      store_some<T>(out, lanes, start + t[0] + t[1] + t[2]);
-      if (x + 1 < to.w) store_some<T>(out + to.c, lanes, start + t[1] - t[2] - t[3]);
-    };
-    write(y, top);
-    if (y + 1 < to.h) write(y + 1, bottom);
-  }
-}
-
-template <class T>
-inline void gradient_transform(Vec<T> d0, Vec<T> d1, Vec<T> (&v)[4]) {
-  v[0] = d0;
-  v[1] = d0 + d1;
-  v[2] = d0 - d1;
-  v[3] = -d1;
+      unrolled<4>([&](auto i) FM_INLINE {
+        v[i] = input_transform<j>([&](auto k) FM_INLINE { return pixel(i, k); });
+      });
+      unrolled<4>([&](auto i) FM_INLINE {
+        store(to + c + (4 * i + j) * position,
+              input_transform<i>([&](auto k) FM_INLINE { return v[k]; }));
+      });
+    });
+  });
 }
 
 // A dy A' of the 2x2 pixels from (y, x) on.
 template <class T>
 void gradient_tile(const Images<const T>& from, int64_t image, int64_t y, int64_t x, T* to,
                    int64_t position) {
-  for (int64_t c = 0; c < from.c; c += kLanes<T>) {
-    const int64_t lanes = from.c - c < kLanes<T> ? from.c - c : kLanes<T>;
-    const auto pixel = [&](int i, int j) {
-      return y + i < from.h && x + j < from.w
-                 ? load_some<T>(from.at(image, y + i, x + j) + c, lanes, Vec<T>{})
-                 : Vec<T>{};
-    };
-    Vec<T> left[4], right[4];
-    gradient_transform<T>(pixel(0, 0), pixel(1, 0), left);
-    gradient_transform<T>(pixel(0, 1), pixel(1, 1), right);
-    for (int i = 0; i < 4; ++i) {
-      Vec<T> v[4];
-      gradient_transform<T>(left[i], right[i], v);
-      store_row<T>(v, to + c + 4 * i * position, position);
-    }
-  }
+  each_vector_of_tile<2>(from, image, y, x, [&](int64_t c, const auto& pixel) FM_INLINE {
+    unrolled<4>([&](auto j) FM_INLINE {
+      Vec<T> v[2];
+      unrolled<2>([&](auto i) FM_INLINE {
+        v[i] = gradient_transform<j>([&](auto k) FM_INLINE { return pixel(i, k); });
+      });
+      unrolled<4>([&](auto i) FM_INLINE {
+        store(to + c + (4 * i + j) * position,
+              gradient_transform<i>([&](auto k) FM_INLINE { return v[k]; }));
+      });
+    });
+  });
+}
+
+// A' m A, the 2x2 pixels at (y, x), plus the bias.
+template <class T>
+void output_tile(const T* from, int64_t position, const T* bias, const Images<T>& to, int64_t image,
+                 int64_t y, int64_t x) {
+  const bool right = x + 1 < to.w, below = y + 1 < to.h;
+  T* first = to.at(image, y, x);
+  each_vector<T>(to.c, [&](auto lanes, int64_t c) FM_INLINE {
+    const Vec<T> start = load(bias + c);
+    Vec<T> sum[2][2] = {{start, start}, {start, start}};
+    unrolled<4>([&](auto j) FM_INLINE {
+      Vec<T> m[4];
+      unrolled<4>([&](auto i) FM_INLINE { m[i] = load(from + c + (4 * i + j) * position); });
+      const Vec<T> column[2] = {m[0] + m[1] + m[2], m[1] - m[2] - m[3]};
+      unrolled<2>([&](auto i) FM_INLINE {
+        if constexpr (j < 3) sum[i][0] += column[i];
+        if constexpr (j == 1) sum[i][1] += column[i];
+        if constexpr (j > 1) sum[i][1] -= column[i];
+      });
+    });
+    T* out = first + c;
+    lanes.store(out, sum[0][0]);
+    if (right) lanes.store(out + to.c, sum[0][1]);
+    out += to.w * to.c;
+    if (below) lanes.store(out, sum[1][0]);
+    if (below && right) lanes.store(out + to.c, sum[1][1]);
+  });
+}
+
+// A vector to each of N matrices, which are `position` apart.
+template <class T, int N>
+inline void store_row(const Vec<T> (&v)[N], T* to, int64_t position) {
+  for (int k = 0; k < N; ++k) store(to + k * position, v[k]);
 }
 
 // G g G' of nine matrices of `size` elements: sixteen.
