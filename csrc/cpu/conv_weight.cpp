@@ -88,9 +88,9 @@ void add_block(const ConvShape& s, const Images<const T>& x, const Images<const 
   if (first > 0) return;
   T* bias = part + 9 * sums.matrix;
   for (int64_t o = 0; o < sums.row; o += kLanes<T>) {
-    Vec<T> sum = load(bias + o);
+    Vec<T> sum{};
     for (int64_t k = 0; k < count; ++k) sum += load(pixels.own[k] + o);
-    store(bias + o, sum);
+    store(bias + o, load(bias + o) + sum);
   }
 }
 
