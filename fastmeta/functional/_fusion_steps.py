@@ -14,8 +14,8 @@ from fastmeta.backend import kernel_devices
 from fastmeta.functional._inspection import is_plain
 from fastmeta.models import PerStepBatchNorm2d
 
-# Beyond some 180 channels the op's weights outgrow the caches, and torch's convolution is as fast.
-_MAX_CHANNEL_PAIRS = 1 << 15
+# Beyond some 360 channels the op's weights outgrow the caches, and torch's convolution is as fast.
+_MAX_CHANNEL_PAIRS = 1 << 17
 # What steps that run as an op consist of.
 FUSIBLE = frozenset({nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d})
 
