@@ -2,8 +2,8 @@
 
 Run with ``pytest benchmarks/ops/test_conv.py -s``. Times are of the four convolutions of a Conv-4
 together, with 64 filters on 28x28 images and with 32 filters on 84x84 images, without the layers
-between them. The input of the first one needs no gradient, as in a network. ``-k kernels`` times each
-kernel of each layer alone: the least CPU time of interleaved rounds, one thread.
+between them. The input of the first one needs no gradient, as in a network. ``-k kernels`` times
+each kernel of each layer alone: the least CPU time of interleaved rounds, one thread.
 """
 
 from __future__ import annotations
