@@ -10,6 +10,7 @@ from fastmeta.engines.base import (
     StepSpec,
 )
 from fastmeta.engines.batched import BatchedEngine
+from fastmeta.engines.compiled import Compilation, CompiledEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.engines.selection import EngineSelector
@@ -18,6 +19,8 @@ from fastmeta.functional import Loss
 __all__ = [
     "ENGINES",
     "BatchedEngine",
+    "Compilation",
+    "CompiledEngine",
     "Engine",
     "EngineName",
     "EngineSelector",

@@ -32,7 +32,7 @@ class LoopEngine(Engine):
         for i, task in enumerate(batch):
             own = spec.model.clone_buffers()
             result = spec.metagrad.task(
-                self._losses(task, own, heads),
+                self.losses(task, own, heads),
                 spec.model.params,
                 spec.adaptation,
                 replace(context, task=first + i),
@@ -43,7 +43,8 @@ class LoopEngine(Engine):
         support, query, outputs = zip(*results, strict=True)
         return StepResult(torch.stack(support), torch.stack(query), collect_outputs(batch, outputs))
 
-    def _losses(self, task: Task[Any, Any], buffers: Buffers, heads: HeadFinder) -> TaskLosses:
+    def losses(self, task: Task[Any, Any], buffers: Buffers, heads: HeadFinder) -> TaskLosses:
+        """The losses of a task, with its own buffers."""
         model, loss = self.spec.model, self.spec.loss
 
         def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastmeta._checks import check_choice
 from fastmeta.engines.base import ENGINES, Engine, EngineName, StepSpec
 from fastmeta.engines.batched import BatchedEngine
+from fastmeta.engines.compiled import Compilation, CompiledEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.tasks import MetaBatch
@@ -15,7 +18,8 @@ class EngineSelector:
 
     `"auto"` selects the MLP engine where it is suitable, else the loop. It never selects the
     batched engine, which on the CPU is slower than the loop for large layers and batches
-    (`benchmarks/NOTES.md`), and has not been measured on a GPU.
+    (`benchmarks/NOTES.md`), and has not been measured on a GPU; nor the compiled one, whose first
+    meta-step takes seconds to minutes.
 
     Args:
         name: one of [`ENGINES`][fastmeta.engines.ENGINES].
@@ -29,8 +33,19 @@ class EngineSelector:
         check_choice("engine", name, ENGINES)
         self.name = name
         self._loop = LoopEngine(spec)
-        kinds = {"auto": MlpEngine, "mlp": MlpEngine, "batched": BatchedEngine}
+        kinds: dict[str, type[Engine]] = {
+            "auto": MlpEngine,
+            "mlp": MlpEngine,
+            "batched": BatchedEngine,
+            "compiled": CompiledEngine,
+        }
         self._special: Engine | None = kinds[name](spec) if name in kinds else None
+
+    @property
+    def compilations(self) -> Sequence[Compilation]:
+        """What the compiled engine has compiled so far; nothing for other engines."""
+        engine = self._special
+        return tuple(engine.compilations) if isinstance(engine, CompiledEngine) else ()
 
     def select(self, batch: MetaBatch) -> Engine:
         """The engine for a meta-batch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
@@ -13,7 +13,15 @@ from fastmeta._checks import check_choice
 from fastmeta.adaptation import Adaptation
 from fastmeta.aggregation import Aggregation
 from fastmeta.distributed import Sharding
-from fastmeta.engines import ENGINES, EngineName, EngineSelector, Loss, StepResult, StepSpec
+from fastmeta.engines import (
+    ENGINES,
+    Compilation,
+    EngineName,
+    EngineSelector,
+    Loss,
+    StepResult,
+    StepSpec,
+)
 from fastmeta.engines.base import Outputs
 from fastmeta.functional import Checkpoint, CoLearner, FunctionalModule, FusedModule, Head
 from fastmeta.gradients import TaskGradients
@@ -51,7 +59,9 @@ class MetaLearner:
             supports everything. `"mlp"`: one compiled call for plain multi-layer perceptrons (see
             [`fastmeta.engines.MlpEngine`][]). `"batched"`: all tasks in one call of the module
             under `torch.vmap`, for networks so small that Python overhead dominates (see
-            [`fastmeta.engines.BatchedEngine`][]). `"auto"`: the MLP engine where it is
+            [`fastmeta.engines.BatchedEngine`][]). `"compiled"`: the meta-gradient of a task by
+            `torch.compile`, whose first meta-step takes seconds to minutes (see
+            [`fastmeta.engines.CompiledEngine`][]). `"auto"`: the MLP engine where it is
             suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
             an `nn.Sequential` as compiled ops, and attention where second derivatives are taken
@@ -137,6 +147,11 @@ class MetaLearner:
     @engine.setter
     def engine(self, name: EngineName) -> None:
         self._step = replace(self._step, engines=EngineSelector(name, self._step.spec))
+
+    @property
+    def compilations(self) -> Sequence[Compilation]:
+        """What engine `"compiled"` has compiled for the parameters trainable now, and why."""
+        return self._step.engines.compilations
 
     @property
     def loss(self) -> Loss:
