@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fastmeta/activation.h"
+#include "fastmeta/adamw.h"
 #include "fastmeta/attention.h"
 #include "fastmeta/combine.h"
 #include "fastmeta/conv.h"

@@ -131,6 +131,26 @@ inline Vec<A> splat(A x) {
   return x - Vec<A>{};  // optimised away, unlike x + 0, which differs from x for -0
 }
 
+// The square root of every lane; V is a Vec.
+template <class V>
+inline V square_root(V v) {
+#if FM_VECTOR_BYTES == 64
+  if constexpr (sizeof(v[0]) == 4)
+    return reinterpret_cast<V>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v)));
+  else
+    return reinterpret_cast<V>(_mm512_sqrt_pd(reinterpret_cast<__m512d>(v)));
+#elif FM_VECTOR_BYTES == 32
+  if constexpr (sizeof(v[0]) == 4)
+    return reinterpret_cast<V>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
+  else
+    return reinterpret_cast<V>(_mm256_sqrt_pd(reinterpret_cast<__m256d>(v)));
+#else
+  constexpr size_t lanes = sizeof(V) / sizeof(v[0]);
+  for (size_t i = 0; i < lanes; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
+}
+
 template <class A>
 inline double sum(Vec<A> v) {
   double total = 0;

@@ -1,3 +1,4 @@
+#include "cpu/items.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -30,17 +31,9 @@ void step(const StepItem& item, int64_t begin, int64_t end) {
 }  // namespace
 
 void inner_step(const StepArgs& args, const Parallel& parallel) {
-  std::vector<int64_t> first(args.count + 1, 0);  // offsets in the concatenation of all items
-  for (int64_t k = 0; k < args.count; ++k) first[k + 1] = first[k] + args.items[k].n;
   dispatch(args.dtype, [&](auto zero) {
     using T = decltype(zero);
-    parallel(first.back(), kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t k = 0; k < args.count; ++k) {
-        const int64_t from = begin > first[k] ? begin : first[k];
-        const int64_t to = end < first[k + 1] ? end : first[k + 1];
-        if (from < to) step<T>(args.items[k], from - first[k], to - first[k]);
-      }
-    });
+    each_item(args.items, args.count, kGrain, parallel, step<T>);
   });
 }
 

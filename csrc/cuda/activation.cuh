@@ -7,28 +7,9 @@
 
 namespace fastmeta::cuda {
 
-// The elements of a thread, from `first` on; `left` of them exist.
-template <class T>
-struct ActivationLanes {
-  using A = Acc<T>;
-  int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kLanes<T>;
-  int64_t left;
-
-  __device__ explicit ActivationLanes(int64_t count) : left(count - first) {}
-  __device__ void read(const void* from, A (&x)[kLanes<T>]) const {
-    const T* p = static_cast<const T*>(from) + first;
-    as_type(left >= kLanes<T> && aligned16(p),
-            [&](auto whole) { load_lanes<decltype(whole)::value>(p, left, x); });
-  }
-  __device__ void write(void* to, const A (&x)[kLanes<T>]) const {
-    T* p = static_cast<T*>(to) + first;
-    store_lanes(p, left, aligned16(p), x);
-  }
-};
-
 // Calls body(k, curve) for every element of a thread.
 template <class T, class Args, class Body>
-__device__ void each_curve(const Args& args, const ActivationLanes<T>& lanes, const Body& body) {
+__device__ void each_curve(const Args& args, const ElementLanes<T>& lanes, const Body& body) {
   using A = Acc<T>;
   A x[kLanes<T>];
   lanes.read(args.x, x);
@@ -39,7 +20,7 @@ __device__ void each_curve(const Args& args, const ActivationLanes<T>& lanes, co
 
 template <class T>
 __global__ void activation_forward_kernel(ActivationForwardArgs args) {
-  const ActivationLanes<T> lanes(args.count);
+  const ElementLanes<T> lanes(blockIdx.x, args.count);
   if (lanes.left <= 0) return;
   Acc<T> y[kLanes<T>];
   each_curve(args, lanes, [&](int k, const Curve<Acc<T>>& f) { y[k] = f.value; });
@@ -48,7 +29,7 @@ __global__ void activation_forward_kernel(ActivationForwardArgs args) {
 
 template <class T>
 __global__ void activation_backward_kernel(ActivationBackwardArgs args) {
-  const ActivationLanes<T> lanes(args.count);
+  const ElementLanes<T> lanes(blockIdx.x, args.count);
   if (lanes.left <= 0) return;
   Acc<T> dout[kLanes<T>];
   lanes.read(args.dout, dout);
@@ -59,7 +40,7 @@ __global__ void activation_backward_kernel(ActivationBackwardArgs args) {
 template <class T>
 __global__ void activation_second_kernel(ActivationSecondArgs args) {
   using A = Acc<T>;
-  const ActivationLanes<T> lanes(args.count);
+  const ElementLanes<T> lanes(blockIdx.x, args.count);
   if (lanes.left <= 0) return;
   A dout[kLanes<T>], tdout[kLanes<T>] = {}, tx[kLanes<T>];
   lanes.read(args.dout, dout);

@@ -71,4 +71,24 @@ __device__ inline void copy_lanes(const T* from, int64_t left, T* p) {
     for (int k = 0; k < kLanes<T> && k < left; ++k) p[k] = from[k];
 }
 
+// The elements of a thread in a tensor of `count`, 16 bytes from `first` on; `left` of them exist.
+// `block`: number of the block in the tensor.
+template <class T>
+struct ElementLanes {
+  using A = Acc<T>;
+  int64_t first, left;
+
+  __device__ ElementLanes(int64_t block, int64_t count)
+      : first((block * kThreads + threadIdx.x) * kLanes<T>), left(count - first) {}
+  __device__ void read(const void* from, A (&x)[kLanes<T>]) const {
+    const T* p = static_cast<const T*>(from) + first;
+    as_type(left >= kLanes<T> && aligned16(p),
+            [&](auto whole) { load_lanes<decltype(whole)::value>(p, left, x); });
+  }
+  __device__ void write(void* to, const A (&x)[kLanes<T>]) const {
+    T* p = static_cast<T*>(to) + first;
+    store_lanes(p, left, aligned16(p), x);
+  }
+};
+
 }  // namespace fastmeta::cuda

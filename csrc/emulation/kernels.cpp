@@ -5,6 +5,7 @@
 #include "emulation/mma.h"
 // The kernels need the names above.
 #include "cuda/activation.cuh"
+#include "cuda/adamw.cuh"
 #include "cuda/attention_launch.cuh"
 #include "cuda/combine.cuh"
 #include "cuda/cross_entropy.cuh"
@@ -41,6 +42,14 @@ void combine(const CombineArgs& args, uint64_t seed) {
 
 void inner_step(const StepArgs& args, uint64_t seed) {
   cuda::launch_inner_step(args, Launch(seed));
+}
+
+void adamw_step(const AdamwArgs& args, uint64_t seed) {
+  cuda::launch_adamw_step(args, Launch(seed));
+}
+
+void adamw_adjoint(const AdamwArgs& args, uint64_t seed) {
+  cuda::launch_adamw_adjoint(args, Launch(seed));
 }
 
 void hvp_perturb(const PerturbArgs& args, uint64_t seed) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fastmeta/activation.h"
+#include "fastmeta/adamw.h"
 #include "fastmeta/attention.h"
 #include "fastmeta/combine.h"
 #include "fastmeta/cross_entropy.h"
@@ -23,6 +24,8 @@ void row_similarity(const RowSimilarityArgs& args, uint64_t seed);
 void mean_similarity(const MeanSimilarityArgs& args, uint64_t seed);
 void combine(const CombineArgs& args, uint64_t seed);
 void inner_step(const StepArgs& args, uint64_t seed);
+void adamw_step(const AdamwArgs& args, uint64_t seed);
+void adamw_adjoint(const AdamwArgs& args, uint64_t seed);
 void hvp_perturb(const PerturbArgs& args, uint64_t seed);
 void hvp_difference(const DifferenceArgs& args, uint64_t seed);
 void pack(const Copy* copies, int64_t count, uint64_t seed);

@@ -105,6 +105,25 @@ void inner_step(const std::string& dtype, const std::vector<py::array>& theta,
                         seed);
 }
 
+// AdamwItem's lists of flat arrays, one array per tensor: 4 inputs and 3 outputs of the update, or
+// 6 and 4 of its adjoint. `rates` are AdamwRates in order.
+void adamw(const std::string& dtype, const std::vector<double>& rates,
+           const std::vector<std::vector<py::array>>& in, std::vector<std::vector<py::array>> out,
+           uint64_t seed) {
+  std::vector<AdamwItem> items(in[0].size());
+  for (size_t k = 0; k < items.size(); ++k) {
+    for (size_t j = 0; j < in.size(); ++j) items[k].in[j] = in[j][k].data();
+    for (size_t j = 0; j < out.size(); ++j) items[k].out[j] = out[j][k].mutable_data();
+    items[k].n = in[0][k].size();
+  }
+  const AdamwArgs args{dtype_named(dtype),
+                       {rates.at(0), rates.at(1), rates.at(2), rates.at(3), rates.at(4),
+                        rates.at(5), rates.at(6), rates.at(7)},
+                       items.data(),
+                       static_cast<int64_t>(items.size())};
+  in.size() == 4 ? emulation::adamw_step(args, seed) : emulation::adamw_adjoint(args, seed);
+}
+
 void hvp_perturb(const std::string& dtype, const py::array& theta, const py::array& v,
                  const py::array& eps, py::array plus, py::array minus, uint64_t seed) {
   emulation::hvp_perturb({dtype_named(dtype), theta.shape(0), theta.shape(1), theta.data(),
@@ -446,6 +465,7 @@ void add_emulation(py::module_& m) {
   cuda.def("mean_similarity", &mean_similarity);
   cuda.def("combine", &combine);
   cuda.def("inner_step", &inner_step);
+  cuda.def("adamw", &adamw);
   cuda.def("hvp_perturb", &hvp_perturb);
   cuda.def("hvp_difference", &hvp_difference);
   cuda.def("pack", &pack);

@@ -82,7 +82,7 @@ void check_rows(const cpu::Kernels& kernels) {
   const Segments parts{bounds, 3}, one{ends, 1};
   std::vector<T> a = numbers<T>(kSize), b = numbers<T>(kSize), c = numbers<T>(kSize);
   std::vector<T> eps = numbers<T>(kTasks), alpha = numbers<T>(kColumns);
-  std::vector<T> coef = numbers<T>(kTasks * 3 * 2), x(kSize), y(kSize);
+  std::vector<T> coef = numbers<T>(kTasks * 3 * 2), x(kSize), y(kSize), rest(kSize), more(kSize);
   const Matrix rows{a.data(), kTasks, kColumns, kColumns},
       others{b.data(), kTasks, kColumns, kColumns};
   std::vector<double> partial(count_chunks(parts, kColumns, kCpuChunking) * kTasks * kTasks);
@@ -106,6 +106,17 @@ void check_rows(const cpu::Kernels& kernels) {
         {a.data(), b.data(), c.data(), x.data() + kSize / 2, kSize / 3, true, false},
         {a.data(), b.data(), eps.data(), x.data() + kSize / 2 + kSize / 3, kSize / 6, false, true}};
     kernels.inner_step({kDType<T>, items, 3}, p);
+  });
+  check("adamw_step", {memory(x), memory(y)}, [&](const Parallel& p) {
+    const AdamwItem items[] = {
+        {{a.data(), b.data(), c.data(), b.data()}, {x.data(), y.data(), rest.data()}, kSize}};
+    kernels.adamw_step({kDType<T>, {0.99, 0.1, 0.9, 0.1, 0.99, 0.01, 0.5, 1e-8}, items, 1}, p);
+  });
+  check("adamw_adjoint", {memory(x), memory(y), memory(rest)}, [&](const Parallel& p) {
+    const AdamwItem items[] = {{{a.data(), b.data(), c.data(), c.data(), b.data(), a.data()},
+                                {x.data(), y.data(), rest.data(), more.data()},
+                                kSize}};
+    kernels.adamw_adjoint({kDType<T>, {0.99, 0.1, 0.9, 0.1, 0.99, 0.01, 0.5, 1e-8}, items, 1}, p);
   });
   check("hvp_perturb", {memory(x), memory(y)}, [&](const Parallel& p) {
     kernels.hvp_perturb(

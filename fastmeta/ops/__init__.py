@@ -1,6 +1,7 @@
 """Compiled ops on packed task gradients; [`fastmeta.reference`][] has the PyTorch references."""
 
 from fastmeta.ops.activation import gelu, silu
+from fastmeta.ops.adamw import adamw_adjoint, adamw_step
 from fastmeta.ops.attention import attention
 from fastmeta.ops.combine import combine, combine_
 from fastmeta.ops.conv import conv3x3
@@ -20,6 +21,8 @@ from fastmeta.ops.weights import agreement_weights, gsl_coefficients, gsl_task_w
 __all__ = [
     "HeadSimilarity",
     "MlpStep",
+    "adamw_adjoint",
+    "adamw_step",
     "agreement_weights",
     "attention",
     "batch_norm_relu",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastmeta.ops._function import apply, needs_autograd
 
@@ -21,7 +22,8 @@ def with_torch_derivatives(
     Args:
         kernel: the compiled op.
         reference: takes the same arguments.
-        count: the op is differentiable in its first so many arguments, tensors or `None`.
+        count: the op is differentiable in its first so many arguments, tensors or `None`; in all
+            but the last ones if it is negative.
         vmap: `vmap(op, info, in_dims, args)`, the rule of the op.
 
     Returns:
@@ -61,8 +63,7 @@ def with_torch_derivatives(
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
             function, tensors, places = _given(reference, ctx, count)
-            along = tuple(tangents[place] for place in places)
-            return torch.func.jvp(function, tuple(tensors), along)[1]
+            return tangent(function, tensors, [tangents[place] for place in places])
 
     def op(*args: Any) -> Any:
         if needs_autograd(*(arg for arg in args[:count] if arg is not None)):
@@ -72,13 +73,23 @@ def with_torch_derivatives(
     return op
 
 
+def tangent(function: Callable[..., Any], point: Sequence[Tensor], along: Sequence[Tensor]) -> Any:
+    """The derivative of a function along a direction, also in a `forward_ad.dual_level`."""
+    if forward_ad._current_level < 0 or torch._C._are_functorch_transforms_active():
+        return torch.func.jvp(function, tuple(point), tuple(along))[1]
+    # torch.func.jvp cannot be nested in one: the transpose of the transpose.
+    found: Any = torch.func.vjp(function, *point)
+    zero = torch.utils._pytree.tree_map(torch.zeros_like, found[0])
+    return torch.func.vjp(found[1], zero)[1](tuple(along))[0]
+
+
 def _given(
     reference: Callable[..., Any], ctx: Any, count: int
 ) -> tuple[Callable[..., Any], list[Tensor], list[int]]:
     """The reference as a function of the differentiable tensors; these; and their places."""
     saved = (t.contiguous() for t in ctx.saved_tensors)  # forward mode takes no expanded tensors
     args = [next(saved) if other is None else other[0] for other in ctx.others]
-    places = [place for place in range(count) if args[place] is not None]
+    places = [place for place, arg in enumerate(args[:count]) if arg is not None]
 
     def function(*tensors: Tensor) -> Any:
         return reference(*_spread(tensors, places, len(args), args))

@@ -8,6 +8,7 @@ from fastmeta.reference.activation import (
     gelu,
     silu,
 )
+from fastmeta.reference.adamw import adamw_adjoint, adamw_step
 from fastmeta.reference.attention import (
     attention,
     attention_backward,
@@ -51,6 +52,8 @@ __all__ = [
     "activation_backward",
     "activation_backward_tangent",
     "activation_second",
+    "adamw_adjoint",
+    "adamw_step",
     "attention",
     "attention_backward",
     "attention_second",

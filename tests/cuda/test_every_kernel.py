@@ -33,6 +33,9 @@ def run_packed(name: str) -> None:
     for buffers in (1, 2):
         cuda.combine(name, [g] * buffers, wide(2, 1, buffers), bounds, [narrow(3)], 0)
     cuda.inner_step(name, [row], [row], [wide(1)], [False], [narrow(3)], 0)
+    for inputs, outputs in ((4, 3), (6, 4)):
+        out = [[narrow(3)] for _ in range(outputs)]
+        cuda.adamw(name, [0.5] * 8, [[row]] * inputs, out, 0)
     cuda.hvp_perturb(name, g, g, wide(2), narrow(2, 3), narrow(2, 3), 0)
     cuda.hvp_difference(name, g, g, g, wide(2), wide(1), narrow(2, 3), 0)
     cuda.pack([row], [narrow(3)], 0)

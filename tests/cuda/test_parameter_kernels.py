@@ -68,6 +68,40 @@ def test_inner_step(dtype: torch.dtype, each: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_adamw(dtype: torch.dtype, aligned: bool) -> None:
+    lr, first, second, eps, decay, _ = settings = (0.1, 0.9, 0.99, 1e-3, 0.2, 3)
+    rates = [1 - lr * decay, lr / (1 - first**4), first, 1 - first, second, 1 - second]
+    rates += [1 - second**4, eps]
+    sizes = [1, 1023, 0, 1025, 31, 33]
+    for op, inputs, squares, outputs in (
+        (reference.adamw_step, 4, 3, 3),
+        (reference.adamw_adjoint, 6, 2, 4),
+    ):
+        lists = [
+            [torch.randn(n + 1).to(dtype)[int(not aligned) :][:n] for n in sizes]
+            for _ in range(inputs)
+        ]
+        lists[squares] = [t.square() + 0.1 for t in lists[squares]]
+        lists[squares][0].zero_()  # an element that never had a gradient
+        lists[squares - 2 if inputs == 6 else 1][0].zero_()
+        found = run(
+            [(n,) for n in sizes] * outputs,
+            dtype,
+            lambda out, seed, lists=lists, outputs=outputs: cuda.adamw(
+                name(dtype),
+                rates,
+                [[array(t) for t in ts] for ts in lists],
+                [out[k * len(sizes) : (k + 1) * len(sizes)] for k in range(outputs)],
+                seed,
+            ),
+        )
+        exact = op(*([t.double() for t in ts] for ts in lists), *settings)
+        for f, e in zip(found, exact, strict=True):
+            close(f, e, e.abs() + 10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tasks", "columns"), [(0, 3), (2, 0), (1, 1), (31, 33), (3, 347)])
 def test_hvp(dtype: torch.dtype, tasks: int, columns: int) -> None:
     v, a, b = (torch.randn(tasks, columns).to(dtype) for _ in range(3))

@@ -39,6 +39,14 @@ SAMPLES = {
         [torch.tensor(0.1)] * 2,
         [0, 1],
     ),
+    "adamw_step": lambda g: (
+        *([g, g[0]], [g + 1, g[1]], [g - 1, g[2]], [g.abs(), g[0].abs()]),
+        *(0.1, 0.9, 0.99, 1e-3, 0.2, 3),
+    ),
+    "adamw_adjoint": lambda g: (
+        *([g, g[0]], [g + 1, g[1]], [g.abs(), g[0].abs()]),
+        *([g - 1, g[2]], [g + 2, g[1]], [g + 3, g[0]], 0.1, 0.9, 0.99, 1e-3, 0.2, 3),
+    ),
     "hvp_perturb": lambda g: (g, g + 1, torch.rand(3)),
     "hvp_difference": lambda g: (g, g + 1, g + 2, torch.rand(3), torch.rand(7)),
     "mlp_step": lambda g: (

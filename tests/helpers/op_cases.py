@@ -96,6 +96,29 @@ def _step(function: Callable[..., Any], frozen: list[bool]) -> Callable[..., Any
     return call
 
 
+ADAMW = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.2, "step": 3}
+
+
+def _adamw_inputs(lists: int, squares: int) -> Inputs:
+    """`lists` lists of tensors, of which number `squares` holds the second moments."""
+
+    def make(dtype: torch.dtype, tasks: int, columns: int) -> tuple[Tensor, ...]:
+        kinds = [_split(dtype, tasks, columns) for _ in range(lists)]
+        kinds[squares] = [t.abs() + 0.5 for t in kinds[squares]]
+        return tuple(t for kind in kinds for t in kind)
+
+    return make
+
+
+def _adamw(op: Callable[..., Any], lists: int, *settings: Any, **named: Any) -> Callable[..., Any]:
+    def call(*tensors: Tensor) -> Any:
+        n = len(tensors) // lists
+        found = op(*(tensors[k * n : (k + 1) * n] for k in range(lists)), *settings, **named)
+        return list(found) if settings else [t for kind in found for t in kind]
+
+    return call
+
+
 def _tasks_of(tensors: tuple[Tensor, ...]) -> int:
     return len(tensors) // 3
 
@@ -188,6 +211,18 @@ CASES = (
         _step(reference.inner_step, [False, True, False]),
         _step_inputs("each"),
     ),
+    Case(
+        "adamw_step",
+        _adamw(ops.adamw_step, 4, **ADAMW),
+        _adamw(reference.adamw_step, 4, 0.1, 0.9, 0.99, 1e-3, 0.2, 3),
+        _adamw_inputs(4, 3),
+    ),
+    Case(
+        "adamw_adjoint",
+        _adamw(ops.adamw_adjoint, 6, **ADAMW),
+        _adamw(reference.adamw_adjoint, 6, 0.1, 0.9, 0.99, 1e-3, 0.2, 3),
+        _adamw_inputs(6, 2),
+    ),
     Case("hvp_perturb", ops.hvp_perturb, reference.hvp_perturb, _hvp_inputs),
     Case("hvp_difference", ops.hvp_difference, reference.hvp_difference, _difference_inputs(False)),
     Case(
@@ -240,7 +275,9 @@ def check(case: Case, tensors: tuple[Tensor, ...], results: list[Tensor]) -> Non
     wide = [t.double() for t in tensors]
     exact = listed(case.reference(*wide))
     sizes = exact if case.scalar else listed(case.reference(*(t.abs() for t in wide)))
-    if "hvp" in case.name or "inner_step" in case.name:  # differences: no sum of absolute terms
+    if any(
+        part in case.name for part in ("hvp", "inner_step", "adamw")
+    ):  # differences: no sum of absolute terms
         sizes = [e.abs() + sum(t.abs().max() for t in wide if t.numel()) for e in exact]
     for found, expected, size in zip(results, exact, sizes, strict=True):
         assert found.shape == expected.shape

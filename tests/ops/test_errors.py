@@ -68,6 +68,22 @@ BAD = {
         lambda: ops.inner_step([G], [G], [torch.ones(15)]),
         "the parameter's shape",
     ),
+    "adamw_step of nothing": (
+        lambda: ops.adamw_step([], [], [], [], lr=0.1, step=0),
+        "at least one tensor",
+    ),
+    "adamw_step with few moments": (
+        lambda: ops.adamw_step([G], [G], [], [G], lr=0.1, step=0),
+        "lists of one length",
+    ),
+    "adamw_step with a flat gradient": (
+        lambda: ops.adamw_step([G], [G.view(15)], [G], [G], lr=0.1, step=0),
+        "list 1 (15) must have the shape (3, 5)",
+    ),
+    "adamw_adjoint of two dtypes": (
+        lambda: ops.adamw_adjoint([G], [G], [G], [G.double()], [G], [G], lr=0.1, step=0),
+        "one dtype",
+    ),
     "hvp_perturb with a column of radii": (
         lambda: ops.hvp_perturb(G, G, torch.ones(3, 1)),
         "one value per task",
