@@ -11,7 +11,15 @@ from fastmeta.adaptation.muon import Muon
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.rmsprop import RMSprop
 from fastmeta.adaptation.sgd import SGD
-from fastmeta.adaptation.tape import Cotangents, Grads, InnerStep, Pullback, Tape, ThroughGrads
+from fastmeta.adaptation.tape import (
+    Cotangents,
+    Grads,
+    InnerStep,
+    Pullback,
+    Tape,
+    ThroughGrads,
+    reverse_sweep,
+)
 from fastmeta.adaptation.wrappers import Clipped, Groups, Scheduled
 from fastmeta.registry import Registry
 
@@ -52,5 +60,6 @@ __all__ = [
     "Scheduled",
     "Tape",
     "ThroughGrads",
+    "reverse_sweep",
     "run_inner_loop",
 ]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta import ops
 from fastmeta._checks import check_integer
-from fastmeta.adaptation._settings import Setting, are_numbers, check_setting, differentiated
+from fastmeta.adaptation._settings import (
+    Setting,
+    are_numbers,
+    check_setting,
+    differentiated,
+    is_zero,
+)
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
+from fastmeta.reference.adamw import root
 
 
 class Adam(Adaptation):
@@ -34,6 +43,7 @@ class Adam(Adaptation):
     """
 
     task_batchable = True
+    weight_decay: Setting = 0.0
 
     def __init__(
         self,
@@ -55,9 +65,14 @@ class Adam(Adaptation):
         self.eps = eps
         self.rates = differentiated(lr, *betas, eps)
 
-    def _bias_corrections(self, step: int) -> tuple[Setting, Setting]:
-        first, second = self.betas
-        return 1 - first ** (step + 1), 1 - second ** (step + 1)
+    def _is_fused(self, params: Sequence[Tensor]) -> bool:
+        """Whether there is one kernel for all parameters; not with tensors as settings."""
+        numbers = are_numbers(self.lr, *self.betas, self.eps, self.weight_decay)
+        return numbers and len({(p.dtype, p.device) for p in params}) == 1
+
+    def _settings(self, step: int) -> dict[str, Any]:
+        settings = {"lr": self.lr, "betas": self.betas, "eps": self.eps, "step": step}
+        return {**settings, "weight_decay": self.weight_decay}
 
     @override
     def start(self, params: Sequence[Tensor]) -> list[Tensor]:
@@ -69,50 +84,59 @@ class Adam(Adaptation):
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         count = len(params)
-        first, second = self.betas
-        bias_1, bias_2 = self._bias_corrections(step)
         updated, means, squares = list(params), list(state[:count]), list(state[count:])
+        used, known = _known(grads)
+        if not used:
+            return updated, [*means, *squares]
+        own = [[kind[i] for i in used] for kind in (updated, means, squares)]
+        if self._is_fused(params):
+            found = ops.adamw_step(own[0], known, own[1], own[2], **self._settings(step))
+        else:
+            found = self._composed(step, known, *own)
+        for i, param, mean, square in zip(used, *found, strict=True):
+            updated[i], means[i], squares[i] = param, mean, square
+        return updated, [*means, *squares]
+
+    def _composed(
+        self,
+        step: int,
+        grads: Sequence[Tensor],
+        params: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        first, second = self.betas
+        bias_1, bias_2 = 1 - first ** (step + 1), 1 - second ** (step + 1)
         for i, grad in enumerate(grads):
-            if grad is None:
-                continue
             means[i] = first * means[i] + (1 - first) * grad
             squares[i] = second * squares[i] + (1 - second) * grad * grad
             width = root(squares[i] / bias_2) + self.eps
-            updated[i] = params[i] - self.lr / bias_1 * means[i] / width
-        return updated, [*means, *squares]
+            if not is_zero(self.weight_decay):
+                params[i] = params[i] * (1 - self.lr * self.weight_decay)
+            params[i] = params[i] - self.lr / bias_1 * means[i] / width
+        return params, means, squares
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        if not are_numbers(self.lr, *self.betas, self.eps):
-            return super().vjp(step, params, grads, state)
-        # The pullback keeps the gradients and the new state.
+    ) -> Pullback:
+        used, known = _known(grads)
+        if not used or not self._is_fused(params):
+            return super().pullback(step, params, grads, state)
         count = len(params)
-        first, second = self.betas
-        bias_1, bias_2 = self._bias_corrections(step)
-        with torch.no_grad():
-            new_params, new_state = self.update(step, params, grads, state)
+        means, squares = [state[i] for i in used], [state[count + i] for i in used]
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
-            d_means, d_squares = list(d_state[:count]), list(d_state[count:])
+            back = [[kind[i] for i in used] for kind in (d_params, d_state, d_state[count:])]
+            found = ops.adamw_adjoint(known, means, squares, *back, **self._settings(step))
+            result = Cotangents(list(d_params), list(d_state), [None] * count, [])
             d_grads: list[Tensor | None] = [None] * count
-            for i, grad in enumerate(grads):
-                if grad is None:
-                    continue
-                mean, square = new_state[i], new_state[count + i]
-                root = (square / bias_2).sqrt()
-                width = root + self.eps
-                scaled = d_params[i] * (self.lr / bias_1) / width
-                d_mean = d_means[i] - scaled
-                # The derivative of the root; 0 where `root` says so.
-                slope = scaled * mean / width / (root * (2 * bias_2))
-                d_square = d_squares[i] + torch.where(square > 0, slope, 0)
-                d_grads[i] = (1 - first) * d_mean + (2 * (1 - second)) * grad * d_square
-                d_means[i], d_squares[i] = first * d_mean, second * d_square
-            return Cotangents(list(d_params), [*d_means, *d_squares], d_grads, [])
+            for i, param, grad, mean, square in zip(used, *found, strict=True):
+                result.params[i], d_grads[i] = param, grad
+                result.state[i], result.state[count + i] = mean, square
+            return result._replace(grads=d_grads)
 
-        return new_params, new_state, pullback
+        return pullback
 
 
 class AdamW(Adam):
@@ -147,33 +171,8 @@ class AdamW(Adam):
         self.weight_decay = weight_decay
         self.rates = differentiated(lr, *betas, eps, weight_decay)
 
-    def _decayed(self, params: Sequence[Tensor], grads: Grads) -> list[Tensor]:
-        factor = 1 - self.lr * self.weight_decay
-        return [p if g is None else p * factor for p, g in zip(params, grads, strict=True)]
 
-    @override
-    def update(
-        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        return super().update(step, self._decayed(params, grads), grads, state)
-
-    @override
-    def vjp(
-        self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        if not are_numbers(self.lr, *self.betas, self.eps, self.weight_decay):
-            return Adaptation.vjp(self, step, params, grads, state)
-        # Adam's pullback does not depend on the parameters; its update is this class's.
-        new_params, new_state, inner = super().vjp(step, params, grads, state)
-
-        def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
-            found = inner(d_params, d_state)
-            return found._replace(params=self._decayed(found.params, grads))
-
-        return new_params, new_state, pullback
-
-
-def root(square: Tensor) -> Tensor:
-    """The square root with derivative 0 at 0, where every gradient so far was zero."""
-    positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+def _known(grads: Grads) -> tuple[list[int], list[Tensor]]:
+    """The gradients that are not `None`, and their places."""
+    used = [i for i, g in enumerate(grads) if g is not None]
+    return used, [g for g in grads if g is not None]

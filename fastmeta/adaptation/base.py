@@ -23,7 +23,7 @@ class Adaptation(ABC):
         steps: number of inner steps during meta-training.
         rates: what the adaptation learns together with the initialisation; nothing by default. A
             learner's optimizer needs leaves that require a gradient.
-        task_batchable: whether `update`, `start` and `vjp` are element-wise in
+        task_batchable: whether `update`, `start` and `pullback` are element-wise in
             the parameters, so that those of `T` tasks can be stacked to `(T, *shape)`. Not
             inherited (a subclass may change that): each class states it in its own body; an
             instance may take it back.
@@ -102,13 +102,12 @@ class Adaptation(ABC):
             The new parameters and the new state.
         """
 
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        """`update` without a graph, and its vector-Jacobian product.
+    ) -> Pullback:
+        """The vector-Jacobian product of `update`, of whose arguments it keeps what it needs.
 
-        By default autograd on this one update; the pullback keeps `params`, `grads` and
-        `state`.
+        By default autograd on this one update, which is computed again.
         """
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
@@ -133,9 +132,7 @@ class Adaptation(ABC):
                 rates=[next(found) for _ in self.rates],
             )
 
-        with torch.no_grad():
-            new_params, new_state = self.update(step, params, grads, state)
-        return new_params, new_state, pullback
+        return pullback
 
 
 def check_loop(lr: float, steps: int) -> None:

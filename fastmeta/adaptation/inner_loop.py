@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta._checks import check_integer
 from fastmeta.adaptation.base import Adaptation
-from fastmeta.adaptation.tape import InnerStep, Tape
+from fastmeta.adaptation.tape import Tape
 from fastmeta.functional._prefix_cache import PrefixCache
 from fastmeta.inner_step import at_step
 
@@ -96,6 +96,7 @@ def run_inner_loop(
             value = loss(fast)
         grads = inner_gradients(value, fast, adapted[k], mask, retain_graph=taped)
         losses.append(value.detach())
+        del value  # and what its graph holds
         plain: list[Tensor | None] = [None if g is None else g.detach() for g in grads]
         if record:
             inner_grads.append(plain)
@@ -103,12 +104,11 @@ def run_inner_loop(
             fast, own_state = adaptation.update(first + k, fast, grads, own_state)
             continue
         with torch.no_grad():
-            if tape is None:
-                updated, own_state = adaptation.update(first + k, fast, plain, own_state)
-            else:
-                updated, own_state, pullback = adaptation.vjp(first + k, fast, plain, own_state)
+            if tape is not None:
                 kept = graph or (tape.gradients and all(adapted[k]))
-                tape.steps.append(InnerStep(first + k, fast, pullback, grads if kept else None))
+                number = first + k
+                tape.record(adaptation, number, fast, plain, own_state, grads if kept else None)
+            updated, own_state = adaptation.update(first + k, fast, plain, own_state)
         fast = [t.requires_grad_() for t in updated]
     return Adapted(fast, inner_grads, losses, own_state)
 

@@ -98,10 +98,10 @@ class LayerPattern(Adaptation):
         return self.inner.update(step, params, grads, state)
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        return self.inner.vjp(step, params, grads, state)
+    ) -> Pullback:
+        return self.inner.pullback(step, params, grads, state)
 
 
 def read_pattern(pattern: str, layers: Sequence[str]) -> list[list[int]]:

@@ -88,9 +88,9 @@ class MetaSGD(Adaptation):
         return list(ops.inner_step(params, grads, [self._of(step, r) for r in self.rates])), []
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+    ) -> Pullback:
         # The pullback keeps the gradients.
         rates = [self._of(step, r.detach()) for r in self.rates]
 
@@ -108,9 +108,7 @@ class MetaSGD(Adaptation):
                 own.copy_(product if self.per == "element" else product.sum())
             return Cotangents(list(d_params), [], d_grads, d_rates)
 
-        with torch.no_grad():
-            new_params, _ = self.update(step, params, grads, state)
-        return new_params, [], pullback
+        return pullback
 
     def _of(self, step: int, rate: Tensor) -> Tensor:
         """A view of the part of `rate` that belongs to the step."""

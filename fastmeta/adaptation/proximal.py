@@ -56,9 +56,9 @@ class ProximalSGD(Adaptation):
         return list(updated), list(offsets)
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+    ) -> Pullback:
         # The update is linear: the pullback keeps no tensor.
         skipped = [g is None for g in grads]
 
@@ -70,6 +70,4 @@ class ProximalSGD(Adaptation):
             d_before = ops.inner_step(d_state, d_total, -self.lam)
             return Cotangents(list(d_params), list(d_before), d_total, [])
 
-        with torch.no_grad():
-            new_params, new_state = self.update(step, params, grads, state)
-        return new_params, new_state, pullback
+        return pullback

@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from fastmeta._checks import check_integer
 from fastmeta.adaptation._settings import Setting, check_setting, differentiated, is_zero
-from fastmeta.adaptation.adam import root
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.tape import Grads
+from fastmeta.reference.adamw import root
 
 
 class RMSprop(Adaptation):

@@ -97,12 +97,12 @@ class SGD(Adaptation):
         return list(ops.inner_step(params, along, lr)), kept
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+    ) -> Pullback:
         lr, momentum, decay = self.lr, self.momentum, self.weight_decay
         if not are_numbers(lr, momentum, decay) or decay or self.nesterov:
-            return super().vjp(step, params, grads, state)
+            return super().pullback(step, params, grads, state)
         # The update is linear: the pullback keeps no tensor.
         skipped = [g is None for g in grads]
 
@@ -116,6 +116,4 @@ class SGD(Adaptation):
             d_grads = [None if skip else d for d, skip in pairs]
             return Cotangents(list(d_params), d_before, d_grads, [])
 
-        with torch.no_grad():
-            new_params, new_state = self.update(step, params, grads, state)
-        return new_params, new_state, pullback
+        return pullback

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastmeta.adaptation.base import Adaptation
 
 Grads = Sequence[Tensor | None]
 
@@ -96,6 +99,32 @@ class Tape:
     gradients: bool = False
     steps: list[InnerStep] = field(default_factory=list)
 
+    def record(
+        self,
+        adaptation: Adaptation,
+        number: int,
+        params: list[Tensor],
+        grads: Grads,
+        state: Sequence[Tensor],
+        kept: Grads | None,
+    ) -> None:
+        """Adds a step.
+
+        Args:
+            adaptation: the update rule.
+            number: of the step.
+            params: the parameters before it.
+            grads: their gradients, without a graph.
+            state: the inner optimizer's state before it.
+            kept: the gradients to keep, see `InnerStep.grads`.
+        """
+        pullback = adaptation.pullback(number, params, grads, state)
+        self.steps.append(InnerStep(number, params, pullback, kept))
+
+    def pop(self) -> InnerStep | None:
+        """Removes the last step, and returns it; `None` if there is none."""
+        return self.steps.pop() if self.steps else None
+
     def reverse_sweep(
         self,
         v: Sequence[Tensor],
@@ -105,22 +134,37 @@ class Tape:
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
         """From derivatives after the recorded steps to those before them; empties the tape.
 
-        Args:
-            v: derivatives with respect to the last parameters.
-            d_state: derivatives with respect to the last state; zero after the last inner step.
-            rates: the learned rates.
-            through_grads: from a step and its cotangents to the derivatives with respect to its
-                parameters, through the gradients, too; without it the gradients are held fixed.
-
-        Returns:
-            The derivatives with respect to the first parameters, to the first state and to the
-            rates.
+        Arguments and result as of `reverse_sweep`.
         """
-        d_rates = [torch.zeros_like(r) for r in rates]
-        while self.steps:
-            step = self.steps.pop()
-            back = step.pullback(v, d_state)
-            v = back.params if through_grads is None else through_grads(step, back)
-            d_state = back.state
-            d_rates = [a + b for a, b in zip(d_rates, back.rates, strict=True)]
-        return v, d_state, d_rates
+        return reverse_sweep(self.pop, v, d_state, rates, through_grads)
+
+
+def reverse_sweep(
+    pop: Callable[[], InnerStep | None],
+    v: Sequence[Tensor],
+    d_state: Sequence[Tensor],
+    rates: Sequence[Tensor],
+    through_grads: ThroughGrads | None = None,
+) -> tuple[Sequence[Tensor], Sequence[Tensor], list[Tensor]]:
+    """From derivatives after inner steps to those before them.
+
+    Args:
+        pop: returns the steps from the last to the first, then `None`.
+        v: derivatives with respect to the last parameters.
+        d_state: derivatives with respect to the last state; zero after the last inner step.
+        rates: the learned rates.
+        through_grads: from a step and its cotangents to the derivatives with respect to its
+            parameters, through the gradients, too; without it the gradients are held fixed.
+
+    Returns:
+        The derivatives with respect to the first parameters, to the first state and to the rates.
+    """
+    d_rates = [torch.zeros_like(r) for r in rates]
+    while (step := pop()) is not None:
+        back = step.pullback(v, d_state)
+        v, d_state = back.params, back.state
+        if through_grads is not None:
+            v = through_grads(step, back)
+        d_rates = [a + b for a, b in zip(d_rates, back.rates, strict=True)]
+        del step, back  # before steps are run again
+    return v, d_state, d_rates

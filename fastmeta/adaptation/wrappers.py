@@ -87,12 +87,12 @@ class Clipped(_Wrapper):
         return self.inner.update(step, params, self._clip(grads), state)
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
+    ) -> Pullback:
         with torch.no_grad():
             clipped = self._clip(grads)
-        new_params, new_state, inner = self.inner.vjp(step, params, clipped, state)
+        inner = self.inner.pullback(step, params, clipped, state)
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
             found = inner(d_params, d_state)
@@ -112,7 +112,7 @@ class Clipped(_Wrapper):
                     d_grads[i] = d
             return found._replace(grads=d_grads)
 
-        return new_params, new_state, pullback
+        return pullback
 
 
 class Scheduled(_Wrapper):
@@ -146,12 +146,11 @@ class Scheduled(_Wrapper):
         return self._moved(step, params, updated), new_state
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        updated, new_state, inner = self.inner.vjp(step, params, grads, state)
-        moved = self._moved(step, params, updated)
-        kept = [new is p for p, new in zip(params, updated, strict=True)]
+    ) -> Pullback:
+        inner = self.inner.pullback(step, params, grads, state)
+        kept = [g is None for g in grads]
         factor = self.schedule(step)
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
@@ -163,7 +162,7 @@ class Scheduled(_Wrapper):
             ]
             return found._replace(params=total)
 
-        return moved, new_state, pullback
+        return pullback
 
 
 class Groups(Adaptation):
@@ -256,17 +255,14 @@ class Groups(Adaptation):
         return updated, new_state
 
     @override
-    def vjp(
+    def pullback(
         self, step: int, params: Sequence[Tensor], grads: Grads, state: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Pullback]:
-        updated, new_state, pullbacks = list(params), [], []
+    ) -> Pullback:
+        pullbacks = []
         split = self._split_state(params, state)
         for (group, own), part in zip(self._parts(), split, strict=True):
-            found = group.vjp(step, [params[i] for i in own], [grads[i] for i in own], part)
-            for i, new in zip(own, found[0], strict=True):
-                updated[i] = new
-            new_state += found[1]
-            pullbacks.append((own, len(found[1]), found[2]))
+            chosen = [params[i] for i in own], [grads[i] for i in own]
+            pullbacks.append((own, len(part), group.pullback(step, *chosen, part)))
 
         def pullback(d_params: Sequence[Tensor], d_state: Sequence[Tensor]) -> Cotangents:
             result = Cotangents(list(d_params), [], [None] * len(d_params), [])
@@ -280,4 +276,4 @@ class Groups(Adaptation):
                 result.rates.extend(found.rates)
             return result._replace(grads=d_grads)
 
-        return updated, new_state, pullback
+        return pullback

@@ -76,9 +76,8 @@ def test_vector_jacobian_product_of_an_update(name: str, idle: bool) -> None:
         for t in (grads[0], *state[::3]):
             t[0] = 0
     d_params, d_state = start(), [torch.randn_like(s) for s in state]
-    new_params, new_state, pullback = rule.vjp(2, params, grads, state)
-    base_params, base_state, by_autograd = Adaptation.vjp(rule, 2, params, grads, state)
-    torch.testing.assert_close([*new_params, *new_state], [*base_params, *base_state])
+    pullback = rule.pullback(2, params, grads, state)
+    by_autograd = Adaptation.pullback(rule, 2, params, grads, state)
     found, expected = pullback(d_params, d_state), by_autograd(d_params, d_state)
     for mine, reference in zip(found, expected, strict=True):
         assert [t is None for t in mine] == [t is None for t in reference]
