@@ -13,7 +13,8 @@ from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
 from fastmeta.metagrad._mixed_order import Masks, MixedOrder, mask_of
 from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
 from fastmeta.trajectory.replay import Replay
-from fastmeta.trajectory.trajectory import Memory, Trajectory
+from fastmeta.trajectory.schedule import Memory
+from fastmeta.trajectory.trajectory import Trajectory
 
 # See `ReverseSweep.through_grads`.
 ThroughGrads = Callable[[InnerStep, Cotangents, Replay, StepContext], Sequence[Tensor]]
@@ -23,7 +24,8 @@ class ReverseSweep(MixedOrder):
     """Propagates the query gradient back to the initialisation, one inner step at a time.
 
     The inner loop keeps the parameters before each step and what the adaptation's
-    [`vjp`][fastmeta.adaptation.Adaptation.vjp] needs, but no graph. Buffers are constants.
+    [`pullback`][fastmeta.adaptation.Adaptation.pullback] needs, but no graph. Buffers are
+    constants.
 
     Attributes:
         memory: which states of the inner loop are kept; the others are computed again.

@@ -19,7 +19,7 @@ from fastmeta.trajectory.hvp import (
     hvp_reverse,
 )
 from fastmeta.trajectory.replay import Replay
-from fastmeta.trajectory.trajectory import Memory, branches
+from fastmeta.trajectory.schedule import Memory, states_kept
 
 Hvp = Literal["auto", "reverse", "forward"]
 _PRODUCTS = {"auto": hvp_reverse, "reverse": hvp_reverse, "forward": hvp_forward}
@@ -29,10 +29,11 @@ class Recursion(ReverseSweep):
     """The meta-gradient of `Exact` by a reverse sweep over the inner steps.
 
     The inner loop keeps the parameters before each step (and what the adaptation's
-    [`vjp`][fastmeta.adaptation.Adaptation.vjp] needs), but no graph. The reverse sweep starts from
-    the query gradient `v` at the last parameters and computes `v <- v - a H_k v` for gradient
-    descent, and the corresponding vector-Jacobian products for momentum and Adam. It re-evaluates
-    one step at a time, with the same random numbers and buffers, so that only one step has a graph.
+    [`pullback`][fastmeta.adaptation.Adaptation.pullback] needs), but no graph. The reverse sweep
+    starts from the query gradient `v` at the last parameters and computes `v <- v - a H_k v` for
+    gradient descent, and the corresponding vector-Jacobian products for momentum and Adam. It
+    re-evaluates one step at a time, with the same random numbers and buffers, so that only one step
+    has a graph.
     Kemaev et al. 2025, "MixFlow-MG" (arXiv 2505.00793).
 
     Buffers are constants: gradients through them, which [`Exact`][fastmeta.metagrad.Exact]
@@ -53,9 +54,9 @@ class Recursion(ReverseSweep):
         layers: whose inner gradients are differentiated, see
             [`Exact`][fastmeta.metagrad.Exact].
         memory: how many states of the inner loop (parameters and state of the inner optimizer) are
-            kept at once: `"all"` `K` of `K`; `"sqrt"` about `2 sqrt(K)`, for which nearly every
-            inner step is computed once more; `"log"` about `2 log2(K)`, `log2(K) - 1` times more;
-            or a maximum number, see [`fastmeta.trajectory.Trajectory`][].
+            kept at once: `"all"` `K` of `K`; `"sqrt"` about `sqrt(2 K)`, for which most inner steps
+            are computed once more; `"log"` fewer than `2 + log2(K)`, with as many computations of
+            each step at most; or a number, see [`fastmeta.trajectory.Trajectory`][].
 
     Raises:
         NotImplementedError: in a meta-step with `hvp="forward"`, where torch has no forward
@@ -82,7 +83,7 @@ class Recursion(ReverseSweep):
             raise ValueError(f"graphs must be 0 with hvp='forward', which uses none; got {graphs}.")
         if memory != "all" and graphs > 1:
             raise ValueError(f"graphs must be 0 or 1 with memory={memory!r}; got {graphs}.")
-        branches(memory, 1)
+        states_kept(memory, 1)
         self.hvp = hvp
         self.graphs = graphs
         self.memory = memory

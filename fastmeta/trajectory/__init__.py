@@ -6,7 +6,8 @@ from fastmeta.trajectory.implicit import Implicit, Sama
 from fastmeta.trajectory.methods import Exact, FirstOrder, Info, Method
 from fastmeta.trajectory.replay import Replay
 from fastmeta.trajectory.result import InnerState, Metagradient
-from fastmeta.trajectory.trajectory import Memory, Trajectory
+from fastmeta.trajectory.schedule import Memory, states_kept, steps_run
+from fastmeta.trajectory.trajectory import Trajectory
 
 __all__ = [
     "Comparison",
@@ -23,4 +24,6 @@ __all__ = [
     "Trajectory",
     "compare_with_exact",
     "metagradient",
+    "states_kept",
+    "steps_run",
 ]

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmeta._checks import check_choice, check_integer
-from fastmeta.adaptation import Adaptation, Cotangents, InnerStep, run_inner_loop
+from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.functional import twice_differentiable
 from fastmeta.functional._calls import compiled_calls
 from fastmeta.trajectory._losses import InnerLosses, OuterLosses, added, check_outer_steps
+from fastmeta.trajectory._sweep import MetaSweep
 from fastmeta.trajectory._trees import Leaves
-from fastmeta.trajectory.hvp import PRODUCTS
+from fastmeta.trajectory.hvp import PRODUCTS, Hvp
 from fastmeta.trajectory.methods import AtEnd, Exact, Info, Method, RunEnd, Sweep, left_out
 from fastmeta.trajectory.replay import Replay
 from fastmeta.trajectory.result import InnerState, Metagradient
-from fastmeta.trajectory.trajectory import Memory, Trajectory
-
-Hvp = Literal["reverse", "forward", "difference"]
+from fastmeta.trajectory.schedule import Memory
+from fastmeta.trajectory.store import Store
+from fastmeta.trajectory.trajectory import Trajectory
 
 
 def metagradient(
@@ -33,6 +35,8 @@ def metagradient(
     optimizer: Adaptation,
     outer_batches: Mapping[int, Any] | None = None,
     memory: Memory = "all",
+    offload: str | os.PathLike[str] | None = None,
+    micro_batches: int = 1,
     method: Method | None = None,
     hvp: Hvp = "reverse",
     truncate: int | None = None,
@@ -79,7 +83,15 @@ def metagradient(
             leaves: `AdamW(lr=meta["log_lr"].exp())`.
         outer_batches: the outer loss is the sum of the outer losses at these numbers of inner
             steps, from 0 to `K`, on these batches. By default one at `K`, without a batch.
-        memory: how many states of the run are kept, see [`fastmeta.trajectory.Trajectory`][].
+        memory: how many states of the run (parameters and state of `optimizer`) are kept at once:
+            `"all"`, `"sqrt"`, `"log"` or a number, see [`fastmeta.trajectory.Trajectory`][].
+        offload: where they are kept: `"cpu"`: in the host's memory, or a folder: in temporary
+            files. Not those of which a step is computed at the time. By default on the device.
+        micro_batches: gradient accumulation: the inner loss of each step is the mean over so many
+            equal parts of the batch, which are evaluated and differentiated (once and twice) one
+            after another, with the graph of one at a time. Every tensor in the batch is divided
+            along its first dimension; everything else is given to all parts. For a loss that is a
+            mean over examples that is the loss of the batch.
         method: how the run is differentiated; by default [`fastmeta.trajectory.Exact`][].
         hvp: how second derivatives are computed: `"reverse"` or `"forward"` over reverse, see
             [`fastmeta.metagrad.Recursion`][], or `"difference"`: the central difference of two
@@ -113,14 +125,18 @@ def metagradient(
         method.check_run(len(own), truncate, hvp)
         skip = len(own)
     check_outer_steps(outer_batches, skip, len(own))
-    inner = InnerLosses(inner_loss, initial, others, own, before, list(buffers))
+    check_integer("micro_batches", micro_batches, 1)
+    inner = InnerLosses(inner_loss, initial, others, own, before, list(buffers), micro_batches)
     outer = OuterLosses(outer_loss, initial, others, outer_batches, inner)
     replay = Replay(inner, inner.buffers, initial.tensors[0].device)
-    sweep = _Sweep(replay, outer, others.tensors, outer_batches or {}, before, method, hvp)
+    exact = isinstance(method, Sweep) and method.hessians
+    sweep = MetaSweep(
+        replay, inner.parts, outer, others.tensors, outer_batches or {}, before, exact, hvp
+    )
     optimizer.bind(initial.tensors, initial.names)
     start = optimizer.start(initial.tensors) if state is None else state.optimizer
-    trajectory = Trajectory(optimizer, replay, memory)
-    with twice_differentiable(), compiled_calls():
+    with twice_differentiable(), compiled_calls(), Store(offload) as store:
+        trajectory = Trajectory(optimizer, replay, memory, store=store, again=sweep.has_gradients)
         skipped = run_inner_loop(
             optimizer, inner, initial.tensors, steps=skip, first=before, state=start
         )
@@ -132,7 +148,7 @@ def metagradient(
         if isinstance(method, AtEnd):
             end = RunEnd(
                 replay=replay,
-                parts=[inner],
+                parts=inner.parts,
                 snapshot=replay.snapshot(),
                 optimizer=optimizer,
                 params=adapted.fast,
@@ -160,66 +176,6 @@ def metagradient(
         state=InnerState(before + len(own), tuple(t.detach() for t in adapted.state)),
         info=Info(method, left_out(method, hvp, skip, len(own)), residual),
     )
-
-
-class _Sweep:
-    """From the derivatives after an inner step to those before it.
-
-    Args:
-        replay: the inner losses.
-        outer: the outer losses.
-        others: the meta-parameters.
-        along: inner steps before which there is an outer loss.
-        before: number of inner steps before the run.
-        method: see `metagradient`.
-        hvp: see `metagradient`.
-
-    Attributes:
-        meta: derivatives with respect to the meta-parameters through the inner losses.
-    """
-
-    def __init__(
-        self,
-        replay: Replay,
-        outer: OuterLosses,
-        others: Sequence[Tensor],
-        along: Mapping[int, Any],
-        before: int,
-        method: Method,
-        hvp: Hvp,
-    ) -> None:
-        self._replay = replay
-        self._outer = outer
-        self._others = others
-        self._along = along
-        self._before = before
-        self._exact = isinstance(method, Sweep) and method.hessians
-        self._products = PRODUCTS[hvp]
-        self.meta: list[Tensor | None] = [None] * len(others)
-
-    def at_end(self, step: int, params: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The derivatives of the outer loss after the last inner step."""
-        grads: Sequence[Tensor | None] = [None] * len(params)
-        if step in self._along or not self._along:
-            grads = self._outer.gradient(step, params)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
-
-    def through(self, step: InnerStep, back: Cotangents) -> Sequence[Tensor]:
-        """See `Tape.reverse_sweep`."""
-        own, number = list(step.params), step.number - self._before
-        v: list[Tensor | None] = list(back.params)
-        if number in self._along:
-            with self._replay.returned_to(self._replay.before(step.number)):
-                v = added(v, self._outer.gradient(number, own))
-        if not self._exact and not self._others:
-            self._replay.drop(step.number)
-        else:
-            with self._replay.repeat(step.number) as loss:
-                found = self._products(loss, own, back.grads, self._others)
-            self.meta = added(self.meta, found[len(own) :])
-            if self._exact:
-                v = added(v, found[: len(own)])
-        return [t for t in v if t is not None]
 
 
 def _through_settings(

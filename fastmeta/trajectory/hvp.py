@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -125,6 +126,8 @@ def hvp_difference(
     pairs = zip(*gradients, strict=True)
     return [None if a is None or b is None else (a - b) / (2 * eps) for a, b in pairs]
 
+
+Hvp = Literal["reverse", "forward", "difference"]
 
 PRODUCTS = {"reverse": hvp_reverse, "forward": hvp_forward, "difference": hvp_difference}
 """Hessian-vector products by name."""

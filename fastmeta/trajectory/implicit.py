@@ -149,7 +149,7 @@ class Sama(AtEnd):
         wanted = [p for p, moved in zip(params, adapts, strict=True) if moved]
         found = iter(torch.autograd.grad(loss(params), wanted, allow_unused=True))
         grads = [next(found) if moved else None for moved in adapts]
-        pullback = end.optimizer.vjp(step, params, grads, end.state)[2]
+        pullback = end.optimizer.pullback(step, params, grads, end.state)
         back = pullback(v, [torch.zeros_like(s) for s in end.state])
         products = hvp_difference(loss, params, back.grads, end.meta, self.radius)
         return EndDerivatives(products[len(params) :], back.rates, None)

@@ -73,8 +73,12 @@ class Replay:
         number = current_step()
         assert number is not None
         if number < self._steps:
-            self._snapshots[number] = self.snapshot()
+            self.note(number)
         return self.plain(params)
+
+    def note(self, number: int) -> None:
+        """Makes it possible to repeat an inner step that begins in the present state."""
+        self._snapshots[number] = self.snapshot()
 
     def before(self, number: int) -> Snapshot:
         """The state before an inner step that may be repeated."""
@@ -93,15 +97,25 @@ class Replay:
 
     @contextmanager
     def repeat(self, number: int) -> Iterator[LossFn]:
-        """A context with the loss that repeats an inner step, which is possible once."""
-        snapshot = self._snapshots.pop(number)
+        """A context with the loss that repeats an inner step, which is possible once.
 
+        It begins in the state before the step.
+        """
+        snapshot = self._snapshots.pop(number)
+        with preserve_state(self._buffers, self._device), at_step(number):
+            self._set(snapshot)
+            yield self._from(snapshot, self.plain)
+
+    def from_here(self, loss: LossFn) -> LossFn:
+        """The loss, each evaluation of which begins in the present state."""
+        return self._from(self.snapshot(), loss)
+
+    def _from(self, snapshot: Snapshot, loss: LossFn) -> LossFn:
         def again(params: Sequence[Tensor]) -> Tensor:
             self._set(snapshot)
-            return self.plain(params)
+            return loss(params)
 
-        with preserve_state(self._buffers, self._device), at_step(number):
-            yield again
+        return again
 
     def _set(self, snapshot: Snapshot) -> None:
         snapshot.rng.set()

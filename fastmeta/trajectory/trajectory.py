@@ -2,51 +2,122 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from fastmeta._checks import check_choice, check_integer
-from fastmeta.adaptation import Adaptation, Adapted, Tape, ThroughGrads, run_inner_loop
+from fastmeta.adaptation import (
+    Adaptation,
+    Adapted,
+    Grads,
+    InnerStep,
+    Tape,
+    ThroughGrads,
+    reverse_sweep,
+    run_inner_loop,
+)
+from fastmeta.adaptation.inner_loop import inner_gradients
+from fastmeta.inner_step import at_step
 from fastmeta.trajectory.replay import Replay, Snapshot
+from fastmeta.trajectory.schedule import Memory, states_kept, steps_to_next
+from fastmeta.trajectory.store import Store
 
-# Which states of a run are kept; see `Trajectory`.
-Memory = Literal["all", "sqrt", "log"] | int
+# From an inner step and its parameters to the gradients, with their graph.
+Gradients = Callable[[int, list[Tensor]], Grads]
 
 
 @dataclass(frozen=True)
-class _Boundary:
-    """The state before an inner step, from which the following steps are run again."""
+class _State:
+    """The state before an inner step; see `Store.keep`.
+
+    Attributes:
+        step: its number.
+        params: the parameters.
+        optimizer: the inner optimizer's state.
+        grads: the gradients, if they are kept.
+        snapshot: generators and buffers, if the following steps are run again.
+    """
 
     step: int
-    params: Sequence[Tensor]
-    state: Sequence[Tensor]
-    snapshot: Snapshot | None  # None: no step after it is run again
+    params: Callable[[], Any]
+    optimizer: Callable[[], Any]
+    grads: Callable[[], Any] | None = None
+    snapshot: Snapshot | None = None
+
+
+class States(Tape):
+    """A tape that keeps states only: gradients and pullbacks are computed from them again.
+
+    Args:
+        adaptation: the inner optimizer.
+        store: where the states are kept.
+        gradients: computes the gradients of a step again; `None`: they are kept, too.
+    """
+
+    def __init__(self, adaptation: Adaptation, store: Store, gradients: Gradients | None) -> None:
+        super().__init__()
+        self._adaptation = adaptation
+        self._store = store
+        self._gradients = gradients
+        self._states: list[_State] = []
+
+    @override
+    def record(
+        self,
+        adaptation: Adaptation,
+        number: int,
+        params: list[Tensor],
+        grads: Grads,
+        state: Sequence[Tensor],
+        kept: Grads | None = None,
+    ) -> None:
+        keep = self._store.keep
+        known = keep(grads) if self._gradients is None else None
+        self._states.append(_State(number, keep(params), keep(state), known))
+
+    @override
+    def pop(self) -> InnerStep | None:
+        if not self._states:
+            return None
+        state = self._states.pop()
+        params = [p.detach().requires_grad_() for p in state.params()]
+        graph: Grads | None = None
+        if state.grads is not None:
+            grads = state.grads()
+        else:
+            assert self._gradients is not None
+            graph = self._gradients(state.step, params)
+            grads = [None if g is None else g.detach() for g in graph]
+        # Removed when it is used, as the tensors that it keeps are not needed afterwards.
+        once = [self._adaptation.pullback(state.step, params, grads, state.optimizer())]
+        return InnerStep(state.step, params, lambda *back: once.pop()(*back), graph)
 
 
 class Trajectory:
-    """The states of an inner run of `K` steps, as a tree whose leaves are recorded one at a time.
+    """An inner run of `K` steps, and its reverse sweep with at most `s` states in memory.
 
-    With `L` levels every node has at most `b = ceil(K ** (1 / L))` children. In memory are the
-    states at the beginning of the nodes on one path and of their earlier siblings, and the recorded
-    steps of one leaf: at most `L * b` states; the steps of the other leaves are run again. That is
-    at most `L * K` inner steps in all, besides those that the reverse sweep repeats itself.
-    Engstrom et al. 2025, "Optimizing ML Training with Metagradient Descent" (arXiv 2503.13751),
-    have such a tree with `b` fixed.
+    The run keeps the states at the beginning of some segments, and all states of the last one. The
+    sweep runs earlier segments again, divided in the same way, so that every step is run as rarely
+    as possible: by binomial checkpointing (Griewank & Walther 2000, "Algorithm 799: Revolve"). With
+    `s` states and at most `L` runs of each step `K = C(s + L - 1, L)` steps are possible.
 
     Args:
         adaptation: the inner optimizer.
         replay: the loss.
-        memory: `"all"` is one level, `"sqrt"` two, `"log"` as many as needed for `b = 2`, and a
-            number is the maximum of states, with as few levels as it takes.
-        graphs: number of last inner steps whose graph is kept; see `Tape`.
-        gradients: see `Tape`.
+        memory: `"all"`: `s = K`, each step is run once. `"sqrt"`: about `sqrt(2 K)` states, each
+            step is run at most twice. `"log"`: `s` states, fewer than `2 + log2(K)` (4 of 32, 7 of
+            1000), each step is run at most `s` times. An integer of at least 2: `s`.
+        graphs: number of last inner steps whose graph is kept; see `Tape`. Not with `store`.
+        gradients: see `Tape`. Not with `store`.
         differentiated: see `run_inner_loop`.
         record: see `run_inner_loop`.
+        store: keeps nothing but states, see `States`.
+        again: whether gradients are computed again, with a graph for the sweep, which then has no
+            need to repeat the step; else they are kept with the states in `store`.
     """
 
     def __init__(
@@ -58,18 +129,22 @@ class Trajectory:
         gradients: bool = False,
         differentiated: Sequence[Sequence[bool]] | None = None,
         record: bool = False,
+        store: Store | None = None,
+        again: bool = False,
     ) -> None:
         self._adaptation = adaptation
         self._replay = replay
         self._memory = memory
         self._graphs = graphs
-        self._gradients = gradients
+        self._kept = gradients
         self._differentiated = differentiated
         self._record = record
+        self._again = again
+        self._store = store
         self._tape = Tape()
-        self._stack: list[_Boundary] = []
-        self._branches = 1
-        self._d_state: Sequence[Tensor] = []
+        self._stack: list[_State] = []
+        self._states = 1
+        self._end: list[Tensor] = []
 
     def run(
         self,
@@ -78,19 +153,14 @@ class Trajectory:
         first: int = 0,
         state: Sequence[Tensor] | None = None,
     ) -> Adapted:
-        """Runs the inner loop; arguments and result as of `run_inner_loop`.
-
-        Raises:
-            ValueError: if `memory` is a number that is too small for so many steps.
-        """
-        self._branches = branches(self._memory, steps)
+        """Runs the inner loop; arguments and result as of `run_inner_loop`."""
+        self._states = states_kept(self._memory, steps)
         if state is None:
             state = self._adaptation.start(params)
-        again = steps > self._branches
-        snapshot = self._replay.snapshot() if again else None
-        self._stack = [_Boundary(first, params, state, snapshot)]
-        adapted = self._record_leaf(first + steps, self._graphs, self._record)
-        self._d_state = [torch.zeros_like(s) for s in adapted.state]
+        self._stack = []
+        self._push(first, params, state, steps > self._states)
+        adapted = self._run_to(first + steps, self._graphs, self._record)
+        self._end = adapted.state
         return adapted
 
     def reverse(
@@ -100,88 +170,79 @@ class Trajectory:
 
         Args:
             v: derivatives with respect to the last parameters.
-            through: see `Tape.reverse_sweep`.
+            through: see `reverse_sweep`.
 
         Returns:
             The derivatives with respect to the first parameters and to the learned rates.
         """
-        rates = self._adaptation.rates
-        d_state, d_rates = self._d_state, [torch.zeros_like(r) for r in rates]
+        d_state = [torch.zeros_like(s) for s in self._end]
+        self._end = []
+        v, _, d_rates = reverse_sweep(self._pop, v, d_state, self._adaptation.rates, through)
+        return v, d_rates
+
+    def _pop(self) -> InnerStep | None:
+        """The last step that the sweep has not passed."""
         while self._stack:
-            v, d_state, found = self._tape.reverse_sweep(v, d_state, rates, through)
-            d_rates = [a + b for a, b in zip(d_rates, found, strict=True)]
+            step = self._tape.pop()
+            if step is not None:
+                return step
             end = self._stack.pop().step
             if self._stack:
                 snapshot = self._stack[-1].snapshot
                 assert snapshot is not None
                 with self._replay.returned_to(snapshot):
-                    self._record_leaf(end)
-        return v, d_rates
+                    self._run_to(end, again=True)
+        return None
 
-    def _record_leaf(self, end: int, graphs: int = 0, record: bool = False) -> Adapted:
-        """Runs from the last boundary to step `end`, and records the last leaf."""
+    def _run_to(
+        self, end: int, graphs: int = 0, record: bool = False, again: bool = False
+    ) -> Adapted:
+        """Runs from the last state that is kept to step `end`, and records the last segment."""
         losses: list[Tensor] = []
         inner_grads: list[list[Tensor | None]] = []
         while True:
-            start = self._stack[-1]
+            start, free = self._stack[-1], self._states - len(self._stack) + 1
             remaining = end - start.step
-            is_leaf = remaining <= self._branches
-            count = remaining if is_leaf else _largest_power(self._branches, remaining)
-            self._tape = Tape(graphs, self._gradients)
+            is_last = remaining <= free
+            count = remaining if is_last else steps_to_next(free, remaining)
+            self._tape = self._new_tape(graphs)
+            # The last step itself is not run again: its gradient is computed in the sweep.
+            left = int(is_last and again and self._again)
             found = run_inner_loop(
                 self._adaptation,
-                self._replay.loss if is_leaf else self._replay.plain,
-                start.params,
-                steps=count,
+                self._replay.loss if is_last else self._replay.plain,
+                start.params(),
+                steps=count - left,
                 first=start.step,
-                state=start.state,
+                state=start.optimizer(),
                 record=record,
-                tape=self._tape if is_leaf else None,
+                tape=self._tape if is_last else None,
                 differentiated=self._differentiated,
             )
             losses += found.losses
             inner_grads += found.inner_grads
-            if is_leaf:
+            if left:
+                self._replay.note(end - 1)
+                self._tape.record(self._adaptation, end - 1, found.fast, [], found.state, None)
+            if is_last:
                 return Adapted(found.fast, inner_grads, losses, found.state)
-            snapshot = self._replay.snapshot()
-            self._stack.append(_Boundary(start.step + count, found.fast, found.state, snapshot))
+            self._push(start.step + count, found.fast, found.state, True)
 
+    def _push(
+        self, step: int, params: Sequence[Tensor], state: Sequence[Tensor], again: bool
+    ) -> None:
+        store = self._store or Store()
+        snapshot = self._replay.snapshot() if again else None
+        self._stack.append(_State(step, store.keep(params), store.keep(state), None, snapshot))
 
-def branches(memory: Memory, steps: int) -> int:
-    """The number `b` of children of a node, see `Trajectory`.
+    def _new_tape(self, graphs: int) -> Tape:
+        if self._store is None:
+            return Tape(graphs, self._kept)
+        return States(self._adaptation, self._store, self._gradients if self._again else None)
 
-    Raises:
-        ValueError: if `memory` is unknown, or a number that is too small for so many steps.
-    """
-    if isinstance(memory, str):
-        check_choice("memory", memory, ("all", "sqrt", "log"))
-        if memory == "log":
-            return 2
-        return max(steps, 1) if memory == "all" else _root(steps, 2)
-    check_integer("memory", memory, 1)
-    states = {}
-    for levels in range(1, max(steps, 2).bit_length() + 1):
-        b = _root(steps, levels)
-        states[levels] = levels * b
-        if states[levels] <= memory:
-            return b
-    raise ValueError(
-        f"memory={memory} states are too few for {steps} inner steps; expected at least "
-        f"{min(states.values())}, or 'log'."
-    )
-
-
-def _root(steps: int, levels: int) -> int:
-    """The smallest `b` with `b ** levels >= steps`."""
-    b = 1
-    while math.pow(b, levels) < steps:
-        b += 1
-    return b
-
-
-def _largest_power(base: int, below: int) -> int:
-    """The largest power of `base` that is smaller than `below`, at least 1."""
-    power = 1
-    while base > 1 and power * base < below:
-        power *= base
-    return power
+    def _gradients(self, number: int, params: list[Tensor]) -> Grads:
+        """The gradients of a recorded step, with their graph."""
+        with self._replay.returned_to(self._replay.before(number)), at_step(number):
+            value = self._replay.plain(params)
+        adapted = self._adaptation.adapts(number, params)
+        return inner_gradients(value, params, adapted, [True] * len(params))

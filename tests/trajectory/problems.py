@@ -27,31 +27,50 @@ EXAMPLES = 6
 
 
 class Problem:
-    """Batches with data weights, a regularizer's coefficient, soft inputs and settings."""
+    """A kind of meta-parameter each: data weights, a network that weighs losses, a regularizer's
+    coefficient, soft data and settings of the inner optimizer.
 
-    def __init__(self, steps: int, dropout: float = 0.3) -> None:
+    Args:
+        steps: inner steps.
+        dropout: probability.
+        parts: micro-batches.
+    """
+
+    def __init__(self, steps: int, dropout: float = 0.3, parts: int = 1) -> None:
+        self.parts = parts
         self.module = nn.Sequential(
             nn.Linear(4, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 3)
         ).double()
         self.params = dict(self.module.named_parameters())
         self.batches = [
-            (torch.randn(EXAMPLES, 4).double(), torch.randint(3, (EXAMPLES,)), k)
-            for k in range(steps)
+            (torch.randn(EXAMPLES, 4).double(), torch.randint(3, (EXAMPLES,)), own, k)
+            for k, own in enumerate(torch.arange(steps * EXAMPLES).view(steps, EXAMPLES))
         ]
         self.held_out = torch.randn(9, 4).double(), torch.randint(3, (9,))
         self.meta = {
-            "weights": torch.randn(steps, EXAMPLES).double(),
+            "weights": torch.randn(steps * EXAMPLES).double(),
+            "network": (torch.randn(1, 3).double(), torch.randn(3, 1).double()),
             "decay": [torch.tensor(0.02).double().requires_grad_(), torch.tensor(-2.0).double()],
             "inputs": torch.randn(2, 4).double(),
             "log_lr": torch.tensor(-3.0).double().requires_grad_(),
         }
 
     def inner(self, params: Any, meta: Any, batch: Any) -> Tensor:
-        x, y, k = batch
+        x, y, own, _ = batch
         each = F.cross_entropy(functional_call(self.module, params, (x,)), y, reduction="none")
+        first, last = meta["network"]
+        learned = ((each[:, None] @ first).tanh() @ last).sigmoid()[:, 0]
+        weights = meta["weights"][own].sigmoid() * learned
         soft = functional_call(self.module, params, (meta["inputs"],)).square().mean()
         size = sum(p.square().sum() for p in params.values())
-        return (meta["weights"][k].sigmoid() * each).mean() + meta["decay"][0] * size + 0.1 * soft
+        return (weights * each).mean() + meta["decay"][0] * size + 0.1 * soft
+
+    def accumulated(self, params: Any, meta: Any, batch: Any) -> Tensor:
+        """The mean over the micro-batches."""
+        *tensors, k = batch
+        parts = zip(*(t.chunk(self.parts) for t in tensors), strict=True)
+        losses = [self.inner(params, meta, (*part, k)) for part in parts]
+        return sum(losses) / self.parts
 
     def outer(self, params: Any, meta: Any, scale: float = 1.0) -> Tensor:
         x, y = self.held_out
@@ -81,7 +100,7 @@ class Problem:
                 total = total + self.outer(dict(zip(start, fast, strict=True)), meta, outer[k])
                 torch.set_rng_state(before)
             with at_step(k):
-                loss = self.inner(dict(zip(start, fast, strict=True)), meta, batch)
+                loss = self.accumulated(dict(zip(start, fast, strict=True)), meta, batch)
             grads = torch.autograd.grad(loss, fast, create_graph=True)
             fast, state = adaptation.update(k, fast, grads, state)
         if outer is None or last in outer:
@@ -108,6 +127,15 @@ OPTIMIZERS: dict[str, Callable[[Any], Adaptation]] = {
         weight_decay=meta["decay"][0],
     ),
     "rmsprop": lambda meta: RMSprop(0.01, eps=1e-3, momentum=0.5, weight_decay=0.1),
+    "learned rmsprop": lambda meta: RMSprop(
+        meta["log_lr"].exp(), alpha=meta["log_lr"].sigmoid(), eps=1e-3
+    ),
+    "learned muon": lambda meta: Groups(
+        {
+            "*.weight": Muon(meta["log_lr"].exp(), weight_decay=meta["decay"][0], momentum=0.9),
+            "*": Adam(meta["log_lr"].exp(), eps=1e-3),
+        }
+    ),
     "muon": lambda meta: Groups(
         {"*.weight": Muon(0.02), "0.bias": SGD(meta["log_lr"].exp()), "*": AdamW(0.01, eps=1e-3)}
     ),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,8 +17,8 @@ from fastmeta import MetaLearner
 from fastmeta.adaptation import SGD, Adam, Adaptation, MetaSGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import Exact, Recursion
-from fastmeta.trajectory import Replay, Trajectory
-from fastmeta.trajectory.trajectory import branches
+from fastmeta.trajectory import metagradient, states_kept, steps_run
+from fastmeta.trajectory.schedule import runs_needed
 from tests.helpers.problems import loss, tasks
 
 ADAPTATIONS: dict[str, Callable[[int], Adaptation]] = {
@@ -31,7 +33,7 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(8, 5)).double()
 
 
-@pytest.mark.parametrize("memory", ["sqrt", "log", 8])
+@pytest.mark.parametrize("memory", ["sqrt", "log", 4])
 @pytest.mark.parametrize("name", ADAPTATIONS)
 def test_learners_with_few_states(name: str, memory: Any) -> None:
     """Dropout masks, running statistics and learned rates are those of one pass."""
@@ -58,54 +60,82 @@ def test_memory_of_recursion_is_checked() -> None:
         Recursion(memory="some")
 
 
-class Counted(Trajectory):
-    """Records how many states are held at once."""
+class Watched(Adam):
+    """Counts how many of the states that it returned exist at the same time."""
 
-    most = 0
+    def __init__(self) -> None:
+        super().__init__(0.01, eps=1e-3)
+        self.states: list[weakref.ref[Tensor]] = []
 
-    def _record_leaf(self, *args: Any) -> Any:
-        found = super()._record_leaf(*args)
-        # The last boundary is the state before the first recorded step.
-        self.most = max(self.most, len(self._stack) - 1 + len(self._tape.steps))
-        return found
+    def update(self, *args: Any) -> Any:
+        params, state = super().update(*args)
+        self.states.append(weakref.ref(params[0]))
+        return params, state
+
+    def alive(self) -> int:
+        return sum(state() is not None for state in self.states)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 16, 27, 100])
-@pytest.mark.parametrize("memory", ["all", "sqrt", "log", 14, 30])
-def test_states_and_steps_are_bounded(memory: Any, steps: int) -> None:
-    """`L` levels with `b` children: `L b` states and `L K` steps, besides those of the sweep."""
-    b = branches(memory, steps)
-    levels = max(1, math.ceil(round(math.log(steps) / math.log(b), 9))) if b > 1 else 1
-    evaluations = 0
+@pytest.mark.parametrize("memory", ["all", "sqrt", "log", 3, 30])
+@pytest.mark.parametrize("hvp", ["reverse", "forward"])
+def test_states_and_steps_are_as_documented(memory: Any, steps: int, hvp: Any) -> None:
+    """`s` states exist at most, and the inner steps run are the documented number."""
+    weight, optimizer = torch.ones(3).double(), Watched()
+    evaluations = most = 0
 
-    def square(params: Any) -> Tensor:
-        nonlocal evaluations
+    def inner(params: Tensor, _meta: None, target: Tensor) -> Tensor:
+        nonlocal evaluations, most
         evaluations += 1
-        return (params[0] ** 2).sum()
+        most = max(most, optimizer.alive())
+        return ((params - target) ** 4).sum()
 
-    weight = torch.ones(3).double().requires_grad_()
-    trajectory = Counted(SGD(0.01), Replay(square, {}, weight.device), memory)
-    adapted = trajectory.run([weight], steps)
-    torch.testing.assert_close(adapted.fast[0].detach(), weight.detach() * 0.98**steps)
-    order: list[int] = []
+    metagradient(
+        inner,
+        lambda params, _: params.sum(),
+        weight,
+        None,
+        torch.randn(steps, 3).double().unbind(),
+        optimizer=optimizer,
+        memory=memory,
+        hvp=hvp,
+    )
+    states = states_kept(memory, steps)
+    # The initial parameters are not the optimizer's; the final ones are kept for the result.
+    assert most <= states
+    if hvp == "reverse":
+        assert evaluations == steps_run(memory, steps) + steps  # one repetition each in the sweep
+    else:
+        assert evaluations <= (runs_needed(states, steps) + 1) * steps
 
-    def through(step: Any, back: Any) -> list[Tensor]:
-        order.append(step.number)
-        torch.testing.assert_close(step.params[0].detach(), weight.detach() * 0.98**step.number)
-        return [back.params[0] + 2 * back.grads[0]]
 
-    v, _ = trajectory.reverse([torch.ones(3).double()], through)
-    torch.testing.assert_close(v[0], torch.full((3,), 0.98**steps).double())
-    assert order == list(reversed(range(steps)))
-    assert evaluations <= levels * steps
-    assert trajectory.most <= levels * b
-    if isinstance(memory, int):
-        assert levels * b <= memory
+def test_formulas() -> None:
+    for steps in (1, 2, 3, 10, 11, 32, 100, 1000):
+        few, most = states_kept("sqrt", steps), states_kept("log", steps)
+        assert (few - 1) * few < 2 * steps <= few * (few + 1)
+        assert most < 2 + math.log2(steps)
+        assert states_kept("all", steps) == steps_run("all", steps) == steps
+        assert steps_run("sqrt", steps) <= 2 * steps
+        assert steps_run("log", steps) <= most * steps
+    assert [states_kept(m, 32) for m in ("sqrt", "log", 6)] == [8, 4, 6]
+    assert [steps_run(m, 32) for m in ("all", "sqrt", 6, "log")] == [32, 56, 69, 94]
+    assert states_kept("log", 1000) == 7
 
 
-def test_too_few_states() -> None:
-    with pytest.raises(ValueError, match="are too few for 1000 inner steps; expected at least 20"):
-        branches(19, 1000)
-    assert branches(20, 1000) == 4
-    assert branches("sqrt", 17) == 5
-    assert branches("all", 17) == 17
+def test_fewest_steps() -> None:
+    """No other division of a run needs fewer inner steps with as many states."""
+
+    @cache
+    def best(steps: int, states: int, again: bool) -> float:
+        if steps <= states:
+            return steps - again
+        if states == 1:
+            return math.inf
+        return min(
+            first + best(steps - first, states - 1, again) + best(first, states, True)
+            for first in range(1, steps)
+        )
+
+    for steps in range(1, 25):
+        for states in range(2, 7):
+            assert steps_run(states, steps) == best(steps, states, False)
