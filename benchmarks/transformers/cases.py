@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,9 @@ class Case:
         width: features per token, of all heads together.
         layers: number of blocks.
         heads: of the attention.
-        steps: inner steps, of gradient descent.
+        steps: inner steps.
+        optimizer: ``"sgd"`` for gradient descent on one support set; ``"adamw"`` for a training
+            run, with a batch of its own in every inner step.
         tasks: per meta-batch.
         causal: for ``"attention"`` whether queries see earlier keys only.
         whole: for ``"attention"`` whether forward and backward pass are timed, too, or the backward
@@ -44,6 +47,7 @@ class Case:
     layers: int = 4
     heads: int = 4
     steps: int = 1
+    optimizer: str = "sgd"
     tasks: int = 1
     causal: bool = True
     whole: bool = False
@@ -53,12 +57,19 @@ class Case:
 
     lr = 0.01
     order = 2
+    # AdamW's. Rounding errors of gradients are far below eps, which the meta-gradient amplifies by
+    # its inverse.
+    adamw = types.MappingProxyType(
+        {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+    )
 
     @property
     def title(self) -> str:
         """Network, data and inner loop."""
         data = f"{self.sequences} x {self.tokens:,} tokens"
-        steps = f"{self.steps} inner step{'s' * (self.steps > 1)}"
+        steps = f"{self.steps:,} inner step{'s' * (self.steps > 1)}"
+        if self.optimizer == "adamw":
+            steps += " of AdamW"
         size = f"{self.layers} layers of width {self.width}"
         if self.network == "attention":
             part = "forward, backward and double backward" if self.whole else "double backward"
@@ -98,7 +109,8 @@ class Case:
     def tiny(self) -> Case:
         """A small one like it, to load the libraries before memory is measured."""
         tokens = self.tokens if self.network == "vit" else min(self.tokens, 16)
-        return replace(self, tokens=tokens, layers=1, tasks=1)
+        steps = min(self.steps, 3) if self.optimizer == "adamw" else self.steps
+        return replace(self, tokens=tokens, layers=1, tasks=1, steps=steps)
 
 
 def token_loss(logits: Tensor, ids: Tensor) -> Tensor:
@@ -109,6 +121,7 @@ def token_loss(logits: Tensor, ids: Tensor) -> Tensor:
 def batch(case: Case) -> tuple[Tensor, ...]:
     """``support_x, support_y, query_x, query_y``, each with a leading task dimension.
 
+    In a training run support sets have a further dimension, of the inner steps.
     For attention: queries, keys, values, the gradient of the output, and three directions.
     """
     if case.network == "attention":
@@ -122,7 +135,9 @@ def batch(case: Case) -> tuple[Tensor, ...]:
             return torch.randn(*y.shape, 3, size, size), y
 
         return *images(1), *images(QUERIES)
-    ids = torch.randint(VOCABULARY, (2, case.tasks, case.sequences, case.tokens + 1))
+    sizes = (case.tasks, case.sequences, case.tokens + 1)
+    inner = (case.tasks, case.steps, *sizes[1:]) if case.optimizer == "adamw" else sizes
+    ids = torch.randint(VOCABULARY, inner), torch.randint(VOCABULARY, sizes)
     return tuple(part for each in ids for part in (each[..., :-1], each[..., 1:]))
 
 
@@ -137,6 +152,11 @@ CASES = (
     Case("vit", "vit", tokens=49, width=192, layers=6, heads=3, tasks=4),
     Case("attention-causal", "attention", tokens=2048),
     Case("attention-full", "attention", tokens=2048, causal=False),
+)
+TRAINING_RUNS = (
+    Case("adamw-k8", "gpt", 4, 128, steps=8, optimizer="adamw"),
+    Case("adamw-k32", "gpt", 4, 128, steps=32, optimizer="adamw"),
+    Case("adamw-k1000", "gpt", 1, 16, 32, 1, 2, steps=1000, optimizer="adamw"),
 )
 GPU_CASES = (
     *(replace(case, device="cuda") for case in CASES),

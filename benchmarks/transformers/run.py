@@ -25,7 +25,7 @@ import torch
 
 from benchmarks._common import case_file
 from benchmarks._common.process import ContenderError, ContenderProcess
-from benchmarks.transformers.cases import CASES, GPU_CASES, Case, batch
+from benchmarks.transformers.cases import CASES, GPU_CASES, TRAINING_RUNS, Case, batch
 from benchmarks.transformers.contenders import CONTENDERS, REFERENCES, STEP
 from benchmarks.transformers.networks import build
 from benchmarks.transformers.rows import Row, ordered, page, read, table, text, write
@@ -182,14 +182,15 @@ def _setting(case: Case, options: Options) -> str:
 
 def main() -> int:
     args = _arguments()
-    cases = GPU_CASES if args.device == "cuda" else CASES
+    cases = GPU_CASES if args.device == "cuda" else (*CASES, *TRAINING_RUNS)
+    chosen = args.cases or [case.name for case in (*CASES, *GPU_CASES)]
     limit = int(args.memory_limit * 1e9) if args.device == "cpu" else 0
     options = Options(args.rivals, args.threads, args.rounds, args.seconds, limit or None)
     path = args.out.with_suffix(".csv")
     rows = read(path)
     wrong = False
     for case in cases:
-        if args.cases and case.name not in args.cases:
+        if case.name not in chosen:
             continue
         wanted = [
             name
@@ -224,7 +225,7 @@ def _arguments() -> argparse.Namespace:
         "--rivals", default=sys.executable, help="Python interpreter with the other libraries"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    names = sorted({case.name for case in (*CASES, *GPU_CASES)})
+    names = sorted({case.name for case in (*CASES, *GPU_CASES, *TRAINING_RUNS)})
     parser.add_argument("--cases", nargs="+", choices=names, metavar="CASE", help=", ".join(names))
     parser.add_argument(
         "--contenders",

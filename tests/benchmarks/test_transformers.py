@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.transformers import run
-from benchmarks.transformers.cases import CASES, GPU_CASES, Case, batch
+from benchmarks.transformers.cases import CASES, GPU_CASES, TRAINING_RUNS, Case, batch
 from benchmarks.transformers.contenders import CONTENDERS
 from benchmarks.transformers.networks import build
 from benchmarks.transformers.rows import Row, page, read, text, write
@@ -20,6 +20,7 @@ TINY = {
     "gpt": GPT,
     "lora": replace(GPT, network="lora"),
     "vit": replace(GPT, network="vit", tokens=4, layers=1, tasks=2),
+    "training run": replace(GPT, steps=5, optimizer="adamw"),
     "attention": replace(GPT, network="attention"),
     "attention, full": replace(GPT, network="attention", causal=False, whole=True),
 }
@@ -32,21 +33,23 @@ def gradient(name: str, case: Case) -> torch.Tensor:
     return torch.cat([torch.as_tensor(g).detach().flatten() for g in found])
 
 
-@pytest.mark.parametrize("name", [name for name in EXACT if name != "plain"])
+@pytest.mark.parametrize("name", [name for name in EXACT if name not in ("plain", "run-plain")])
 @pytest.mark.parametrize("network", TINY)
 def test_meta_gradients_are_equal(network: str, name: str) -> None:
     case, contender = TINY[network], CONTENDERS[name]
     if not contender.runs(case):
         return
     if contender.rival:
-        pytest.importorskip("jax" if name.startswith("jax") else "learn2learn")
+        pytest.importorskip(
+            next(n for n in ("jax", "torchopt", "learn2learn") if n in contender.module)
+        )
     try:
         found = gradient(name, case)
     except ValueError as error:
         if not name.startswith("checkpoint"):
             raise
         pytest.skip(str(error))
-    expected = gradient("plain", case)
+    expected = gradient("plain" if case.optimizer == "sgd" else "run-plain", case)
     assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
@@ -63,6 +66,25 @@ def test_floors() -> None:
     assert floors["lora-1024"] == (4 + 2) / 2
     assert floors["vit"] == pytest.approx((9 * 5 + 3 * 75) / (3 * 75))
     assert floors["attention-8192"] == 3
+
+
+def test_predicted_work() -> None:
+    """A training step per inner step that is run, and three in the reverse sweep."""
+    work = {
+        name: CONTENDERS[name].predicted(case)
+        for case in TRAINING_RUNS
+        if case.name == "adamw-k32"
+        for name in ("run-all", "run-sqrt", "run-disk", "run-plain")
+    }
+    assert work == {
+        "run-all": 32 + 3 * 32 + 1,
+        "run-sqrt": 56 + 3 * 32 + 1,
+        "run-disk": 32 + 3 * 32 + 1,
+        "run-plain": None,
+    }
+    case = TRAINING_RUNS[0]
+    row = Row(case.name, "run-all", 33.0, 30.0, 40.0, 3, 50.0, 33 / 25, 2.0)
+    assert "| 1.00 (33) |" in page([case], [row])
 
 
 def test_rows_are_read_as_written_and_shown(tmp_path: Path) -> None:
