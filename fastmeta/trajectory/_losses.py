@@ -57,7 +57,7 @@ class InnerLosses:
         """The loss in the current inner step; with several parts its gradient has no graph."""
         if len(self.parts) == 1:
             return self._part(0, params)
-        value: Tensor = _Accumulated.apply(self.parts, *params)
+        value: Tensor = _Accumulated.apply(self.parts, *params)  # type: ignore[no-untyped-call]
         return value
 
     def _part(self, number: int, params: Sequence[Tensor]) -> Tensor:
@@ -114,7 +114,7 @@ class _Accumulated(torch.autograd.Function):
         return torch.stack(values).sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> Any:
         return None, *(None if g is None else scale * g for g in ctx.grads)
 
