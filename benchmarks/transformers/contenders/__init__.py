@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.transformers.cases import Case
-from fastmeta.trajectory.schedule import Memory, steps_run
+
+if TYPE_CHECKING:
+    from fastmeta.trajectory import Memory
 
 HERE = "benchmarks.transformers.contenders"
 STEP, REFERENCES = "training-step", ("plain", "exact", "run-plain", "run-all")
@@ -55,6 +57,8 @@ class Contender:
         """
         if self.memory is None:
             return None
+        from fastmeta.trajectory import steps_run  # not into the processes of other libraries
+
         return case.floor + steps_run(self.memory, case.steps)
 
     def make(self, case: Case, module: Any, batch: Any) -> Callable[[], Any]:
