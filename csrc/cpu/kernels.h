@@ -12,6 +12,7 @@
 #include "fastmeta/mlp.h"
 #include "fastmeta/norm.h"
 #include "fastmeta/row_norm.h"
+#include "fastmeta/sequence.h"
 #include "fastmeta/similarity.h"
 #include "fastmeta/step.h"
 

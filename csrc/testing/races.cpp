@@ -11,6 +11,7 @@
 
 #include "cpu/kernels.h"
 #include "fastmeta/pack.h"
+#include "fastmeta/sequence_plan.h"
 
 namespace fastmeta {
 namespace {
@@ -295,6 +296,57 @@ void check_mlp(const cpu::Kernels& kernels) {
 }
 
 template <class T>
+void check_sequence(const cpu::Kernels& kernels) {
+  constexpr int64_t kTasks = 8, kShots = 5, kSize = 7, kChannels = 20, kOut = 3;
+  const LayerMap image{2, kSize, kSize, 2 * kSize * kSize};
+  const LayerMap wide{kChannels, kSize, kSize, kChannels * kSize * kSize};
+  const LayerMap pooled{kChannels, 3, 3, 9 * kChannels}, outputs{kOut, 1, 1, 16};
+  const int64_t sizes[] = {18 * kChannels, kChannels, kChannels, kChannels, 9 * kChannels * kOut};
+  const int64_t at[] = {0, 18 * kChannels, 19 * kChannels, 20 * kChannels, 21 * kChannels};
+  const SequenceLayer layers[] = {
+      {LayerKind::conv, 1, 0, at[0], at[1], 1, 0, image, wide, 0, 0},
+      {LayerKind::norm, 1, 1e-5, at[2], at[3], 1, 2, wide, pooled, wide.row, 0},
+      {LayerKind::linear, 0, 0, at[4], -1, 1, 4, pooled, outputs, wide.row + pooled.row, 0}};
+  const std::vector<T> params = numbers<T>(at[4] + sizes[4]);
+  const std::vector<T> x = numbers<T>(kTasks * kShots * image.row);
+  const std::vector<T> y = numbers<T>(kTasks * kShots * kOut);
+  std::vector<T> rows(kTasks * params.size()), before(kTasks), after(kTasks), output(y.size());
+  std::vector<T> stats(kTasks * 3 * 2 * kChannels);
+  const SequenceExamples examples{x.data(), y.data(), kShots};
+  const int64_t masks[] = {1, 1, 1, 1, 1};
+  for (int64_t workers : {int64_t{1}, kThreads}) {
+    SequenceArgs args{};
+    args.dtype = kDType<T>;
+    args.layers = layers;
+    args.depth = 3;
+    args.loss = Loss::mse;
+    args.tasks = kTasks;
+    args.support = args.query = examples;
+    args.params = params.data();
+    args.size = static_cast<int64_t>(params.size());
+    args.sizes = sizes;
+    args.count = 5;
+    args.lr = 0.01;
+    args.steps = 2;
+    args.differentiated = masks;
+    args.masks = 1;
+    args.lam_d = 1;
+    args.workers = workers;
+    args.rows = rows.data();
+    args.support_loss = before.data();
+    args.query_loss = after.data();
+    args.query_output = output.data();
+    args.stats = stats.data();
+    args.stats_size = 2 * kChannels;
+    std::vector<T> workspace(workers * plan_sequence(args).total);
+    args.memory = workspace.data();
+    check("sequence_step",
+          {memory(rows), memory(before), memory(after), memory(output), memory(stats)},
+          [&](const Parallel& p) { kernels.sequence_step(args, p); });
+  }
+}
+
+template <class T>
 void check_head(const cpu::Kernels& kernels) {
   constexpr int64_t kTasks = 8, kShots = 33, kClasses = 9, kWidth = 301;
   constexpr int64_t kHead = kTasks * kClasses * kWidth, kOutputs = kTasks * kShots * kClasses;
@@ -332,6 +384,7 @@ void check_all(const cpu::Kernels& kernels) {
   check_attention<T>(kernels);
   check_block<T>(kernels);
   check_mlp<T>(kernels);
+  check_sequence<T>(kernels);
   check_head<T>(kernels);
 }
 

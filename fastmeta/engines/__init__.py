@@ -14,6 +14,7 @@ from fastmeta.engines.compiled import Compilation, CompiledEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
 from fastmeta.engines.selection import EngineSelector
+from fastmeta.engines.sequence import SequenceEngine
 from fastmeta.functional import Loss
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Loss",
     "MlpEngine",
     "Outputs",
+    "SequenceEngine",
     "StepBuffers",
     "StepResult",
     "StepSpec",

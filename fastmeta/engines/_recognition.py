@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastmeta.functional import Loss
 from fastmeta.functional._inspection import globally_hooked, is_plain
-from fastmeta.models import MLP
+from fastmeta.models import MLP, Conv4
 
 _PLAIN_ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -49,12 +49,10 @@ def read_mlp(module: nn.Module) -> MlpNetwork | str:
     Returns:
         The network, or the reason why the module is not a plain MLP.
     """
-    if globally_hooked():
-        return "a global module hook is registered"
-    leaves: list[nn.Module] = []
-    if (changed := _collect(module, leaves)) is not None:
-        return f"a hook or custom forward is attached to {type(changed).__name__}"
-    flattens = bool(leaves) and _is_flatten(leaves[0])
+    leaves = leaves_of(module)
+    if isinstance(leaves, str):
+        return leaves
+    flattens = bool(leaves) and is_flatten(leaves[0])
     leaves = leaves[flattens:]
     linear = [m for m in leaves[::2] if type(m) is nn.Linear]
     between = leaves[1::2]
@@ -65,7 +63,7 @@ def read_mlp(module: nn.Module) -> MlpNetwork | str:
         )
     activations: list[str] = []
     for layer in between:
-        name = _activation(layer)
+        name = activation_name(layer)
         if name is None:
             return f"{layer} is not supported by the MLP kernel"
         activations.append(name)
@@ -85,27 +83,47 @@ def loss_name(loss: Loss) -> str | None:
     return None
 
 
+def leaves_of(module: nn.Module) -> list[nn.Module] | str:
+    """The modules of a (nested) `nn.Sequential`, or of a model of ours that is one.
+
+    Returns:
+        The modules in order of execution, or the reason why they are not all that runs.
+    """
+    if globally_hooked():
+        return "a global module hook is registered"
+    leaves: list[nn.Module] = []
+    if (changed := _collect(module, leaves)) is not None:
+        return f"a hook or custom forward is attached to {type(changed).__name__}"
+    return leaves
+
+
 def _collect(module: nn.Module, leaves: list[nn.Module]) -> nn.Module | None:
     """Adds the leaves of `module` to `leaves`; returns the first non-plain submodule."""
     if not is_plain(module):
         return module
+    parts: list[nn.Module] | None = None
     if type(module) is MLP:
-        return _collect(module.layers, leaves)
-    if type(module) is nn.Sequential:
-        for child in module._modules.values():
-            assert child is not None
-            if (changed := _collect(child, leaves)) is not None:
+        parts = [module.layers]
+    elif type(module) is Conv4:
+        parts = [module.features, module.head]
+    elif type(module) is nn.Sequential:
+        parts = list(module)
+    if parts is not None:
+        for part in parts:
+            if (changed := _collect(part, leaves)) is not None:
                 return changed
         return None
     leaves.append(module)
     return None
 
 
-def _is_flatten(module: nn.Module) -> bool:
+def is_flatten(module: nn.Module) -> bool:
+    """Whether this is `nn.Flatten` of all but the examples."""
     return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
 
 
-def _activation(module: nn.Module) -> str | None:
+def activation_name(module: nn.Module) -> str | None:
+    """The name of an activation as in [`fastmeta.ops.mlp_step`][]; `None` if it has none."""
     if type(module) is nn.ELU and module.alpha == 1:
         return "elu"
     if type(module) is nn.GELU and module.approximate == "none":

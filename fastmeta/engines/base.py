@@ -17,9 +17,9 @@ from fastmeta.gradients import GradientBuffer
 from fastmeta.metagrad import MetaGradient, StepContext, TaskGradient
 from fastmeta.tasks import MetaBatch, RaggedTaskBatch
 
-ENGINES = ("auto", "loop", "batched", "mlp", "compiled")
+ENGINES = ("auto", "loop", "batched", "mlp", "sequence", "compiled")
 """Values of the option `engine`."""
-EngineName = Literal["auto", "loop", "batched", "mlp", "compiled"]
+EngineName = Literal["auto", "loop", "batched", "mlp", "sequence", "compiled"]
 # Why an engine that stacks tasks cannot run these.
 RAGGED = "it is a RaggedTaskBatch, whose tasks may differ in size"
 # A tensor, or a list of tensors for tasks of unequal sizes. `Any`, because most programs have tasks

@@ -6,22 +6,29 @@ from collections.abc import Sequence
 from operator import is_not
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.adaptation import SGD
 from fastmeta.backend import kernel_devices
+from fastmeta.engines._one_call import (
+    SECOND_ORDER,
+    adopt,
+    reverse_sweep,
+    unsuitable_components,
+    unsuitable_loss,
+    unsuitable_options,
+    unsuitable_params,
+    unsuitable_targets,
+    unsuitable_tensor,
+)
 from fastmeta.engines._recognition import MlpNetwork, loss_name, read_mlp
 from fastmeta.engines.base import RAGGED, Engine, StepBuffers, StepResult, StepSpec
-from fastmeta.functional import FunctionalModule
-from fastmeta.metagrad import GSL, Exact, FirstOrder, Recursion, StepContext
+from fastmeta.metagrad import StepContext
 from fastmeta.metagrad.base import require_inner_steps
 from fastmeta.ops.mlp import MAX_LAYERS, MAX_MASKS, MAX_PRODUCTS
-from fastmeta.tasks import Examples, MetaBatch, TaskBatch
-
-_SECOND_ORDER = (Exact, Recursion, GSL)
+from fastmeta.tasks import MetaBatch, TaskBatch
 
 
 class MlpEngine(Engine):
@@ -45,15 +52,14 @@ class MlpEngine(Engine):
         spec, self._network = self.spec, None
         if not isinstance(batch, TaskBatch):
             return RAGGED
-        reason = _unsuitable_options(spec.model) or _unsuitable_components(spec)
+        reason = unsuitable_options(spec.model) or unsuitable_components(spec)
         if reason is not None:
             return reason
         network = read_mlp(spec.model.module)
         if isinstance(network, str):
             return network
         if self._loss is None:
-            name = getattr(spec.loss, "__name__", type(spec.loss).__name__)
-            return f"the loss is neither torch.nn.functional.mse_loss nor cross_entropy, but {name}"
+            return unsuitable_loss(spec)
         self._network = network
         return (
             _unsuitable_params(spec.model.params, network)
@@ -82,116 +88,49 @@ class MlpEngine(Engine):
             lr=float(adaptation.lr),
             steps=adaptation.steps,
             record_inner=context.record_support,
-            **_reverse_sweep(self.spec, network, context),
+            **_by_layer(reverse_sweep(self.spec, context), network),
         )
-        buffers.outer.adopt(step.meta_gradients)
-        if step.inner_gradients is not None:
-            buffers.support.adopt(step.inner_gradients)
-        return StepResult(step.support_loss, step.query_loss, step.query_output)
+        return adopt(step, buffers)
 
 
-def _reverse_sweep(spec: StepSpec, network: MlpNetwork, context: StepContext) -> dict[str, Any]:
-    """The arguments of [`fastmeta.ops.mlp_step`][] that the meta-gradient determines."""
-    metagrad = spec.metagrad
-    if not isinstance(metagrad, _SECOND_ORDER) or metagrad.is_first_order:
-        return {"differentiated": [[False] * network.layers]}
-    masks = context.prepared
-    if masks is not None:  # over parameters; a layer's bias follows its weight in every mask
+def _by_layer(options: dict[str, Any], network: MlpNetwork) -> dict[str, Any]:
+    """The options with masks over the layers; a layer's bias follows its weight in every mask."""
+    masks = options["differentiated"]
+    if masks is not None:
         weights = [i for i, param in enumerate(network.params) if param.dim() == 2]
         masks = [[mask[i] for i in weights] for mask in masks]
-    if not isinstance(metagrad, GSL):
-        return {"differentiated": masks}
-    rate = metagrad.rate(context.step)
-    lams = {name: rate * getattr(metagrad, name) for name in ("lam_d", "lam_c", "lam_2")}
-    return {"differentiated": masks, **lams}
-
-
-def _unsuitable_components(spec: StepSpec) -> str | None:
-    if type(spec.adaptation) is not SGD:
-        return f"the adaptation is {type(spec.adaptation).__name__}, not SGD"
-    if not spec.adaptation.is_plain:
-        return "the inner SGD has momentum, weight decay or a learned setting"
-    kind = type(spec.metagrad)
-    if kind.task is not FirstOrder.task and kind not in _SECOND_ORDER:
-        return (
-            f"the meta-gradient is {kind.__name__}; expected Exact, Recursion, GSL, FirstOrder or "
-            "a correction of FirstOrder"
-        )
-    return None
+    return options | {"differentiated": masks}
 
 
 def _unsuitable_params(params: Sequence[Tensor], network: MlpNetwork) -> str | None:
-    if len(params) != len(network.params) or any(map(is_not, params, network.params)):
-        return "the learner does not train each parameter of the layers exactly once"
-    for param in params:
-        if type(param) is not nn.Parameter or not param.is_contiguous():
-            return "a parameter is not a plain contiguous nn.Parameter"
-    like = params[0]
-    if like.dtype not in (torch.float32, torch.float64) or like.device.type not in kernel_devices():
-        return (
-            f"the parameters are {like.dtype} on {like.device}; expected float32 or float64 on "
-            f"{' or '.join(kernel_devices())}"
-        )
-    if torch.is_autocast_enabled(like.device.type):
-        return "autocast is on"
-    return None
-
-
-def _unsuitable_options(model: FunctionalModule) -> str | None:
-    if model.autocast is not None:
-        return f"the learner has autocast={model.autocast}"
-    if model.checkpoint:
-        return "the learner has checkpoint=True"
-    if model.co_learner is not None:
-        return "the learner has a co-learner, whose loss the kernel does not support"
-    return None
+    reason = unsuitable_params(params, network.params, kernel_devices())
+    if reason is None and any(map(is_not, params, network.params)):
+        return "the learner does not train the parameters in the order of the layers"
+    return reason
 
 
 def _unsuitable_examples(
     batch: TaskBatch[Any, Any], split: str, network: MlpNetwork, loss: str
 ) -> str | None:
-    x, y = getattr(batch, f"{split}_x"), getattr(batch, f"{split}_y")
-    like = network.params[0]
-    reason = _unsuitable_tensor(x, f"{split}_x", like.dtype, like.device)
+    x, like = getattr(batch, f"{split}_x"), network.params[0]
+    reason = unsuitable_tensor(x, f"{split}_x", like.dtype, like.device)
     if reason is not None:
         return reason
-    examples = tuple(x.shape[:2])
     flat = x.dim() == 3 or (x.dim() > 3 and network.flattens)
     if not flat or x.shape[2:].numel() != network.inputs:
         return (
             f"{split}_x holds examples of shape {tuple(x.shape[2:])}; the network expects "
             f"{network.inputs} features"
         )
-    if not examples[1]:
+    if not x.shape[1]:
         return f"{split}_x holds no examples"
-    reason = _unsuitable_tensor(
-        y, f"{split}_y", like.dtype if loss == "mse" else torch.int64, like.device
-    )
-    if reason is not None:
-        return reason
-    expected = (*examples, network.outputs) if loss == "mse" else examples
-    if y.shape != expected:
-        return f"{split}_y has shape {tuple(y.shape)}; expected {expected}"
-    return None
-
-
-def _unsuitable_tensor(
-    tensor: Examples, name: str, dtype: torch.dtype, device: torch.device
-) -> str | None:
-    if not isinstance(tensor, Tensor):
-        return f"{name} is a {type(tensor).__name__}; expected a tensor"
-    if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.device != device:
-        return (
-            f"{name} is a {type(tensor).__name__} of {tensor.dtype} on {tensor.device}; expected a "
-            f"plain tensor of {dtype} on {device}"
-        )
-    return None
+    return unsuitable_targets(batch, split, like, network.outputs, loss)
 
 
 def _beyond_limits(batch: TaskBatch[Any, Any], network: MlpNetwork, spec: StepSpec) -> str | None:
     if network.layers > MAX_LAYERS:
         return f"the network has {network.layers} layers; on CUDA at most {MAX_LAYERS}"
-    if isinstance(spec.metagrad, _SECOND_ORDER):
+    if isinstance(spec.metagrad, SECOND_ORDER):
         patterns = min(spec.adaptation.steps, spec.metagrad.layers.count("/") + 1)
         if patterns > MAX_MASKS:
             return f"layers has patterns for {patterns} inner steps; on CUDA at most {MAX_MASKS}"

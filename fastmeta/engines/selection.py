@@ -10,16 +10,17 @@ from fastmeta.engines.batched import BatchedEngine
 from fastmeta.engines.compiled import Compilation, CompiledEngine
 from fastmeta.engines.loop import LoopEngine
 from fastmeta.engines.mlp import MlpEngine
+from fastmeta.engines.sequence import SequenceEngine
 from fastmeta.tasks import MetaBatch
 
 
 class EngineSelector:
     """The engines of a learner; selects the one that runs a meta-batch.
 
-    `"auto"` selects the MLP engine where it is suitable, else the loop. It never selects the
-    batched engine, which on the CPU is slower than the loop for large layers and batches
-    (`benchmarks/NOTES.md`), and has not been measured on a GPU; nor the compiled one, whose first
-    meta-step takes seconds to minutes.
+    `"auto"` selects the MLP engine where it is suitable, else the sequence engine, else the loop.
+    It never selects the batched engine, which on the CPU is slower than the loop for large layers
+    and batches (`benchmarks/NOTES.md`), and has not been measured on a GPU; nor the compiled one,
+    whose first meta-step takes seconds to minutes.
 
     Args:
         name: one of [`ENGINES`][fastmeta.engines.ENGINES].
@@ -33,19 +34,20 @@ class EngineSelector:
         check_choice("engine", name, ENGINES)
         self.name = name
         self._loop = LoopEngine(spec)
-        kinds: dict[str, type[Engine]] = {
-            "auto": MlpEngine,
-            "mlp": MlpEngine,
-            "batched": BatchedEngine,
-            "compiled": CompiledEngine,
+        kinds: dict[str, list[type[Engine]]] = {
+            "auto": [MlpEngine, SequenceEngine],
+            "batched": [BatchedEngine],
+            "compiled": [CompiledEngine],
+            "mlp": [MlpEngine],
+            "sequence": [SequenceEngine],
         }
-        self._special: Engine | None = kinds[name](spec) if name in kinds else None
+        self._special = [kind(spec) for kind in kinds.get(name, [])]
 
     @property
     def compilations(self) -> Sequence[Compilation]:
         """What the compiled engine has compiled so far; nothing for other engines."""
-        engine = self._special
-        return tuple(engine.compilations) if isinstance(engine, CompiledEngine) else ()
+        engines = [e for e in self._special if isinstance(e, CompiledEngine)]
+        return tuple(engines[0].compilations) if engines else ()
 
     def select(self, batch: MetaBatch) -> Engine:
         """The engine for a meta-batch.
@@ -53,12 +55,12 @@ class EngineSelector:
         Raises:
             ValueError: if the engine asked for cannot run it.
         """
-        if self._special is None:
-            return self._loop
-        reason = self._special.unsuitable(batch)
-        if reason is None:
-            return self._special
-        if self.name == "auto":
+        reason: str | None = None
+        for engine in self._special:
+            reason = engine.unsuitable(batch)
+            if reason is None:
+                return engine
+        if self.name in ("auto", "loop"):
             return self._loop
         raise ValueError(
             f"engine {self.name!r} cannot run this: {reason}. Use engine='auto' or 'loop'."

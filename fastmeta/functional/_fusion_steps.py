@@ -70,7 +70,7 @@ class Block(Step):
         if not is_image(x) or not _same_kind(x, norm.weight) or not _same_kind(x, norm.bias):
             return False
         # A transform would have to see the running statistics change in place.
-        if _updates(norm) and (
+        if updates_statistics(norm) and (
             norm.running_mean.dtype != x.dtype or torch._C._are_functorch_transforms_active()
         ):
             return False
@@ -83,8 +83,9 @@ class Block(Step):
     def run(self, x: Tensor) -> Tensor:
         norm, pool = self.modules[0], len(self.modules) == 3
         z, mean, var = ops.batch_norm_relu(x, norm.weight, norm.bias, norm.eps, pool=pool)
-        if _updates(norm):
-            _update_statistics(norm, mean, var, x.numel() // x.shape[1])
+        if updates_statistics(norm):
+            running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+            update_statistics(norm.momentum, *running, mean, var, x.numel() // x.shape[1])
         return z
 
 
@@ -93,10 +94,10 @@ def find_steps(modules: Sequence[Any]) -> list[Step]:
     steps: list[Step] = []
     i = 0
     while i < len(modules):
-        length = _block_length(modules, i)
+        length = block_length(modules, i)
         if length:
             steps.append(Block(modules[i : i + length]))
-        elif _is_fusible_convolution(modules[i]):
+        elif is_fusible_convolution(modules[i]):
             steps.append(Convolution(modules[i : i + 1]))
         else:
             steps.append(Step(modules[i : i + 1]))
@@ -128,7 +129,8 @@ def _same_kind(x: Tensor, parameter: Tensor) -> bool:
     return parameter.dtype == x.dtype and parameter.device == x.device
 
 
-def _is_fusible_convolution(module: Any) -> bool:
+def is_fusible_convolution(module: Any) -> bool:
+    """Whether this is a 3x3 convolution that the op computes, without hooks."""
     return (
         type(module) is nn.Conv2d
         and module.kernel_size == (3, 3)
@@ -142,26 +144,26 @@ def _is_fusible_convolution(module: Any) -> bool:
     )
 
 
-def _block_length(modules: Sequence[Any], start: int) -> int:
+def block_length(modules: Sequence[Any], start: int) -> int:
     """How many modules from `start` make a block: 0, 2, or 3 with pooling."""
     norm = modules[start]
-    if not _uses_batch_statistics(norm) or len(modules) < start + 2:
+    if not uses_batch_statistics(norm) or len(modules) < start + 2:
         return 0
     activation = modules[start + 1]
     if type(activation) is not nn.ReLU or not is_plain(norm) or not is_plain(activation):
         return 0
-    pooled = len(modules) > start + 2 and _is_halving_pool(modules[start + 2])
+    pooled = len(modules) > start + 2 and is_halving_pool(modules[start + 2])
     return 3 if pooled else 2
 
 
-def _uses_batch_statistics(module: Any) -> bool:
+def uses_batch_statistics(module: Any) -> bool:
     """Whether this is BatchNorm2d with batch statistics and an affine transform."""
     if type(module) is not nn.BatchNorm2d or module.weight is None or module.bias is None:
         return False
     return module.training or (module.running_mean is None and module.running_var is None)
 
 
-def _is_halving_pool(module: Any) -> bool:
+def is_halving_pool(module: Any) -> bool:
     """Whether this is 2x2 max-pooling with stride 2, without hooks."""
     return type(module) is nn.MaxPool2d and (
         module.kernel_size in (2, (2, 2))
@@ -174,19 +176,37 @@ def _is_halving_pool(module: Any) -> bool:
     )
 
 
-def _updates(norm: Any) -> bool:
+def updates_statistics(norm: Any) -> bool:
+    """Whether a forward pass of a BatchNorm updates its running statistics."""
     return bool(norm.training and norm.track_running_stats and norm.running_mean is not None)
 
 
 @torch.no_grad()
-def _update_statistics(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Updates the running statistics as `nn.BatchNorm2d` does."""
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+def update_statistics(
+    momentum: float | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    tracked: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+) -> None:
+    """Updates running statistics as `nn.BatchNorm2d` does.
+
+    Args:
+        momentum: of the module.
+        running_mean: `(..., channels)`.
+        running_var: `(..., channels)`.
+        tracked: the number of batches.
+        mean: of the batch.
+        var: of the batch, biased.
+        count: values per channel.
+    """
+    rate: float | Tensor = 0.0 if momentum is None else momentum
+    if tracked is not None:
+        tracked.add_(1)
         if momentum is None:  # cumulative; not read, so that nothing waits for a GPU
-            momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-    momentum = 0.0 if momentum is None else momentum
+            rate = tracked.to(mean.dtype).reciprocal()
     unbiased = var * (count / (count - 1))
-    for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        running.copy_(momentum * value + (1 - momentum) * running)
+    for running, value in ((running_mean, mean), (running_var, unbiased)):
+        running.copy_(rate * value + (1 - rate) * running)

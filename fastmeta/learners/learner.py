@@ -57,12 +57,13 @@ class MetaLearner:
         optimizer: makes the outer optimizer from the parameters; Adam with 1e-3 by default.
         engine: what runs the tasks in training. `"loop"`: autograd, one task after another;
             supports everything. `"mlp"`: one compiled call for plain multi-layer perceptrons (see
-            [`fastmeta.engines.MlpEngine`][]). `"batched"`: all tasks in one call of the module
-            under `torch.vmap`, for networks so small that Python overhead dominates (see
-            [`fastmeta.engines.BatchedEngine`][]). `"compiled"`: the meta-gradient of a task by
+            [`fastmeta.engines.MlpEngine`][]). `"sequence"`: one compiled call for convolutional
+            networks (see [`fastmeta.engines.SequenceEngine`][]). `"batched"`: all tasks in one call
+            of the module under `torch.vmap`, for networks so small that Python overhead dominates
+            (see [`fastmeta.engines.BatchedEngine`][]). `"compiled"`: the meta-gradient of a task by
             `torch.compile`, whose first meta-step takes seconds to minutes (see
-            [`fastmeta.engines.CompiledEngine`][]). `"auto"`: the MLP engine where it is
-            suitable, else the loop.
+            [`fastmeta.engines.CompiledEngine`][]). `"auto"`: the MLP or the sequence engine where
+            it is suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
             an `nn.Sequential` as compiled ops, and attention where second derivatives are taken
             (see [`fastmeta.functional.FusedModule`][]).

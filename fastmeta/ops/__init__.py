@@ -14,13 +14,18 @@ from fastmeta.ops.mlp import MlpStep, mlp_step
 from fastmeta.ops.norm import batch_norm_relu
 from fastmeta.ops.pack import pack, pack_, unpack_
 from fastmeta.ops.row_norm import layer_norm, rms_norm
+from fastmeta.ops.sequence import SequenceStep, Workspace, sequence_step
 from fastmeta.ops.similarity import mean_similarity, row_similarity
 from fastmeta.ops.step import inner_step, inner_step_
 from fastmeta.ops.weights import agreement_weights, gsl_coefficients, gsl_task_weights
+from fastmeta.reference.sequence import SequenceLayer
 
 __all__ = [
     "HeadSimilarity",
     "MlpStep",
+    "SequenceLayer",
+    "SequenceStep",
+    "Workspace",
     "adamw_adjoint",
     "adamw_step",
     "agreement_weights",
@@ -50,6 +55,7 @@ __all__ = [
     "pair_distances",
     "rms_norm",
     "row_similarity",
+    "sequence_step",
     "silu",
     "unpack_",
 ]

@@ -42,11 +42,13 @@ from fastmeta.reference.row_norm import (
     row_norm_second,
     row_norm_tangent,
 )
+from fastmeta.reference.sequence import SequenceLayer, sequence_step
 from fastmeta.reference.similarity import mean_similarity, row_similarity
 from fastmeta.reference.step import hvp_difference, hvp_perturb, inner_step
 from fastmeta.reference.weights import gsl_coefficients, task_weights
 
 __all__ = [
+    "SequenceLayer",
     "accumulation_dtype",
     "activation",
     "activation_backward",
@@ -93,6 +95,7 @@ __all__ = [
     "row_norm_second",
     "row_norm_tangent",
     "row_similarity",
+    "sequence_step",
     "silu",
     "task_weights",
     "unpack_",

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmeta.reference._meta_step import meta_step
+
 # The compiled op identifies activations and losses by their positions here.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -47,56 +49,24 @@ def mlp_step(
     evaluate = partial(_loss, activations=activations, loss=LOSSES[loss])
     masks = differentiated or [[True] * (len(activations) + 1)]
     layers = list(accumulate(p.dim() > 1 for p in params))  # of each parameter, from 1
-    results = []
-    for sx, sy, qx, qy in zip(support_x, support_y, query_x, query_y, strict=True):
-        fast, losses, trace = [p.detach().requires_grad_() for p in params], [], []
-        for _ in range(steps):
-            value, _ = evaluate(fast, sx, sy)
-            grads = torch.autograd.grad(value, fast, create_graph=True)
-            losses.append(value.detach())
-            trace.append((fast, grads))
-            fast = [
-                (p - lr * g).detach().requires_grad_() for p, g in zip(fast, grads, strict=True)
-            ]
-        value, output = evaluate(fast, qx, qy)
-        v = list(torch.autograd.grad(value, fast))
-        for k in reversed(range(steps)):
-            mask = masks[min(k, len(masks) - 1)]
-            chosen = [i for i, layer in enumerate(layers) if mask[layer - 1]]
-            if not chosen:
-                continue
-            start, grads = trace[k]
-            g = [grads[i] for i in chosen]
-            d = _cotangents([h.detach() for h in g], [v[i] for i in chosen], lam_d, lam_c, lam_2)
-            # With a linear network and loss, a gradient may not depend on the parameters.
-            products = torch.autograd.grad(g, start, d, allow_unused=True, materialize_grads=True)
-            v = [x - lr * h for x, h in zip(v, products, strict=True)]
-        mean = torch.stack([_flat(grads) for _, grads in trace]).mean(0) if steps else None
-        value = value.detach()
-        results.append((_flat(v), mean, losses[0] if steps else value, value, output.detach()))
-    meta, inner_means, support_losses, query_losses, outputs = zip(*results, strict=True)
-    return (
-        torch.stack(meta),
-        torch.stack(inner_means) if steps else None,
-        torch.stack(support_losses),
-        torch.stack(query_losses),
-        torch.stack(outputs),
+    return meta_step(
+        evaluate,
+        params,
+        (support_x, support_y, query_x, query_y),
+        lr,
+        steps,
+        [[mask[layer - 1] for layer in layers] for mask in masks],
+        lam_d,
+        lam_c,
+        lam_2,
     )
-
-
-def _cotangents(
-    g: Sequence[Tensor], v: Sequence[Tensor], lam_d: float, lam_c: float, lam_2: float
-) -> list[Tensor]:
-    dot = torch.stack([(a * b).sum() for a, b in zip(g, v, strict=True)]).sum()
-    square = torch.stack([a.square().sum() for a in g]).sum()
-    along = lam_2 + lam_c * torch.where(square > 0, dot / square, 0)
-    return [(lam_d + lam_c + lam_2) * b - along * a for a, b in zip(g, v, strict=True)]
 
 
 def _loss(
     params: Sequence[Tensor],
     x: Tensor,
     y: Tensor,
+    step: int,
     *,
     activations: Sequence[str],
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -108,7 +78,3 @@ def _loss(
         x = F.linear(x, weight, bias)
         x = ACTIVATIONS[names.pop(0)](x) if remaining else x
     return loss(x, y), x
-
-
-def _flat(grads: Sequence[Tensor]) -> Tensor:
-    return torch.cat([g.detach().flatten() for g in grads])

@@ -83,8 +83,9 @@ ROUTES: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
     "recursion, batched": (Recursion, {"engine": "batched"}),
     "recursion, batched, no graph kept": (lambda: Recursion(graphs=0), {"engine": "batched"}),
     "recursion": (Recursion, {"fuse": False}),
-    "recursion, fused": (Recursion, {}),
-    "recursion, no graph kept": (lambda: Recursion(graphs=0), {}),
+    "recursion, fused": (Recursion, {"engine": "loop"}),
+    "recursion, no graph kept": (lambda: Recursion(graphs=0), {"engine": "loop"}),
+    "recursion, auto": (Recursion, {}),
 }
 
 

@@ -91,7 +91,7 @@ def test_the_chunk_size_is_kept_and_reported_once(monkeypatch: pytest.MonkeyPatc
         assert tries == [4, 2, 2]
         limit(monkeypatch, 2, out_of_memory)
         learner.step(tasks(4, torch.float32))  # even less memory: no second warning
-    assert learner._step.engines._special.chunks.size == 2
+    assert learner._step.engines._special[0].chunks.size == 2
 
 
 def test_one_task_exceeds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,4 +129,4 @@ def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch: pytest.Monke
     learner = learner_of(mlp(), "batched")
     with pytest.raises(RuntimeError, match="something else"):
         learner.step(tasks(4, torch.float32))
-    assert learner._step.engines._special.chunks.size is None
+    assert learner._step.engines._special[0].chunks.size is None

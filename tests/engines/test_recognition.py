@@ -223,12 +223,14 @@ def test_a_changed_module_is_examined_again() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(ValueError, match="one of auto, loop, batched, mlp; got 'fast'"):
+    with pytest.raises(
+        ValueError, match="one of auto, loop, batched, mlp, sequence, compiled; got 'fast'"
+    ):
         MAML(mlp(), F.cross_entropy, inner_lr=0.2, engine="fast")
 
 
 def test_public_names() -> None:
-    assert fastmeta.engines.ENGINES == ("auto", "loop", "batched", "mlp")
+    assert fastmeta.engines.ENGINES == ("auto", "loop", "batched", "mlp", "sequence", "compiled")
 
 
 @pytest.mark.parametrize("options", [{"autocast": torch.bfloat16}, {"checkpoint": True}])

@@ -54,6 +54,15 @@ SAMPLES = {
         *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randn(3, 6, 7), torch.randn(3, 6, 2)),
         *([1], 0, 0.1, 2, [0, 1, 1, 1], 0.7, 0.4, 0.3, True),
     ),
+    "sequence_step": lambda g: (
+        [torch.randn(4, 1, 3, 3), *torch.randn(3, 4), torch.randn(2, 16), torch.randn(2)],
+        *([0, 1, 0, 1, 1, 1, 1, 2, 3, 1, 5, 0, 4, 5, 1], [0.0, 1e-5, 0.0]),
+        *(torch.randn(3, 5, 4, 4, 1), torch.randint(2, (3, 5))),
+        *(torch.randn(3, 6, 4, 4, 1), torch.randint(2, (3, 6))),
+        *(1, 0.1, 2, [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], 0.7, 0.4, 0.3),
+        *(2, torch.zeros(30_000), torch.zeros(3, 82), torch.zeros(3, 82)),
+        *(torch.zeros(3), torch.zeros(3), torch.zeros(3, 6, 2), torch.zeros(3, 3, 8)),
+    ),
     "head_similarity": lambda g: (
         *(torch.randn(3, 5, 7), torch.randn(3, 5, 2), torch.randint(2, (3, 5))),
         *(torch.randn(3, 2, 7), torch.randn(3, 2, 7), g[:, :2], 1, 0.7, 0.4, 0.2),

@@ -83,15 +83,17 @@ def reference_gradients(
 
 
 WAYS_TO_GO: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
-    "exact": (Exact, {}),
+    "exact": (Exact, {"engine": "loop"}),
+    "exact, auto": (Exact, {}),
     "exact, unfused": (Exact, {"fuse": False}),
     "exact, batched": (Exact, {"engine": "batched"}),
-    "recursion": (Recursion, {}),
-    "recursion, no graph kept": (lambda: Recursion(graphs=0), {}),
+    "recursion": (Recursion, {"engine": "loop"}),
+    "recursion, no graph kept": (lambda: Recursion(graphs=0), {"engine": "loop"}),
     "recursion, unfused": (lambda: Recursion(graphs=0), {"fuse": False}),
-    "recursion, forward": (lambda: Recursion("forward"), {}),
+    "recursion, forward": (lambda: Recursion("forward"), {"engine": "loop"}),
     "recursion, batched": (lambda: Recursion(graphs=0), {"engine": "batched"}),
-    "first order": (FirstOrder, {}),
+    "first order": (FirstOrder, {"engine": "loop"}),
+    "first order, auto": (FirstOrder, {}),
     "first order, batched": (FirstOrder, {"engine": "batched"}),
     "first order, computed again": (FirstOrder, {"checkpoint": True}),
     "multi-step": (lambda: MultiStep(9), {}),

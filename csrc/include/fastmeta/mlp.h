@@ -3,12 +3,11 @@
 // meta-gradient by a reverse sweep over the inner steps.
 #pragma once
 
-#include <algorithm>
-
 #include "fastmeta/activation.h"
 #include "fastmeta/loss.h"
 #include "fastmeta/parallel.h"
 #include "fastmeta/platform.h"
+#include "fastmeta/reverse_sweep.h"
 
 namespace fastmeta {
 
@@ -39,11 +38,7 @@ struct MlpArgs {
   MlpExamples query;
   double lr;
   int64_t steps;
-  // The layers whose inner gradient g is differentiated, (masks, count) zeros and ones on the host:
-  // one mask per inner step, the last one for all further steps. With _m for these layers, the
-  // reverse sweep takes every inner step by v <- v - lr H d, where
-  // d = (lam_d + lam_c + lam_2) v_m - (lam_2 + lam_c <g_m, v_m> / |g_m|^2) g_m.
-  const int64_t* differentiated;
+  const int64_t* differentiated;  // masks over the layers, see reverse_sweep.h
   int64_t masks;
   double lam_d;
   double lam_c;
@@ -54,29 +49,5 @@ struct MlpArgs {
   void* query_loss;    // (tasks): after the last inner step
   void* query_output;  // (tasks, query.n, last out)
 };
-
-// The mask of an inner step.
-inline const int64_t* mask_of(const MlpArgs& args, int64_t step) {
-  return args.differentiated + std::min(step, args.masks - 1) * args.count;
-}
-
-// The lowest layer whose inner gradient is differentiated; `count` if there is none.
-inline int64_t lowest_differentiated(const MlpArgs& args, int64_t step) {
-  if (args.lam_d == 0 && args.lam_c == 0 && args.lam_2 == 0) return args.count;
-  const int64_t* mask = mask_of(args, step);
-  return std::find(mask, mask + args.count, 1) - mask;
-}
-
-// Inner steps that the reverse sweep needs: all of them, or none for the first-order gradient.
-inline int64_t kept_steps(const MlpArgs& args) {
-  for (int64_t k = 0; k < std::min(args.steps, args.masks); ++k)
-    if (lowest_differentiated(args, k) < args.count) return args.steps;
-  return 0;
-}
-
-// Whether d is a multiple of v_m, so that lam_d alone scales the rate.
-inline bool scales_only(const MlpArgs& args) {
-  return args.lam_c == 0 && args.lam_2 == 0;
-}
 
 }  // namespace fastmeta

@@ -1,0 +1,239 @@
+// The layers of a sequence, each with its forward and backward pass and the tangents of both along
+// a direction of its parameters (Pearlmutter's R-operator).
+#pragma once
+
+#include "cpu/matrix.h"
+#include "cpu/mlp_math.h"
+#include "cpu/norm_passes.h"
+#include "cpu/pixels.h"
+#include "fastmeta/conv.h"
+#include "fastmeta/norm.h"
+#include "fastmeta/sequence_plan.h"
+
+namespace fastmeta::cpu::FM_ISA {
+
+#define FM_KERNEL(name, Args) void name(const Args&, const Parallel&);
+FM_KERNEL(conv_forward, ConvForwardArgs)
+FM_KERNEL(conv_input, ConvInputArgs)
+FM_KERNEL(conv_weight, ConvWeightArgs)
+FM_KERNEL(norm_backward, NormBackwardArgs)
+FM_KERNEL(norm_second, NormSecondArgs)
+#undef FM_KERNEL
+
+namespace sequence {
+
+// One layer at one evaluation of a task's examples.
+template <class T>
+struct At {
+  const SequenceLayer& layer;
+  int64_t n;
+  int64_t step;    // inner step, which selects the parameters
+  const T* theta;  // parameters
+  T* stats;        // of norms
+  T* scratch;
+  const Parallel& parallel;
+
+  int64_t shift() const { return layer.shift(step); }
+  // The weight and the bias in a vector of parameters; null where the layer, or the vector, has
+  // none.
+  template <class P>
+  P* weight(P* vector) const {
+    return vector && layer.weight >= 0 ? vector + layer.weight + shift() : nullptr;
+  }
+  template <class P>
+  P* bias(P* vector) const {
+    return vector && layer.bias >= 0 ? vector + layer.bias + shift() : nullptr;
+  }
+  int64_t in_size() const { return n * layer.in.row; }
+  int64_t out_size() const { return n * layer.out.row; }
+};
+
+// What the tangents of a layer's passes depend on.
+template <class T>
+struct Tangents {
+  const T* x;
+  const T* dy;
+  T* u;         // tangent of x, null for zero; the tangent of its gradient takes its place
+  T* ty;        // tangent of y, and later of its gradient
+  const T* v;   // direction, null for zero
+  T* product;   // of the parameters' gradient
+  bool curved;  // whether forward() left a part of the gradient's tangent in u
+};
+
+template <class T>
+void add_to(T* to, const T* from, int64_t size) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= size; i += kLanes<T>) store(to + i, load(to + i) + load(from + i));
+  for (; i < size; ++i) to[i] += from[i];
+}
+
+constexpr DType dtype_of(float) {
+  return DType::f32;
+}
+constexpr DType dtype_of(double) {
+  return DType::f64;
+}
+
+// 3x3 convolution.
+template <class T>
+struct Convolution {
+  static ConvShape shape(const At<T>& at) {
+    const LayerMap& in = at.layer.in;
+    return {dtype_of(T{}), 1, at.n, in.h, in.w, in.c, at.layer.out.c, at.layer.option};
+  }
+  static int64_t weights(const At<T>& at) { return 9 * at.layer.in.c * at.layer.out.c; }
+
+  static void forward(const At<T>& at, const T* x, T* y) {
+    conv_forward({shape(at), x, at.weight(at.theta), at.bias(at.theta), y}, at.parallel);
+  }
+  static void backward(const At<T>& at, const T* x, const T* dy, T* dx, T* grad) {
+    weight_gradient(at, x, dy, at.weight(grad), at.bias(grad));
+    if (dx) conv_input({shape(at), dy, at.weight(at.theta), dx}, at.parallel);
+  }
+  static void r_forward(const At<T>& at, const Tangents<T>& r) {
+    T* along = r.u && r.v ? second_term(at) : r.ty;
+    if (r.v) conv_forward({shape(at), r.x, at.weight(r.v), at.bias(r.v), along}, at.parallel);
+    if (r.u) conv_forward({shape(at), r.u, at.weight(at.theta), nullptr, r.ty}, at.parallel);
+    if (r.u && r.v) add_to(r.ty, along, at.out_size());
+  }
+  static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
+    weight_gradient(at, r.x, r.ty, at.weight(r.product), at.bias(r.product));
+    if (r.u) {
+      T* dw = at.scratch + whole_vectors(at.layer.out.c);
+      weight_gradient(at, r.u, r.dy, dw, nullptr);
+      add_to(at.weight(r.product), dw, weights(at));
+    }
+    if (!rdx) return;
+    conv_input({shape(at), r.ty, at.weight(at.theta), rdx}, at.parallel);
+    if (!r.v) return;
+    conv_input({shape(at), r.dy, at.weight(r.v), second_term(at)}, at.parallel);
+    add_to(rdx, second_term(at), at.in_size());
+  }
+
+ private:
+  // Without a bias, its gradient goes to the scratch.
+  static void weight_gradient(const At<T>& at, const T* x, const T* dy, T* dw, T* db) {
+    conv_weight({shape(at), x, dy, dw, db ? db : at.scratch}, at.parallel);
+  }
+  static T* second_term(const At<T>& at) {
+    return at.scratch + whole_vectors(at.layer.out.c) + whole_vectors(weights(at));
+  }
+};
+
+// BatchNorm, ReLU and perhaps 2x2 max-pooling.
+template <class T>
+struct Norm {
+  static NormInput input(const At<T>& at, const T* x) {
+    const LayerMap& in = at.layer.in;
+    return {dtype_of(T{}),
+            1,
+            at.n,
+            in.c,
+            in.h,
+            in.w,
+            at.layer.number,
+            static_cast<int32_t>(at.layer.option),
+            x,
+            at.weight(at.theta),
+            at.bias(at.theta)};
+  }
+  static T* mean(const At<T>& at) { return at.stats + at.layer.stats; }
+  static T* var(const At<T>& at) { return mean(at) + at.layer.in.c; }
+
+  static NormForwardArgs forward_args(const At<T>& at, const T* x, T* y) {
+    return {input(at, x), y, mean(at), var(at)};
+  }
+  static NormBackwardArgs backward_args(const At<T>& at, const T* x, const T* dy, T* dx, T* grad) {
+    return {input(at, x), mean(at), var(at), dy, dx, at.weight(grad), at.bias(grad)};
+  }
+  // At given statistics, and sums over all images: see sequence_network.h.
+  static void forward(const At<T>& at, const T* x, T* y) {
+    norm_apply(forward_args(at, x, y), at.parallel);
+  }
+  static void r_forward(const At<T>& at, const Tangents<T>& r) {
+    if (!r.v) memset(at.scratch, 0, sizeof(T) * at.layer.in.c);
+    norm_second({input(at, r.x), mean(at), var(at), r.dy, r.u, r.v ? at.weight(r.v) : at.scratch,
+                 r.v ? at.bias(r.v) : at.scratch, r.ty, r.u, at.weight(r.product)},
+                at.parallel);
+  }
+  static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
+    NormBackwardArgs args = backward_args(at, r.x, r.ty, rdx, r.product);
+    if (!r.curved) return norm_backward(args, at.parallel);
+    T *dw = at.scratch, *dx = at.scratch + whole_vectors(at.layer.in.c);
+    args.dweight = dw;
+    args.dx = dx;
+    norm_backward(args, at.parallel);
+    add_to(at.weight(r.product), dw, at.layer.in.c);
+    add_to(rdx, dx, at.in_size());
+  }
+};
+
+// An activation, element by element.
+template <class T>
+struct Elementwise {
+  // Calls body(i, lanes) for every vector of elements.
+  template <class Body>
+  static void each(const At<T>& at, const Body& body) {
+    at.parallel(at.n, 1 + 4096 / at.layer.in.row, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * at.layer.in.row;
+      each_vector<T>((end - begin) * at.layer.in.row,
+                     [&](auto lanes, int64_t i) { body(lanes, first + i); });
+    });
+  }
+  // Calls body(curve) with a function of a vector that returns value and derivatives.
+  template <class Body>
+  static void with_curve(const At<T>& at, const Body& body) {
+    if (at.layer.option == kLeakyRelu) {
+      const T slope = static_cast<T>(at.layer.number);
+      return body([slope](Vec<T> x) -> Curve<Vec<T>> {
+        const Vec<T> one = splat<T>(1);
+        return {x > 0 ? x : slope * x, x > 0 ? one : slope * one, Vec<T>{}};
+      });
+    }
+    with_activation(static_cast<Activation>(at.layer.option), [&](auto f) {
+      body([](Vec<T> x) { return curve<decltype(f)::value, mlp::VectorMath<T>>(x); });
+    });
+  }
+
+  static void forward(const At<T>& at, const T* x, T* y) {
+    with_curve(at, [&](const auto& f) {
+      each(at, [&](auto lanes, int64_t i) { lanes.store(y + i, f(lanes.load(x + i)).value); });
+    });
+  }
+  static void backward(const At<T>& at, const T* x, const T* dy, T* dx, T*) {
+    if (dx) along(at, x, dy, dx);
+  }
+  static void r_forward(const At<T>& at, const Tangents<T>& r) {
+    with_curve(at, [&](const auto& f) {
+      each(at, [&](auto lanes, int64_t i) {
+        const Curve<Vec<T>> c = f(lanes.load(r.x + i));
+        const Vec<T> u = lanes.load(r.u + i);
+        lanes.store(r.ty + i, c.first * u);
+        lanes.store(r.u + i, c.second * u * lanes.load(r.dy + i));
+      });
+    });
+  }
+  static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
+    if (!rdx) return;
+    if (!r.curved) return along(at, r.x, r.ty, rdx);
+    with_curve(at, [&](const auto& f) {
+      each(at, [&](auto lanes, int64_t i) {
+        const Vec<T> first = f(lanes.load(r.x + i)).first;
+        lanes.store(rdx + i, lanes.load(rdx + i) + first * lanes.load(r.ty + i));
+      });
+    });
+  }
+
+ private:
+  // to = f'(x) from.
+  static void along(const At<T>& at, const T* x, const T* from, T* to) {
+    with_curve(at, [&](const auto& f) {
+      each(at, [&](auto lanes, int64_t i) {
+        lanes.store(to + i, f(lanes.load(x + i)).first * lanes.load(from + i));
+      });
+    });
+  }
+};
+
+}  // namespace sequence
+}  // namespace fastmeta::cpu::FM_ISA

@@ -1,0 +1,223 @@
+// A sequence of layers on one set of examples: forward, gradient, and the R-operator.
+#pragma once
+
+#include "cpu/mlp_loss.h"
+#include "cpu/sequence_linear.h"
+
+namespace fastmeta::cpu::FM_ISA {
+namespace sequence {
+
+// Calls body with the type of a layer.
+template <class T, class Body>
+void with_layer(LayerKind kind, const Body& body) {
+  switch (kind) {
+    case LayerKind::conv:
+      return body(Convolution<T>{});
+    case LayerKind::norm:
+      return body(Norm<T>{});
+    case LayerKind::activation:
+      return body(Elementwise<T>{});
+    case LayerKind::max_pool:
+      return body(Pooling<T, true>{});
+    case LayerKind::mean_pool:
+      return body(Pooling<T, false>{});
+    case LayerKind::linear:
+      return body(Linear<T>{});
+  }
+}
+
+// Some of the examples, one after the other.
+struct Examples {
+  int64_t first;
+  int64_t count;
+};
+
+// An evaluation of the network: where it is, and its buffers.
+template <class T>
+struct Evaluation {
+  const SequenceArgs& args;
+  int64_t step;
+  const T* theta;
+  const T* x;     // of the examples
+  const void* y;  // their targets
+  int64_t n;
+  T* values;   // outputs of the layers, (n, row) each
+  T* deltas;   // their gradients; may be `values`, which they then replace from the last one down
+  T* softmax;  // cross-entropy's probabilities
+  T* stats;
+  T* scratch;
+  const Parallel& parallel;
+
+  At<T> at(int64_t l) const { return at(l, {0, n}); }
+  At<T> at(int64_t l, const Examples& some) const {
+    return {args.layers[l], some.count, step, theta, stats, scratch, parallel};
+  }
+  // Those of layer l, its input, and the gradient of that; from an example on.
+  T* of(T* maps, int64_t l, int64_t first = 0) const {
+    return maps + n * args.layers[l].before + first * args.layers[l].out.row;
+  }
+  const T* input(int64_t l, int64_t first = 0) const {
+    return l ? of(values, l - 1, first) : x + first * args.layers[0].in.row;
+  }
+  T* d_input(int64_t l, int64_t first = 0) const { return l ? of(deltas, l - 1, first) : nullptr; }
+
+  // The loss, which mlp_loss.h computes for a network of the last layer alone.
+  struct Last {
+    mlp::Network net;
+    mlp::Data<T> data;
+    mlp::Tape<T> tape;
+  };
+  Last last() const {
+    const int64_t l = args.depth - 1;
+    const LayerMap& out = args.layers[l].out;
+    Last loss{{}, {x, y, n}, {of(values, l), softmax, nullptr, of(deltas, l), 0}};
+    loss.net.loss = args.loss;
+    loss.net.layers = {{0, out.c, out.row, 0, 0, 0, false, Activation::relu}};
+    return loss;
+  }
+};
+
+// Batch statistics need all examples, all else one after the other. So layers run in stages, which
+// begin with normalisations; a stage takes a few examples through all its layers and the sums of
+// the next normalisation while their values are in the cache.
+struct Stage {
+  int64_t begin;
+  int64_t end;
+};
+
+inline bool is_norm(const SequenceArgs& args, int64_t l) {
+  return l < args.depth && args.layers[l].kind == LayerKind::norm;
+}
+
+inline std::vector<Stage> stages_of(const SequenceArgs& args) {
+  std::vector<Stage> stages;
+  for (int64_t l = 0; l < args.depth; ++l)
+    if (l == 0 || is_norm(args, l))
+      stages.push_back({l, l + 1});
+    else
+      stages.back().end = l + 1;
+  return stages;
+}
+
+// Calls body with all examples of a stage, a few at a time: about half a level-2 cache of the
+// values of a layer. Smaller maps stay in the cache as they are.
+template <class T, class Body>
+void each_group(const Evaluation<T>& e, int64_t begin, int64_t end, const Body& body) {
+  constexpr int64_t kGroup = (int64_t{1} << 20) / sizeof(T), kWhole = 4 * kGroup;
+  int64_t row = 1;
+  for (int64_t l = begin; l < std::min(end, e.args.depth); ++l)
+    row = std::max(row, e.args.layers[l].out.row);
+  const int64_t each = row * e.n <= kWhole ? e.n : std::max<int64_t>(1, kGroup / row);
+  for (int64_t first = 0; first < e.n; first += each)
+    body(Examples{first, std::min(each, e.n - first)});
+}
+
+template <class T>
+void forward(const Evaluation<T>& e) {
+  for (const Stage& stage : stages_of(e.args)) {
+    const int64_t end = stage.end;
+    NormMoments moments;
+    each_group(e, stage.begin, end, [&](const Examples& some) {
+      for (int64_t l = stage.begin; l < end; ++l)
+        with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
+          decltype(layer)::forward(e.at(l, some), e.input(l, some.first),
+                                   e.of(e.values, l, some.first));
+        });
+      if (is_norm(e.args, end))
+        moments.add(Norm<T>::input(e.at(end, some), e.input(end, some.first)), e.parallel);
+    });
+    if (is_norm(e.args, end))
+      moments.finish(Norm<T>::forward_args(e.at(end), e.input(end), nullptr));
+  }
+}
+
+// The backward pass of one layer; with `more`, adds to the gradient by way of it.
+template <class T>
+void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, T* grad, T* more) {
+  const SequenceLayer& layer = e.args.layers[l];
+  T* target = some.first ? more : grad;
+  with_layer<T>(layer.kind, [&](auto kind) {
+    if constexpr (!std::is_same_v<decltype(kind), Norm<T>>)
+      decltype(kind)::backward(e.at(l, some), e.input(l, some.first), e.of(e.deltas, l, some.first),
+                               e.d_input(l, some.first), target);
+  });
+  if (target == grad || layer.weight < 0) return;
+  const int64_t size = e.args.sizes[layer.first] + (layer.bias < 0 ? 0 : layer.out.c);
+  add_to(grad + layer.weight, more + layer.weight, size);
+}
+
+// The mean loss of the outputs, and its gradient with respect to all parameters; `more` holds that
+// of some examples.
+template <class T>
+T backward(const Evaluation<T>& e, T* grad, T* more) {
+  const auto last = e.last();
+  const T value = mlp::loss(last.net, last.data, last.tape);
+  const std::vector<Stage> stages = stages_of(e.args);
+  NormBackwardSums above;  // of the normalisation that the stage above begins with
+  for (size_t k = stages.size(); k-- > 0;) {
+    const auto [begin, end] = stages[k];
+    const auto norm_args = [&](int64_t l, const Examples& some) {
+      return Norm<T>::backward_args(e.at(l, some), e.input(l, some.first),
+                                    e.of(e.deltas, l, some.first), e.d_input(l, some.first), grad);
+    };
+    NormBackwardSums sums;
+    each_group(e, begin, end, [&](const Examples& some) {
+      if (is_norm(e.args, end)) {
+        const LayerMap& in = e.args.layers[end].in;
+        above.apply(norm_args(end, some), static_cast<double>(e.n * in.h * in.w), e.parallel);
+      }
+      for (int64_t l = end; l-- > begin;)
+        if (!is_norm(e.args, l)) backward_layer(e, l, some, grad, more);
+      if (is_norm(e.args, begin)) sums.add(norm_args(begin, some), e.parallel);
+    });
+    above = std::move(sums);
+  }
+  return value;
+}
+
+// The parameters of a layer that an inner step uses: their indices are [begin, end).
+inline std::pair<int64_t, int64_t> used_params(const SequenceLayer& layer, int64_t step) {
+  const int64_t count = layer.params(), begin = layer.first + layer.set(step) * count;
+  return {begin, begin + count};
+}
+
+// The Hessian of the mean loss times v, where `mask` says which parameters have a direction; v is
+// zero elsewhere. `tangents` holds those of all layers.
+template <class T>
+void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T* tangents,
+                     T* product) {
+  const int64_t depth = e.args.depth;
+  const auto directed = [&](int64_t l) {
+    const auto [begin, end] = used_params(e.args.layers[l], e.step);
+    return std::find(mask + begin, mask + end, 1) != mask + end;
+  };
+  int64_t lowest = 0;
+  while (lowest < depth && !directed(lowest)) ++lowest;
+  if (lowest == depth) return void(memset(product, 0, sizeof(T) * e.args.size));
+  const bool norm = e.args.layers[lowest].kind == LayerKind::norm;
+  if (norm) memset(e.of(tangents, lowest - 1), 0, sizeof(T) * e.at(lowest).in_size());
+  const auto at = [&](int64_t l) -> Tangents<T> {
+    const bool through = l > lowest || (l == lowest && norm);
+    return {e.input(l),
+            e.of(e.deltas, l),
+            through ? e.of(tangents, l - 1) : nullptr,
+            e.of(tangents, l),
+            directed(l) ? v : nullptr,
+            product,
+            through};
+  };
+  for (int64_t l = lowest; l < depth; ++l)
+    with_layer<T>(e.args.layers[l].kind,
+                  [&](auto layer) { decltype(layer)::r_forward(e.at(l), at(l)); });
+  const auto last = e.last();
+  T* outputs = e.of(tangents, depth - 1);
+  mlp::r_loss<T>(last.net, last.data, last.tape, {outputs, outputs, nullptr});
+  for (int64_t l = depth; l-- > 0;)
+    with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
+      T* rdx = l ? e.of(tangents, l - 1) : nullptr;
+      decltype(layer)::r_backward(e.at(l), at(l), rdx);
+    });
+}
+
+}  // namespace sequence
+}  // namespace fastmeta::cpu::FM_ISA

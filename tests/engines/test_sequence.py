@@ -1,0 +1,188 @@
+"""The sequence engine matches the loop, and is selected only for networks that it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmeta import FOMAML, MAML, MetaLearner, TaskBatch, metagrad
+from fastmeta.adaptation import SGD
+from fastmeta.aggregation import Mean
+from fastmeta.engines import LoopEngine, SequenceEngine
+from fastmeta.models import Conv4
+from tests.engines.test_mlp import METHODS
+from tests.helpers.reference_loops import LR, reference_meta_gradients
+
+WAYS = 3
+
+
+def images(tasks: int = 3, size: int = 8, dtype: torch.dtype = torch.float64) -> TaskBatch:
+    def draw(each: int) -> tuple[Tensor, Tensor]:
+        y = torch.arange(WAYS).repeat(each).expand(tasks, -1).contiguous()
+        return torch.randn(tasks, WAYS * each, 2, size, size, dtype=dtype), y
+
+    return TaskBatch(*draw(2), *draw(3))
+
+
+def block(inputs: int = 2, stride: int = 1, **options: Any) -> list[nn.Module]:
+    norm = nn.BatchNorm2d(5, track_running_stats=options.pop("track", False), **options)
+    return [nn.Conv2d(inputs, 5, 3, stride, padding=1), norm, nn.ReLU()]
+
+
+def net(*layers: nn.Module, features: int = 320) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, WAYS))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "strided": lambda: Conv4(2, 8, WAYS, hidden=4, downsample="stride"),
+    "pooled": lambda: Conv4(2, 8, WAYS, hidden=4),
+    "features end before the last pooling": lambda: Conv4(2, 8, WAYS, hidden=4, pool_last=False),
+    "running statistics": lambda: Conv4(2, 8, WAYS, hidden=4, batch_norm_stats=True),
+    "a BatchNorm per step": lambda: Conv4(
+        2, 8, WAYS, hidden=4, batch_norm_stats=True, batch_norm_steps=2
+    ),
+    "more BatchNorms than steps": lambda: Conv4(
+        2, 8, WAYS, hidden=4, batch_norm_stats=True, batch_norm_steps=5
+    ),
+    "cumulative statistics": lambda: net(*block(track=True, momentum=None)),
+    "no normalisation": lambda: net(
+        nn.Conv2d(2, 4, 3, padding="same", bias=False), nn.GELU(), nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(4, 5, 3, 2, padding=1), nn.LeakyReLU(0.2)), nn.AvgPool2d(2),
+        features=5,
+    ),
+    "global mean": lambda: net(*block(), nn.Dropout(0.0), nn.AdaptiveAvgPool2d(1), features=5),
+    "hidden linear layer": lambda: net(*block(), nn.Flatten(), nn.Linear(320, 7), nn.Tanh(),
+                                       nn.Identity(), features=7),
+}  # fmt: skip
+
+
+def both(
+    make: Callable[..., MetaLearner], module: nn.Module, batch: TaskBatch, steps: int = 3
+) -> None:
+    """Gradients, results and buffers of both engines, each with a copy of the module."""
+    seen = []
+    for engine in ("loop", "sequence"):
+        own = copy.deepcopy(module)
+        learner = make(own, F.cross_entropy, inner_lr=0.2, inner_steps=steps, engine=engine)
+        flat, result = learner.meta_gradient(batch)
+        seen.append((*vars(result).values(), *own.buffers(), flat))
+    (*_, expected), (*_, found) = seen
+    assert (found - expected).norm() <= 1e-9 * expected.norm()
+    for loop, sequence in zip(*(s[:-1] for s in seen), strict=True):
+        torch.testing.assert_close(sequence, loop, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("method", [MAML, FOMAML])
+def test_networks(method: Any, network: str) -> None:
+    both(method, NETWORKS[network]().double(), images())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(method: str) -> None:
+    both(METHODS[method], Conv4(2, 8, WAYS, hidden=4).double(), images(5))
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("steps", range(6))
+def test_against_plain_autograd(steps: int, second_order: bool) -> None:
+    module, batch = Conv4(2, 8, WAYS, hidden=4, downsample="stride").double(), images()
+    method = MAML if second_order else FOMAML
+    learner = method(module, F.cross_entropy, inner_lr=LR, inner_steps=steps, engine="sequence")
+    expected = reference_meta_gradients(module, batch, steps, second_order).mean(0)
+    found, _ = learner.meta_gradient(batch)
+    assert (found - expected).norm() <= 1e-9 * expected.norm()
+
+
+def test_training_is_the_same() -> None:
+    batches = [images(2) for _ in range(6)]
+    ends = []
+    for engine in ("loop", "auto"):
+        torch.manual_seed(3)
+        module = NETWORKS["a BatchNorm per step"]().double()
+        learner = MAML(module, F.cross_entropy, inner_lr=0.2, inner_steps=2, engine=engine)
+        for batch in batches:
+            learner.step(batch)
+        ends.append(torch.cat([t.double().flatten() for t in module.state_dict().values()]))
+    torch.testing.assert_close(*ends, rtol=1e-7, atol=1e-7)
+
+
+def selected(module: nn.Module, loss: Any = F.cross_entropy, **options: Any) -> type:
+    learner = MAML(module, loss, inner_lr=0.2, **options)
+    return type(learner._step.engines.select(images(dtype=torch.float32)))
+
+
+def test_auto_selects_it() -> None:
+    for network in NETWORKS.values():
+        assert selected(network()) is SequenceEngine
+
+
+def hooked() -> nn.Module:
+    module = net(*block())
+    module[1].register_forward_hook(lambda *args: None)
+    return module
+
+
+def frozen() -> nn.Module:
+    module = net(*block())
+    module[0].bias.requires_grad_(False)
+    return module
+
+
+def parametrized() -> nn.Module:
+    module = net(*block())
+    nn.utils.parametrizations.weight_norm(module[0])
+    return module
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "a hook": (hooked, {}, "hook or custom forward is attached to BatchNorm2d"),
+    "a frozen parameter": (frozen, {}, "does not train all parameters of Conv2d"),
+    "a parametrization": (parametrized, {}, "is not supported"),
+    "5x5": (lambda: net(nn.Conv2d(2, 5, 5, padding=2)), {}, r"Conv2d\(2, 5.* is not supported"),
+    "evaluation mode": (
+        lambda: net(*block(track=True)).eval(),
+        {},
+        "does not use batch statistics",
+    ),
+    "no ReLU": (lambda: net(*block()[:2]), {}, "no ReLU follows"),
+    "dropout": (lambda: net(*block(), nn.Dropout(0.5)), {}, "Dropout.* is not supported"),
+    "no flattening": (lambda: nn.Sequential(*block(), nn.Linear(8, 3)), {}, "not flattened"),
+    "no head": (lambda: nn.Sequential(*block(), nn.Flatten()), {}, "does not end with nn.Linear"),
+    "no convolution": (lambda: net(nn.ReLU(), features=128), {}, "no convolution"),
+    "another loss": (lambda: net(*block()), {"loss": nn.CrossEntropyLoss()}, "the loss is neither"),
+    "fuse=False": (lambda: net(*block()), {"fuse": False}, "fuse=False"),
+    "checkpointing": (lambda: net(*block()), {"checkpoint": True}, "checkpoint=True"),
+    "autocast": (lambda: net(*block()), {"autocast": torch.bfloat16}, "autocast"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    make, options, reason = REFUSED[name]
+    options = {"loss": F.cross_entropy, **options}
+    learner = FOMAML(make(), inner_lr=0.2, engine="sequence", **options)
+    batch = images(dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"(?s)engine 'sequence' cannot run this: .*({reason})"):
+        learner.meta_gradient(batch)
+    learner.engine = "auto"
+    assert type(learner._step.engines.select(batch)) is LoopEngine
+
+
+def test_other_components_are_refused() -> None:
+    for adaptation, way in (
+        (SGD(0.1, momentum=0.5), metagrad.Exact()),
+        (SGD(0.1), metagrad.Implicit()),
+    ):
+        learner = MetaLearner(
+            net(*block()), F.cross_entropy, adaptation=adaptation, metagrad=way, aggregation=Mean(),
+            engine="sequence",
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="engine 'sequence' cannot run this: "):
+            learner.meta_gradient(images(dtype=torch.float32))
