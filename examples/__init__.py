@@ -1,0 +1,1 @@
+"""Examples, a page of code each: `python -m examples.reweight_labels`."""
