@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fastmeta.adaptation.adam import Adam, AdamW
+from fastmeta.adaptation.alfa import ALFA
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
 from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
@@ -26,6 +27,7 @@ from fastmeta.registry import Registry
 _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
     "adam": Adam,
     "adamw": AdamW,
+    "alfa": ALFA,
     "lslr": lslr,
     "meta-sgd": MetaSGD,
     "proximal": ProximalSGD,
@@ -40,6 +42,7 @@ ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
 
 __all__ = [
     "ADAPTATIONS",
+    "ALFA",
     "SGD",
     "Adam",
     "AdamW",

@@ -171,6 +171,7 @@ class MethodSpec(NamedTuple):
 METHODS: Registry[MethodSpec] = Registry(
     "method",
     {
+        "alfa": MethodSpec(adaptation="alfa"),
         "anil": MethodSpec(adaptation="anil"),
         "boil": MethodSpec(adaptation="boil"),
         "cml": MethodSpec(),

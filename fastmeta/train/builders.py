@@ -183,8 +183,7 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
     Raises:
         ConfigError: if the network does not fit the inputs.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with _seeded(config.seed):
         network = BACKBONES[config.backbone].network(**backbone_arguments(config, source))
         return network.to(device)
 
@@ -222,8 +221,7 @@ def build_co_learner(config: TrainConfig, module: nn.Module) -> CoLearner | None
     make = BACKBONES[config.backbone].co_learner
     if make is None:
         raise ConfigError(f"no co-learner is known for backbone {config.backbone!r}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(-1 - config.seed)  # no network's seed
+    with _seeded(-1 - config.seed):  # no network's seed
         site, head = make(module, config.ways, config.batch_norm_stats)
     return CoLearner(head.to(next(module.parameters()).device), site, config.gamma)
 
@@ -242,7 +240,8 @@ def build_learner(
 
     components = MethodSpec._fields
     names = (*components, *(f"{component}_options" for component in components))
-    with _explained(f"method {config.method!r}"):
+    # The network of ALFA, for example, begins with random numbers: the same ones on all ranks.
+    with _explained(f"method {config.method!r}"), _seeded(-2 - config.seed):
         return build(
             config.method,
             module,
@@ -266,6 +265,14 @@ def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource)
     """
     with _explained(f"method {config.method!r}"):
         learner.check(source[0])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch from a seed; its generators are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -30,7 +30,11 @@ from fastmeta.train import (
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
-METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile")
+METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa")
+INTERRUPTED: dict[str, dict[str, Any]] = {
+    **{method: {"method": method} for method in METHODS},
+    "spsa": {"aggregation": "spsa", "aggregation_options": {"alpha": 0.1, "beta": 0.3}},
+}
 
 
 def rows(folder: str) -> list[dict[str, str]]:
@@ -72,9 +76,11 @@ def test_outputs_of_a_run(sine: dict[str, Any], method: str) -> None:
 
 def test_the_seed_determines_what_torch_draws(sine: dict[str, Any]) -> None:
     found = []
-    for k, seed in enumerate((0, 0, 1)):  # PCGrad draws the orders of its projections
+    # PCGrad draws the orders of its projections, ALFA the first layer of its network.
+    drawn = {"aggregation": "pcgrad", "method": "alfa"}
+    for k, seed in enumerate((0, 0, 1)):
         torch.manual_seed(k)
-        run = configure({**sine, "aggregation": "pcgrad", "seed": seed, "out": f"run-{k}"})
+        run = configure({**sine, **drawn, "seed": seed, "out": f"run-{k}"})
         train(run)
         found.append(without_clock(f"run-{k}"))
     assert found[0] == found[1]
@@ -99,11 +105,11 @@ def test_methods_share_test_tasks_and_initial_weights(sine: dict[str, Any]) -> N
     assert found[0]["test"] != found[1]["test"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupted_run_continues_exactly(
-    sine: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+    sine: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sine["method"] = method
+    sine |= INTERRUPTED[name]
     whole = train(configure({**sine, "out": "whole"}))
     step = trainer_module.Trainer._train_step
 
