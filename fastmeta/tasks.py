@@ -49,6 +49,8 @@ class TaskBatch(Generic[X, Y]):
             targets, because the inputs hold them (see [`fastmeta.model_loss`][]).
         query_x: `(T, n_query, *input)`, of the dtype of `support_x`.
         query_y: `(T, n_query)` int64, or `(T, n_query, *output)` floating point; or `None`.
+        ids: `(T, m)` int64, what each task is made of, where the same recurs in other tasks: of
+            tasks that are made of classes, the dataset's class of each label; `None` if unknown.
 
     Raises:
         ValueError: if the tensors differ in `T`, inputs and targets in their number, or a
@@ -60,6 +62,7 @@ class TaskBatch(Generic[X, Y]):
     support_y: Y
     query_x: X
     query_y: Y
+    ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in _FIELDS:  # tokenizers return mappings of other kinds, unknown to vmap
@@ -71,6 +74,11 @@ class TaskBatch(Generic[X, Y]):
             raise ValueError(
                 f"support and query must have equally many tasks; got {support} "
                 f"support tasks and {query} query tasks."
+            )
+        if self.ids is not None and (self.ids.dim() != 2 or len(self.ids) != support):
+            raise ValueError(
+                f"ids must have the shape (tasks, m) with {support} tasks; got "
+                f"{tuple(self.ids.shape)}. Add a dimension with unsqueeze(1) for one id per task."
             )
 
     def __len__(self) -> int:
@@ -92,7 +100,8 @@ class TaskBatch(Generic[X, Y]):
 
     def map(self, function: TensorFn) -> TaskBatch[X, Y]:
         """The meta-batch with `function` applied to each of its tensors."""
-        return TaskBatch(*(map_tensors(function, getattr(self, name)) for name in _FIELDS))
+        parts = {name: map_tensors(function, getattr(self, name)) for name in _FIELDS}
+        return TaskBatch(**parts, ids=None if self.ids is None else function(self.ids))
 
 
 class RaggedTaskBatch:

@@ -98,3 +98,15 @@ def test_ragged_tasks() -> None:
 def test_invalid_ragged_tasks(task: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RaggedTaskBatch([Task(ids(3), ids(3), ids(2), ids(2)), Task(*task)])
+
+
+def test_ids_follow_their_tasks() -> None:
+    x, y = torch.randn(4, 3, 2), torch.zeros(4, 3, dtype=torch.int64)
+    ids = torch.arange(8).reshape(4, 2)
+    batch = TaskBatch(x, y, x, y, ids)
+    assert torch.equal(batch.part(1, 3).ids, ids[1:3])
+    assert torch.equal(batch.to("cpu").ids, ids)
+    assert TaskBatch(x, y, x, y).part(0, 2).ids is None
+    for wrong in (ids[:2], ids[:, 0]):
+        with pytest.raises(ValueError, match=r"ids must have the shape \(tasks, m\) with 4 tasks"):
+            TaskBatch(x, y, x, y, wrong)

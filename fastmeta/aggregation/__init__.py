@@ -8,28 +8,34 @@ from fastmeta.aggregation.base import Aggregation
 from fastmeta.aggregation.cagrad import CAGrad
 from fastmeta.aggregation.gram import GramAggregation
 from fastmeta.aggregation.gsl import GslWeights
+from fastmeta.aggregation.guarded import Guarded, guarded_by_name
 from fastmeta.aggregation.imtl_g import IMTLG
+from fastmeta.aggregation.log_loss import LogLoss
 from fastmeta.aggregation.mean import Mean
 from fastmeta.aggregation.mgda import MGDA
 from fastmeta.aggregation.nash_mtl import NashMTL
 from fastmeta.aggregation.pcgrad import PCGrad
+from fastmeta.aggregation.spsa import SPSAWeights
 from fastmeta.aggregation.upgrad import UPGrad
 from fastmeta.registry import Registry
 
+_UNGUARDED: dict[str, Callable[..., Aggregation]] = {
+    "agreement": GradientAgreement,
+    "aligned-mtl": AlignedMTL,
+    "cagrad": CAGrad,
+    "gsl": GslWeights,
+    "imtl-g": IMTLG,
+    "log-loss": LogLoss,
+    "mean": Mean,
+    "mgda": MGDA,
+    "nash-mtl": NashMTL,
+    "pcgrad": PCGrad,
+    "spsa": SPSAWeights,
+    "upgrad": UPGrad,
+}
+
 AGGREGATIONS: Registry[Callable[..., Aggregation]] = Registry(
-    "aggregation",
-    {
-        "agreement": GradientAgreement,
-        "aligned-mtl": AlignedMTL,
-        "cagrad": CAGrad,
-        "gsl": GslWeights,
-        "imtl-g": IMTLG,
-        "mean": Mean,
-        "mgda": MGDA,
-        "nash-mtl": NashMTL,
-        "pcgrad": PCGrad,
-        "upgrad": UPGrad,
-    },
+    "aggregation", {**_UNGUARDED, "guarded": guarded_by_name(_UNGUARDED)}
 )
 """Aggregations by name."""
 
@@ -43,8 +49,11 @@ __all__ = [
     "GradientAgreement",
     "GramAggregation",
     "GslWeights",
+    "Guarded",
+    "LogLoss",
     "Mean",
     "NashMTL",
     "PCGrad",
+    "SPSAWeights",
     "UPGrad",
 ]

@@ -53,7 +53,9 @@ def aggregate(
         buffer.append(grads)
         reached = [r or g is not None for r, g in zip(reached, grads, strict=True)]
     with torch.no_grad():
-        found = TaskGradients(buffer.filled)
+        found = TaskGradients(
+            buffer.filled, losses=torch.stack([loss.detach().reshape(()) for loss in tasks])
+        )
         weights = aggregation.weights(found)
         views = buffer.layout.views(found.combine(weights))
         for param, grad, known in zip(shared, views, reached, strict=True):
@@ -68,6 +70,11 @@ def _aggregation(method: str, options: dict[str, Any]) -> Aggregation:
     found: Aggregation = construct(f"aggregation {method!r}", AGGREGATIONS[method], options)
     if found.needs_support_gradients:
         raise ValueError(f"{method} with {options} compares support gradients; aggregate has none.")
+    if found.state_names:
+        raise ValueError(
+            f"{method} keeps {', '.join(found.state_names)} between steps; aggregate keeps "
+            "nothing. Expected another method, or a MetaLearner."
+        )
     return found
 
 

@@ -89,13 +89,15 @@ class EpisodeSampler(SeededSource):
     def _draw(self, rng: TaskRNG) -> TaskBatch:
         examples = self.shots + self.queries
         populations = np.full(rng.tasks, len(self._classes), dtype=np.int64)
-        classes = self._classes[rng.sample(populations, self.ways).reshape(-1)]
+        ids = self._classes[rng.sample(populations, self.ways)]
+        classes = ids.reshape(-1)
         chosen = rng.sample(self._counts[classes], examples)
         indices = self._indices[self._starts[classes, None] + chosen]
         indices = indices.reshape(rng.tasks, self.ways, examples).swapaxes(1, 2)
-        # One transfer for both sets.
-        index = torch.from_numpy(indices.reshape(rng.tasks, -1)).to(self.dataset.device)
-        inputs = self.dataset.inputs(index)
+        # One transfer for both sets, and the classes.
+        sent = np.concatenate([ids, indices.reshape(rng.tasks, -1)], 1)
+        received = torch.from_numpy(sent).to(self.dataset.device)
+        inputs = self.dataset.inputs(received[:, self.ways :])
         if self.jitter:
             inputs = self.jitter.apply(inputs, rng)
         split = self.ways * self.shots
@@ -104,6 +106,7 @@ class EpisodeSampler(SeededSource):
             support_y=self._labels(rng.tasks, self.shots),
             query_x=inputs[:, split:],
             query_y=self._labels(rng.tasks, self.queries),
+            ids=received[:, : self.ways],
         )
 
     def _labels(self, tasks: int, examples: int) -> Tensor:

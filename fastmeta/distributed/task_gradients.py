@@ -34,7 +34,8 @@ class ShardedTaskGradients(TaskGradients):
 
     def __init__(self, own: TaskGradients, sharding: Sharding) -> None:
         finite = own.finite if own.finite is None else sharding.gather(own.finite.byte()).bool()
-        super().__init__(own.outer, own.support, own.coef, own.bounds, finite)
+        super().__init__(own.outer, own.support, own.coef, own.bounds, finite, own._losses)
+        self.state = own.state
         self._sharding = sharding
         self._sizes = sharding.tasks, own.outer.shape[1], sharding.size
         # The meta-gradients as received by a plan, for `combine`.
@@ -46,8 +47,13 @@ class ShardedTaskGradients(TaskGradients):
         """The number of tasks of all ranks, `T`."""
         return self._sharding.tasks
 
+    @property
     @override
-    def gram(self) -> Tensor:
+    def losses(self) -> Tensor:
+        return self._sharding.gather(super().losses)
+
+    @override
+    def _compute_gram(self) -> Tensor:
         plan = cost.cheapest(cost.gram(*self._sizes))
         received = self._exchange(self.meta(), plan)
         self._exchanged = plan, received

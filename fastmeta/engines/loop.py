@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from fastmeta.engines._head import HeadFinder
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, collect_outputs
-from fastmeta.functional import Buffers
+from fastmeta.functional import Buffers, Loss
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
-from fastmeta.tasks import MetaBatch, Task
+from fastmeta.tasks import Examples, MetaBatch, Task, TaskBatch
 
 
 class LoopEngine(Engine):
@@ -32,7 +32,7 @@ class LoopEngine(Engine):
         for i, task in enumerate(batch):
             own = spec.model.clone_buffers()
             result = spec.metagrad.task(
-                self.losses(task, own, heads),
+                self.losses(task, own, heads, _ids(batch, i)),
                 spec.model.params,
                 spec.adaptation,
                 replace(context, task=first + i),
@@ -43,8 +43,21 @@ class LoopEngine(Engine):
         support, query, outputs = zip(*results, strict=True)
         return StepResult(torch.stack(support), torch.stack(query), collect_outputs(batch, outputs))
 
-    def losses(self, task: Task[Any, Any], buffers: Buffers, heads: HeadFinder) -> TaskLosses:
-        """The losses of a task, with its own buffers."""
+    def losses(
+        self,
+        task: Task[Any, Any],
+        buffers: Buffers,
+        heads: HeadFinder,
+        ids: Tensor | None = None,
+    ) -> TaskLosses:
+        """The losses of a task, with its own buffers.
+
+        Args:
+            task: the task.
+            buffers: its copy of the module's buffers.
+            heads: finds the last layer.
+            ids: `(m,)`, the ids of the task, if they are known.
+        """
         model, loss = self.spec.model, self.spec.loss
 
         def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -52,6 +65,16 @@ class LoopEngine(Engine):
 
         def query(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             return model.evaluate_query(loss, params, buffers, task.query_x, task.query_y)
+
+        def weighted_query(
+            params: Sequence[Tensor], weights: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            each: list[Tensor] = []
+            weighted = partial(_weighted_mean, loss, weights, each)
+            value, output = model.evaluate_query(
+                weighted, params, buffers, task.query_x, task.query_y
+            )
+            return value, output, each[0]
 
         def with_features(
             head: LinearHead, params: Sequence[Tensor]
@@ -61,4 +84,19 @@ class LoopEngine(Engine):
             )
 
         find = partial(heads.of, task.support_y, with_features)
-        return TaskLosses(support, query, buffers, find)
+        known = ids is not None and isinstance(task.query_y, Tensor) and task.query_y.dim() == 1
+        classes = ids[task.query_y] if ids is not None and known else None
+        return TaskLosses(support, query, buffers, find, weighted_query, classes)
+
+
+def _ids(batch: MetaBatch, index: int) -> Tensor | None:
+    return batch.ids[index] if isinstance(batch, TaskBatch) and batch.ids is not None else None
+
+
+def _weighted_mean(
+    loss: Loss, weights: Tensor, each: list[Tensor], output: Any, y: Examples
+) -> Tensor:
+    """The mean of the examples' losses, times their weights; appends these losses to `each`."""
+    losses = torch.vmap(lambda o, t: loss(o[None], t[None]))(output, y)
+    each.append(losses.detach())
+    return (weights.to(losses) * losses).mean()

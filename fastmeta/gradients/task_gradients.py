@@ -23,6 +23,12 @@ class TaskGradients:
         bounds: the segments of `coef`, see [`fastmeta.ops.combine`][].
         finite: `(T,)`, bool, if non-finite tasks are left out of the meta-step: their gradients
             are zero. `None` if no task is left out.
+        losses: `(T,)`, the query losses after adaptation, if they are known; not finite for tasks
+            that are left out.
+
+    Attributes:
+        state: what the aggregation keeps between meta-steps, by name; owned and saved by the
+            learner, empty before the first meta-step.
     """
 
     def __init__(
@@ -32,12 +38,16 @@ class TaskGradients:
         coef: Tensor | None = None,
         bounds: tuple[int, ...] | None = None,
         finite: Tensor | None = None,
+        losses: Tensor | None = None,
     ) -> None:
         self.outer = outer
         self.support = support
         self.coef = coef
         self.bounds = (0, outer.shape[1]) if bounds is None else bounds
         self.finite = finite
+        self.state: dict[str, Tensor] = {}
+        self._losses = losses
+        self._gram: Tensor | None = None
 
     @property
     def tasks(self) -> int:
@@ -49,9 +59,29 @@ class TaskGradients:
         """The number of tasks not left out: `T`, or a scalar on the device if some may be."""
         return self.tasks if self.finite is None else self.finite.sum()
 
+    @property
+    def losses(self) -> Tensor:
+        """`(T,)`, the tasks' query losses after adaptation.
+
+        Raises:
+            RuntimeError: if they are not known.
+        """
+        if self._losses is None:
+            raise RuntimeError(
+                "the losses of the tasks are not known; expected TaskGradients(..., losses=...), "
+                "as in the meta-steps of a learner."
+            )
+        return self._losses
+
+    def with_losses(self, losses: Tensor, state: dict[str, Tensor]) -> TaskGradients:
+        """The same gradients with the query losses `(T,)` and the state of the aggregation."""
+        found = TaskGradients(self.outer, self.support, self.coef, self.bounds, self.finite, losses)
+        found.state = state
+        return found
+
     def with_coefficients(self, coef: Tensor, bounds: tuple[int, ...]) -> TaskGradients:
         """Other linear combinations of the same buffers."""
-        return TaskGradients(self.outer, self.support, coef, bounds, self.finite)
+        return TaskGradients(self.outer, self.support, coef, bounds, self.finite, self._losses)
 
     def _buffers(self) -> list[Tensor]:
         if self.coef is None or self.coef.shape[-1] == 1:
@@ -77,7 +107,15 @@ class TaskGradients:
         return self.support
 
     def gram(self) -> Tensor:
-        """The Gram matrix `(T, T)` of the meta-gradients, see [`fastmeta.ops.gram`][]."""
+        """The Gram matrix `(T, T)` of the meta-gradients, see [`fastmeta.ops.gram`][].
+
+        Computed once.
+        """
+        if self._gram is None:
+            self._gram = self._compute_gram()
+        return self._gram
+
+    def _compute_gram(self) -> Tensor:
         return ops.gram(self.meta())[0]
 
     def mean_similarity(self, support: bool = False) -> Tensor:

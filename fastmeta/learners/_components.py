@@ -31,6 +31,8 @@ def replace_components(learner: MetaLearner, given: Mapping[str, Any]) -> MetaLe
         spec = replace(spec, metagrad=computed or spec.metagrad)
     other = copy.copy(learner)
     other._state = dict(learner._state) if spec.metagrad is learner.metagrad else {}
+    kept = spec.aggregation is learner.aggregation
+    other._aggregation_state = dict(learner._aggregation_state) if kept else {}
     other._learned = [*model.params, *learned_rates(spec.adaptation)]
     other.non_finite_guard = NonFiniteGuard(learner.non_finite_guard.policy, learner.sharding)
     other._built = replace(spec, model=model)

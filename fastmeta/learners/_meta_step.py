@@ -51,6 +51,7 @@ def task_gradients(learner: MetaLearner, batch: MetaBatch) -> tuple[TaskGradient
         support = buffers.support.filled if context.record_support else None
         found = TaskGradients(buffers.outer.filled, support, finite=finite)
         found = spec.metagrad.combine(found, buffers.stacked_extras(), context)
+        found = found.with_losses(result.query_loss, learner._aggregation_state)
     learner.steps_taken += 1
     if sharding is None:
         return found, result

@@ -61,7 +61,8 @@ def in_precision(learner: MetaLearner, dtype: torch.dtype) -> MetaLearner:
     other.module, other.co_learner = module, co_learner
     other.check_precision = False
     other.non_finite_guard = NonFiniteGuard(sharding=learner.sharding)
-    other._state = {name: _cast(value, dtype) for name, value in learner._state.items()}
+    other._state = _cast(learner._state, dtype)
+    other._aggregation_state = dict(learner._aggregation_state)
     other._built = replace(spec, model=model, adaptation=adaptation)
     if copied_loss is not None:
         other._built = replace(other._built, loss=copied_loss)

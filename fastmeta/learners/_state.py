@@ -20,6 +20,7 @@ def state_of(learner: MetaLearner) -> dict[str, Any]:
         "rates": [rate.detach() for rate in learner.adaptation.rates],
         "optimizer": learner.optimizer.state_dict(),
         "metagrad": {"step": learner.steps_taken, **learner._state},
+        "aggregation": dict(learner._aggregation_state),
         "non_finite_guard": learner.non_finite_guard.state_dict(),
     }
 
@@ -38,6 +39,8 @@ def _load(learner: MetaLearner, state: dict[str, Any]) -> None:
     carried = dict(state["metagrad"])
     steps = int(carried.pop("step"))
     learner.metagrad.check_state(carried)
+    of_tasks = dict(state.get("aggregation", {}))  # those of older versions have none
+    learner.aggregation.check_state(of_tasks)
     rates, saved_rates = learner.adaptation.rates, state["rates"]
     if [r.shape for r in rates] != [s.shape for s in saved_rates]:
         raise ValueError(
@@ -55,4 +58,4 @@ def _load(learner: MetaLearner, state: dict[str, Any]) -> None:
             rate.copy_(saved)
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.non_finite_guard.load_state_dict(state["non_finite_guard"])
-    learner.steps_taken, learner._state = steps, carried
+    learner.steps_taken, learner._state, learner._aggregation_state = steps, carried, of_tasks

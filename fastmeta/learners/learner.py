@@ -131,7 +131,8 @@ class MetaLearner:
             else optimizer(self._learned)
         )
         self.steps_taken = 0
-        self._state: dict[str, Tensor] = {}
+        self._state: dict[str, Tensor] = {}  # of the meta-gradient
+        self._aggregation_state: dict[str, Tensor] = {}
         self._built = StepSpec(model, loss, adaptation, metagrad, aggregation)
         self._step = TrainableStep.of(self._built, engine)
 
@@ -326,7 +327,7 @@ class MetaLearner:
         return replace_components(self, {k: v for k, v in given.items() if v is not None})
 
     def state_dict(self) -> dict[str, Any]:
-        """State of module, co-learner, learned rates, optimizer, meta-gradient and skip counts."""
+        """State of module, co-learner, learned rates, optimizer, components and skip counts."""
         return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

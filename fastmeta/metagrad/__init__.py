@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.central_difference import CentralDifference
+from fastmeta.metagrad.class_weights import ClassWeights, class_weights_by_name
 from fastmeta.metagrad.exact import Exact
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.gsl import (
@@ -23,18 +24,19 @@ from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
 from fastmeta.registry import Registry
 
+_UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
+    "central-difference": CentralDifference,
+    "exact": Exact,
+    "first-order": FirstOrder,
+    "gsl": gsl_variant,
+    "implicit": Implicit,
+    "multi-step": MultiStep,
+    "recursion": Recursion,
+    "reptile": Reptile,
+}
+
 METAGRADS: Registry[Callable[..., MetaGradient]] = Registry(
-    "metagrad",
-    {
-        "central-difference": CentralDifference,
-        "exact": Exact,
-        "first-order": FirstOrder,
-        "gsl": gsl_variant,
-        "implicit": Implicit,
-        "multi-step": MultiStep,
-        "recursion": Recursion,
-        "reptile": Reptile,
-    },
+    "metagrad", {**_UNWEIGHTED, "class-weights": class_weights_by_name(_UNWEIGHTED)}
 )
 """Meta-gradients by name."""
 
@@ -45,6 +47,7 @@ __all__ = [
     "VARIANT_ALIASES",
     "CalibratedGSL",
     "CentralDifference",
+    "ClassWeights",
     "CurvatureGSL",
     "ElementWeights",
     "Exact",

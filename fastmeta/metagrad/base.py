@@ -17,6 +17,9 @@ from fastmeta.gradients import FlatLayout, TaskGradients
 
 # Loss and outputs of one split ("support" or "query") as a function of the parameters.
 Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
+# The same of the query split with weights of its examples: the mean of the weighted losses of
+# single examples, the outputs, and these losses without weights, detached.
+WeightedEvaluate = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,17 @@ class TaskLosses:
             entry takes effect.
         head: finds the last layer in the support loss, if the module and the loss are such that it
             has a closed form.
+        weighted_query: the query loss with weights `(n_query,)` of the examples; `None` if the
+            engine cannot compute it.
+        query_classes: `(n_query,)`, the dataset's class of each query example, if it is known.
     """
 
     support: Evaluate
     query: Evaluate
     buffers: Buffers = field(default_factory=dict)
     head: Callable[[], SupportHead | None] = lambda: None
+    weighted_query: WeightedEvaluate | None = None
+    query_classes: Tensor | None = None
 
 
 @dataclass(frozen=True)

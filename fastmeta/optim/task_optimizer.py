@@ -67,7 +67,8 @@ class TaskOptimizer(torch.optim.Optimizer):
 
     Raises:
         ValueError: if `metagrad` needs an inner loop of its own, or its layers do not suit the
-            parameters.
+            parameters; or if `aggregation` needs losses or
+            keeps a state.
         TypeError: if a parameter is complex, a DTensor or on the meta device.
     """
 
@@ -91,6 +92,12 @@ class TaskOptimizer(torch.optim.Optimizer):
                 "loop is yours; expected FirstOrder, Reptile, GSL or a correction such as "
                 "GSLCorrection. For other meta-gradients use fastmeta.MetaLearner, which runs the "
                 "inner loop."
+            )
+        if self.aggregation.needs_losses or self.aggregation.state_names:
+            raise ValueError(
+                f"aggregation.{type(self.aggregation).__name__} needs the query losses of the "
+                "tasks, or a state, which are those of your loop here; expected an aggregation of "
+                "gradients. Use fastmeta.MetaLearner, or weight the losses in the loop."
             )
         self.base = base(params, **base_options)
         self._check(self.base.param_groups)

@@ -12,22 +12,28 @@ from fastmeta.aggregation import AGGREGATIONS, GramAggregation
 from fastmeta.gradients import TaskGradients
 
 ALL = tuple(AGGREGATIONS)
-GRAM = tuple(name for name in ALL if issubclass(AGGREGATIONS[name], GramAggregation))
+GRAM = tuple(name for name in ALL if isinstance(AGGREGATIONS[name](), GramAggregation))
 SEED = 7  # of the orders that PCGrad draws
 
 
-def weights(name: str, jacobian: Tensor, **options: Any) -> Tensor:
-    """Weights of the task gradients; PCGrad draws the same orders in every call."""
+def weights(name: str, jacobian: Tensor, losses: Tensor | None = None, **options: Any) -> Tensor:
+    """Weights of the task gradients; PCGrad draws the same orders in every call.
+
+    All losses are one by default.
+    """
     if name == "agreement":
         options = {"of": "meta", **options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return AGGREGATIONS[name](**options).weights(TaskGradients(jacobian))
+        rows = TaskGradients(
+            jacobian, losses=torch.ones(len(jacobian)) if losses is None else losses
+        )
+        return AGGREGATIONS[name](**options).weights(rows)
 
 
-def direction(name: str, jacobian: Tensor, **options: Any) -> Tensor:
+def direction(name: str, jacobian: Tensor, losses: Tensor | None = None, **options: Any) -> Tensor:
     """Weighted sum of the task gradients."""
-    return weights(name, jacobian, **options).to(jacobian.dtype) @ jacobian
+    return weights(name, jacobian, losses, **options).to(jacobian.dtype) @ jacobian
 
 
 def orthonormal(tasks: int, parameters: int) -> Tensor:

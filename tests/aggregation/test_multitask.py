@@ -25,7 +25,7 @@ def flat(params: list[Tensor]) -> Tensor:
     return torch.cat([p.grad.flatten() for p in params])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted({*ALL} - {"spsa"}))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_gradient_is_the_weighted_sum(name: str, dtype: torch.dtype) -> None:
     trunk, losses = problem(dtype)
@@ -33,7 +33,7 @@ def test_the_gradient_is_the_weighted_sum(name: str, dtype: torch.dtype) -> None
     gradients = jacobian(losses, params)
     torch.manual_seed(SEED)
     found = fastmeta.aggregate(losses, trunk.parameters(), name)
-    assert torch.equal(found, weights(name, gradients))
+    assert torch.equal(found, weights(name, gradients, losses.detach()))
     torch.testing.assert_close(flat(params), found @ gradients)
 
 

@@ -82,7 +82,7 @@ def test_norms_do_not_change_the_line(name: str, gradients: Tensor) -> None:
     assert (cosine.abs() if name == "imtl-g" else cosine) > 1 - 1e-6
 
 
-@pytest.mark.parametrize("name", ["mgda", "nash-mtl", "upgrad"])
+@pytest.mark.parametrize("name", ["guarded", "mgda", "nash-mtl", "upgrad"])
 @few
 @given(jacobians())
 def test_no_conflict_with_any_task(name: str, gradients: Tensor) -> None:

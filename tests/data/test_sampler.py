@@ -46,6 +46,7 @@ def test_every_task_is_a_valid_episode(traceable: Traceable, data: st.DataObject
     for t in range(tasks):
         assert rows[t].unique().numel() == ways * (shots + queries)
         assert torch.equal(dataset.labels[rows[t]], classes[t])
+        assert torch.equal(batch.ids[t][labels[t]], classes[t])
         pairs = set(zip(labels[t].tolist(), classes[t].tolist(), strict=True))
         assert len(pairs) == ways == len({c for _, c in pairs})
 

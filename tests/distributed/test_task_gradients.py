@@ -30,15 +30,17 @@ def combined(rank: int) -> list[list[dict[str, Tensor]]]:
         cost.MESSAGE = message
         torch.manual_seed(2)
         query, inner = torch.randn(2, count, params, dtype=dtype) + 0.3
-        coef = torch.rand(count, 1, 2, dtype=dtype)
+        coef, losses = torch.rand(count, 1, 2, dtype=dtype), torch.rand(count, dtype=dtype)
         sharding = Sharding(count)
         own = sharding.own
 
-        def whole(parts=(query, inner, coef)) -> TaskGradients:
-            return TaskGradients(*parts)
+        def whole(parts=(query, inner, coef), losses=losses) -> TaskGradients:
+            return TaskGradients(*parts, losses=losses)
 
-        def shared(parts=(query[own], inner[own], coef[own]), by=sharding) -> TaskGradients:
-            return ShardedTaskGradients(TaskGradients(*parts), by)
+        def shared(
+            parts=(query[own], inner[own], coef[own]), losses=losses[own], by=sharding
+        ) -> TaskGradients:
+            return ShardedTaskGradients(TaskGradients(*parts, losses=losses), by)
 
         found.append([_each(make) for make in (whole, shared)])
     return found

@@ -17,14 +17,14 @@ from fastmeta.metagrad import FirstOrder
 
 def corrupt(batch: TaskBatch, task: int, split: str = "support", value: float = torch.nan):
     """The meta-batch with ``value`` as the first number of the inputs of one task."""
-    parts = {name: part.clone() for name, part in vars(batch).items()}
-    parts[f"{split}_x"][task, ..., 0] = value
-    return TaskBatch(**parts)
+    found = batch.map(lambda t: t.clone())
+    getattr(found, f"{split}_x")[task, ..., 0] = value
+    return found
 
 
 def without(batch: TaskBatch, *gone: int) -> TaskBatch:
     kept = [i for i in range(len(batch)) if i not in gone]
-    return TaskBatch(**{name: part[kept] for name, part in vars(batch).items()})
+    return batch.map(lambda t: t[kept])
 
 
 def learner_of(module: nn.Module, policy: Any = "skip", **components: Any) -> MetaLearner:

@@ -26,11 +26,14 @@ CORRECTIONS = {
 }
 
 
+OF_GRADIENTS = [name for name in AGGREGATIONS if not AGGREGATIONS[name]().needs_losses]
+
+
 def optimizer(module: nn.Module, **options: Any) -> TaskOptimizer:
     return TaskOptimizer(module.parameters(), torch.optim.SGD, lr=0.1, **options)
 
 
-@pytest.mark.parametrize("name", AGGREGATIONS)
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_meta_gradients_are_those_of_a_learner(correction: str, name: str) -> None:
     module, way = MODULES["batch norm"]().double(), CORRECTIONS[correction]
@@ -50,6 +53,12 @@ def test_meta_gradients_are_those_of_a_learner(correction: str, name: str) -> No
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
         opt.step()  # ends the meta-step: weights of gradients advance
         own.load_state_dict(module.state_dict())
+
+
+@pytest.mark.parametrize("name", ["log-loss", "spsa"])
+def test_aggregations_of_losses_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="needs the query losses of the tasks"):
+        optimizer(mlp(), aggregation=AGGREGATIONS[name]())
 
 
 def test_by_default_it_is_bitwise_the_plain_loop() -> None:
