@@ -20,7 +20,12 @@ import fastmeta
 from benchmarks.studies.plan import PLACE, Cell, Table, config_of
 from fastmeta.train import ConfigError, DivergedError, TrainConfig, evaluate_run, resume, train
 from fastmeta.train._atomic_files import write_atomic
-from fastmeta.train.checkpoint import checkpoints
+from fastmeta.train.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    step_path,
+)
 
 COLUMNS = (
     *("row", "seed", "status", "metric", "mean", "ci95", "tasks", "inner_steps", "steps"),
@@ -74,7 +79,7 @@ def run_cell(
 
     Returns:
         Its row of the CSV, or ``None`` if it was stopped, is being run by another process, or
-        evaluates a run that is not finished.
+        evaluates or continues a run that is not finished.
     """
     folder = runs / f"{cell.row.of or cell.row.name}-seed{cell.seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +96,8 @@ def run_cell(
 
 def _trained(cell: Cell, folder: Path, stop: Callable[[], bool]) -> dict[str, Any] | None:
     finished = folder / "results.json"
+    if cell.row.after and not checkpoints(folder) and not _continued(cell, folder):
+        return None
     if finished.exists():
         results = json.loads(finished.read_text())
     elif checkpoints(folder):
@@ -101,6 +108,21 @@ def _trained(cell: Cell, folder: Path, stop: Callable[[], bool]) -> dict[str, An
         return None
     chosen = {name: results[name] for name in ("metric", "steps", "best_step", "seconds")}
     return {**chosen, "val": f"{results['val']['mean']:.5g}", **_score(results["test"])}
+
+
+def _continued(cell: Cell, folder: Path) -> bool:
+    """Begins a run with the end of another one; false if that is not finished.
+
+    Network, optimizer and random numbers are continued; its best
+    validation is that of the new part.
+    """
+    base = folder.with_name(f"{cell.row.after}-seed{cell.seed}")
+    if not (base / "results.json").exists():
+        return False
+    content = load_checkpoint(checkpoints(base)[-1])
+    config = config_of(cell, folder).to_dict()
+    save_checkpoint(step_path(folder, content["step"]), {**content, "config": config, "best": None})
+    return True
 
 
 def _evaluated(cell: Cell, folder: Path) -> dict[str, Any] | None:
@@ -141,6 +163,8 @@ def fingerprint(table: Table, cell: Cell) -> str:
     }
     if cell.row.of:
         kept["tested with"] = dict(cell.row.options)
+    if cell.row.after:
+        kept["after"] = fingerprint(table, Cell(table.rows[cell.row.after], cell.seed))
     return f"{zlib.crc32(json.dumps(kept, sort_keys=True).encode()):08x}"
 
 

@@ -25,6 +25,7 @@ class Row:
         label: name on the page.
         options: options of `fastmeta.train.TrainConfig`, including those of the table.
         of: row whose trained runs this one evaluates with other options, instead of training.
+        after: row whose finished runs this one continues, with other options and more steps.
         seeds: seeds of initial weights and training tasks.
         published: published number with its source, for the page.
     """
@@ -33,6 +34,7 @@ class Row:
     label: str
     options: Mapping[str, Any]
     of: str | None
+    after: str | None
     seeds: tuple[int, ...]
     published: str
 
@@ -96,7 +98,8 @@ def read_plan(path: Path, given: Mapping[str, Any]) -> Table:
         for name in dict.fromkeys([*used, *own])
     }
     table = Table(path.stem, rows=rows, **{"notes": "", **content})
-    for name in (table.reference, *(row.of for row in rows.values() if row.of)):
+    others = [name for row in rows.values() for name in (row.of, row.after) if name]
+    for name in (table.reference, *others):
         if name not in rows:
             raise ConfigError(f"{path}: expected a row of the table, got {name!r}.")
     return table
@@ -108,6 +111,7 @@ def _row(
     own = {
         "label": entry.pop("label", name),
         "of": entry.pop("of", None),
+        "after": entry.pop("after", None),
         "seeds": tuple(entry.pop("seeds", seeds)),
         "published": entry.pop("published", ""),
     }

@@ -98,6 +98,36 @@ def test_a_row_can_evaluate_the_run_of_another(plan: Path, tmp_path: Path) -> No
     assert first["mean"] != second["mean"]
 
 
+def test_a_row_can_continue_the_run_of_another(plan: Path, tmp_path: Path) -> None:
+    more = """
+[rows.on]
+after = "maml"
+method = "maml"
+steps = 9
+seeds = [0]
+
+[rows.weighted]
+after = "maml"
+method = "maml"
+steps = 9
+aggregation = "log-loss"
+seeds = [0]
+
+[rows.whole]
+method = "maml"
+steps = 9
+seeds = [0]
+"""
+    plan.write_text(FILE + more)
+    table, runs = read_plan(plan, {}), tmp_path / "runs"
+    cells = {c.row.name: c for c in table.cells() if c.seed == 0}
+    assert run_cell(table, cells["on"], runs, go_on) is None  # maml is not finished
+    found = {n: run_cell(table, cells[n], runs, go_on) for n in ("maml", "on", "weighted", "whole")}
+    assert found["on"]["steps"] == 9
+    assert found["on"]["mean"] == found["whole"]["mean"] != found["weighted"]["mean"]
+    assert len({fingerprint(table, cell) for cell in cells.values()}) == len(cells)
+
+
 def test_a_finished_cell_belongs_to_its_options(plan: Path) -> None:
     table = read_plan(plan, {})
     names = {(c.row.name, c.seed): fingerprint(table, c) for c in table.cells()}
