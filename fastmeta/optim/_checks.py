@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fastmeta.aggregation import Aggregation
+
 
 def check_real(params: Sequence[Tensor], group: int) -> None:
     """Rejects complex parameters, whose gradients have no similarity here.
@@ -20,6 +22,20 @@ def check_real(params: Sequence[Tensor], group: int) -> None:
                 f"parameter {i} of group {group} is {param.dtype}; expected real parameters, such "
                 "as torch.view_as_real of it."
             )
+
+
+def check_of_gradients(aggregation: Aggregation) -> None:
+    """Rejects an aggregation that needs more than the tasks' gradients.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if aggregation.needs_losses or aggregation.state_names:
+        raise ValueError(
+            f"aggregation.{type(aggregation).__name__} needs the query losses of the tasks, or a "
+            "state, which are those of your loop here; expected an aggregation of gradients. Use "
+            "fastmeta.MetaLearner, or weight the losses in the loop."
+        )
 
 
 def warn_unmarked(base: object, metagrad: object, aggregation: object) -> None:

@@ -14,7 +14,7 @@ from fastmeta.aggregation import Aggregation, Mean
 from fastmeta.gradients import FlatLayout
 from fastmeta.gradients.checks import check_materialized
 from fastmeta.metagrad import GSL, FirstOrder, MetaGradient, Reptile
-from fastmeta.optim._checks import check_loss_scale, check_real, warn_unmarked
+from fastmeta.optim._checks import check_loss_scale, check_of_gradients, check_real, warn_unmarked
 from fastmeta.optim._combination import Combination
 from fastmeta.optim._layers import layer_masks
 from fastmeta.optim._support_graphs import SupportGraphs
@@ -93,12 +93,7 @@ class TaskOptimizer(torch.optim.Optimizer):
                 "GSLCorrection. For other meta-gradients use fastmeta.MetaLearner, which runs the "
                 "inner loop."
             )
-        if self.aggregation.needs_losses or self.aggregation.state_names:
-            raise ValueError(
-                f"aggregation.{type(self.aggregation).__name__} needs the query losses of the "
-                "tasks, or a state, which are those of your loop here; expected an aggregation of "
-                "gradients. Use fastmeta.MetaLearner, or weight the losses in the loop."
-            )
+        check_of_gradients(self.aggregation)
         self.base = base(params, **base_options)
         self._check(self.base.param_groups)
         super().__init__(self.base.param_groups, dict(self.base.defaults))
