@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmeta.backend import kernel_devices, kernels
 from fastmeta.ops._function import transform_active
+from fastmeta.ops._meta_step import flat_masks, id_of
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 
 # Limits on CUDA: the number of layers, the multiplications of one forward pass over the larger of a
@@ -105,9 +106,9 @@ def mlp_step(
         RuntimeError: if shapes, dtypes, devices or class indices do not match, the network exceeds
             the limits on CUDA, or a `torch.func` transform is active.
     """
-    activation_ids = [_id(_ACTIVATION_IDS, name, "activation") for name in activations]
-    loss_id = _id(_LOSS_IDS, loss, "loss")
-    masks = _flat_masks(differentiated, len(activations) + 1)
+    activation_ids = [id_of(_ACTIVATION_IDS, name, "activation") for name in activations]
+    loss_id = id_of(_LOSS_IDS, loss, "loss")
+    masks = flat_masks(differentiated, len(activations) + 1, "layers")
     if transform_active():
         raise RuntimeError(
             "fastmeta: mlp_step: this op has no derivative and cannot be batched; call it outside "
@@ -127,23 +128,6 @@ def mlp_step(
             *(activation_ids, loss_id, lr, steps, masks, lam_d, lam_c, lam_2, record_inner),
         )
     return MlpStep(meta_gradients, inner_gradients if record_inner else None, *rest)
-
-
-def _id(ids: dict[str, int], name: str, kind: str) -> int:
-    if name not in ids:
-        raise ValueError(f"unknown {kind} {name!r}; expected one of {', '.join(ids)}.")
-    return ids[name]
-
-
-def _flat_masks(masks: Sequence[Sequence[bool]] | None, layers: int) -> list[int]:
-    if masks is None:
-        return [1] * layers
-    if not masks or any(len(mask) != layers for mask in masks):
-        raise ValueError(
-            f"differentiated must have at least one mask, each with one entry for each of the "
-            f"{layers} layers; got masks of {[len(mask) for mask in masks]} entries."
-        )
-    return [int(used) for mask in masks for used in mask]
 
 
 @torch.library.register_fake("fastmeta::mlp_step")

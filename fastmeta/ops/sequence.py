@@ -10,10 +10,13 @@ from torch import Tensor
 
 from fastmeta.backend import kernels
 from fastmeta.ops._function import transform_active
+from fastmeta.ops._meta_step import flat_masks, id_of
 from fastmeta.reference.mlp import ACTIVATIONS, LOSSES
 from fastmeta.reference.sequence import KINDS, SequenceLayer
 
 _ACTIVATION_IDS = {name: k for k, name in enumerate(ACTIVATIONS)} | {"leaky_relu": 7}
+_KIND_IDS = {name: k for k, name in enumerate(KINDS)}
+_LOSS_IDS = {name: k for k, name in enumerate(LOSSES)}
 
 
 class SequenceStep(NamedTuple):
@@ -118,9 +121,8 @@ def sequence_step(
             transform is active.
     """
     fields, numbers = _encoded(layers)
-    masks = _flat_masks(differentiated, len(params))
-    if loss not in LOSSES:
-        raise ValueError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}.")
+    masks = flat_masks(differentiated, len(params), "parameters")
+    loss_id = id_of(_LOSS_IDS, loss, "loss")
     if transform_active():
         raise RuntimeError(
             "fastmeta: sequence_step: this op has no derivative and cannot be batched; call it "
@@ -146,7 +148,7 @@ def sequence_step(
         kernels.sequence_step.default(
             tensors,
             *(fields, numbers, support_x, support_y, query_x, query_y),
-            *(list(LOSSES).index(loss), lr, steps, masks, *weights, workers, memory),
+            *(loss_id, lr, steps, masks, *weights, workers, memory),
             *results,
         )
     return results
@@ -180,34 +182,18 @@ def _encoded(layers: Sequence[SequenceLayer]) -> tuple[list[int], list[float]]:
     fields: list[int] = []
     numbers: list[float] = []
     for layer in layers:
-        if layer.kind not in KINDS:
-            raise ValueError(f"unknown kind {layer.kind!r}; expected one of {', '.join(KINDS)}.")
-        if layer.activation not in _ACTIVATION_IDS:
-            raise ValueError(
-                f"unknown activation {layer.activation!r}; expected one of "
-                f"{', '.join(_ACTIVATION_IDS)}."
-            )
+        kind = id_of(_KIND_IDS, layer.kind, "kind")
+        activation = id_of(_ACTIVATION_IDS, layer.activation, "activation")
         option = {
             "conv": layer.stride,
             "norm": int(layer.pool),
-            "activation": _ACTIVATION_IDS[layer.activation],
+            "activation": activation,
             "linear": 0,
         }.get(layer.kind, layer.window or 0)
         bias = layer.weight + 1 if layer.bias or layer.kind == "norm" else -1
-        fields += [KINDS.index(layer.kind), option, layer.weight, bias, layer.sets]
+        fields += [kind, option, layer.weight, bias, layer.sets]
         numbers.append(layer.eps if layer.kind == "norm" else layer.slope)
     return fields, numbers
-
-
-def _flat_masks(masks: Sequence[Sequence[bool]] | None, count: int) -> list[int]:
-    if masks is None:
-        return [1] * count
-    if not masks or any(len(mask) != count for mask in masks):
-        raise ValueError(
-            f"differentiated must have at least one mask, each with one entry for each of the "
-            f"{count} parameters; got masks of {[len(mask) for mask in masks]} entries."
-        )
-    return [int(used) for mask in masks for used in mask]
 
 
 @torch.library.register_fake("fastmeta::sequence_step")
