@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmeta.engines._recognition import activation_name, is_flatten, leaves_of
+from fastmeta.engines._recognition import activation_name, is_flatten
 from fastmeta.functional._fusion_steps import (
     block_length,
     is_fusible_convolution,
@@ -57,13 +57,8 @@ class ChainReader:
         self._index = {id(param): i for i, param in enumerate(params)}
         self._chain = Chain(shape)
 
-    def read(self, module: nn.Module) -> Chain | str:
-        """The network, or the reason why the module is no such chain."""
-        leaves = leaves_of(module)
-        return leaves if isinstance(leaves, str) else self.read_leaves(leaves)
-
-    def read_leaves(self, leaves: Sequence[Any]) -> Chain | str:
-        """The same for modules that run one after the other."""
+    def read(self, leaves: Sequence[Any]) -> Chain | str:
+        """The network of modules that run one after the other, or why it is no such chain."""
         chain, i = self._chain, 0
         while i < len(leaves):
             length = self._read(leaves, i)

@@ -19,6 +19,7 @@ from fastmeta.engines._one_call import (
     unsuitable_tensor,
 )
 from fastmeta.engines._recognition import loss_name
+from fastmeta.engines._traced import Leaves
 from fastmeta.engines.base import RAGGED, Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import Buffers, FusedModule
 from fastmeta.functional._fusion_steps import update_statistics, updates_statistics
@@ -34,9 +35,11 @@ class SequenceEngine(Engine):
     `GSL` and `FirstOrder`, on the CPU. Suitable for a chain of 3x3 convolutions (padding 1, stride
     1 or 2, not too wide), `BatchNorm2d` with batch statistics or
     [`PerStepBatchNorm2d`][fastmeta.models.PerStepBatchNorm2d], each followed by `ReLU`,
-    activations, 2x2 pooling, a global mean, `Flatten` and `Linear`, in a (nested) `nn.Sequential`
-    or [`Conv4`][fastmeta.models.Conv4]. Suitable only if no user code would be skipped: no hooks or
-    parametrizations, every parameter trained, a loss of torch with default options.
+    activations, 2x2 pooling, a global mean, `Flatten` and `Linear`, in a (nested) `nn.Sequential`,
+    [`Conv4`][fastmeta.models.Conv4], or a module whose `forward` calls such layers in turn. Such a
+    `forward` is traced by `torch.fx` and not run any more, so that its side effects are left out;
+    its layers are compared with it once. No hooks or parametrizations, every parameter trained, a
+    loss of torch with default options.
 
     Its memory, which is kept from one meta-step to the next, is that of the tasks that run at the
     same time: one per thread, if there are more than half as many tasks as threads.
@@ -47,6 +50,7 @@ class SequenceEngine(Engine):
     def __init__(self, spec: StepSpec) -> None:
         super().__init__(spec)
         self._chain: Chain | None = None
+        self._leaves = Leaves()
         self._loss = loss_name(spec.loss)
         self._workspace = ops.Workspace()
 
@@ -71,7 +75,10 @@ class SequenceEngine(Engine):
         shape = tuple(batch.support_x.shape[2:])
         if len(shape) not in (1, 3) or batch.query_x.shape[2:] != shape:
             return f"examples have the shapes {shape} and {tuple(batch.query_x.shape[2:])}"
-        chain = ChainReader(spec.model.params, shape).read(spec.model.module)
+        leaves = self._leaves.of(spec.model.module, batch.support_x[0])
+        if isinstance(leaves, str):
+            return leaves
+        chain = ChainReader(spec.model.params, shape).read(leaves)
         if isinstance(chain, str):
             return chain
         self._chain = chain

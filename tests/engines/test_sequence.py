@@ -186,3 +186,89 @@ def test_other_components_are_refused() -> None:
         )  # fmt: skip
         with pytest.raises(ValueError, match="engine 'sequence' cannot run this: "):
             learner.meta_gradient(images(dtype=torch.float32))
+
+
+class Own(nn.Module):
+    """A network as users write it: blocks of their own, functions and methods."""
+
+    def __init__(self, flatten: str = "view", pool: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*block())
+        self.second = nn.Conv2d(5, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5 if flatten == "mean" else 80 if pool else 320, WAYS)
+        self.how, self.pool, self.calls = flatten, pool, 0
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = F.relu(self.norm(self.second(self.first(x))))
+        if self.pool:
+            x = F.max_pool2d(x, 2)
+        if self.how == "view":
+            x = x.view(x.size(0), -1)
+        elif self.how == "width":
+            x = x.reshape(-1, self.head.in_features)
+        elif self.how == "shape":
+            x = F.leaky_relu(x.reshape(x.shape[0], -1), 0.2)
+        elif self.how == "flatten":
+            x = torch.flatten(x, 1)
+        else:
+            x = x.mean(dim=(2, 3))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("flatten", ["view", "width", "shape", "flatten", "mean"])
+def test_own_modules_are_traced(flatten: str) -> None:
+    both(MAML, Own(flatten).double(), images())
+    learner = MAML(Own(flatten).double(), F.cross_entropy, inner_lr=0.2)
+    engine = learner._current().engines.select(images())
+    assert isinstance(engine, SequenceEngine)
+
+
+def test_changed_modules_are_traced_anew() -> None:
+    module, batch = Own("flatten").double(), images()
+    learner = MAML(module, F.cross_entropy, inner_lr=0.2, engine="sequence")
+    before, _ = learner.meta_gradient(batch)
+    module.how = "shape"  # with a leaky ReLU
+    module.second.weight.data.neg_()
+    found, _ = learner.meta_gradient(batch)
+    assert not torch.allclose(found, before)
+    learner.engine = "loop"
+    expected, _ = learner.meta_gradient(batch)
+    assert (found - expected).norm() <= 1e-9 * expected.norm()
+
+
+class Residual(Own):
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = self.first(x)
+        return self.head((x + self.second(x)).flatten(1))
+
+
+class Branching(Own):
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = self.first(x)
+        return self.head(x.flatten(1)) if x.sum() > 0 else self.head(-x.flatten(1))
+
+
+class Counting(Own):
+    """Computes something else at every call."""
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        self.calls += 1
+        x = self.first(x)
+        if self.calls % 2:
+            x = F.relu(self.second(x))
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Residual(pool=False), "not a chain of layers"),
+        (Branching(pool=False), "cannot trace"),
+        (Counting(pool=False), "computes something else"),
+    ],
+)
+def test_other_modules_are_refused(module: nn.Module, reason: str) -> None:
+    learner = MAML(module.double(), F.cross_entropy, inner_lr=0.2, engine="sequence")
+    with pytest.raises(ValueError, match=reason):
+        learner.meta_gradient(images())
