@@ -78,7 +78,7 @@ CASES = [
     ("train --adaptation proximal --adaptation-option lam=abc", "lam must be a number; got 'abc'"),
     (
         "train --adaptation anil --adaptation-option of=abc",
-        "of must be one of adam, adamw, lslr, meta-sgd,",
+        "of must be one of adam, adamw, alfa, lslr, meta-sgd,",
     ),
     ("train --adaptation anil --adaptation-option momentm=0", "Did you mean 'momentum'?"),
     # --- the dataset
