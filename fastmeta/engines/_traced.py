@@ -14,6 +14,7 @@ from typing_extensions import override
 from fastmeta.engines._fingerprint import Fingerprint, fingerprint
 from fastmeta.engines._recognition import leaves_of
 from fastmeta.functional._inspection import is_plain
+from fastmeta.functional.rng import preserve_rng
 from fastmeta.models import PerStepBatchNorm2d
 
 # Functions and methods by the module that computes the same, and the names of their arguments.
@@ -61,7 +62,8 @@ class Leaves:
         key = fingerprint(module=module)
         if key != self._key:
             self._key = key
-            self._found = _checked(module, x)
+            with preserve_rng(x.device):
+                self._found = _checked(module, x)
         return self._found
 
 
