@@ -177,6 +177,34 @@ def _reference_step(theta: Any, grad: Any, alpha: Any, frozen: Any) -> tuple[Ten
     return reference.inner_step(theta, grads, [r.to(wide) for r in rates], stop)
 
 
+def adamw_step(draw: Draw) -> Call:
+    return _adamw(draw, ops.adamw_step, reference.adamw_step, 4, 3)
+
+
+def adamw_adjoint(draw: Draw) -> Call:
+    return _adamw(draw, ops.adamw_adjoint, reference.adamw_adjoint, 6, 2)
+
+
+def _adamw(
+    draw: Draw,
+    op: Callable[..., Any],
+    reference_op: Callable[..., Any],
+    lists: int,
+    squares: int,
+) -> Call:
+    """A call with `lists` lists of tensors, of which number `squares` holds second moments."""
+    dtype = draw(st.sampled_from(DTYPES))
+    first = _parameters(draw, 1, dtype, tuple(LAYOUTS))
+    args = [first, *([tensor(draw, t.shape, dtype) for t in first] for _ in range(lists - 1))]
+    args[squares] = [t.abs() + 0.5 for t in args[squares]]
+
+    def call(*tensors: Any) -> list[Tensor]:
+        found = op(*tensors, lr=0.1, betas=(0.9, 0.99), eps=1e-3, weight_decay=0.2, step=3)
+        return [t for kind in found for t in kind]
+
+    return Call(call, lambda *tensors: reference_op(*tensors, 0.1, 0.9, 0.99, 1e-3, 0.2, 3), args)
+
+
 def inner_step_(draw: Draw) -> Call:
     def reference_op(theta: Any, *args: Any) -> None:
         for old, new in zip(theta, _reference_step(theta, *args), strict=True):
@@ -266,7 +294,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         *(cross_entropy, gelu, layer_norm, linear_cross_entropy, rms_norm, silu),
         *(gsl_coefficients, gsl_task_weights, head_similarity, hvp_difference, hvp_perturb),
         hvp_radius,
-        *(inner_step, inner_step_),
+        *(adamw_adjoint, adamw_step, inner_step, inner_step_),
         *(mean_similarity, mlp_step, pack, pack_, pair_cosines, pair_distances, row_similarity),
         unpack_,
     )

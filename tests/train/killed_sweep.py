@@ -14,8 +14,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,21 @@ INNER_STEPS = 40  # of a window
 
 def kill_after(repetitions: int) -> None:
     """Kills the process when so many inner steps have been repeated."""
-    repeat, done = Replay.repeat, 0
+    done = 0
 
-    @contextmanager
-    def counted(self: Replay, number: int) -> Iterator[Any]:
-        nonlocal done
-        done += 1
-        if done == repetitions:
-            os.kill(os.getpid(), signal.SIGKILL)
-        with repeat(self, number) as loss:
-            yield loss
+    def counted(method: Callable[..., Any]) -> Any:
+        def counting(self: Replay, number: int) -> Any:
+            nonlocal done
+            done += 1
+            if done == repetitions:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return method(self, number)
 
-    Replay.repeat = counted  # type: ignore[method-assign]
+        return counting
+
+    # For a product with the Hessian, or for a gradient with its graph.
+    Replay.repeat = counted(Replay.repeat)  # type: ignore[method-assign]
+    Replay.before = counted(Replay.before)  # type: ignore[method-assign]
 
 
 def own_loop(folder: Path) -> None:
