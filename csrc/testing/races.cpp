@@ -314,36 +314,34 @@ void check_sequence(const cpu::Kernels& kernels) {
   std::vector<T> stats(kTasks * 3 * 2 * kChannels);
   const SequenceExamples examples{x.data(), y.data(), kShots};
   const int64_t masks[] = {1, 1, 1, 1, 1};
-  for (int64_t workers : {int64_t{1}, kThreads}) {
-    SequenceArgs args{};
-    args.dtype = kDType<T>;
-    args.layers = layers;
-    args.depth = 3;
-    args.loss = Loss::mse;
-    args.tasks = kTasks;
-    args.support = args.query = examples;
-    args.params = params.data();
-    args.size = static_cast<int64_t>(params.size());
-    args.sizes = sizes;
-    args.count = 5;
-    args.lr = 0.01;
-    args.steps = 2;
-    args.differentiated = masks;
-    args.masks = 1;
-    args.lam_d = 1;
-    args.workers = workers;
-    args.rows = rows.data();
-    args.support_loss = before.data();
-    args.query_loss = after.data();
-    args.query_output = output.data();
-    args.stats = stats.data();
-    args.stats_size = 2 * kChannels;
-    std::vector<T> workspace(workers * plan_sequence(args).total);
-    args.memory = workspace.data();
-    check("sequence_step",
-          {memory(rows), memory(before), memory(after), memory(output), memory(stats)},
-          [&](const Parallel& p) { kernels.sequence_step(args, p); });
-  }
+  SequenceArgs args{};
+  args.dtype = kDType<T>;
+  args.layers = layers;
+  args.depth = 3;
+  args.loss = Loss::mse;
+  args.tasks = kTasks;
+  args.support = args.query = examples;
+  args.params = params.data();
+  args.size = static_cast<int64_t>(params.size());
+  args.sizes = sizes;
+  args.count = 5;
+  args.lr = 0.01;
+  args.steps = 2;
+  args.differentiated = masks;
+  args.masks = 1;
+  args.lam_d = 1;
+  args.workers = kThreads;
+  args.rows = rows.data();
+  args.support_loss = before.data();
+  args.query_loss = after.data();
+  args.query_output = output.data();
+  args.stats = stats.data();
+  args.stats_size = 2 * kChannels;
+  std::vector<T> workspace(kThreads * plan_sequence(args).total);
+  args.memory = workspace.data();
+  check("sequence_step",
+        {memory(rows), memory(before), memory(after), memory(output), memory(stats)},
+        [&](const Parallel& p) { kernels.sequence_step(args, p); });
 }
 
 template <class T>
