@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
@@ -19,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmeta import reference
+from fastmeta.engines._host_rng import reject_host_rng
 from fastmeta.functional import Buffers
 from fastmeta.metagrad import StepContext, TaskGradient
 
@@ -132,7 +131,7 @@ def trace_task(
         found.append(own_structure)
         return outputs
 
-    with _no_host_random_numbers(), _explained():
+    with reject_host_rng("compiled", "all meta-steps"), _explained():
         graph = make_fx(
             flat_run, _DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True
         )(*flat)
@@ -245,17 +244,6 @@ def _is_random(node: Node) -> bool:
             given = node.args[i] if i < len(node.args) else node.kwargs.get("dropout_p", 0.0)
             return bool(given != 0)
     return True
-
-
-@contextmanager
-def _no_host_random_numbers() -> Iterator[None]:
-    before = random.getstate(), str(np.random.get_state(legacy=False))
-    yield
-    if (random.getstate(), str(np.random.get_state(legacy=False))) != before:
-        raise NotImplementedError(
-            "engine 'compiled' cannot run a module or a loss that draws random numbers: Python's "
-            "or NumPy's generator was used, once for all meta-steps. Use engine='loop'."
-        )
 
 
 @contextmanager

@@ -59,6 +59,9 @@ class Leaves:
             return found
         if not any(isinstance(m, nn.Conv2d) for m in module.modules()):
             return "the network has no convolution"
+        # Not part of the fingerprint: hooks may be registered at any time.
+        if changed := [m for m in module.modules() if not is_plain(m)]:
+            return f"a hook or custom forward is attached to {type(changed[0]).__name__}"
         key = fingerprint(module=module)
         if key != self._key:
             self._key = key
@@ -80,9 +83,6 @@ class _Tracer(fx.Tracer):
 
 def _checked(module: nn.Module, x: Tensor) -> list[nn.Module] | str:
     name = type(module).__name__
-    changed = [m for m in module.modules() if not is_plain(m)]
-    if changed:
-        return f"a hook or custom forward is attached to {type(changed[0]).__name__}"
     try:
         graph = _Tracer().trace(module)
     except Exception as error:  # whatever the module's own code raises for symbolic values

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.engines._chunks import Chunks, out_of_memory
 from fastmeta.engines._head import HeadFinder
+from fastmeta.engines._host_rng import reject_host_rng
 from fastmeta.engines.base import RAGGED, Engine, StepBuffers, StepResult, StepSpec
 from fastmeta.functional import Buffers, twice_differentiable
 from fastmeta.functional.head import LinearHead
@@ -86,7 +84,7 @@ class BatchedEngine(Engine):
         # Copies as well: forward mode rejects expanded tensors, and most kernels would copy them.
         params = [_stack_copies(p.detach(), count) for p in model.params]
         # On the CPU torch's fused attention has no batching rule and would loop.
-        with _reject_host_rng(), twice_differentiable(attention_only=True):
+        with reject_host_rng(self.name, "all tasks"), twice_differentiable(attention_only=True):
             result = spec.metagrad.task(
                 TaskLosses(support, query, stacked, find), params, spec.adaptation, context
             )
@@ -186,19 +184,3 @@ def _explain_vmap_errors() -> Iterator[None]:
                 "Use engine='loop'."
             ) from error
         raise
-
-
-@contextmanager
-def _reject_host_rng() -> Iterator[None]:
-    """Rejects random numbers that `vmap` does not see: Python's and NumPy's."""
-    before = _host_rng_states()
-    yield
-    if _host_rng_states() != before:
-        raise NotImplementedError(
-            "engine 'batched' cannot run a module or a loss that draws random numbers: Python's or "
-            "NumPy's generator was used, once for all tasks. Use engine='loop'."
-        )
-
-
-def _host_rng_states() -> tuple[object, bytes]:
-    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))

@@ -237,6 +237,16 @@ def test_changed_modules_are_traced_anew() -> None:
     assert (found - expected).norm() <= 1e-9 * expected.norm()
 
 
+def test_hooks_are_not_skipped_after_the_trace() -> None:
+    module, batch = Own().double(), images()
+    learner = MAML(module, F.cross_entropy, inner_lr=0.2)
+    learner.meta_gradient(batch)
+    calls: list[object] = []
+    module.first.register_forward_hook(lambda *args: calls.append(args))
+    learner.meta_gradient(batch)
+    assert calls
+
+
 class Residual(Own):
     def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
         x = self.first(x)
