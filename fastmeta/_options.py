@@ -61,6 +61,22 @@ def forwards_options(target: Target) -> Callable[[Factory], Factory]:
     return mark
 
 
+def named(others: Mapping[str, Callable[..., Any]], option: str, default: str) -> Target:
+    """The target of `forwards_options` that an option names.
+
+    Args:
+        others: the factories, by name.
+        option: whose value is a name.
+        default: the name without the option, or for an unknown one.
+    """
+
+    def target(given: Mapping[str, Any]) -> Callable[..., Any]:
+        name = given.get(option)
+        return others[name if isinstance(name, str) and name in others else default]
+
+    return target
+
+
 def options_of(
     factory: Callable[..., Any], given: Mapping[str, Any] | None = None, fixed: Collection[str] = ()
 ) -> dict[str, Option] | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta._checks import check_choice
-from fastmeta._options import forwards_options
+from fastmeta._options import forwards_options, named
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.layers import Layer, find_layers, in_module
 from fastmeta.adaptation.tape import Grads, Pullback
@@ -141,9 +141,7 @@ def pattern_adaptations(
         check_choice("of", of, inner)
         return LayerPattern(inner[of](**arguments), pattern)
 
-    def restricted(given: Mapping[str, Any]) -> Callable[..., Adaptation]:
-        of = given.get("of")
-        return inner[of] if isinstance(of, str) and of in inner else inner["sgd"]
+    restricted = named(inner, "of", "sgd")
 
     @forwards_options(restricted)
     def anil(lr: float, steps: int = 1, *, of: str = "sgd", **options: Any) -> LayerPattern:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta._checks import check_choice, check_in_range
-from fastmeta._options import construct, forwards_options
+from fastmeta._options import construct, forwards_options, named
 from fastmeta.aggregation.base import Aggregation
 from fastmeta.aggregation.mgda import MGDA
 from fastmeta.gradients import TaskGradients
@@ -78,11 +78,7 @@ def guarded_by_name(
     """
     others = dict(others)
 
-    def proposing(given: Mapping[str, Any]) -> Callable[..., Aggregation]:
-        name = given.get("inner")
-        return others[name] if isinstance(name, str) and name in others else others["mean"]
-
-    @forwards_options(proposing)
+    @forwards_options(named(others, "inner", "mean"))
     def guarded(inner: str = "mean", c: float = 0.1, **options: Any) -> Guarded:
         """Another aggregation where its step lowers the loss of every task, else MGDA.
 

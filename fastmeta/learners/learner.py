@@ -60,8 +60,8 @@ class MetaLearner:
             [`fastmeta.engines.MlpEngine`][]). `"sequence"`: one compiled call for convolutional
             networks (see [`fastmeta.engines.SequenceEngine`][]). `"batched"`: all tasks in one call
             of the module under `torch.vmap`, for networks so small that Python overhead dominates
-            (see [`fastmeta.engines.BatchedEngine`][]). `"compiled"`: the meta-gradient of a task by
-            `torch.compile`, whose first meta-step takes seconds to minutes (see
+            (see [`fastmeta.engines.BatchedEngine`][]). `"compiled"`: the meta-gradient traced and
+            compiled by Inductor, whose first meta-step takes seconds to minutes (see
             [`fastmeta.engines.CompiledEngine`][]). `"auto"`: the MLP or the sequence engine where
             it is suitable, else the loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta._checks import check_choice
-from fastmeta._options import construct, forwards_options
+from fastmeta._options import construct, forwards_options, named
 from fastmeta._spsa import NAMES, SPSA, Mode
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
@@ -156,11 +156,7 @@ def class_weights_by_name(
     """
     others = dict(others)
 
-    def weighted(given: Mapping[str, Any]) -> Callable[..., MetaGradient]:
-        name = given.get("of")
-        return others[name] if isinstance(name, str) and name in others else others["exact"]
-
-    @forwards_options(weighted)
+    @forwards_options(named(others, "of", "exact"))
     def class_weights(
         of: str = "exact",
         mode: Mode = "delta",
