@@ -54,8 +54,8 @@ class Recursion(ReverseSweep):
         layers: whose inner gradients are differentiated, see
             [`Exact`][fastmeta.metagrad.Exact].
         memory: how many states of the inner loop (parameters and state of the inner optimizer) are
-            kept at once: `"all"` `K` of `K`; `"sqrt"` about `sqrt(2 K)`, for which most inner steps
-            are computed once more; `"log"` fewer than `2 + log2(K)`, with as many computations of
+            kept at once: `"all"` `K` of `K`; `"sqrt"` `ceil(sqrt(K)) + 1`, for which most inner
+            steps are computed once or twice more; `"log"` fewer than `2 + log2(K)`, with as many computations of
             each step at most; or a number, see [`fastmeta.trajectory.Trajectory`][].
 
     Raises:

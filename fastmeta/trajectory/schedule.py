@@ -19,9 +19,9 @@ def states_kept(memory: Memory, steps: int) -> int:
     """The largest number `s` of states that are held at once.
 
     Args:
-        memory: `"all"`: one per step. `"sqrt"`: as few as possible if each step is run at most
-            twice, `s (s + 1) / 2 >= steps`. `"log"`: if each step is run at most `s` times,
-            `C(2 s - 1, s) >= steps`. An integer: this number.
+        memory: `"all"`: one per step. `"sqrt"`: `ceil(sqrt(steps))` and the current one. `"log"`:
+            as few as possible if each step is run at most `s` times, `C(2 s - 1, s) >= steps`. An
+            integer: this number.
         steps: `K`.
 
     Raises:
@@ -33,8 +33,10 @@ def states_kept(memory: Memory, steps: int) -> int:
     check_choice("memory", memory, ("all", "sqrt", "log"))
     if memory == "all":
         return max(steps, 1)
+    if memory == "sqrt":
+        return min(math.isqrt(max(steps, 1) - 1) + 2, max(steps, 1))
     states = 1
-    while capacity(states, 2 if memory == "sqrt" else states) < steps:
+    while capacity(states, states) < steps:
         states += 1
     return states
 
