@@ -59,6 +59,8 @@ def serve(
     except Exception as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
         sys.exit(1)
+    # The system is still busy with the memory that the previous contender has returned.
+    seconds = 0.5 if release_memory else 0.1
     print("ready", flush=True)
     for line in sys.stdin:
         request = line.strip()
@@ -69,13 +71,13 @@ def serve(
         else:
             time.sleep(0.02)  # threads of the previous contender may still be spinning
             if warm_up:
-                meta_gradient()
-            print(turn(meta_gradient, device), flush=True)
+                turn(meta_gradient, device, seconds)
+            print(turn(meta_gradient, device, seconds), flush=True)
         if release_memory:
             release()
 
 
-def turn(meta_gradient: Callable[[], object], device: str = "cpu", seconds: float = 0.1) -> float:
+def turn(meta_gradient: Callable[[], object], device: str, seconds: float) -> float:
     """Median seconds of as many calls as fit into a turn, at least one."""
     times: list[float] = []
     while sum(times) < seconds:

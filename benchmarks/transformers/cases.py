@@ -70,7 +70,7 @@ class Case:
         steps = f"{self.steps:,} inner step{'s' * (self.steps > 1)}"
         if self.optimizer == "adamw":
             steps += " of AdamW"
-        size = f"{self.layers} layers of width {self.width}"
+        size = f"{self.layers} layer{'s' * (self.layers > 1)} of width {self.width}"
         if self.network == "attention":
             part = "forward, backward and double backward" if self.whole else "double backward"
             mask = "causal" if self.causal else "full"

@@ -102,7 +102,7 @@ def table(case: Case, rows: Sequence[Row]) -> str:
     lines.append(
         "; ".join(
             [
-                f"floor: {case.floor:.3g} training steps",
+                f"floor: {case.floor:,.4g} training steps",
                 *(f"errors against {title}" for title in references),
                 *settings,
             ]
@@ -128,7 +128,7 @@ def page(cases: Sequence[Case], rows: Sequence[Row]) -> str:
     shown = [case for case in cases if any(row.case == case.name for row in rows)]
     settings = "; ".join(dict.fromkeys(row.setting for row in rows))
     legend = "\n".join(
-        f"- `{case.name}`: {case.title}; floor {case.floor:.3g} training steps" for case in shown
+        f"- `{case.name}`: {case.title}; floor {case.floor:,.4g} training steps" for case in shown
     )
     parts = [
         "# Exact meta-gradients through transformers",
@@ -163,7 +163,7 @@ def _matrix(cases: Sequence[Case], rows: Sequence[Row], cell: Callable[[Row], st
 
 def _predicted(case: Case, row: Row) -> str:
     work = CONTENDERS[row.contender].predicted(case)
-    return f"{_times_predicted(case, row)} ({work:.3g})"
+    return f"{_times_predicted(case, row)} ({work:,.4g})"
 
 
 def _times_predicted(case: Case, row: Row) -> str:
