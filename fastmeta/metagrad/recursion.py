@@ -55,8 +55,9 @@ class Recursion(ReverseSweep):
             [`Exact`][fastmeta.metagrad.Exact].
         memory: how many states of the inner loop (parameters and state of the inner optimizer) are
             kept at once: `"all"` `K` of `K`; `"sqrt"` `ceil(sqrt(K)) + 1`, for which most inner
-            steps are computed once or twice more; `"log"` fewer than `2 + log2(K)`, with as many computations of
-            each step at most; or a number, see [`fastmeta.trajectory.Trajectory`][].
+            steps are computed once or twice more; `"log"` fewer than `2 + log2(K)`, with as many
+            computations of each step at most; or a number, see
+            [`fastmeta.trajectory.Trajectory`][].
 
     Raises:
         NotImplementedError: in a meta-step with `hvp="forward"`, where torch has no forward

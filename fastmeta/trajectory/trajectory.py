@@ -108,9 +108,10 @@ class Trajectory:
     Args:
         adaptation: the inner optimizer.
         replay: the loss.
-        memory: `"all"`: `s = K`, each step is run once. `"sqrt"`: `ceil(sqrt(K))`
-            states and the current one, each step is run at most three times. `"log"`: `s` states, fewer than `2 + log2(K)` (4 of 32, 7 of
-            1000), each step is run at most `s` times. An integer of at least 2: `s`.
+        memory: `"all"`: `s = K`, each step is run once. `"sqrt"`: `ceil(sqrt(K))` states and the
+            current one, each step is run at most three times. `"log"`: `s` states, fewer than
+            `2 + log2(K)` (4 of 32, 7 of 1000), each step is run at most `s` times. An integer of at
+            least 2: `s`.
         graphs: number of last inner steps whose graph is kept; see `Tape`. Not with `store`.
         gradients: see `Tape`. Not with `store`.
         differentiated: see `run_inner_loop`.
