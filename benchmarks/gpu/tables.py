@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks._common.batches import image_batch
 from benchmarks._common.compositions import (
@@ -202,32 +204,38 @@ def head_similarity(bench: Bench) -> list[Row]:
 
 
 def meta_step(bench: Bench) -> list[Row]:
-    """Whole meta-steps in eager mode: the other engines against the loop engine."""
+    """Whole meta-steps: the other engines against the loop engine; `sequence` replays a graph."""
     found = []
     for tasks in (4,) if bench.small else (4, 32):
         conv = image_batch(tasks, queries=5).to(bench.device)
         sine = TaskBatch(*(bench.randn(tasks, 10, 1) for _ in range(4)))
         for method in ("maml", "fomaml", "gsl"):
-            cases = {
-                "Omniglot Conv4-64, strided": (conv, ("loop", "batched")),
-                "sine MLP 40-40": (sine, ("loop", "batched", "mlp")),
+            cases: dict[str, tuple[Callable[[], nn.Module], TaskBatch, str]] = {
+                "Omniglot Conv4-64, strided": (
+                    partial(Conv4, 1, 28, 5, downsample="stride"),
+                    *(conv, "sequence"),
+                ),
+                "Omniglot Conv4-64, pooled": (partial(Conv4, 1, 28, 5), conv, "sequence"),
+                "sine MLP 40-40": (partial(MLP, 1, 1, (40, 40)), sine, "mlp"),
             }
-            for name, (batch, engines) in cases.items():
-                runs = {e: _step(method, batch, e, bench.device) for e in engines}
+            for name, (make, batch, compiled_engine) in cases.items():
+                runs = {
+                    engine: _step(method, make().to(bench.device), batch, engine)
+                    for engine in ("loop", "batched", compiled_engine)
+                }
                 timings = time_all(runs, bench.device, bench.seconds)
                 found += [
                     {"network": name, "tasks": tasks, "method": method, "contender": engine}
                     | _times(timing, timings["loop"])
+                    | {"launches": launches(runs[engine], bench.device)}
                     for engine, timing in timings.items()
                 ]
     return found
 
 
-def _step(method: str, batch: TaskBatch, engine: str, device: str) -> Run:
-    regression = batch.support_y.is_floating_point()
-    module = MLP(1, 1, (40, 40)) if regression else Conv4(1, 28, 5, downsample="stride")
-    loss = F.mse_loss if regression else F.cross_entropy
-    learner = build(method, module.to(device), loss, inner_lr=0.05, engine=engine)  # type: ignore[arg-type]
+def _step(method: str, module: nn.Module, batch: TaskBatch, engine: str) -> Run:
+    loss = F.mse_loss if batch.support_y.is_floating_point() else F.cross_entropy
+    learner = build(method, module, loss, inner_lr=0.05, engine=engine)  # type: ignore[arg-type]
     return lambda: learner.step(batch)
 
 
