@@ -19,8 +19,9 @@ class EngineSelector:
 
     `"auto"` selects the MLP engine where it is suitable, else the sequence engine, else the loop.
     It never selects the batched engine, which on the CPU is slower than the loop for large layers
-    and batches (`benchmarks/NOTES.md`), and has not been measured on a GPU; nor the compiled one,
-    whose first meta-step takes seconds to minutes.
+    and batches (`benchmarks/NOTES.md`), and has not been measured on a GPU; nor, on a GPU, the
+    sequence engine, for the latter reason; nor the compiled one, whose first meta-step takes
+    seconds to minutes.
 
     Args:
         name: one of [`ENGINES`][fastmeta.engines.ENGINES].
@@ -57,6 +58,8 @@ class EngineSelector:
         """
         reason: str | None = None
         for engine in self._special:
+            if self.name == "auto" and not _is_measured(engine):
+                continue
             reason = engine.unsuitable(batch)
             if reason is None:
                 return engine
@@ -65,3 +68,9 @@ class EngineSelector:
         raise ValueError(
             f"engine {self.name!r} cannot run this: {reason}. Use engine='auto' or 'loop'."
         )
+
+
+def _is_measured(engine: Engine) -> bool:
+    """Whether the engine has been measured on the device of the parameters."""
+    on_gpu = bool(engine.spec.model.params) and engine.spec.model.params[0].is_cuda
+    return not (on_gpu and isinstance(engine, SequenceEngine))

@@ -1,4 +1,4 @@
-"""The engine for convolutional networks: the whole meta-step in one compiled call."""
+"""The engine for convolutional networks: the whole meta-step in one call, or one CUDA graph."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from fastmeta import ops
 from fastmeta.adaptation import SGD
+from fastmeta.backend import kernel_devices
 from fastmeta.engines._chain import Chain, ChainReader
 from fastmeta.engines._one_call import (
     adopt,
@@ -32,7 +33,7 @@ class SequenceEngine(Engine):
     """Runs MAML, FOMAML, mixed order, GSL and corrections of FOMAML on convolutional networks.
 
     By [`fastmeta.ops.sequence_step`][], which computes the meta-gradients of `Exact`, `Recursion`,
-    `GSL` and `FirstOrder`, on the CPU. Suitable for a chain of 3x3 convolutions (padding 1, stride
+    `GSL` and `FirstOrder`. Suitable for a chain of 3x3 convolutions (padding 1, stride
     1 or 2, not too wide), `BatchNorm2d` with batch statistics or
     [`PerStepBatchNorm2d`][fastmeta.models.PerStepBatchNorm2d], each followed by `ReLU`,
     activations, 2x2 pooling, a global mean, `Flatten` and `Linear`, in a (nested) `nn.Sequential`,
@@ -41,8 +42,12 @@ class SequenceEngine(Engine):
     its layers are compared with it once. No hooks or parametrizations, every parameter trained, a
     loss of torch with default options.
 
-    Its memory, which is kept from one meta-step to the next, is that of the tasks that run at the
-    same time: one per thread, if there are more than half as many tasks as threads.
+    Its memory, which is kept from one meta-step to the next, is on the CPU that of the tasks that
+    run at the same time: one per thread, if there are more than half as many tasks as threads.
+
+    On CUDA all tasks run at once. The second meta-batch of the same shapes is captured in a CUDA
+    graph, which later ones replay; the graphs of up to eight kinds of meta-batches are kept, in one
+    memory. Not yet run on a GPU, and there not selected by `engine="auto"`.
     """
 
     name = "sequence"
@@ -84,7 +89,7 @@ class SequenceEngine(Engine):
         self._chain = chain
         (outputs,) = chain.shape
         return (
-            unsuitable_params(spec.model.params, chain.params, ["cpu"])
+            unsuitable_params(spec.model.params, chain.params, kernel_devices())
             or unsuitable_targets(batch, "support", like, outputs, self._loss)
             or unsuitable_targets(batch, "query", like, outputs, self._loss)
             or _too_few_values(batch, chain)

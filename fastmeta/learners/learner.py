@@ -58,12 +58,13 @@ class MetaLearner:
         engine: what runs the tasks in training. `"loop"`: autograd, one task after another;
             supports everything. `"mlp"`: one compiled call for plain multi-layer perceptrons (see
             [`fastmeta.engines.MlpEngine`][]). `"sequence"`: one compiled call for convolutional
-            networks (see [`fastmeta.engines.SequenceEngine`][]). `"batched"`: all tasks in one call
-            of the module under `torch.vmap`, for networks so small that Python overhead dominates
-            (see [`fastmeta.engines.BatchedEngine`][]). `"compiled"`: the meta-gradient traced and
-            compiled by Inductor, whose first meta-step takes seconds to minutes (see
-            [`fastmeta.engines.CompiledEngine`][]). `"auto"`: the MLP or the sequence engine where
-            it is suitable, else the loop.
+            networks, on CUDA one CUDA graph (see [`fastmeta.engines.SequenceEngine`][]).
+            `"batched"`: all tasks in one call of the module under `torch.vmap`, for networks so
+            small that Python overhead dominates (see [`fastmeta.engines.BatchedEngine`][]).
+            `"compiled"`: the meta-gradient traced and compiled by Inductor, whose first meta-step
+            takes seconds to minutes (see [`fastmeta.engines.CompiledEngine`][]). `"auto"`: the MLP
+            engine where it is suitable, else on the CPU the sequence engine where it is, else the
+            loop.
         fuse: run 3x3 convolutions, and BatchNorm2d with the ReLU and max-pooling that follow it, in
             an `nn.Sequential` as compiled ops, and attention where second derivatives are taken
             (see [`fastmeta.functional.FusedModule`][]).

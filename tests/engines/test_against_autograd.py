@@ -16,6 +16,7 @@ from fastmeta.adaptation import SGD
 from fastmeta.aggregation import Mean
 from fastmeta.metagrad import Exact, FirstOrder, MetaGradient, Recursion
 from fastmeta.models import MLP, Conv4
+from tests.helpers.recorded_graphs import sequence_step_as_on_cuda
 from tests.helpers.reference_loops import LR, reference_meta_gradients
 
 WAYS = 5
@@ -86,6 +87,10 @@ ROUTES: dict[str, tuple[Callable[[], MetaGradient], dict[str, Any]]] = {
     "recursion, fused": (Recursion, {"engine": "loop"}),
     "recursion, no graph kept": (lambda: Recursion(graphs=0), {"engine": "loop"}),
     "recursion, auto": (Recursion, {}),
+    # The launches of the sequence engine for CUDA, on the CPU.
+    "first order, as on CUDA": (FirstOrder, {}),
+    "exact, as on CUDA": (Exact, {}),
+    "recursion, as on CUDA": (Recursion, {}),
 }
 
 
@@ -102,7 +107,9 @@ def batch_for(network: str) -> TaskBatch:
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_all_engines_and_meta_gradients(network: str, steps: int) -> None:
+def test_all_engines_and_meta_gradients(
+    network: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, batch = NETWORKS[network]().double(), batch_for(network)
     loss = F.mse_loss if network == "sine MLP" else F.cross_entropy
     with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
@@ -112,9 +119,12 @@ def test_all_engines_and_meta_gradients(network: str, steps: int) -> None:
         }
     assert (expected[True] - expected[False]).norm() > 1e-3 * expected[True].norm()
     for name, (make, options) in ROUTES.items():
+        if "CUDA" in name:
+            sequence_step_as_on_cuda(monkeypatch)
         learner = MetaLearner(
             module, loss, adaptation=SGD(LR, steps), metagrad=make(), aggregation=Mean(), **options
         )
-        found, _ = learner.meta_gradient(batch)
+        for _ in range(2 if "CUDA" in name and "Conv4" in network else 1):
+            found, _ = learner.meta_gradient(batch)  # the second one is a replay
         reference = expected["first" not in name]
         assert (found - reference).norm() <= TOLERANCE * reference.norm(), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fastmeta.aggregation import Mean
 from fastmeta.engines import LoopEngine, SequenceEngine
 from fastmeta.models import Conv4
 from tests.engines.test_mlp import METHODS
+from tests.helpers.recorded_graphs import sequence_step_as_on_cuda
 from tests.helpers.reference_loops import LR, reference_meta_gradients
 
 WAYS = 3
@@ -78,12 +80,21 @@ def both(
         torch.testing.assert_close(sequence, loop, rtol=1e-8, atol=1e-10)
 
 
+@pytest.fixture(params=["one call", "as on CUDA"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one compiled call, or in launches and their replays."""
+    if request.param == "as on CUDA":
+        sequence_step_as_on_cuda(monkeypatch)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", [MAML, FOMAML])
 def test_networks(method: Any, network: str) -> None:
     both(method, NETWORKS[network]().double(), images())
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method: str) -> None:
     both(METHODS[method], Conv4(2, 8, WAYS, hidden=4).double(), images(5))
@@ -100,10 +111,11 @@ def test_against_plain_autograd(steps: int, second_order: bool) -> None:
     assert (found - expected).norm() <= 1e-9 * expected.norm()
 
 
+@pytest.mark.usefixtures("way")
 def test_training_is_the_same() -> None:
     batches = [images(2) for _ in range(6)]
     ends = []
-    for engine in ("loop", "auto"):
+    for engine in ("loop", "sequence"):
         torch.manual_seed(3)
         module = NETWORKS["a BatchNorm per step"]().double()
         learner = MAML(module, F.cross_entropy, inner_lr=0.2, inner_steps=2, engine=engine)
@@ -121,6 +133,14 @@ def selected(module: nn.Module, loss: Any = F.cross_entropy, **options: Any) -> 
 def test_auto_selects_it() -> None:
     for network in NETWORKS.values():
         assert selected(network()) is SequenceEngine
+
+
+def test_auto_does_not_select_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = MAML(net(*block()), F.cross_entropy, inner_lr=0.2)
+    engines = learner._step.engines
+    assert type(engines.select(images(dtype=torch.float32))) is SequenceEngine
+    monkeypatch.setattr(learner._step.spec.model, "params", [SimpleNamespace(is_cuda=True)])
+    assert type(engines.select(images(dtype=torch.float32))) is LoopEngine
 
 
 def hooked() -> nn.Module:
