@@ -5,10 +5,12 @@ from collections.abc import Callable
 from fastmeta.adaptation.adam import Adam, AdamW
 from fastmeta.adaptation.alfa import ALFA
 from fastmeta.adaptation.base import Adaptation
+from fastmeta.adaptation.closed_form import ClosedForm, Fit, fit_task, without_loop
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
 from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
 from fastmeta.adaptation.meta_sgd import MetaSGD, lslr
 from fastmeta.adaptation.muon import Muon
+from fastmeta.adaptation.ntk import NTK
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.rmsprop import RMSprop
 from fastmeta.adaptation.sgd import SGD
@@ -36,20 +38,24 @@ _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
 }
 
 ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
-    "adaptation", {**_ALL_LAYERS, **pattern_adaptations(_ALL_LAYERS)}
+    "adaptation",
+    {**_ALL_LAYERS, **pattern_adaptations(_ALL_LAYERS), "ntk": without_loop(NTK)},
 )
 """Adaptations by name; each takes `lr`, `steps` and options of its own."""
 
 __all__ = [
     "ADAPTATIONS",
     "ALFA",
+    "NTK",
     "SGD",
     "Adam",
     "AdamW",
     "Adaptation",
     "Adapted",
     "Clipped",
+    "ClosedForm",
     "Cotangents",
+    "Fit",
     "Grads",
     "Groups",
     "InnerStep",
@@ -63,6 +69,7 @@ __all__ = [
     "Scheduled",
     "Tape",
     "ThroughGrads",
+    "fit_task",
     "reverse_sweep",
     "run_inner_loop",
 ]

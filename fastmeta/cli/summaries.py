@@ -13,6 +13,7 @@ METHODS = {
     "lambda": "MAML that adapts the layers of a Lambda pattern (Khabarlak 2022)",
     "maml": "MAML: exact meta-gradient (Finn et al. 2017)",
     "maml++": "MAML++: learned inner rates, loss after every inner step (Antoniou et al. 2019)",
+    "meta-rkhs-ii": "Meta-RKHS-II: gradient flow under the NTK in closed form (Zhou et al. 2021)",
     "meta-sgd": "Meta-SGD: a learned inner rate per parameter element (Li et al. 2017)",
     "reptile": "Reptile: the displacement of the inner loop (Nichol et al. 2018)",
 }

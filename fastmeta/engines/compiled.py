@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from typing_extensions import override
 
+from fastmeta.adaptation import ClosedForm
 from fastmeta.engines._fingerprint import Fingerprint, Layout, difference, fingerprint
 from fastmeta.engines._head import HeadFinder
 from fastmeta.engines._regions import Program, compile_regions
@@ -134,6 +135,8 @@ class CompiledEngine(Engine):
         if self._checkpoint:
             return "the learner has checkpoint; the compiler decides by itself what it keeps"
         model, metagrad = self.spec.model, self.spec.metagrad
+        if isinstance(self.spec.adaptation, ClosedForm):
+            return f"{type(self.spec.adaptation).__name__} adapts in closed form, not traced"
         if metagrad.state_names:
             return f"{type(metagrad).__name__} keeps a state between meta-steps"
         if globally_hooked():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta.adaptation import ClosedForm, fit_task
 from fastmeta.engines._head import HeadFinder
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, collect_outputs
 from fastmeta.functional import Buffers, Loss
@@ -83,10 +84,16 @@ class LoopEngine(Engine):
                 loss, params, buffers, task.support_x, task.support_y, head
             )
 
+        def fit(
+            adaptation: ClosedForm, params: Sequence[Tensor]
+        ) -> tuple[Sequence[Tensor], Tensor]:
+            x, y = task.support_x, task.support_y
+            return fit_task(adaptation, model, loss, params, buffers, x, y, create_graph=True)
+
         find = partial(heads.of, task.support_y, with_features)
         known = ids is not None and isinstance(task.query_y, Tensor) and task.query_y.dim() == 1
         classes = ids[task.query_y] if ids is not None and known else None
-        return TaskLosses(support, query, buffers, find, weighted_query, classes)
+        return TaskLosses(support, query, buffers, find, weighted_query, classes, fit)
 
 
 def _ids(batch: MetaBatch, index: int) -> Tensor | None:

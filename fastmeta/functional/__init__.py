@@ -8,6 +8,7 @@ from fastmeta.functional._fusion import FusedModule
 from fastmeta.functional.co_learner import CoLearner, Head
 from fastmeta.functional.module import FunctionalModule, Loss
 from fastmeta.functional.outputs import model_loss
+from fastmeta.functional.predictor import Network, Predictor
 
 __all__ = [
     "AttentionCall",
@@ -18,6 +19,8 @@ __all__ = [
     "FusedModule",
     "Head",
     "Loss",
+    "Network",
+    "Predictor",
     "model_loss",
     "twice_differentiable",
     "watch_attention",

@@ -31,6 +31,7 @@ from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
 from fastmeta.functional.head import LinearHead, capture_calls, find_head
 from fastmeta.functional.outputs import prediction
+from fastmeta.functional.predictor import Network, Predictor
 from fastmeta.gradients.checks import check_module
 from fastmeta.tasks import Examples
 
@@ -123,7 +124,7 @@ class FunctionalModule:
         """The module's output for `x` with `params` (in the order of `names`) and buffers.
 
         Args:
-            params: the parameters.
+            params: the parameters, or a `Predictor`.
             buffers: of the module; updated.
             x: the only argument of the module, or a mapping of its keyword arguments.
         """
@@ -157,6 +158,8 @@ class FunctionalModule:
         x: Examples,
         capture: AbstractContextManager[None],
     ) -> Any:
+        if isinstance(params, Predictor):
+            return params.outputs(Network(self, buffers, x))
         if self._head is not None:
             params = params[: self.own]
             buffers = {n: b for n, b in buffers.items() if not n.startswith(PREFIX)}

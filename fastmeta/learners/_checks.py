@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
+from fastmeta.adaptation import ClosedForm
 from fastmeta.distributed import Sharding
+from fastmeta.engines import StepSpec
 from fastmeta.functional import Checkpoint, CoLearner, Head
 from fastmeta.metagrad import MetaGradient, Reptile
 from fastmeta.tasks import MetaBatch
@@ -40,6 +42,31 @@ def check_components(
             "metagrad.Reptile has none; expected another meta-gradient, such as FirstOrder."
         )
     return computed
+
+
+def check_closed_form(spec: StepSpec) -> None:
+    """Rejects components that need the inner gradients which a closed form does not have.
+
+    Raises:
+        ValueError: in this case, or with a co-learner.
+    """
+    if not isinstance(spec.adaptation, ClosedForm):
+        return
+    name, metagrad = f"adaptation.{type(spec.adaptation).__name__}", spec.metagrad
+    if not metagrad.closed_form:
+        raise ValueError(
+            f"{name} adapts in closed form, without inner gradients, which metagrad."
+            f"{type(metagrad).__name__} needs; expected metagrad.Exact of all layers, without "
+            "activation checkpointing."
+        )
+    if spec.needs_support_gradients:
+        raise ValueError(
+            f"{name} adapts in closed form, without inner gradients, which aggregation."
+            f"{type(spec.aggregation).__name__} compares; expected one of meta-gradients, such as "
+            "GradientAgreement(of='meta')."
+        )
+    if spec.model.co_learner is not None:
+        raise ValueError(f"{name} fits the network's outputs alone; expected no co-learner.")
 
 
 def check_head(head: str, co_learner: CoLearner | None) -> None:

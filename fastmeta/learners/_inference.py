@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import Adapted, run_inner_loop
+from fastmeta.adaptation import ClosedForm, fit_task, run_inner_loop
 from fastmeta.engines import StepResult, StepSpec
 from fastmeta.engines.base import Outputs, collect_outputs
 from fastmeta.functional import Buffers, Head
 from fastmeta.functional.outputs import prediction
+from fastmeta.functional.predictor import detached
 from fastmeta.tasks import Examples, MetaBatch
 
 
@@ -22,8 +23,8 @@ def adapt_to_task(
     buffers: Buffers,
     steps: int | None,
     head: Head = "main",
-) -> list[Tensor]:
-    """The detached fast weights for one support set.
+) -> Sequence[Tensor]:
+    """The detached fast weights for one support set, or the predictor.
 
     Args:
         spec: the module, the loss and the inner loop.
@@ -33,12 +34,13 @@ def adapt_to_task(
         steps: number of inner steps; as in training by default.
         head: see [`fastmeta.MetaLearner.predict`][fastmeta.learners.MetaLearner.predict].
     """
-    return [t.detach() for t in _adapt(spec, x, y, buffers, steps, head).fast]
+    return detached(_adapt(spec, x, y, buffers, steps, head)[0])
 
 
 def _adapt(
     spec: StepSpec, x: Examples, y: Examples, buffers: Buffers, steps: int | None, head: Head
-) -> Adapted:
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """Fast weights or predictor, and the support loss before the first inner step, if any."""
     model = spec.model
 
     def support(params: Sequence[Tensor]) -> Tensor:
@@ -47,7 +49,11 @@ def _adapt(
         return model.evaluate(spec.loss, params, buffers, x, y)[0]
 
     with torch.enable_grad(), model.planned():
-        return run_inner_loop(spec.adaptation, support, model.params, steps=steps)
+        if isinstance(adaptation := spec.adaptation, ClosedForm):
+            start = [p.detach().requires_grad_() for p in model.params]
+            return fit_task(adaptation, model, spec.loss, start, buffers, x, y, create_graph=False)
+        adapted = run_inner_loop(adaptation, support, model.params, steps=steps)
+        return adapted.fast, adapted.losses[0] if adapted.losses else None
 
 
 def evaluate_tasks(spec: StepSpec, batch: MetaBatch, steps: int | None) -> StepResult:
@@ -56,12 +62,10 @@ def evaluate_tasks(spec: StepSpec, batch: MetaBatch, steps: int | None) -> StepR
     with model.planned():
         for task in batch:
             buffers = model.clone_buffers()
-            adapted = _adapt(spec, task.support_x, task.support_y, buffers, steps, "main")
+            fast, first = _adapt(spec, task.support_x, task.support_y, buffers, steps, "main")
             with torch.no_grad():
-                loss, output = model.evaluate(
-                    spec.loss, adapted.fast, buffers, task.query_x, task.query_y
-                )
-            before.append(adapted.losses[0] if adapted.losses else loss)
+                loss, output = model.evaluate(spec.loss, fast, buffers, task.query_x, task.query_y)
+            before.append(loss if first is None else first)
             after.append(loss)
             outputs.append(output)
     return StepResult(torch.stack(before), torch.stack(after), collect_outputs(batch, outputs))

@@ -10,6 +10,7 @@ from torch import nn
 from fastmeta.adaptation import Adaptation
 from fastmeta.engines import EngineName, EngineSelector, StepBuffers, StepSpec
 from fastmeta.functional import FunctionalModule
+from fastmeta.learners._checks import check_closed_form
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class TrainableStep:
 
         Raises:
             ValueError: if a parameter is trainable that was not, or a component does not suit
-                the trainable ones.
+                the trainable ones or another component.
         """
+        check_closed_form(built)
         spec = _restricted(built, built.model.current())
         model = spec.model
         learned = [*model.params, *learned_rates(spec.adaptation)]

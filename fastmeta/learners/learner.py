@@ -23,8 +23,16 @@ from fastmeta.engines import (
     StepSpec,
 )
 from fastmeta.engines.base import Outputs
-from fastmeta.functional import Checkpoint, CoLearner, FunctionalModule, FusedModule, Head
+from fastmeta.functional import (
+    Checkpoint,
+    CoLearner,
+    FunctionalModule,
+    FusedModule,
+    Head,
+    Predictor,
+)
 from fastmeta.gradients import TaskGradients
+from fastmeta.learners._adapted_module import adapted_module
 from fastmeta.learners._checks import check_components, check_head, check_tasks
 from fastmeta.learners._components import replace_components
 from fastmeta.learners._inference import adapt_to_task, evaluate_tasks, predict_tasks
@@ -236,10 +244,31 @@ class MetaLearner:
             x: support inputs, `(n_support, *input)`, or a mapping of names to such tensors.
             y: support targets.
             steps: number of inner steps; as in training by default.
+
+        Raises:
+            TypeError: if the adaptation is one in function space, which has no fast weights.
         """
         spec = self._current().spec
         fast, own = adapt_to_task(spec, x, y, spec.model.clone_buffers(), steps), spec.model.own
+        if isinstance(fast, Predictor):
+            raise TypeError(
+                f"adaptation.{type(self.adaptation).__name__} adapts in function space: its result "
+                "is no fast weights. Use adapted_module(x, y), or predict."
+            )
         return dict(zip(spec.model.names[:own], fast[:own], strict=True))
+
+    def adapted_module(self, x: Examples, y: Examples, steps: int | None = None) -> nn.Module:
+        """The network adapted to one task, as a module of its own.
+
+        A copy of the module with fast weights and the buffers after adaptation; or, of an
+        adaptation in function space, a module around a copy, with the outputs of `predict`.
+
+        Args:
+            x: support inputs, `(n_support, *input)`, or a mapping of names to such tensors.
+            y: support targets.
+            steps: number of inner steps; as in training by default.
+        """
+        return adapted_module(self._current().spec, x, y, steps)
 
     @overload
     def predict(

@@ -184,6 +184,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "maml": MethodSpec(),
         "maml++": MethodSpec(adaptation="lslr", metagrad="multi-step"),
         "meta-sgd": MethodSpec(adaptation="meta-sgd"),
+        "meta-rkhs-ii": MethodSpec(adaptation="ntk"),
         "reptile": MethodSpec(metagrad="reptile"),
     },
     expected=MethodSpec,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastmeta.adaptation import Adaptation, Adapted
+from fastmeta.adaptation import Adaptation, Adapted, ClosedForm
 from fastmeta.distributed import Sharding
 from fastmeta.functional import Buffers
 from fastmeta.gradients import FlatLayout, TaskGradients
@@ -56,6 +56,8 @@ class TaskLosses:
         weighted_query: the query loss with weights `(n_query,)` of the examples; `None` if the
             engine cannot compute it.
         query_classes: `(n_query,)`, the dataset's class of each query example, if it is known.
+        fit: runs an adaptation in closed form: its differentiable fast weights or predictor, which
+            `query` takes, and the support loss before; `None` if the engine cannot.
     """
 
     support: Evaluate
@@ -64,6 +66,7 @@ class TaskLosses:
     head: Callable[[], SupportHead | None] = lambda: None
     weighted_query: WeightedEvaluate | None = None
     query_classes: Tensor | None = None
+    fit: Callable[[ClosedForm, Sequence[Tensor]], tuple[Sequence[Tensor], Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,11 @@ class MetaGradient(ABC):
     @property
     def needs_support_gradients(self) -> bool:
         """Whether `combine` uses the mean support gradients."""
+        return False
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether `task` runs adaptations in closed form, which have no inner gradients."""
         return False
 
     def checkpointed(self) -> MetaGradient | None:

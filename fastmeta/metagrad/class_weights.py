@@ -66,6 +66,11 @@ class ClassWeights(MetaGradient):
         return self.inner.needs_support_gradients
 
     @property
+    @override
+    def closed_form(self) -> bool:
+        return self.inner.closed_form
+
+    @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Those of the inner meta-gradient, too."""
         return (*self.inner.state_names, *NAMES)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastmeta.adaptation import Adaptation, run_inner_loop
+from fastmeta.adaptation import Adaptation, ClosedForm, run_inner_loop
 from fastmeta.metagrad._mixed_order import MixedOrder
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.recursion import Recursion
@@ -38,6 +38,11 @@ class Exact(MixedOrder):
 
     task_batchable = True
 
+    @property
+    @override
+    def closed_form(self) -> bool:
+        return self.layers == "all"
+
     @override
     def checkpointed(self) -> MetaGradient | None:
         return Recursion(layers=self.layers).checkpointed()
@@ -51,6 +56,8 @@ class Exact(MixedOrder):
         context: StepContext,
     ) -> TaskGradient:
         start = [p.detach().requires_grad_() for p in params]
+        if isinstance(adaptation, ClosedForm):
+            return _of_closed_form(losses, start, adaptation)
         adapted = run_inner_loop(
             adaptation,
             lambda p: losses.support(p)[0],
@@ -62,3 +69,13 @@ class Exact(MixedOrder):
         loss, output = losses.query(adapted.fast)
         grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)
         return TaskGradient.of(grads, adapted, loss, output, context)
+
+
+def _of_closed_form(
+    losses: TaskLosses, start: Sequence[Tensor], adaptation: ClosedForm
+) -> TaskGradient:
+    assert losses.fit is not None
+    fast, support_loss = losses.fit(adaptation, start)
+    loss, output = losses.query(fast)
+    grads = torch.autograd.grad(loss, [*start, *adaptation.rates], allow_unused=True)
+    return TaskGradient(grads, None, support_loss, loss.detach(), output.detach())

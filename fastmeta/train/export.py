@@ -24,6 +24,7 @@ from fastmeta.train.saved import SavedRun, load_run
 
 SUFFIX = ".safetensors"
 RATE = "inner_lr."  # before the name of the parameter whose learned rate it is
+OTHER_RATE = "adaptation."
 
 # The options of a run that its network is adapted with.
 _OPTIONS = (
@@ -82,7 +83,8 @@ def export_run(path: str | Path, out: str | Path, changes: Mapping[str, Any]) ->
     """Writes the best initialisation of a run as safetensors.
 
     The file holds the network's `state_dict()`, without a co-learner that the run may have, and
-    learned inner learning rates as `inner_lr.<parameter>`. Its metadata are strings, and JSON
+    learned inner learning rates as `inner_lr.<parameter>`; what other adaptations learn, such as
+    closed forms, as `adaptation.<i>`. Its metadata are strings, and JSON
     for everything else: `method`, `adaptation` and `adaptation_options`, `inner_lr`,
     `inner_steps` and `eval_inner_steps`;
     `backbone` and the `arguments` of its class in `fastmeta.models` (but a graph);
@@ -126,12 +128,14 @@ def _tensors(run: SavedRun, alone: TrainConfig) -> dict[str, Tensor]:
     trained = run.learner.module.state_dict().values()
     network.load_state_dict(dict(zip(network.state_dict(), trained, strict=True)))
     # The rates of a co-learner's parameters come last, and are left out.
-    rates = dict(zip(_rate_names(network), run.learner.adaptation.rates, strict=False))
+    own = run.learner.adaptation.rates
+    rates = dict(zip(_rate_names(network, len(own)), own, strict=False))
     return {n: t.detach().contiguous() for n, t in {**network.state_dict(), **rates}.items()}
 
 
-def _rate_names(network: nn.Module) -> Iterable[str]:
-    return (RATE + name for name, param in network.named_parameters() if param.requires_grad)
+def _rate_names(network: nn.Module, count: int) -> Iterable[str]:
+    names = [RATE + name for name, param in network.named_parameters() if param.requires_grad]
+    return names if count >= len(names) else [f"{OTHER_RATE}{i}" for i in range(count)]
 
 
 def _metadata(run: SavedRun, alone: TrainConfig) -> dict[str, str]:
@@ -194,9 +198,12 @@ def load_export(path: str | Path, changes: Mapping[str, Any]) -> Exported:
     config = configure({name: about[name] for name in _OPTIONS}, {"method": "maml"}, changes)
     device = prepare(config)
     network = BACKBONES[config.backbone].network(**arguments).to(device)
-    network.load_state_dict({k: t for k, t in tensors.items() if not k.startswith(RATE)})
+    network.load_state_dict(
+        {k: t for k, t in tensors.items() if not k.startswith((RATE, OTHER_RATE))}
+    )
     learner = build_learner(config, network)
     with torch.no_grad():
-        for name, rate in zip(_rate_names(network), learner.adaptation.rates, strict=False):
+        rates = learner.adaptation.rates
+        for name, rate in zip(_rate_names(network, len(rates)), rates, strict=False):
             rate.copy_(tensors[name])
     return Exported(config=config, device=device, learner=learner, inputs=inputs)

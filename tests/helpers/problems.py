@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from fastmeta import TaskBatch
 
 WAYS = 3
+# Adaptations without an inner loop, and the meta-gradients that run them.
+CLOSED_FORM = ["ntk"]
+OF_CLOSED_FORM = ["exact", "class-weights"]
 
 
 class Tied(nn.Module):

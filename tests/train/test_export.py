@@ -14,6 +14,7 @@ import torch
 from fastmeta import TaskBatch
 from fastmeta.cli import main
 from fastmeta.train import configure, resume, train
+from fastmeta.train.export import load_export
 from fastmeta.train.saved import load_run
 from tests.helpers import markdown
 
@@ -122,6 +123,19 @@ def test_learned_rates_have_their_parameters_names(adaptation: str, co_learner: 
     assert torch.equal(found["inner_lr.features.0.0.weight"], learner.adaptation.rates[0])
     if adaptation == "meta-sgd":
         assert all(found[f"inner_lr.{name}"].shape == found[name].shape for name in names)
+
+
+def test_what_a_closed_form_learns_is_exported() -> None:
+    from safetensors.torch import load_file
+
+    exported({**DIGITS, "method": "meta-rkhs-ii", "lr": 0.1})
+    run, other = load_run("run", {}), load_export("out.safetensors", {})
+    (scale,) = run.learner.adaptation.rates
+    assert torch.equal(load_file("out.safetensors")["adaptation.0"], scale)
+    assert scale.exp().item() != pytest.approx(10)
+    assert other.config.adaptation == "ntk"
+    task = run.sources["test"][0][0]
+    assert torch.equal(other.learner.predict(task), run.learner.predict(task))
 
 
 def test_errors(

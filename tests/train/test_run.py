@@ -30,7 +30,10 @@ from fastmeta.train import (
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
-METHODS = ("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa")
+METHODS = (
+    *("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa"),
+    "meta-rkhs-ii",
+)
 INTERRUPTED: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
     "spsa": {"aggregation": "spsa", "aggregation_options": {"alpha": 0.1, "beta": 0.3}},
