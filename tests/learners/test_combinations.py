@@ -23,6 +23,7 @@ METAGRAD_OPTIONS = {"gsl": {"eta": 0.3}}
 ADAPTATION_OPTIONS = {
     "adam": {"eps": 1e-2},
     "lambda": {"pattern": "01"},
+    "ntk": {"time": 1.0},  # infinite time is too much for 5 points and 8 units
     "rmsprop": {"alpha": 0.5, "eps": 1e-2},
 }
 
