@@ -6,6 +6,7 @@ from fastmeta.adaptation.adam import Adam, AdamW
 from fastmeta.adaptation.alfa import ALFA
 from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.closed_form import ClosedForm, Fit, fit_task, without_loop
+from fastmeta.adaptation.heads import KernelHead, RidgeHead
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
 from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
 from fastmeta.adaptation.meta_sgd import MetaSGD, lslr
@@ -39,7 +40,13 @@ _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
 
 ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
     "adaptation",
-    {**_ALL_LAYERS, **pattern_adaptations(_ALL_LAYERS), "ntk": without_loop(NTK)},
+    {
+        **_ALL_LAYERS,
+        **pattern_adaptations(_ALL_LAYERS),
+        "kernel-head": without_loop(KernelHead),
+        "ntk": without_loop(NTK),
+        "ridge-head": without_loop(RidgeHead),
+    },
 )
 """Adaptations by name; each takes `lr`, `steps` and options of its own."""
 
@@ -59,6 +66,7 @@ __all__ = [
     "Grads",
     "Groups",
     "InnerStep",
+    "KernelHead",
     "LayerPattern",
     "LossFn",
     "MetaSGD",
@@ -66,6 +74,7 @@ __all__ = [
     "ProximalSGD",
     "Pullback",
     "RMSprop",
+    "RidgeHead",
     "Scheduled",
     "Tape",
     "ThroughGrads",

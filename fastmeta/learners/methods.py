@@ -172,6 +172,7 @@ METHODS: Registry[MethodSpec] = Registry(
     "method",
     {
         "alfa": MethodSpec(adaptation="alfa"),
+        "amfs": MethodSpec(adaptation="kernel-head", aggregation="gsl"),
         "anil": MethodSpec(adaptation="anil"),
         "boil": MethodSpec(adaptation="boil"),
         "cml": MethodSpec(),
@@ -184,6 +185,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "maml": MethodSpec(),
         "maml++": MethodSpec(adaptation="lslr", metagrad="multi-step"),
         "meta-sgd": MethodSpec(adaptation="meta-sgd"),
+        "meta-rkhs-i": MethodSpec(metagrad="joint-first-order"),
         "meta-rkhs-ii": MethodSpec(adaptation="ntk"),
         "reptile": MethodSpec(metagrad="reptile"),
     },

@@ -19,6 +19,7 @@ from fastmeta.metagrad.gsl import (
     gsl_variant,
 )
 from fastmeta.metagrad.implicit import Implicit
+from fastmeta.metagrad.joint_first_order import JointFirstOrder
 from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
@@ -30,6 +31,7 @@ _UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
     "first-order": FirstOrder,
     "gsl": gsl_variant,
     "implicit": Implicit,
+    "joint-first-order": JointFirstOrder,
     "multi-step": MultiStep,
     "recursion": Recursion,
     "reptile": Reptile,
@@ -54,6 +56,7 @@ __all__ = [
     "FirstOrder",
     "GSLCorrection",
     "Implicit",
+    "JointFirstOrder",
     "LayerWeights",
     "MetaGradient",
     "MultiStep",

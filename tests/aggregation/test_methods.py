@@ -165,3 +165,16 @@ def test_aligned_mtl_is_the_mean_of_aligned_gradients(gradients: Tensor) -> None
     torch.testing.assert_close(
         direction("aligned-mtl", gradients), (s[-1] * u @ v).mean(0), **CLOSE
     )
+
+
+def test_gsl_weights_are_those_of_amfs() -> None:
+    gradients = torch.randn(4, 6, dtype=torch.float64)
+    cosines = torch.cosine_similarity(gradients, gradients.mean(0, keepdim=True))
+    for tau in (1.0, 0.3):
+        found = weights("gsl", gradients, tau=tau)
+        torch.testing.assert_close(found, torch.softmax(cosines / tau, 0), **CLOSE)
+    equal = torch.full((4,), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(weights("gsl", gradients[:1].expand(4, -1)), equal, **CLOSE)
+    torch.testing.assert_close(weights("gsl", gradients, tau=1e9), equal, **CLOSE)
+    pair = gradients[:2] / gradients[:2].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(weights("gsl", pair), equal[:2] * 2, **CLOSE)

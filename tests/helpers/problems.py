@@ -12,7 +12,7 @@ from fastmeta import TaskBatch
 
 WAYS = 3
 # Adaptations without an inner loop, and the meta-gradients that run them.
-CLOSED_FORM = ["ntk"]
+CLOSED_FORM = ["kernel-head", "ntk", "ridge-head"]
 OF_CLOSED_FORM = ["exact", "class-weights"]
 
 

@@ -32,7 +32,7 @@ from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
 METHODS = (
     *("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa"),
-    "meta-rkhs-ii",
+    *("meta-rkhs-i", "meta-rkhs-ii", "amfs"),
 )
 INTERRUPTED: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
