@@ -163,4 +163,6 @@ def _squared_distances(u: Tensor, v: Tensor) -> Tensor:
 
 def _mixture(distances: Tensor, precisions: Tensor, weights: Tensor) -> Tensor:
     """`sum_j c_j exp(-p_j d)` of squared distances `(n, m)`."""
-    return torch.tensordot(torch.exp(-precisions[:, None, None] * distances), weights, ([0], [0]))
+    each = torch.exp(-precisions[:, None, None] * distances)
+    found: Tensor = torch.tensordot(each, weights, ([0], [0]))
+    return found

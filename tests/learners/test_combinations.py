@@ -43,7 +43,11 @@ AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
 def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bool:
     if tasks == "sine" and IMAGES_ALONE.intersection([metagrad, aggregation]):
         return False
-    return adaptation not in CLOSED_FORM or metagrad in OF_CLOSED_FORM
+    if metagrad == "joint-first-order":  # first-order with another loss
+        return adaptation == "sgd" or aggregation == "mean"
+    if adaptation not in CLOSED_FORM:
+        return True
+    return metagrad == "exact" or (metagrad in OF_CLOSED_FORM and aggregation == "mean")
 
 
 COMBINATIONS = [
