@@ -89,6 +89,7 @@ class LightningLearner(LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.step()  # counted by Lightning as its global step
+        self.learner.adaptation.step_rates()
         if isinstance(scheduler, LRScheduler):
             scheduler.step()
         self._log_metrics("train", batch, result)

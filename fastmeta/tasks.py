@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias
 
@@ -159,6 +159,19 @@ class RaggedTaskBatch:
 
 
 MetaBatch: TypeAlias = TaskBatch[Any, Any] | RaggedTaskBatch
+
+
+def concatenate(batches: Sequence[TaskBatch[Any, Any]]) -> TaskBatch[Any, Any]:
+    """One meta-batch with the tasks of several, whose examples have the same shapes."""
+    parts = {name: _joined([getattr(batch, name) for batch in batches]) for name in _FIELDS}
+    ids = [batch.ids for batch in batches]
+    return TaskBatch(**parts, ids=None if None in ids else _joined(ids))
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    if isinstance(parts[0], Mapping):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return None if parts[0] is None else torch.cat(list(parts))
 
 
 def map_tensors(function: TensorFn, examples: Examples) -> Examples:

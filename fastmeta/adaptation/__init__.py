@@ -14,6 +14,7 @@ from fastmeta.adaptation.muon import Muon
 from fastmeta.adaptation.ntk import NTK
 from fastmeta.adaptation.proximal import ProximalSGD
 from fastmeta.adaptation.rmsprop import RMSprop
+from fastmeta.adaptation.scalar_rate import ScalarRate
 from fastmeta.adaptation.sgd import SGD
 from fastmeta.adaptation.tape import (
     Cotangents,
@@ -35,6 +36,7 @@ _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {
     "meta-sgd": MetaSGD,
     "proximal": ProximalSGD,
     "rmsprop": RMSprop,
+    "scalar-rate": ScalarRate,
     "sgd": SGD,
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "Pullback",
     "RMSprop",
     "RidgeHead",
+    "ScalarRate",
     "Scheduled",
     "Tape",
     "ThroughGrads",

@@ -33,6 +33,14 @@ class Adaptation(ABC):
     steps: int
     rates: Sequence[Tensor] = ()
 
+    @property
+    def own_rates(self) -> Sequence[Tensor]:
+        """Those of `rates` that `step_rates` changes, not the outer optimizer; none by default."""
+        return ()
+
+    def step_rates(self) -> None:  # noqa: B027
+        """Changes `own_rates` by their `.grad`; called after each step of the outer optimizer."""
+
     def bind(  # noqa: B027  (most have nothing to prepare)
         self, params: Sequence[Tensor], names: Sequence[str]
     ) -> None:

@@ -57,6 +57,15 @@ class LayerPattern(Adaptation):
         self.layers: list[Layer] = []
         self._adapted: list[list[bool]] = []
 
+    @property
+    @override
+    def own_rates(self) -> Sequence[Tensor]:
+        return self.inner.own_rates
+
+    @override
+    def step_rates(self) -> None:
+        self.inner.step_rates()
+
     @override
     def bind(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
         layers = find_layers(params, names)

@@ -28,6 +28,15 @@ class _Wrapper(Adaptation):
         self.steps = inner.steps
         self.rates = inner.rates
 
+    @property
+    @override
+    def own_rates(self) -> Sequence[Tensor]:
+        return self.inner.own_rates
+
+    @override
+    def step_rates(self) -> None:
+        self.inner.step_rates()
+
     @override
     def bind(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
         self.inner.bind(params, names)
@@ -192,6 +201,16 @@ class Groups(Adaptation):
         self.groups = dict(groups)
         self.steps = counts.pop()
         self._members: dict[str, list[int]] = {}
+
+    @property
+    @override
+    def own_rates(self) -> Sequence[Tensor]:
+        return [rate for group in self.groups.values() for rate in group.own_rates]
+
+    @override
+    def step_rates(self) -> None:
+        for group in self.groups.values():
+            group.step_rates()
 
     @override
     def bind(self, params: Sequence[Tensor], names: Sequence[str]) -> None:

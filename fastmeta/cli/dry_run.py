@@ -24,7 +24,7 @@ def check_components(config: TrainConfig) -> None:
         check_options(
             f"dataset {config.dataset!r}",
             factory_of("dataset", config.dataset),
-            config.data_options,
+            {**config.data_options, **config.train_data_options},
             DATASET_ARGUMENTS,
         )
         for kind in MethodSpec._fields:

@@ -18,6 +18,7 @@ METHODS = {
     "meta-rkhs-ii": "Meta-RKHS-II: gradient flow under the NTK in closed form (Zhou et al. 2021)",
     "meta-sgd": "Meta-SGD: a learned inner rate per parameter element (Li et al. 2017)",
     "reptile": "Reptile: the displacement of the inner loop (Nichol et al. 2018)",
+    "robust-maml": "Robust MAML: a learned inner rate, tasks used again (Nguyen et al. 2021)",
 }
 
 DATASETS = {

@@ -26,6 +26,7 @@ from fastmeta.data.datasets.registry import (
 from fastmeta.data.feature_dataset import FeatureDataset
 from fastmeta.data.id_datasets import Graph, NodeDataset, TextDataset
 from fastmeta.data.image_dataset import ClassDataset, Normalization
+from fastmeta.data.prioritized import FeedbackSource, PrioritizedTasks
 from fastmeta.data.sampler import EpisodeSampler, TooFewError
 from fastmeta.data.sine import SineTasks
 from fastmeta.data.task_source import TaskSource
@@ -38,10 +39,12 @@ __all__ = [
     "EpisodeDataset",
     "EpisodeSampler",
     "FeatureDataset",
+    "FeedbackSource",
     "Graph",
     "Jitter",
     "NodeDataset",
     "Normalization",
+    "PrioritizedTasks",
     "SineTasks",
     "TaskSource",
     "TextDataset",

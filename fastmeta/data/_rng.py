@@ -66,11 +66,28 @@ class TaskRNG:
         order = np.argsort(self._raw(bounds.shape), axis=1)
         return np.take_along_axis(chosen, order, axis=1)
 
+    def distinct(self, population: int) -> NDArray[np.int64]:
+        """For each task another number of `range(population)`, all selections equally likely.
+
+        Args:
+            population: at least the number of tasks of the full meta-batch.
+
+        Returns:
+            `(tasks,)`.
+        """
+        # The same numbers whichever tasks are selected.
+        order = np.argsort(self._bits(self._consumed, (population,)))
+        self._consumed += population
+        return order[self._selected.start : self._selected.stop]
+
     def _raw(self, shape: tuple[int, ...]) -> NDArray[np.uint64]:
         per_task, remainder = divmod(math.prod(shape), self.tasks)
         assert remainder == 0
         begin = self._consumed + per_task * self._selected.start
         self._consumed += per_task * self._total
+        return self._bits(begin, shape)
+
+    def _bits(self, begin: int, shape: tuple[int, ...]) -> NDArray[np.uint64]:
         bits = np.random.Philox(key=self._key, counter=begin // 4)  # four numbers per count
         bits.random_raw(begin % 4)
         return bits.random_raw(shape)

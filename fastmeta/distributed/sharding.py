@@ -209,6 +209,26 @@ class ShardedSource:
         whole: TaskBatch = self.source[index]
         return self.sharding.part(whole)
 
+    def feedback(self, index: int, losses: Tensor) -> None:
+        """Gives the losses of all ranks' tasks to a source that takes them.
+
+        Args:
+            index: of the meta-batch.
+            losses: `(counts[rank],)`, of this rank's tasks.
+        """
+        if hasattr(self.source, "feedback"):
+            self.source.feedback(index, self.sharding.gather(losses))
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the source, which is the same on all ranks; empty if it has none."""
+        state: dict[str, Any] = {}
+        return self.source.state_dict() if hasattr(self.source, "feedback") else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        if hasattr(self.source, "feedback"):
+            self.source.load_state_dict(state)
+
 
 def _split_evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (k < total % parts) for k in range(parts)]

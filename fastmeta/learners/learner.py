@@ -134,10 +134,9 @@ class MetaLearner:
         model = kind(module, autocast, checkpoint, co_learner)
         adaptation.bind(model.params, model.names)
         self._learned = [*model.params, *learned_rates(adaptation)]
+        optimized = [p for p in self._learned if not any(p is own for own in adaptation.own_rates)]
         self.optimizer = (
-            torch.optim.Adam(self._learned, lr=1e-3)
-            if optimizer is None
-            else optimizer(self._learned)
+            torch.optim.Adam(optimized, lr=1e-3) if optimizer is None else optimizer(optimized)
         )
         self.steps_taken = 0
         self._state: dict[str, Tensor] = {}  # of the meta-gradient
@@ -218,13 +217,17 @@ class MetaLearner:
         return task_gradients(self, batch)
 
     def step(self, batch: MetaBatch) -> StepResult:
-        """One meta-training step: `backward`, then the outer optimizer's step."""
+        """One meta-training step: `backward`, then the steps of outer optimizer and own rates."""
         result = self.backward(batch)
         self.optimizer.step()
+        self.adaptation.step_rates()
         return result
 
     def backward(self, batch: MetaBatch) -> StepResult:
         """Sets `.grad` to the meta-gradient, to `None` for frozen parameters; does not accumulate.
+
+        After the step of an outer optimizer of your own, call `learner.adaptation.step_rates()`,
+        which changes rates with a rule of their own, such as those of Robust MAML.
 
         Raises:
             ValueError: if the meta-batch is empty, or the engine asked for cannot run it.

@@ -188,6 +188,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "meta-rkhs-i": MethodSpec(metagrad="joint-first-order"),
         "meta-rkhs-ii": MethodSpec(adaptation="ntk"),
         "reptile": MethodSpec(metagrad="reptile"),
+        "robust-maml": MethodSpec(adaptation="scalar-rate"),
     },
     expected=MethodSpec,
 )

@@ -14,7 +14,15 @@ from torch import nn
 
 from fastmeta._options import construct
 from fastmeta.backend import build_info
-from fastmeta.data import EpisodeSampler, Jitter, TaskSource, TooFewError, class_splits, load
+from fastmeta.data import (
+    EpisodeSampler,
+    Jitter,
+    PrioritizedTasks,
+    TaskSource,
+    TooFewError,
+    class_splits,
+    load,
+)
 from fastmeta.distributed import ShardedSource, Sharding
 from fastmeta.evaluation import ACCURACY, MSE, Metric
 from fastmeta.functional import CoLearner
@@ -62,8 +70,12 @@ def build_run(
     with Progress(f"loading {config.dataset}", quiet=quiet):
         sources = {split: task_source(config, split, device) for split in order}
     module = build_module(config, sources[splits[0]], device)
-    if sharding is not None and "train" in sources:
-        sources["train"] = ShardedSource(sources["train"], sharding)
+    if "train" in sources:
+        if config.task_reuse:
+            share, rank = config.task_reuse, config.task_reuse_rank
+            sources["train"] = PrioritizedTasks(sources["train"], share, rank)
+        if sharding is not None:
+            sources["train"] = ShardedSource(sources["train"], sharding)
     return Run(
         config=config,
         folder=folder,
@@ -124,20 +136,22 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
     training = split == "train"
     seed = config.seed if training else _HELD_OUT_SEEDS[split]
     tasks = config.meta_batch if training else EVALUATION_BATCH
+    shots = config.shots if training else config.eval_shots or config.shots
     queries = config.queries if training else config.eval_queries
+    options = {**config.data_options, **(config.train_data_options if training else {})}
     with _explained(f"dataset {config.dataset!r}, split {split!r}"):
         if generator := config.dataset_spec.generator:
-            sizes = (tasks, config.shots, queries, seed)
+            sizes = (tasks, shots, queries, seed)
             generated: TaskSource = construct(
                 f"dataset {config.dataset!r}",
                 generator,
-                config.data_options,
+                options,
                 *sizes,
                 device=device,
                 length=None,
             )
             return generated
-        dataset = load(config.dataset, split, config.data_root, **config.data_options)
+        dataset = load(config.dataset, split, config.data_root, **options)
         jitter = Jitter(
             config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip
         )
@@ -145,7 +159,7 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
             return EpisodeSampler(
                 dataset,
                 config.ways,
-                config.shots,
+                shots,
                 queries,
                 tasks,
                 seed,
@@ -167,7 +181,7 @@ def with_splits(config: TrainConfig) -> TrainConfig:
         ConfigError: if files are missing, or there are too few classes.
     """
     with _explained(f"dataset {config.dataset!r}"):
-        needed = config.shots + config.eval_queries
+        needed = (config.eval_shots or config.shots) + config.eval_queries
         splits = class_splits(config.dataset, config.data_root, config.data_options, needed)
     if splits is None:
         return config

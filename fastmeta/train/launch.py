@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.data import EpisodeSampler
+from fastmeta.data import EpisodeSampler, PrioritizedTasks
 from fastmeta.train._atomic_files import remove_temporary, write_json
 from fastmeta.train._interrupt import GracefulInterrupt
 from fastmeta.train.builders import build_run, check_learner, prepare, with_splits
@@ -147,6 +147,8 @@ def _announce(run: Run) -> None:
     """Says what the tasks are drawn from, and which classes of the user's own data are not used."""
     for split in ("train", "val", "test"):
         source = run.sources[split]
+        if isinstance(source, PrioritizedTasks):
+            source = source.source
         if isinstance(source, EpisodeSampler):
             left_out = source.left_out
             more = f"; left out as too small: {', '.join(left_out)}" if left_out else ""

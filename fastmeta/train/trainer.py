@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastmeta.data import FeedbackSource
 from fastmeta.evaluation import Estimate, estimate
 from fastmeta.learners import NonFiniteError
 from fastmeta.schedules import schedule
@@ -130,8 +131,12 @@ class Trainer:
         return self.run.sharding.sum(votes).item() > 0
 
     def _train_step(self) -> None:
-        batch, learner = self.run.sources["train"][self.step], self.run.learner
-        self._meter.add(batch, learner.step(batch), learner.non_finite_guard.finite)
+        source, learner = self.run.sources["train"], self.run.learner
+        batch = source[self.step]
+        result = learner.step(batch)
+        self._meter.add(batch, result, learner.non_finite_guard.finite)
+        if isinstance(source, FeedbackSource):
+            source.feedback(self.step, result.query_loss)
         self._scheduler.step()
         self.step += 1
 
@@ -191,7 +196,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to continue: configuration, learner, schedule, log, generators."""
-        best = self.best
+        best, source = self.best, self.run.sources["train"]
         return {
             "config": self.run.config.to_dict(),
             "step": self.step,
@@ -201,7 +206,7 @@ class Trainer:
             "meter": self._meter.state_dict(),
             "history": [record.to_list() for record in self.history],
             "best": None if best is None else [best.step, asdict(best.val), best.learner],
-            # torch's generators; task sources are stateless.
+            "tasks": source.state_dict() if isinstance(source, FeedbackSource) else {},
             "rng": torch_generators(),
         }
 
@@ -216,6 +221,9 @@ class Trainer:
         if state["best"] is not None:
             step, val, learner = state["best"]
             self.best = Best(step, Estimate(**val), learner)
+        source, saved = self.run.sources["train"], state.get("tasks")
+        if saved and isinstance(source, FeedbackSource):
+            source.load_state_dict(saved)
         set_torch_generators(state["rng"])
 
 

@@ -21,7 +21,8 @@ JITTERS = [None, Jitter(flip=0.5), Jitter(shift=1, degrees=20, zoom=0.2, flip=0.
 def sources(traceable: Traceable, seed: int) -> list[SeededSource]:
     dataset = traceable([5, 6, 9, 5])
     samplers = [EpisodeSampler(dataset, 3, 1, 4, TASKS, seed, jitter=j) for j in JITTERS]
-    return [SineTasks(TASKS, 3, 2, seed), *samplers]
+    sines = [{}, {"grid": (2, 5)}, {"outliers": 0.5}]
+    return [*(SineTasks(TASKS, 3, 2, seed, **options) for options in sines), *samplers]
 
 
 @given(seed=st.integers(0, 2**64 - 1), index=st.integers(0, 10**9), data=st.data())
@@ -32,7 +33,8 @@ def test_a_part_equals_that_of_the_whole_meta_batch(
     stop = data.draw(st.integers(start + 1, TASKS))
     for source in sources(traceable, seed):
         whole, part = source[index].part(start, stop), source.part(index, start, stop)
-        for name in ("support_x", "support_y", "query_x", "query_y"):
+        names = ("support_x", "support_y", "query_x", "query_y")
+        for name in names if whole.ids is None else (*names, "ids"):
             assert torch.equal(getattr(part, name), getattr(whole, name)), (source, name)
 
 

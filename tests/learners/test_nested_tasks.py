@@ -62,7 +62,7 @@ def pair(method: str, **options: Any) -> tuple[MetaLearner, MetaLearner]:
 @pytest.mark.parametrize("method", COMMON)
 def test_mappings_equal_tensors(method: str) -> None:
     # The others' components do not support stacked tasks.
-    loop_only = ("alfa", "imaml", "meta-sgd", "maml++")
+    loop_only = ("alfa", "imaml", "maml++", "meta-sgd", "robust-maml")
     for engine in ("auto",) if method in loop_only else ("auto", "batched"):
         plain, own = pair(method)
         own.engine = engine

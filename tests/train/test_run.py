@@ -31,7 +31,7 @@ from fastmeta.train import trainer as trainer_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
 METHODS = (
-    *("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa"),
+    *("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa", "robust-maml"),
     *("meta-rkhs-i", "meta-rkhs-ii", "amfs"),
 )
 INTERRUPTED: dict[str, dict[str, Any]] = {
@@ -97,6 +97,15 @@ def test_a_run_is_reproducible(sine: dict[str, Any]) -> None:
     assert without_clock("run") == without_clock("again")
     other = train(configure({**sine, "out": "other", "seed": 1}))
     assert scores(first) != scores(other)
+
+
+def test_options_of_training_data_do_not_change_other_tasks(sine: dict[str, Any]) -> None:
+    found = [
+        train(configure({**sine, "out": name, "train_data_options": options}))
+        for name, options in (("plain", {}), ("noisy", {"outliers": 0.5}))
+    ]
+    assert found[0]["untrained"] == found[1]["untrained"]
+    assert found[0]["test"] != found[1]["test"]
 
 
 def test_methods_share_test_tasks_and_initial_weights(sine: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from fastmeta._checks import did_you_mean
 from fastmeta.adaptation import ADAPTATIONS
 from fastmeta.aggregation import AGGREGATIONS
 from fastmeta.data import DATASETS, DatasetSpec
+from fastmeta.data.prioritized import Rank
 from fastmeta.engines import EngineName
 from fastmeta.functional import Head
 from fastmeta.learners import METHODS, NonFinite
@@ -19,7 +20,10 @@ from fastmeta.train.config.fields import checked, option
 from fastmeta.train.config.presets import defaults_for
 from fastmeta.train.errors import ConfigError
 
-TABLES = ("data_options", "adaptation_options", "metagrad_options", "aggregation_options")
+TABLES = (
+    *("data_options", "train_data_options"),
+    *("adaptation_options", "metagrad_options", "aggregation_options"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,9 @@ class TrainConfig:
         "folder of the datasets; by default the one FASTMETA_DATA names", default=None
     )
     data_options: Mapping[str, Any] = option("options of the dataset's loader", default={})
+    train_data_options: Mapping[str, Any] = option(
+        "further options of the loader for training tasks alone", default={}
+    )
 
     method: str = option("meta-learning method", default="gsl", choices=METHODS)
     adaptation: str = option("inner-loop adaptation", choices=ADAPTATIONS)
@@ -52,9 +59,20 @@ class TrainConfig:
     co_test: Head = option("head that is evaluated on test tasks", default="main")
     ways: int = option("classes per task (1 for sine)", minimum=1)
     shots: int = option("support examples per class", minimum=1)
+    eval_shots: int | None = option(
+        "support examples per class in validation and test; by default as in training",
+        default=None,
+        minimum=1,
+    )
     queries: int = option("query examples per class in training", minimum=1)
     eval_queries: int = option("query examples per class in validation and test", minimum=1)
     meta_batch: int = option("tasks per meta-step", minimum=1)
+    task_reuse: float = option(
+        "share of a meta-batch that are earlier tasks, as in robust-maml", default=0.0, minimum=0
+    )
+    task_reuse_rank: Rank = option(
+        "which earlier tasks, by the rank of their losses", default="medium"
+    )
     jitter_shift: float = option("largest random shift of training images, in pixels", minimum=0)
     jitter_degrees: float = option(
         "largest random rotation of training images, in degrees", minimum=0
@@ -150,6 +168,8 @@ class TrainConfig:
                 "jitter_shift, jitter_degrees, jitter_zoom and jitter_flip transform images, and "
                 f"dataset {self.dataset} has none: they must be 0; got {jitters}."
             )
+        if self.task_reuse >= 1:
+            raise ConfigError(f"task_reuse must be below 1; got {self.task_reuse}.")
         if self.co_test != "main" and not self.co_learner:
             raise ConfigError(f"co_test {self.co_test!r} needs a co-learner, as method cml has.")
 
