@@ -12,11 +12,13 @@ METHODS = {
     "gsl": "FOMAML plus the gradient of a similarity loss (Tak & Hong 2024, reconstructed)",
     "imaml": "iMAML: proximal inner loop, implicit meta-gradient (Rajeswaran et al. 2019)",
     "lambda": "MAML that adapts the layers of a Lambda pattern (Khabarlak 2022)",
+    "local-moml": "LocalMOML: several local steps per task, then their mean (Wang et al. 2023)",
     "maml": "MAML: exact meta-gradient (Finn et al. 2017)",
     "maml++": "MAML++: learned inner rates, loss after every inner step (Antoniou et al. 2019)",
     "meta-rkhs-i": "Meta-RKHS-I in first-order form: FOMAML without split (after Zhou et al. 2021)",
     "meta-rkhs-ii": "Meta-RKHS-II: gradient flow under the NTK in closed form (Zhou et al. 2021)",
     "meta-sgd": "Meta-SGD: a learned inner rate per parameter element (Li et al. 2017)",
+    "moml": "MOML: query gradients at memories of the tasks' fast weights (Wang et al. 2023)",
     "reptile": "Reptile: the displacement of the inner loop (Nichol et al. 2018)",
     "robust-maml": "Robust MAML: a learned inner rate, tasks used again (Nguyen et al. 2021)",
 }

@@ -17,7 +17,8 @@ from fastmeta.engines.base import Engine, StepBuffers, StepResult, collect_outpu
 from fastmeta.functional import Buffers, Loss
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
-from fastmeta.tasks import Examples, MetaBatch, Task, TaskBatch
+from fastmeta.metagrad.base import Part
+from fastmeta.tasks import Examples, MetaBatch, Task, TaskBatch, map_tensors
 
 
 class LoopEngine(Engine):
@@ -91,9 +92,47 @@ class LoopEngine(Engine):
             return fit_task(adaptation, model, loss, params, buffers, x, y, create_graph=True)
 
         find = partial(heads.of, task.support_y, with_features)
-        known = ids is not None and isinstance(task.query_y, Tensor) and task.query_y.dim() == 1
-        classes = ids[task.query_y] if ids is not None and known else None
-        return TaskLosses(support, query, buffers, find, weighted_query, classes, fit)
+        y = task.query_y
+        is_labels = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point()
+        labels = y if is_labels else None
+
+        def part(of_support: Part, of_query: Part) -> TaskLosses:
+            return self.losses(_cut(task, of_support, of_query), buffers, heads, ids)
+
+        return TaskLosses(
+            support,
+            query,
+            buffers,
+            head=find,
+            weighted_query=weighted_query,
+            query_labels=labels,
+            ids=ids,
+            part=part,
+            fit=fit,
+        )
+
+
+def _cut(task: Task[Any, Any], of_support: Part, of_query: Part) -> Task[Any, Any]:
+    """One of equal parts of the support and of the query examples."""
+
+    def cut(examples: Examples, part: Part) -> Examples:
+        return map_tensors(lambda t: _one_of(t, *part), examples)
+
+    return Task(
+        cut(task.support_x, of_support),
+        cut(task.support_y, of_support),
+        cut(task.query_x, of_query),
+        cut(task.query_y, of_query),
+    )
+
+
+def _one_of(examples: Tensor, index: int, parts: int) -> Tensor:
+    if len(examples) < parts:
+        raise ValueError(
+            f"{len(examples)} examples cannot be split into {parts} parts; expected at least one "
+            "in each. Draw tasks with more examples."
+        )
+    return examples.tensor_split(parts)[index]
 
 
 def _ids(batch: MetaBatch, index: int) -> Tensor | None:

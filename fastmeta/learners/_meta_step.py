@@ -34,6 +34,7 @@ def task_gradients(learner: MetaLearner, batch: MetaBatch) -> tuple[TaskGradient
         buffers.outer.layout,
         len(model.params),
         learner.steps_taken,
+        len(batch) if sharding is None else sharding.tasks,
         record_support=spec.needs_support_gradients,
         prepared=current.prepared,
         state=learner._state,

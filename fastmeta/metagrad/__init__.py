@@ -20,6 +20,8 @@ from fastmeta.metagrad.gsl import (
 )
 from fastmeta.metagrad.implicit import Implicit
 from fastmeta.metagrad.joint_first_order import JointFirstOrder
+from fastmeta.metagrad.local_moml import LocalMOML, local_moml_by_name
+from fastmeta.metagrad.moml import MOML, moml_by_name
 from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
@@ -37,14 +39,24 @@ _UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
     "reptile": Reptile,
 }
 
+# Those that evaluate the query loss once, at the fast weights.
+_ONCE = {k: v for k, v in _UNWEIGHTED.items() if k not in ("multi-step", "reptile")}
+
 METAGRADS: Registry[Callable[..., MetaGradient]] = Registry(
-    "metagrad", {**_UNWEIGHTED, "class-weights": class_weights_by_name(_UNWEIGHTED)}
+    "metagrad",
+    {
+        **_UNWEIGHTED,
+        "class-weights": class_weights_by_name(_UNWEIGHTED),
+        "local-moml": local_moml_by_name(_ONCE),
+        "moml": moml_by_name(_ONCE),
+    },
 )
 """Meta-gradients by name."""
 
 __all__ = [
     "GSL",
     "METAGRADS",
+    "MOML",
     "VARIANTS",
     "VARIANT_ALIASES",
     "CalibratedGSL",
@@ -58,6 +70,7 @@ __all__ = [
     "Implicit",
     "JointFirstOrder",
     "LayerWeights",
+    "LocalMOML",
     "MetaGradient",
     "MultiStep",
     "Recursion",

@@ -19,6 +19,7 @@ from fastmeta.gradients import FlatLayout, TaskGradients
 Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 # The same of the query split with weights of its examples: the mean of the weighted losses of
 # single examples, the outputs, and these losses without weights, detached.
+Part = tuple[int, int]  # index and number of equal parts
 WeightedEvaluate = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -55,7 +56,10 @@ class TaskLosses:
             has a closed form.
         weighted_query: the query loss with weights `(n_query,)` of the examples; `None` if the
             engine cannot compute it.
-        query_classes: `(n_query,)`, the dataset's class of each query example, if it is known.
+        query_labels: `(n_query,)`, the query targets if they are class indices.
+        ids: `(m,)`, what the task is made of (`TaskBatch.ids`), if it is known.
+        part: the losses on part `i` of `n` of the support and of the query examples, from both
+            pairs `(i, n)`; `None` if the engine cannot compute them.
         fit: runs an adaptation in closed form: its differentiable fast weights or predictor, which
             `query` takes, and the support loss before; `None` if the engine cannot.
     """
@@ -65,7 +69,9 @@ class TaskLosses:
     buffers: Buffers = field(default_factory=dict)
     head: Callable[[], SupportHead | None] = lambda: None
     weighted_query: WeightedEvaluate | None = None
-    query_classes: Tensor | None = None
+    query_labels: Tensor | None = None
+    ids: Tensor | None = None
+    part: Callable[[Part, Part], TaskLosses] | None = None
     fit: Callable[[ClosedForm, Sequence[Tensor]], tuple[Sequence[Tensor], Tensor]] | None = None
 
 
@@ -77,6 +83,7 @@ class StepContext:
         layout: of the packed gradients: the trainable parameters, then the learned rates.
         num_params: number of tensors in the layout that are parameters rather than learned rates.
         step: number of meta-steps before this one.
+        tasks: number of tasks of the meta-batch over all ranks.
         task: index of the task in the meta-batch over all ranks, for
             [`MetaGradient.task`][fastmeta.metagrad.MetaGradient.task].
         record_support: whether the tasks' mean support gradients are needed.
@@ -92,6 +99,7 @@ class StepContext:
     layout: FlatLayout
     num_params: int
     step: int = 0
+    tasks: int = 1
     task: int = 0
     record_support: bool = False
     prepared: Any = None

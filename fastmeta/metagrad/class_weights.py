@@ -15,10 +15,11 @@ from fastmeta._options import construct, forwards_options, named
 from fastmeta._spsa import NAMES, SPSA, Mode
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
+from fastmeta.metagrad._wrapper import Wrapper
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 
 
-class ClassWeights(MetaGradient):
+class ClassWeights(Wrapper):
     """Another meta-gradient, of a query loss that weights the dataset's classes.
 
     Boiarov, Khabarlak, Yastrebov 2021 (arXiv 2110.13188), the form with a weight per class: each
@@ -57,16 +58,6 @@ class ClassWeights(MetaGradient):
 
     @property
     @override
-    def second_order(self) -> bool:
-        return self.inner.second_order
-
-    @property
-    @override
-    def needs_support_gradients(self) -> bool:
-        return self.inner.needs_support_gradients
-
-    @property
-    @override
     def closed_form(self) -> bool:
         return self.inner.closed_form
 
@@ -76,19 +67,6 @@ class ClassWeights(MetaGradient):
         return (*self.inner.state_names, *NAMES)
 
     @override
-    def checkpointed(self) -> MetaGradient | None:
-        inner = self.inner.checkpointed()
-        if inner is None:
-            return None
-        other = ClassWeights.__new__(ClassWeights)
-        other.inner, other._rule = inner, self._rule
-        return other
-
-    @override
-    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Any:
-        return self.inner.prepare(params, names)
-
-    @override
     def task(
         self,
         losses: TaskLosses,
@@ -96,13 +74,14 @@ class ClassWeights(MetaGradient):
         adaptation: Adaptation,
         context: StepContext,
     ) -> TaskGradient:
-        evaluate, classes = losses.weighted_query, losses.query_classes
-        if evaluate is None or classes is None:
+        evaluate, ids, labels = losses.weighted_query, losses.ids, losses.query_labels
+        if evaluate is None or ids is None or labels is None or int(labels.max()) >= len(ids):
             raise ValueError(
                 "metagrad.ClassWeights needs the dataset's class of each label: expected a "
                 "TaskBatch with ids (T, ways), as those of fastmeta.data.EpisodeSampler, and class "
                 "indices as query targets."
             )
+        classes = ids[labels]
         v = _of_all_classes(context, classes)
         scale = context.state.get("spsa_v", v.new_ones(1)).square().reciprocal().mean()
         factors = 1 / (scale * v[classes].square())

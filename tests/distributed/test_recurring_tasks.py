@@ -18,6 +18,8 @@ from tests.distributed.ranks import run_ranks
 TASKS = 5
 RUNS: dict[str, dict[str, Any]] = {
     "robust-maml": {},
+    "moml": {"version": 2, "move_all": True},
+    "local-moml": {"local_steps": 2, "local_lr": 0.01},
 }
 
 

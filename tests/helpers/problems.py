@@ -110,7 +110,7 @@ def tasks(count: int = 3, dtype: torch.dtype = torch.float64) -> TaskBatch:
         x = torch.stack([c[labels] for c, labels in zip(centres, y, strict=True)])
         return x + 0.5 * torch.randn_like(x), y.contiguous()
 
-    return TaskBatch(*draw(2), *draw(4), ids=torch.arange(WAYS).expand(count, -1))
+    return TaskBatch(*draw(2), *draw(4), ids=torch.arange(count * WAYS).view(count, WAYS))
 
 
 loss = F.cross_entropy
