@@ -39,7 +39,7 @@ def images() -> TaskBatch:
 # Nor have sines without a grid ids, which MOML needs.
 IMAGES_ALONE = {"class-weights", "guarded", "local-moml", "log-loss", "moml", "spsa"}
 # Made of other meta-gradients, these run with every adaptation and with every aggregation.
-WRAPPERS = {"joint-first-order", "local-moml", "moml"}
+DERIVED = {"joint-first-order", "local-moml", "moml"}
 AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
 
 
@@ -47,7 +47,7 @@ def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bo
     if tasks == "sine" and IMAGES_ALONE.intersection([metagrad, aggregation]):
         return False
     if adaptation not in CLOSED_FORM:
-        return metagrad not in WRAPPERS or adaptation == "sgd" or aggregation == "mean"
+        return metagrad not in DERIVED or adaptation == "sgd" or aggregation == "mean"
     return metagrad == "exact" or (metagrad in OF_CLOSED_FORM and aggregation == "mean")
 
 
