@@ -16,6 +16,8 @@ from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.layers import Layer, find_layers, in_module
 from fastmeta.adaptation.tape import Grads, Pullback
 
+WARP_PATTERN = "!*warp*"  # all but warp layers, see `fastmeta.models.warp_linear`
+
 
 class LayerPattern(Adaptation):
     """Another adaptation, restricted to some of the layers by a Lambda pattern.
@@ -34,6 +36,7 @@ class LayerPattern(Adaptation):
         pattern: the adapted layers, see
             [`read_pattern`][fastmeta.adaptation.layer_pattern.read_pattern]. A name with a `*`
             selects single parameters, whichever layer they are in: `*lora_*` adapts those of LoRA.
+            A `!` leaves out what the name after it selects: `!*warp*` adapts all but warp layers.
 
     Attributes:
         layers: of the network; empty until a learner is built.
@@ -139,7 +142,7 @@ def read_pattern(pattern: str, layers: Sequence[str]) -> list[list[int]]:
 def pattern_adaptations(
     inner: Mapping[str, Callable[..., Adaptation]],
 ) -> dict[str, Callable[..., LayerPattern]]:
-    """The adaptations of some layers by name: `"anil"`, `"boil"` and `"lambda"`.
+    """The adaptations of some layers by name: `"anil"`, `"boil"`, `"lambda"` and `"warpgrad"`.
 
     Args:
         inner: the adaptations that they restrict, by name.
@@ -186,23 +189,48 @@ def pattern_adaptations(
             lr: inner learning rate.
             steps: inner steps during meta-training.
             pattern: the adapted layers: full, head, body, names of layers or (with a "*") of
-                parameters, separated by commas, or one bit per layer; "/" separates inner steps.
+                parameters, separated by commas, or one bit per layer; "!" leaves out what follows,
+                "/" separates inner steps.
             of: name of the adaptation of these layers, whose options are accepted, too.
             **options: of this adaptation.
         """
         return build(pattern, of, lr=lr, steps=steps, **options)
 
-    return {"anil": anil, "boil": boil, "lambda": lambda_pattern}
+    @forwards_options(restricted)
+    def warpgrad(lr: float, steps: int = 1, *, of: str = "sgd", **options: Any) -> LayerPattern:
+        """Adapts all but warp layers, whose parameters have `warp` in their names.
+
+        Args:
+            lr: inner learning rate.
+            steps: inner steps during meta-training.
+            of: name of the adaptation of the other layers, whose options are accepted, too.
+            **options: of this adaptation.
+        """
+        return build(WARP_PATTERN, of, lr=lr, steps=steps, **options)
+
+    return {"anil": anil, "boil": boil, "lambda": lambda_pattern, "warpgrad": warpgrad}
 
 
 def _read_members(step: str, layers: Sequence[Layer], names: Sequence[str]) -> set[int]:
     """Indices of the parameters that an inner step adapts."""
+    given = step.split(",")
+    without = [name[1:] for name in given if name.startswith("!")]
+    found = _selected([n for n in given if not n.startswith("!")] or ["full"], layers, names)
+    if without:
+        found -= _selected(without, layers, names)
+    if not found:
+        raise ValueError(f"pattern {step!r} adapts nothing; expected at least one parameter.")
+    return found
+
+
+def _selected(given: list[str], layers: Sequence[Layer], names: Sequence[str]) -> set[int]:
+    """Indices of the parameters that names of layers and of parameters select."""
     found: set[int] = set()
-    of_layers = [name for name in step.split(",") if "*" not in name]
+    of_layers = [name for name in given if "*" not in name]
     if of_layers:
         chosen = _read_step(",".join(of_layers), [layer.name for layer in layers])
         found.update(i for k in chosen for i in layers[k].members)
-    for name in step.split(","):
+    for name in given:
         if "*" in name:
             found.update(_matching(name, names))
     return found

@@ -21,6 +21,8 @@ METHODS = {
     "moml": "MOML: query gradients at memories of the tasks' fast weights (Wang et al. 2023)",
     "reptile": "Reptile: the displacement of the inner loop (Nichol et al. 2018)",
     "robust-maml": "Robust MAML: a learned inner rate, tasks used again (Nguyen et al. 2021)",
+    "warpgrad": "WarpGrad: MAML with warp layers, which only the outer loop trains (Flennerhag et "
+    "al. 2020)",
 }
 
 DATASETS = {

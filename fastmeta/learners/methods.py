@@ -191,6 +191,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "moml": MethodSpec(metagrad="moml"),
         "reptile": MethodSpec(metagrad="reptile"),
         "robust-maml": MethodSpec(adaptation="scalar-rate"),
+        "warpgrad": MethodSpec(adaptation="warpgrad"),
     },
     expected=MethodSpec,
 )

@@ -8,6 +8,7 @@ from fastmeta.models.per_step_norm import PerStepBatchNorm2d
 from fastmeta.models.registry import BACKBONES, BackboneSpec, NetworkOptions
 from fastmeta.models.resnet12 import ResNet12
 from fastmeta.models.text import TextEncoder
+from fastmeta.models.warp import warp_conv, warp_linear
 
 __all__ = [
     "BACKBONES",
@@ -21,4 +22,6 @@ __all__ = [
     "ResNet12",
     "TextEncoder",
     "conv_co_learner",
+    "warp_conv",
+    "warp_linear",
 ]

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fastmeta.models.per_step_norm import PerStepBatchNorm2d
+from fastmeta.models.warp import warp_conv
 
 Downsample = Literal["pool", "stride"]
 
@@ -33,6 +34,8 @@ class Conv4(nn.Module):
             co-learner of Shin et al. 2024. Initial weights and outputs are the same.
         batch_norm_steps: BatchNorms per block; if more than one, one per inner step, see
             [`PerStepBatchNorm2d`][fastmeta.models.PerStepBatchNorm2d].
+        warp: whether each block ends with a [warp layer][fastmeta.models.warp_conv], which moves
+            with the pooling before it. Initial weights and outputs are the same.
 
     Input `(n, in_channels, image_size, image_size)`, output `(n, ways)`.
 
@@ -55,6 +58,7 @@ class Conv4(nn.Module):
         batch_norm_stats: bool = False,
         pool_last: bool = True,
         batch_norm_steps: int = 1,
+        warp: bool = False,
     ) -> None:
         super().__init__()
         if downsample not in ("pool", "stride"):
@@ -79,6 +83,8 @@ class Conv4(nn.Module):
                 nn.ReLU(),
             ]
             blocks.append(nn.Sequential(*block, *([nn.MaxPool2d(2)] if pooled else [])))
+            if warp:
+                blocks[-1].add_module("warp", warp_conv(hidden))
             channels = hidden
             width = (size + 1) // 2 if strided else size
             size = width // 2 if pooled else width
@@ -89,9 +95,12 @@ class Conv4(nn.Module):
             self.features, self.head = nn.Sequential(*blocks, nn.Flatten()), classifier
             self.map_size = hidden, size
         else:
-            pool = [blocks[-1].pop(-1)] if pooled else []
+            moved = blocks[-1].pop(-1) if warp else None
+            head = nn.Sequential(*([blocks[-1].pop(-1)] if pooled else []))
+            if moved is not None:
+                head.add_module("warp", moved)
             self.features = nn.Sequential(*blocks)
-            self.head = nn.Sequential(*pool, nn.Flatten(), classifier)
+            self.head = head.extend([nn.Flatten(), classifier])
             self.map_size = hidden, width
 
     def forward(self, x: Tensor) -> Tensor:

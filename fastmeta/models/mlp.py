@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from fastmeta.models.warp import warp_linear
 
 
 class MLP(nn.Module):
@@ -19,11 +22,13 @@ class MLP(nn.Module):
         out_features: size of an output.
         hidden: widths of the hidden layers.
         activation: factory of the activation of each hidden layer.
+        warp: whether each hidden layer is followed by a [warp layer][fastmeta.models.warp_linear].
+            Initial weights and outputs are the same.
 
     Input `(n, *)` with `in_features` elements per example, output `(n, out_features)`.
 
     Attributes:
-        layers: the flattening, the linear layers and the activations.
+        layers: the flattening, the linear layers, the activations and the warp layers.
 
     Raises:
         ValueError: if a width is below 1.
@@ -35,6 +40,7 @@ class MLP(nn.Module):
         out_features: int,
         hidden: Sequence[int] = (40, 40),
         activation: Callable[[], nn.Module] = nn.ReLU,
+        warp: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_features, *hidden, out_features]
@@ -43,7 +49,12 @@ class MLP(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation()]
-        self.layers = nn.Sequential(*layers[:-1])
+        named: dict[str, nn.Module] = {}
+        for i, layer in enumerate(layers[:-1]):
+            named[str(i)] = layer
+            if warp and i and i % 2 == 0:
+                named[f"warp{i // 2}"] = warp_linear(widths[i // 2])
+        self.layers = nn.Sequential(OrderedDict(named))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs `(n, out_features)`."""

@@ -33,6 +33,7 @@ class NetworkOptions:
         batch_norm_steps: see [`Conv4`][fastmeta.models.Conv4]; `None` if each block has one
             BatchNorm.
         pool_last: see [`Conv4`][fastmeta.models.Conv4].
+        warp: whether there are [warp layers][fastmeta.models.warp_conv].
     """
 
     input_shape: torch.Size
@@ -43,6 +44,7 @@ class NetworkOptions:
     batch_norm_stats: bool = False
     batch_norm_steps: int | None = None
     pool_last: bool = True
+    warp: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class BackboneSpec:
         co_learner: from a network, its outputs and whether BatchNorm keeps statistics to the name
             of the submodule whose output a co-learner takes, and the co-learner's freshly
             initialised head; `None` if there is none.
+        warps: whether it can have warp layers.
     """
 
     network: Callable[..., nn.Module]
@@ -67,6 +70,7 @@ class BackboneSpec:
     hidden_counts: tuple[int, ...] | None = None
     hidden_label: str = ""
     co_learner: Callable[[Any, int, bool], tuple[str, nn.Module]] | None = None
+    warps: bool = False
 
 
 def _conv4(options: NetworkOptions) -> dict[str, Any]:
@@ -76,6 +80,7 @@ def _conv4(options: NetworkOptions) -> dict[str, Any]:
         "hidden": options.hidden[0],
         "downsample": options.downsample,
         **({} if steps is None else {"batch_norm_steps": steps}),
+        **({"warp": True} if options.warp else {}),
     }
 
 
@@ -100,7 +105,7 @@ def _images(network: str, options: NetworkOptions) -> dict[str, Any]:
 
 def _mlp(options: NetworkOptions) -> dict[str, Any]:
     sizes = {"in_features": options.input_shape.numel(), "out_features": options.ways}
-    return {**sizes, "hidden": options.hidden}
+    return {**sizes, "hidden": options.hidden, **({"warp": True} if options.warp else {})}
 
 
 def _text(options: NetworkOptions) -> dict[str, Any]:
@@ -128,8 +133,8 @@ def _beside_images(
 def _beside_mlp(network: MLP, ways: int, _stats: bool) -> tuple[str, nn.Module]:
     last = network.layers[-1]
     assert isinstance(last, nn.Linear)
-    site = f"layers.{len(network.layers) - 2}"  # the output of the last hidden layer
-    return site, MLP(last.in_features, ways, (last.in_features,))
+    *_, (site, _), _ = network.layers.named_children()  # the output of the last hidden layer
+    return f"layers.{site}", MLP(last.in_features, ways, (last.in_features,))
 
 
 def _beside_text(network: TextEncoder, ways: int, _stats: bool) -> tuple[str, nn.Module]:
@@ -153,12 +158,14 @@ BACKBONES: Registry[BackboneSpec] = Registry(
             hidden_counts=(1,),
             hidden_label="one number of filters",
             co_learner=_beside_images,
+            warps=True,
         ),
         "mlp": BackboneSpec(
             network=MLP,
             arguments=_mlp,
             kinds=("images", "features", "regression"),
             co_learner=_beside_mlp,
+            warps=True,
         ),
         "resnet12": BackboneSpec(
             network=ResNet12,

@@ -217,6 +217,7 @@ def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any
         batch_norm_stats=config.batch_norm_stats,
         batch_norm_steps=max(config.inner_steps, 1) if config.per_step_batch_norm else None,
         pool_last=not config.co_learner,
+        warp=config.warp,
     )
     with _explained(f"backbone {config.backbone!r}"):
         return BACKBONES[config.backbone].arguments(options)

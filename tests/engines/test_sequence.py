@@ -45,6 +45,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "strided": lambda: Conv4(2, 8, WAYS, hidden=4, downsample="stride"),
     "pooled": lambda: Conv4(2, 8, WAYS, hidden=4),
     "features end before the last pooling": lambda: Conv4(2, 8, WAYS, hidden=4, pool_last=False),
+    "warp layers": lambda: Conv4(2, 8, WAYS, hidden=4, warp=True),
     "running statistics": lambda: Conv4(2, 8, WAYS, hidden=4, batch_norm_stats=True),
     "a BatchNorm per step": lambda: Conv4(
         2, 8, WAYS, hidden=4, batch_norm_stats=True, batch_norm_steps=2

@@ -69,7 +69,8 @@ STATISTICS = {"batch_norm_stats": True}
 
 def learner_cases() -> Iterator[tuple[str, Iterable[str], Iterable[str], dict[str, Any]]]:
     """Name, networks, engines and options of the learners' cases."""
-    for name in (*METHODS, "gsl R1"):
+    without_warps = [name for name in METHODS if "warp" not in name]  # as the networks
+    for name in (*without_warps, "gsl R1"):
         options = METHOD_OPTIONS.get(name, {})
         yield f"method/{name}", NETWORKS, ENGINES, {**named("method", name), **options}
     for name, aggregation in product(METAGRADS, AGGREGATIONS):

@@ -290,6 +290,8 @@ def test_by_name() -> None:
     assert torch.equal(learner.meta_gradient(batch)[0], expected)
     for method in set(METHODS) - {"cml"}:
         spec = METHODS[method]
-        if spec.metagrad != "reptile" and spec.adaptation not in CLOSED_FORM:
+        if "warp" in method or spec.adaptation in CLOSED_FORM:
+            continue
+        if spec.metagrad != "reptile":
             build(method, net, LOSS, inner_lr=0.1, co_learner=co_learner).step(batch)
     assert GSL(net, LOSS, inner_lr=0.1, eta=0.3, co_learner=co_learner).co_learner is co_learner

@@ -62,9 +62,11 @@ COMBINATIONS = [
 def test_ten_steps(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> None:
     torch.manual_seed(0)  # ten steps must suffice for this seed
     if tasks == "sine":
-        module, loss, batch = MLP(1, 1, (8,)), F.mse_loss, SineTasks(2, 5, 5, seed=0)[0]
+        module, loss = MLP(1, 1, (8,), warp=adaptation == "warpgrad"), F.mse_loss
+        batch = SineTasks(2, 5, 5, seed=0)[0]
     else:
-        module, loss, batch = Conv4(1, 4, 3, hidden=4), F.cross_entropy, images()
+        module = Conv4(1, 4, 3, hidden=4, warp=adaptation == "warpgrad")
+        loss, batch = F.cross_entropy, images()
     # Central differences of ReLUs in float32 depend on the last bit.
     module.double()
     x, query_x = batch.support_x.double(), batch.query_x.double()

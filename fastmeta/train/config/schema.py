@@ -107,6 +107,7 @@ class TrainConfig:
         "evaluate images with running statistics, not those of the batch", default=False
     )
     per_step_batch_norm: bool = option("a BatchNorm of conv4 per inner step", default=False)
+    warp: bool = option("warp layers in conv4 or mlp, as method warpgrad needs", default=False)
 
     engine: EngineName = option("engine that runs the training tasks", default="auto")
     non_finite: NonFinite = option(
@@ -161,6 +162,12 @@ class TrainConfig:
             raise ConfigError(
                 f"backbone {self.backbone} takes {backbone.hidden_label} as hidden; "
                 f"got {list(self.hidden)}."
+            )
+        if self.warp and not backbone.warps:
+            able = " and ".join(name for name, spec in BACKBONES.items() if spec.warps)
+            raise ConfigError(
+                f"warp layers are for the backbones {able}; got {self.backbone}. In your own "
+                "module, make them with fastmeta.models.warp_linear or warp_conv."
             )
         jitters = (self.jitter_shift, self.jitter_degrees, self.jitter_zoom, self.jitter_flip)
         if any(jitters) and kind not in (None, "images"):
