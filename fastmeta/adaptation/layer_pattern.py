@@ -28,8 +28,8 @@ class LayerPattern(Adaptation):
 
     In first-order inner loops nothing is stored or differentiated below the lowest adapted layer;
     the frozen prefix of an `nn.Sequential` runs once (its output is cached across inner steps).
-    Meta-gradients are those of all layers; only Reptile's is zero for a layer that is never
-    adapted.
+    Meta-gradients are those of all layers; only Reptile's and Leap's are zero for a layer that is
+    never adapted.
 
     Args:
         inner: the adaptation of the adapted layers; also decides the number of inner steps.

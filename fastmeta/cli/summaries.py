@@ -13,6 +13,7 @@ METHODS = {
     "imaml": "iMAML: proximal inner loop, implicit meta-gradient (Rajeswaran et al. 2019)",
     "lambda": "MAML that adapts the layers of a Lambda pattern (Khabarlak 2022)",
     "local-moml": "LocalMOML: several local steps per task, then their mean (Wang et al. 2023)",
+    "leap": "Leap: the sum of the inner steps, each divided by its length (Flennerhag et al. 2019)",
     "maml": "MAML: exact meta-gradient (Finn et al. 2017)",
     "maml++": "MAML++: learned inner rates, loss after every inner step (Antoniou et al. 2019)",
     "meta-rkhs-i": "Meta-RKHS-I in first-order form: FOMAML without split (after Zhou et al. 2021)",
@@ -21,6 +22,7 @@ METHODS = {
     "moml": "MOML: query gradients at memories of the tasks' fast weights (Wang et al. 2023)",
     "reptile": "Reptile: the displacement of the inner loop (Nichol et al. 2018)",
     "robust-maml": "Robust MAML: a learned inner rate, tasks used again (Nguyen et al. 2021)",
+    "warp-leap": "WarpGrad trained by single steps from the points of the inner loop, with Leap",
     "warpgrad": "WarpGrad: MAML with warp layers, which only the outer loop trains (Flennerhag et "
     "al. 2020)",
 }

@@ -20,11 +20,13 @@ from fastmeta.metagrad.gsl import (
 )
 from fastmeta.metagrad.implicit import Implicit
 from fastmeta.metagrad.joint_first_order import JointFirstOrder
+from fastmeta.metagrad.leap import Leap
 from fastmeta.metagrad.local_moml import LocalMOML, local_moml_by_name
 from fastmeta.metagrad.moml import MOML, moml_by_name
 from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
+from fastmeta.metagrad.warpgrad import WarpGrad
 from fastmeta.registry import Registry
 
 _UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
@@ -34,13 +36,16 @@ _UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
     "gsl": gsl_variant,
     "implicit": Implicit,
     "joint-first-order": JointFirstOrder,
+    "leap": Leap,
     "multi-step": MultiStep,
     "recursion": Recursion,
     "reptile": Reptile,
+    "warpgrad": WarpGrad,
 }
 
 # Those that evaluate the query loss once, at the fast weights.
-_ONCE = {k: v for k, v in _UNWEIGHTED.items() if k not in ("multi-step", "reptile")}
+_OFTEN = ("joint-first-order", "leap", "multi-step", "reptile", "warpgrad")
+_ONCE = {name: make for name, make in _UNWEIGHTED.items() if name not in _OFTEN}
 
 METAGRADS: Registry[Callable[..., MetaGradient]] = Registry(
     "metagrad",
@@ -70,6 +75,7 @@ __all__ = [
     "Implicit",
     "JointFirstOrder",
     "LayerWeights",
+    "Leap",
     "LocalMOML",
     "MetaGradient",
     "MultiStep",
@@ -78,5 +84,6 @@ __all__ = [
     "StepContext",
     "TaskGradient",
     "TaskLosses",
+    "WarpGrad",
     "gsl_variant",
 ]
