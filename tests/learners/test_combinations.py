@@ -46,6 +46,10 @@ AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
 def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bool:
     if tasks == "sine" and IMAGES_ALONE.intersection([metagrad, aggregation]):
         return False
+    # Aggregations see the same rows of these as of others, with support gradients for "agreement".
+    if {"leap", "warpgrad"}.intersection([adaptation, metagrad]):
+        if aggregation not in ("agreement", "mean"):
+            return False
     if adaptation not in CLOSED_FORM:
         return metagrad not in DERIVED or adaptation == "sgd" or aggregation == "mean"
     return metagrad == "exact" or (metagrad in OF_CLOSED_FORM and aggregation == "mean")
