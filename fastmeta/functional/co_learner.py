@@ -31,9 +31,9 @@ class CoLearner:
     rate equal one Adam over all parameters, which is elementwise.) The network is not changed;
     after training the co-learner is dropped.
 
-    It works with any adaptation, aggregation and meta-gradient but Reptile, whose inner loop trains
-    on the query set. In the packed gradients that GSL and the aggregations compare, the
-    co-learner's entries follow the network's; its support gradients are zero.
+    It works with any adaptation, aggregation and meta-gradient but Leap and Reptile, which have no
+    query loss. In the packed gradients that GSL and the aggregations compare, the co-learner's
+    entries follow the network's; its support gradients are zero.
 
     Args:
         head: takes the output of the submodule `at`, and returns outputs like the network's.

@@ -8,7 +8,7 @@ from fastmeta.adaptation import ClosedForm
 from fastmeta.distributed import Sharding
 from fastmeta.engines import StepSpec
 from fastmeta.functional import Checkpoint, CoLearner, Head
-from fastmeta.metagrad import MetaGradient, Reptile
+from fastmeta.metagrad import Leap, MetaGradient, Reptile
 from fastmeta.tasks import MetaBatch
 
 
@@ -19,7 +19,7 @@ def check_components(
 
     Raises:
         ValueError: for activation checkpointing that saves no memory, or a co-learner with
-            Reptile.
+            Reptile or Leap.
     """
     if not isinstance(checkpoint, bool) and checkpoint != "second-order":
         raise ValueError(f"checkpoint must be True, False or 'second-order'; got {checkpoint!r}.")
@@ -36,10 +36,11 @@ def check_components(
             "checkpoint='second-order' has no effect with this metagrad."
             f"{type(metagrad).__name__}, which takes no second derivatives; expected True or False."
         )
-    if co_learner is not None and isinstance(metagrad, Reptile):
+    if co_learner is not None and isinstance(metagrad, (Leap, Reptile)):
         raise ValueError(
             "a co-learner learns from a query loss that the inner loop does not train on, and "
-            "metagrad.Reptile has none; expected another meta-gradient, such as FirstOrder."
+            f"metagrad.{type(metagrad).__name__} has none; expected another meta-gradient, such as "
+            "FirstOrder."
         )
     return computed
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fastmeta._checks import check_bool, check_choice
 from fastmeta.adaptation import Adaptation, Adapted, run_inner_loop
+from fastmeta.adaptation.layers import in_module
 from fastmeta.functional import twice_differentiable
 from fastmeta.inner_step import at_step
 from fastmeta.metagrad._path import Path
@@ -64,6 +65,11 @@ class WarpGrad(MetaGradient):
         return not self.approximate
 
     @override
+    def prepare(self, params: Sequence[Tensor], names: Sequence[str]) -> Sequence[bool]:
+        """Which parameters are the module's, not a co-learner's, which is not adapted either."""
+        return [in_module(name) for name in names]
+
+    @override
     def task(
         self,
         losses: TaskLosses,
@@ -88,7 +94,12 @@ class WarpGrad(MetaGradient):
                 "step; expected at least one inner step."
             )
         masks = [adaptation.adapts(k, params) for k in range(count)]
-        constant = [i for i, moves in enumerate(zip(*masks, strict=True)) if not any(moves)]
+        of_module: Sequence[bool] = context.prepared
+        constant = [
+            i
+            for i, moves in enumerate(zip(*masks, strict=True))
+            if not (of_module[i] and any(moves))
+        ]
         path = Path(self.initialisation == "leap", params, context.layout)
         found = Adapted(_detached(params), [], [], [])
         found.state = adaptation.start(found.fast)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta import MetaLearner, TaskBatch
+from fastmeta import CoLearner, MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
 from fastmeta.aggregation import Mean
+from fastmeta.learners import build
 from fastmeta.metagrad import Exact, FirstOrder, Leap, MetaGradient, Reptile, WarpGrad
 from fastmeta.models import MLP, Conv4
 from tests.helpers.problems import WAYS, loss, mlp, tasks
@@ -168,6 +169,18 @@ def test_without_warp_layers_only_the_initialisation_is_trained() -> None:
     )
     torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(vars(found[1]), vars(expected[1]))
+
+
+def test_a_co_learner_is_trained_and_leap_refuses_one() -> None:
+    module = mlp()
+    head = CoLearner(nn.Linear(8, WAYS), "2")
+    options: dict[str, Any] = {"inner_lr": LR, "inner_steps": 2, "co_learner": head}
+    for adaptation in ("sgd", "boil"):
+        model = build("maml", module, loss, metagrad="warpgrad", adaptation=adaptation, **options)
+        model.backward(tasks(2, torch.float32))
+        assert all(p.grad.norm() > 0 for p in head.head.parameters())
+    with pytest.raises(ValueError, match=r"metagrad\.Leap has none; expected another"):
+        build("leap", module, loss, **options)
 
 
 def test_running_statistics_and_a_resumed_run() -> None:
