@@ -35,7 +35,7 @@ class StorageError(UserError, OSError):
 
 
 class DivergedError(UserError, FloatingPointError):
-    """The loss is no longer finite."""
+    """A loss or a score is not finite."""
 
 
 class MissingPackageError(UserError, ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastmeta.functional import Head
 from fastmeta.learners import MetaLearner
 from fastmeta.train._atomic_files import write_json
 from fastmeta.train.builders import build_learner, build_module
+from fastmeta.train.errors import DivergedError
 from fastmeta.train.plots import draw
 from fastmeta.train.progress import Progress
 from fastmeta.train.run import Run
@@ -66,8 +68,17 @@ def evaluate_on_test(
         steps: inner steps.
         head: whose outputs are scored.
         what: label of the progress.
+
+    Raises:
+        DivergedError: if the score or its interval is not finite.
     """
     found = estimate(run.scores("test", learner=learner, steps=steps, head=head, what=what))
+    if not (math.isfinite(found.mean) and math.isfinite(found.ci95)):
+        raise DivergedError(
+            f"{what}: {run.metric.name} {found.mean} ± {found.ci95} after {steps} inner steps, "
+            f"which diverge on some tasks. Lower inner_lr (now {run.config.inner_lr}) or the inner "
+            "steps."
+        )
     return {**asdict(found), "inner_steps": steps}
 
 

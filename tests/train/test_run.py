@@ -242,6 +242,12 @@ def test_divergence_is_named(sine: dict[str, Any]) -> None:
         train(configure({**sine, "inner_lr": 1e30}))
 
 
+def test_divergence_on_test_tasks_is_named(sine: dict[str, Any]) -> None:
+    train(configure(sine))
+    with pytest.raises(DivergedError, match=r"which diverge on some tasks\. Lower inner_lr"):
+        evaluate_run("run", {"inner_lr": 1e30})
+
+
 def test_a_missing_package_is_named_before_training(
     sine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
