@@ -20,6 +20,7 @@ METHODS = {
     "meta-rkhs-ii": "Meta-RKHS-II: gradient flow under the NTK in closed form (Zhou et al. 2021)",
     "meta-sgd": "Meta-SGD: a learned inner rate per parameter element (Li et al. 2017)",
     "moml": "MOML: query gradients at memories of the tasks' fast weights (Wang et al. 2023)",
+    "mgaug": "MGAug: MAML plus meta-gradients of pruned copies of the network (Wang et al. 2023)",
     "reptile": "Reptile: the displacement of the inner loop (Nichol et al. 2018)",
     "robust-maml": "Robust MAML: a learned inner rate, tasks used again (Nguyen et al. 2021)",
     "warp-leap": "WarpGrad trained by single steps from the points of the inner loop, with Leap",

@@ -192,7 +192,7 @@ for _name in (
     *("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__hash__", "__bool__"),
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__neg__", "__pow__"),
     *("__truediv__", "__rtruediv__", "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__"),
-    *("__rpow__", "__index__", "__int__", "__float__"),
+    *("__rpow__", "__index__", "__int__", "__float__", "__format__", "__str__", "__repr__"),
 ):
     setattr(_Watched, _name, _watch(_name))
 

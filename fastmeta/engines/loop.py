@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from fastmeta.adaptation import ClosedForm, fit_task
 from fastmeta.engines._head import HeadFinder
+from fastmeta.engines._resized import resized_losses
 from fastmeta.engines.base import Engine, StepBuffers, StepResult, collect_outputs
 from fastmeta.functional import Buffers, Loss
 from fastmeta.functional.head import LinearHead
@@ -109,6 +110,9 @@ class LoopEngine(Engine):
             ids=ids,
             part=part,
             fit=fit,
+            resized=partial(
+                resized_losses, lambda other: self.losses(other, buffers, heads, ids), model, task
+            ),
         )
 
 

@@ -9,6 +9,7 @@ from fastmeta.distributed import Sharding
 from fastmeta.engines import StepSpec
 from fastmeta.functional import Checkpoint, CoLearner, Head
 from fastmeta.metagrad import Leap, MetaGradient, Reptile
+from fastmeta.metagrad.wrapper import innermost
 from fastmeta.tasks import MetaBatch
 
 
@@ -36,10 +37,10 @@ def check_components(
             "checkpoint='second-order' has no effect with this metagrad."
             f"{type(metagrad).__name__}, which takes no second derivatives; expected True or False."
         )
-    if co_learner is not None and isinstance(metagrad, (Leap, Reptile)):
+    if co_learner is not None and isinstance(innermost(metagrad), (Leap, Reptile)):
         raise ValueError(
             "a co-learner learns from a query loss that the inner loop does not train on, and "
-            f"metagrad.{type(metagrad).__name__} has none; expected another meta-gradient, such as "
+            f"metagrad.{type(innermost(metagrad)).__name__} has none; expected another meta-gradient, such as "
             "FirstOrder."
         )
     return computed

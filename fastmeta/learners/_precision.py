@@ -21,6 +21,7 @@ from fastmeta.learners._trainable import TrainableStep
 from fastmeta.learners.fidelity import rate_names
 from fastmeta.learners.nonfinite import NonFiniteGuard
 from fastmeta.metagrad import CentralDifference, MetaGradient
+from fastmeta.metagrad.wrapper import innermost
 from fastmeta.tasks import MetaBatch
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class FirstStepCheck:
 
 def _differentiates_twice(metagrad: MetaGradient) -> bool:
     # Differences of gradients lose as much precision as second derivatives, or more.
-    return metagrad.second_order or isinstance(metagrad, CentralDifference)
+    return metagrad.second_order or isinstance(innermost(metagrad), CentralDifference)
 
 
 def _warn_unchecked(learner: MetaLearner, error: Exception) -> None:

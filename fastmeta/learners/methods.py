@@ -189,6 +189,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "meta-rkhs-i": MethodSpec(metagrad="joint-first-order"),
         "meta-rkhs-ii": MethodSpec(adaptation="ntk"),
         "meta-sgd": MethodSpec(adaptation="meta-sgd"),
+        "mgaug": MethodSpec(metagrad="augmented"),
         "moml": MethodSpec(metagrad="moml"),
         "reptile": MethodSpec(metagrad="reptile"),
         "robust-maml": MethodSpec(adaptation="scalar-rate"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fastmeta.metagrad.augmented import Augmented, augmented_by_name
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.class_weights import ClassWeights, class_weights_by_name
@@ -27,6 +28,7 @@ from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
 from fastmeta.metagrad.warpgrad import WarpGrad
+from fastmeta.metagrad.wrapper import Wrapper
 from fastmeta.registry import Registry
 
 _UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
@@ -43,15 +45,16 @@ _UNWEIGHTED: dict[str, Callable[..., MetaGradient]] = {
     "warpgrad": WarpGrad,
 }
 
-# Those that evaluate the query loss once, at the fast weights.
+# Some of these do not evaluate the query loss once, at the fast weights.
 _OFTEN = ("joint-first-order", "leap", "multi-step", "reptile", "warpgrad")
 _ONCE = {name: make for name, make in _UNWEIGHTED.items() if name not in _OFTEN}
+_WEIGHTED = {**_UNWEIGHTED, "class-weights": class_weights_by_name(_UNWEIGHTED)}
 
 METAGRADS: Registry[Callable[..., MetaGradient]] = Registry(
     "metagrad",
     {
-        **_UNWEIGHTED,
-        "class-weights": class_weights_by_name(_UNWEIGHTED),
+        **_WEIGHTED,
+        "augmented": augmented_by_name(_WEIGHTED),
         "local-moml": local_moml_by_name(_ONCE),
         "moml": moml_by_name(_ONCE),
     },
@@ -64,6 +67,7 @@ __all__ = [
     "MOML",
     "VARIANTS",
     "VARIANT_ALIASES",
+    "Augmented",
     "CalibratedGSL",
     "CentralDifference",
     "ClassWeights",
@@ -85,5 +89,6 @@ __all__ = [
     "TaskGradient",
     "TaskLosses",
     "WarpGrad",
+    "Wrapper",
     "gsl_variant",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +19,10 @@ from fastmeta.gradients import FlatLayout, TaskGradients
 Evaluate = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 # The same of the query split with weights of its examples: the mean of the weighted losses of
 # single examples, the outputs, and these losses without weights, detached.
-Part = tuple[int, int]  # index and number of equal parts
 WeightedEvaluate = Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor, Tensor]]
+Part = tuple[int, int]  # index and number of equal parts
+# From an evaluation, whose first argument are the parameters, to another one.
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class TaskLosses:
             pairs `(i, n)`; `None` if the engine cannot compute them.
         fit: runs an adaptation in closed form: its differentiable fast weights or predictor, which
             `query` takes, and the support loss before; `None` if the engine cannot.
+        resized: from a height and width to the losses of the same task with images resized to it;
+            `None` if the engine has none.
     """
 
     support: Evaluate
@@ -73,6 +77,29 @@ class TaskLosses:
     ids: Tensor | None = None
     part: Callable[[Part, Part], TaskLosses] | None = None
     fit: Callable[[ClosedForm, Sequence[Tensor]], tuple[Sequence[Tensor], Tensor]] | None = None
+    resized: Callable[[int], TaskLosses] | None = None
+
+    def wrapped(self, wrap: Wrap) -> TaskLosses:
+        """These losses, with each evaluation of the network replaced by another one.
+
+        Args:
+            wrap: makes the other one of an evaluation, whose first argument are the parameters.
+        """
+        weighted, resized, part = self.weighted_query, self.resized, self.part
+
+        def head() -> SupportHead | None:
+            found = self.head()
+            return None if found is None else replace(found, evaluate=wrap(found.evaluate))
+
+        return replace(
+            self,
+            support=wrap(self.support),
+            query=wrap(self.query),
+            head=head,
+            weighted_query=None if weighted is None else wrap(weighted),
+            part=None if part is None else lambda *own: part(*own).wrapped(wrap),
+            resized=None if resized is None else lambda size: resized(size).wrapped(wrap),
+        )
 
 
 @dataclass(frozen=True)

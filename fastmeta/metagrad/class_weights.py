@@ -15,8 +15,9 @@ from fastmeta._options import construct, forwards_options, named
 from fastmeta._spsa import NAMES, SPSA, Mode
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
-from fastmeta.metagrad._wrapper import Wrapper
+from fastmeta.metagrad.augmented import Augmented
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.wrapper import Wrapper
 
 
 class ClassWeights(Wrapper):
@@ -41,8 +42,12 @@ class ClassWeights(Wrapper):
         seed: of the signs.
 
     Raises:
-        ValueError: if an argument is out of range; or later, if the classes are not known.
+        ValueError: if an argument is out of range, or `inner` is
+            [`Augmented`][fastmeta.metagrad.Augmented], which goes around this one; or later, if the
+            classes are not known.
     """
+
+    own_state_names = NAMES
 
     def __init__(
         self,
@@ -53,18 +58,18 @@ class ClassWeights(Wrapper):
         rescale_every: int = 100,
         seed: int = 0,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
+        if isinstance(inner, Augmented):
+            raise ValueError(
+                "metagrad.ClassWeights weights the losses of one network, and metagrad.Augmented "
+                "has several; expected Augmented(ClassWeights(...)), the other way round."
+            )
         self._rule = SPSA(mode, alpha, beta, rescale_every, seed)
 
     @property
     @override
     def closed_form(self) -> bool:
         return self.inner.closed_form
-
-    @property
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the inner meta-gradient, too."""
-        return (*self.inner.state_names, *NAMES)
 
     @override
     def task(
@@ -101,7 +106,7 @@ class ClassWeights(Wrapper):
         self, gradients: TaskGradients, extras: Mapping[str, Tensor], context: StepContext
     ) -> TaskGradients:
         others = {name: t for name, t in extras.items() if name not in ("class_losses", "classes")}
-        found = self.inner.combine(gradients, others, context)
+        found = super().combine(gradients, others, context)
         losses, classes, finite = extras["class_losses"], extras["classes"], gradients.finite
         known = losses.isfinite()
         if finite is not None:

@@ -14,7 +14,6 @@ from fastmeta._checks import check_bool, check_choice, check_integer, check_posi
 from fastmeta._options import construct, forwards_options, named
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad._moving_average import Form, check_beta, inner_of, pack, task_at_average
-from fastmeta.metagrad._wrapper import Wrapper
 from fastmeta.metagrad.base import (
     MetaGradient,
     StepContext,
@@ -22,6 +21,7 @@ from fastmeta.metagrad.base import (
     TaskLosses,
     mean_grads,
 )
+from fastmeta.metagrad.wrapper import Wrapper
 
 
 class LocalMOML(Wrapper):
@@ -73,7 +73,7 @@ class LocalMOML(Wrapper):
         check_beta(beta)
         check_choice("form", form, get_args(Form))
         check_bool("fresh", fresh)
-        self.inner = inner_of(form, inner, "LocalMOML")
+        super().__init__(inner_of(form, inner, "LocalMOML"))
         self.local_steps = local_steps
         self.local_lr = local_lr
         self.beta = beta

@@ -15,8 +15,8 @@ from fastmeta._options import construct, forwards_options, named
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad._moving_average import Form, check_beta, inner_of, pack, task_at_average
-from fastmeta.metagrad._wrapper import Wrapper
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.wrapper import Wrapper
 
 _STATE = "moml"
 _EXTRAS = ("moml_ids", "moml_memory", "moml_start")
@@ -64,6 +64,8 @@ class MOML(Wrapper):
             than `max_tasks`, or `inner` does not evaluate the query loss once.
     """
 
+    own_state_names = (_STATE,)  # each memory is an entry of its own
+
     def __init__(
         self,
         inner: MetaGradient | None = None,
@@ -82,18 +84,13 @@ class MOML(Wrapper):
             check_integer("tasks", tasks, 1)
         check_bool("move_all", move_all)
         check_integer("max_tasks", max_tasks, 1)
-        self.inner = inner_of(form, inner, "MOML")
+        super().__init__(inner_of(form, inner, "MOML"))
         self.beta = beta
         self.form: Form = form
         self.version = version
         self.tasks = tasks
         self.move_all = move_all
         self.max_tasks = max_tasks
-
-    @property
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the inner meta-gradient, too; each memory is an entry of its own."""
-        return (*self.inner.state_names, _STATE)
 
     @override
     def check_state(self, state: Mapping[str, Any]) -> None:

@@ -18,7 +18,11 @@ from fastmeta.models import MLP, Conv4
 from tests.helpers.problems import CLOSED_FORM, OF_CLOSED_FORM
 
 # The full correction (eta = 1) need not lower the loss of a few steps on one meta-batch.
-METAGRAD_OPTIONS = {"gsl": {"eta": 0.3}, "local-moml": {"local_steps": 2}}
+METAGRAD_OPTIONS = {
+    "augmented": {"copies": 1, "keep": 0.8},
+    "gsl": {"eta": 0.3},
+    "local-moml": {"local_steps": 2},
+}
 # Where a gradient is zero, the derivative of Adam's step is lr / eps.
 ADAPTATION_OPTIONS = {
     "adam": {"eps": 1e-2},
@@ -35,11 +39,11 @@ def images() -> TaskBatch:
     return TaskBatch(x[:, :9], y[:, :9], x[:, 9:], y[:, 9:], ids)
 
 
-# A regression has no classes; the last three combine what other aggregations test on sines.
-# Nor have sines without a grid ids, which MOML needs.
-IMAGES_ALONE = {"class-weights", "guarded", "local-moml", "log-loss", "moml", "spsa"}
+# A regression has no classes, nor convolutions, nor without a grid ids, which MOML needs; the
+# aggregations combine what others test on sines.
+IMAGES_ALONE = {"augmented", "class-weights", "guarded", "local-moml", "log-loss", "moml", "spsa"}
 # Made of other meta-gradients, these run with every adaptation and with every aggregation.
-DERIVED = {"joint-first-order", "local-moml", "moml"}
+DERIVED = {"augmented", "joint-first-order", "local-moml", "moml"}
 AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
 
 
@@ -47,9 +51,9 @@ def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bo
     if tasks == "sine" and IMAGES_ALONE.intersection([metagrad, aggregation]):
         return False
     # Aggregations see the same rows of these as of others, with support gradients for "agreement".
-    if {"leap", "warpgrad"}.intersection([adaptation, metagrad]):
-        if aggregation not in ("agreement", "mean"):
-            return False
+    rows = {"leap", "warpgrad"}.intersection([adaptation, metagrad])
+    if rows and aggregation not in ("agreement", "mean"):
+        return False
     if adaptation not in CLOSED_FORM:
         return metagrad not in DERIVED or adaptation == "sgd" or aggregation == "mean"
     return metagrad == "exact" or (metagrad in OF_CLOSED_FORM and aggregation == "mean")

@@ -32,7 +32,7 @@ from fastmeta.train.checkpoint import checkpoints, load_checkpoint
 
 METHODS = (
     *("gsl", "fomaml", "maml", "maml++", "imaml", "meta-sgd", "reptile", "alfa", "robust-maml"),
-    *("meta-rkhs-i", "meta-rkhs-ii", "amfs", "warpgrad", "warp-leap"),
+    *("meta-rkhs-i", "meta-rkhs-ii", "amfs", "warpgrad", "warp-leap", "mgaug"),
 )
 INTERRUPTED: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},

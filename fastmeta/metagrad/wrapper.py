@@ -1,10 +1,10 @@
-"""Base class of meta-gradients made of another one."""
+"""Base class of meta-gradients that use another one."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import Self, override
@@ -14,13 +14,19 @@ from fastmeta.metagrad.base import MetaGradient, StepContext
 
 
 class Wrapper(MetaGradient):
-    """Another meta-gradient with a changed query loss, or computed several times.
+    """A meta-gradient that changes the task that another one sees, or what it returns.
+
+    Args:
+        inner: the other one.
 
     Attributes:
-        inner: the meta-gradient.
+        own_state_names: the entries of the state besides those of `inner`.
     """
 
-    inner: MetaGradient
+    own_state_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, inner: MetaGradient) -> None:
+        self.inner = inner
 
     @property
     @override
@@ -34,8 +40,13 @@ class Wrapper(MetaGradient):
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the inner meta-gradient."""
-        return self.inner.state_names
+        """Those of the inner meta-gradient, too."""
+        return (*self.inner.state_names, *self.own_state_names)
+
+    @override
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        super().check_state(state)
+        self.inner.check_state({k: v for k, v in state.items() if k not in self.own_state_names})
 
     @override
     def checkpointed(self) -> Self | None:
@@ -55,3 +66,10 @@ class Wrapper(MetaGradient):
         self, gradients: TaskGradients, extras: Mapping[str, Tensor], context: StepContext
     ) -> TaskGradients:
         return self.inner.combine(gradients, extras, context)
+
+
+def innermost(metagrad: MetaGradient) -> MetaGradient:
+    """The meta-gradient within all wrappers."""
+    while isinstance(metagrad, Wrapper):
+        metagrad = metagrad.inner
+    return metagrad
