@@ -28,14 +28,20 @@ def find_layers(params: Sequence[Tensor], names: Sequence[str]) -> list[Layer]:
 
     Those of fewer (biases, scales and shifts of normalisation) belong to the layer before them, and
     to the first layer if there is none before. So Conv4 has five layers, four blocks and the head,
-    and an MLP one per `nn.Linear`. Parameters of a co-learner (`co_learner.*`) are in no layer.
+    and an MLP one per `nn.Linear`. The `log_sigma` of a sparse layer
+    ([`fastmeta.models.SparseLinear`][]) belongs to its weight. Parameters of a co-learner
+    (`co_learner.*`) are in no layer.
 
     Args:
         params: in the order of the module.
         names: of the parameters, such as `"features.0.0.weight"` in the layer `"features.0.0"`.
     """
     inside = [i for i, name in enumerate(names) if in_module(name)]
-    starts = [k for k, i in enumerate(inside) if params[i].dim() > 1] or [0]
+    starts = [
+        k
+        for k, i in enumerate(inside)
+        if params[i].dim() > 1 and names[i].split(".")[-1] != "log_sigma"
+    ] or [0]
     bounds = [0, *starts[1:], len(inside)]
     return [
         Layer(_module_of(names[inside[start]]), inside[low:high])

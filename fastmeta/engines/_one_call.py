@@ -46,6 +46,8 @@ def unsuitable_options(model: FunctionalModule) -> str | None:
         return "the learner has checkpoint=True"
     if model.co_learner is not None:
         return "the learner has a co-learner, whose loss the kernel does not support"
+    if model.penalty is not None:
+        return "the learner has a penalty, which the kernel does not support"
     return None
 
 

@@ -120,7 +120,9 @@ class CompiledEngine(Engine):
 
     def __init__(self, spec: StepSpec) -> None:
         model = spec.model
-        plain = FunctionalModule(model.module, model.autocast, False, model.co_learner)
+        plain = FunctionalModule(
+            model.module, model.autocast, False, model.co_learner, model.penalty
+        )
         super().__init__(replace(spec, model=plain))
         self.compilations: list[Compilation] = []
         self._checkpoint = model.checkpoint
@@ -230,6 +232,7 @@ class CompiledEngine(Engine):
             **fingerprint(
                 module=spec.model.module,
                 co_learner=spec.model.co_learner,
+                penalty=spec.model.penalty,
                 loss=spec.loss,
                 adaptation=spec.adaptation,
                 metagrad=spec.metagrad,

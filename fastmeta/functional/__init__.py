@@ -6,7 +6,7 @@ from fastmeta.functional._calls import twice_differentiable
 from fastmeta.functional._checkpointing import Checkpoint
 from fastmeta.functional._fusion import FusedModule
 from fastmeta.functional.co_learner import CoLearner, Head
-from fastmeta.functional.module import FunctionalModule, Loss
+from fastmeta.functional.module import FunctionalModule, Loss, Penalty
 from fastmeta.functional.outputs import model_loss
 from fastmeta.functional.predictor import Network, Predictor
 
@@ -20,6 +20,7 @@ __all__ = [
     "Head",
     "Loss",
     "Network",
+    "Penalty",
     "Predictor",
     "model_loss",
     "twice_differentiable",

@@ -37,6 +37,8 @@ from fastmeta.tasks import Examples
 
 # A scalar function of the module's output and the targets.
 Loss = Callable[[Any, Any], Tensor]
+# A scalar function of the module's trainable parameters by name.
+Penalty = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class FunctionalModule:
@@ -54,6 +56,7 @@ class FunctionalModule:
             `fastmeta.functional._checkpointing.CheckpointPlan`; `"second-order"`: in those of
             forward-over-reverse differentiation only.
         co_learner: a second head, whose parameters and buffers follow the module's.
+        penalty: a function of the module's trainable parameters that is added to every loss.
 
     Attributes:
         module: the module; its `training` flag decides how BatchNorm and dropout behave, in the
@@ -64,6 +67,7 @@ class FunctionalModule:
         autocast: see above.
         checkpoint: see above.
         co_learner: see above.
+        penalty: see above.
 
     Raises:
         ValueError: if there is nothing to train, the parameters differ in dtype or device,
@@ -80,6 +84,7 @@ class FunctionalModule:
         autocast: torch.dtype | None = None,
         checkpoint: Checkpoint = False,
         co_learner: CoLearner | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         check_module(module)
         check_checkpointing(module)
@@ -87,6 +92,7 @@ class FunctionalModule:
         self.autocast = autocast
         self.checkpoint = checkpoint
         self.co_learner = co_learner
+        self.penalty = penalty
         trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         if not trainable:
             raise ValueError("the module has no parameter that requires a gradient.")
@@ -118,7 +124,9 @@ class FunctionalModule:
         """
         if [p.requires_grad for p in self._all] == self._trainable:
             return self
-        return type(self)(self.module, self.autocast, self.checkpoint, self.co_learner)
+        return type(self)(
+            self.module, self.autocast, self.checkpoint, self.co_learner, self.penalty
+        )
 
     def __call__(self, params: Sequence[Tensor], buffers: Buffers, x: Examples) -> Any:
         """The module's output for `x` with `params` (in the order of `names`) and buffers.
@@ -225,7 +233,15 @@ class FunctionalModule:
             y = forward_ad.make_dual(y, torch.zeros_like(y))
         with self._precision():
             output = self._run(params, buffers, x, capture or nullcontext())
-            return as_scalar(self._computed(loss)(output, y)), prediction(output)
+            value = as_scalar(self._computed(loss)(output, y))
+        return self._penalized(value, params), prediction(output)
+
+    def _penalized(self, value: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """The loss plus the penalty of the parameters, if there is one."""
+        if self.penalty is None:
+            return value
+        named = dict(zip(self.names[: self.own], params, strict=False))
+        return value + as_scalar(self.penalty(named))
 
     def _computed(self, loss: Loss) -> Loss:
         """The loss as it is computed."""
@@ -273,7 +289,8 @@ class FunctionalModule:
             loss = self._computed(loss)
             main = as_scalar(loss(output, y))
             co_loss = as_scalar(loss(co_output, y))
-            return main + self.co_learner.gamma * co_loss, prediction(output)
+        value = main + self.co_learner.gamma * co_loss
+        return self._penalized(value, params), prediction(output)
 
     def evaluate_co_learner(
         self,
@@ -287,7 +304,8 @@ class FunctionalModule:
         check_examples(x)
         fixed = [*params[: self.own], *(p.detach() for p in params[self.own :])]
         with self._precision():
-            return as_scalar(self._computed(loss)(self.both(fixed, buffers, x)[1], y))
+            value = as_scalar(self._computed(loss)(self.both(fixed, buffers, x)[1], y))
+        return self._penalized(value, params)
 
     @property
     def precision(self) -> torch.dtype:

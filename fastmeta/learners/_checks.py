@@ -37,10 +37,11 @@ def check_components(
             "checkpoint='second-order' has no effect with this metagrad."
             f"{type(metagrad).__name__}, which takes no second derivatives; expected True or False."
         )
-    if co_learner is not None and isinstance(innermost(metagrad), (Leap, Reptile)):
+    own = innermost(metagrad)
+    if co_learner is not None and isinstance(own, (Leap, Reptile)):
         raise ValueError(
             "a co-learner learns from a query loss that the inner loop does not train on, and "
-            f"metagrad.{type(innermost(metagrad)).__name__} has none; expected another meta-gradient, such as "
+            f"metagrad.{type(own).__name__} has none; expected another meta-gradient, such as "
             "FirstOrder."
         )
     return computed

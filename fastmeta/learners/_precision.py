@@ -57,7 +57,9 @@ def in_precision(learner: MetaLearner, dtype: torch.dtype) -> MetaLearner:
             part.double() if dtype == torch.float64 else part.float()
     for rate in adaptation.rates:
         rate.data = rate.data.to(dtype)
-    model = FunctionalModule(module, checkpoint=own.checkpoint, co_learner=co_learner)
+    model = FunctionalModule(
+        module, checkpoint=own.checkpoint, co_learner=co_learner, penalty=own.penalty
+    )
     other = copy.copy(learner)
     other.module, other.co_learner = module, co_learner
     other.check_precision = False

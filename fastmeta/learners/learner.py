@@ -29,6 +29,7 @@ from fastmeta.functional import (
     FunctionalModule,
     FusedModule,
     Head,
+    Penalty,
     Predictor,
 )
 from fastmeta.gradients import TaskGradients
@@ -84,6 +85,9 @@ class MetaLearner:
             second derivatives are taken, which need the most memory.
         co_learner: a second head that is trained with the module and augments its meta-gradients
             (CML), see [`fastmeta.CoLearner`][]; the module is not changed.
+        penalty: a scalar function of the adapted parameters of the module by name, such as
+            [`fastmeta.models.KLPenalty`][], that is added to the support loss of every inner step
+            and to the query loss, reported losses included.
         non_finite: what to do with tasks whose loss or gradient is NaN or infinite. `"keep"`:
             nothing; `"skip"`: leave them out; `"raise"`: leave them out, and raise (see
             [`fastmeta.learners.NonFiniteGuard`][]).
@@ -119,6 +123,7 @@ class MetaLearner:
         autocast: torch.dtype | None = None,
         checkpoint: Checkpoint = False,
         co_learner: CoLearner | None = None,
+        penalty: Penalty | None = None,
         non_finite: NonFinite = "keep",
         sharding: Sharding | None = None,
         check_precision: bool = True,
@@ -131,7 +136,7 @@ class MetaLearner:
         self.module = module
         self.co_learner = co_learner
         kind = FusedModule if fuse else FunctionalModule
-        model = kind(module, autocast, checkpoint, co_learner)
+        model = kind(module, autocast, checkpoint, co_learner, penalty)
         adaptation.bind(model.params, model.names)
         self._learned = [*model.params, *learned_rates(adaptation)]
         optimized = [p for p in self._learned if not any(p is own for own in adaptation.own_rates)]
@@ -167,6 +172,11 @@ class MetaLearner:
     def loss(self) -> Loss:
         """A scalar function of the module's output and the targets."""
         return self._built.loss
+
+    @property
+    def penalty(self) -> Penalty | None:
+        """What is added to the support and query losses."""
+        return self._built.model.penalty
 
     @property
     def adaptation(self) -> Adaptation:

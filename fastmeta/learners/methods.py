@@ -14,7 +14,7 @@ from fastmeta.adaptation import ADAPTATIONS, SGD
 from fastmeta.aggregation import AGGREGATIONS, Aggregation, GslWeights, Mean
 from fastmeta.distributed import Sharding
 from fastmeta.engines import EngineName, Loss
-from fastmeta.functional import Checkpoint, CoLearner
+from fastmeta.functional import Checkpoint, CoLearner, Penalty
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
 from fastmeta.learners.nonfinite import NonFinite
 from fastmeta.metagrad.gsl.variants import DEFAULT_VARIANT
@@ -35,6 +35,7 @@ class LearnerOptions(TypedDict, total=False):
     autocast: torch.dtype | None
     checkpoint: Checkpoint
     co_learner: CoLearner | None
+    penalty: Penalty | None
     non_finite: NonFinite
     sharding: Sharding | None
     check_precision: bool
@@ -50,7 +51,7 @@ class MAML(MetaLearner):
         inner_steps: inner steps during meta-training.
         aggregation: the task aggregation; the mean over tasks by default.
         **options: `optimizer`, `engine`, `fuse`, `autocast`, `checkpoint`, `co_learner`,
-            `non_finite`, `sharding` and `check_precision` of [`fastmeta.MetaLearner`][].
+            `penalty`, `non_finite`, `sharding` and `check_precision` of [`fastmeta.MetaLearner`][].
     """
 
     _metagrad: type[meta.MetaGradient] = meta.Exact
@@ -174,6 +175,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "alfa": MethodSpec(adaptation="alfa"),
         "amfs": MethodSpec(adaptation="kernel-head", aggregation="gsl"),
         "anil": MethodSpec(adaptation="anil"),
+        "b-small": MethodSpec(),
         "boil": MethodSpec(adaptation="boil"),
         "cml": MethodSpec(),
         "fomaml": MethodSpec(metagrad="first-order"),
@@ -236,12 +238,17 @@ def build(
     Raises:
         PluginError: if a name is a plug-in's that cannot be used.
         ValueError: if a name is unknown, a component does not accept the value of an argument, or
-            the method is `"cml"` and there is no `co_learner`.
+            the method is `"cml"` and there is no `co_learner`, or `"b-small"` and no `penalty`.
         TypeError: if a component has no such argument.
     """
     spec = METHODS[method]
     if method == "cml" and options.get("co_learner") is None:
         raise ValueError("method 'cml' is MAML with a co-learner; expected one in co_learner.")
+    if method == "b-small" and options.get("penalty") is None:
+        raise ValueError(
+            "method 'b-small' is MAML with sparse layers and a penalty; expected a network of "
+            "fastmeta.models.sparsify, and penalty=fastmeta.models.KLPenalty(...)."
+        )
     return MetaLearner(
         module,
         loss,

@@ -7,6 +7,15 @@ from fastmeta.models.mlp import MLP
 from fastmeta.models.per_step_norm import PerStepBatchNorm2d
 from fastmeta.models.registry import BACKBONES, BackboneSpec, NetworkOptions
 from fastmeta.models.resnet12 import ResNet12
+from fastmeta.models.sparse import (
+    KLPenalty,
+    SparseConv2d,
+    SparseLinear,
+    kl_divergence,
+    log_alpha,
+    sparsify,
+    sparsity,
+)
 from fastmeta.models.text import TextEncoder
 from fastmeta.models.warp import warp_conv, warp_linear
 
@@ -17,11 +26,18 @@ __all__ = [
     "BackboneSpec",
     "Conv4",
     "Downsample",
+    "KLPenalty",
     "NetworkOptions",
     "PerStepBatchNorm2d",
     "ResNet12",
+    "SparseConv2d",
+    "SparseLinear",
     "TextEncoder",
     "conv_co_learner",
+    "kl_divergence",
+    "log_alpha",
+    "sparsify",
+    "sparsity",
     "warp_conv",
     "warp_linear",
 ]

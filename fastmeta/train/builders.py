@@ -27,7 +27,7 @@ from fastmeta.distributed import ShardedSource, Sharding
 from fastmeta.evaluation import ACCURACY, MSE, Metric
 from fastmeta.functional import CoLearner
 from fastmeta.learners import MetaLearner, MethodSpec, build
-from fastmeta.models import BACKBONES, NetworkOptions
+from fastmeta.models import BACKBONES, KLPenalty, NetworkOptions, sparsify
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
 from fastmeta.train.progress import Progress
@@ -199,7 +199,7 @@ def build_module(config: TrainConfig, source: TaskSource, device: torch.device) 
     """
     with _seeded(config.seed):
         network = BACKBONES[config.backbone].network(**backbone_arguments(config, source))
-        return network.to(device)
+        return (sparsify(network, config.log_sigma) if config.sparse else network).to(device)
 
 
 def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any]:
@@ -267,6 +267,7 @@ def build_learner(
             engine=config.engine,
             non_finite=config.non_finite,
             co_learner=build_co_learner(config, module),
+            penalty=KLPenalty(config.kl_weight) if config.kl_weight else None,
             sharding=sharding,
             **{name: getattr(config, name) for name in names},
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastmeta.backend import build_info
 from fastmeta.data import ClassDataset, Normalization, TaskSource, TextDataset
 from fastmeta.learners import MetaLearner
-from fastmeta.models import BACKBONES
+from fastmeta.models import BACKBONES, sparsify
 from fastmeta.train._atomic_files import write_atomic
 from fastmeta.train.builders import backbone_arguments, build_learner, build_module, prepare
 from fastmeta.train.config.schema import TrainConfig, configure
@@ -31,6 +31,7 @@ _OPTIONS = (
     *("method", "adaptation", "adaptation_options", "inner_lr", "inner_steps", "eval_inner_steps"),
     *("backbone", "dataset", "data_options", "ways", "shots"),
 )
+_ADDED = ("sparse", "kl_weight")  # which older files do not have
 _WORDS = ("method", "adaptation", "backbone", "dataset", "fastmeta", "format")  # the rest is JSON
 
 
@@ -145,7 +146,7 @@ def _metadata(run: SavedRun, alone: TrainConfig) -> dict[str, str]:
     arguments = backbone_arguments(alone, test)
     values = {
         "fastmeta": build_info().version,
-        **{name: getattr(alone, name) for name in _OPTIONS},
+        **{name: getattr(alone, name) for name in (*_OPTIONS, *_ADDED)},
         "arguments": {k: v for k, v in arguments.items() if not isinstance(v, Tensor)},
         "inputs": inputs.kind,
         "input_shape": inputs.shape,
@@ -195,9 +196,11 @@ def load_export(path: str | Path, changes: Mapping[str, Any]) -> Exported:
             f"{about['dataset']!r}."
         )
     # Any method will do: what was learned is in the weights and the adaptation.
-    config = configure({name: about[name] for name in _OPTIONS}, {"method": "maml"}, changes)
+    given = {name: about[name] for name in (*_OPTIONS, *_ADDED) if name in about}
+    config = configure(given, {"method": "maml"}, changes)
     device = prepare(config)
-    network = BACKBONES[config.backbone].network(**arguments).to(device)
+    network = BACKBONES[config.backbone].network(**arguments)
+    network = (sparsify(network) if config.sparse else network).to(device)
     network.load_state_dict(
         {k: t for k, t in tensors.items() if not k.startswith((RATE, OTHER_RATE))}
     )

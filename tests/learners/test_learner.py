@@ -11,6 +11,7 @@ from torch import nn
 import fastmeta
 from fastmeta import FOMAML, GSL, MAML, CoLearner, TaskBatch
 from fastmeta.learners import METHODS, build
+from fastmeta.models import KLPenalty, sparsify
 from tests.helpers.problems import MODULES, WAYS, convolution, loss, mlp, tasks
 
 
@@ -28,9 +29,10 @@ def test_every_method_trains_every_module(method: str, name: str) -> None:
     options = {"eta": 0.3} if method == "gsl" else {}
     # With its default, the learned rate jumps in the first steps.
     rate = {"hyper_lr": 1e-3} if method == "robust-maml" else {}
+    module = MODULES[name]()
     learner = build(
         method,
-        MODULES[name](),
+        sparsify(module) if method == "b-small" else module,
         loss,
         inner_lr=0.1,
         inner_steps=2,
@@ -38,6 +40,7 @@ def test_every_method_trains_every_module(method: str, name: str) -> None:
         metagrad_options=options,
         adaptation_options=rate,
         co_learner=CoLearner(nn.Linear(WAYS, WAYS), "") if method == "cml" else None,
+        penalty=KLPenalty(1e-5) if method == "b-small" else None,
     )
     batch = tasks(6, torch.float32)
     losses = [learner.step(batch).query_loss.mean().item() for _ in range(25)]

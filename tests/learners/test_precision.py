@@ -73,7 +73,7 @@ class HostNoise(nn.Module):
         return self.net(x) * (1 + random.random() + np.random.rand())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "b-small"])
 def test_float64_agrees_with_itself(method: str) -> None:
     co_learner = CoLearner(nn.Linear(WAYS, WAYS).double(), "") if method == "cml" else None
     own = build(method, mlp().double(), loss, inner_lr=0.1, inner_steps=2, co_learner=co_learner)

@@ -36,6 +36,7 @@ METHODS = (
 )
 INTERRUPTED: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
+    "b-small": {"method": "b-small"},
     "spsa": {"aggregation": "spsa", "aggregation_options": {"alpha": 0.1, "beta": 0.3}},
     "moml": {"method": "moml", "train_data_options": {"grid": [2, 3]}},
 }

@@ -108,6 +108,19 @@ class TrainConfig:
     )
     per_step_batch_norm: bool = option("a BatchNorm of conv4 per inner step", default=False)
     warp: bool = option("warp layers in conv4 or mlp, as method warpgrad needs", default=False)
+    sparse: bool = option(
+        "sparse variational layers, as method b-small has: in evaluation, weights of low "
+        "signal-to-noise ratio are 0",
+        default=False,
+    )
+    log_sigma: float = option(
+        "start of the logarithms of standard deviations in sparse layers", default=-8.0
+    )
+    kl_weight: float = option(
+        "weight of the KL divergence of sparse layers in the support and query losses",
+        default=0.0,
+        minimum=0,
+    )
 
     engine: EngineName = option("engine that runs the training tasks", default="auto")
     non_finite: NonFinite = option(
@@ -177,6 +190,11 @@ class TrainConfig:
             )
         if self.task_reuse >= 1:
             raise ConfigError(f"task_reuse must be below 1; got {self.task_reuse}.")
+        if self.kl_weight and not self.sparse:
+            raise ConfigError(
+                f"kl_weight {self.kl_weight} is for sparse layers: add sparse, or use method "
+                "b-small."
+            )
         if self.co_test != "main" and not self.co_learner:
             raise ConfigError(f"co_test {self.co_test!r} needs a co-learner, as method cml has.")
 
