@@ -23,7 +23,7 @@ struct Some {
 
 // Calls body(lanes, c) for every vector of channels; c is its first channel.
 template <class A, class Body>
-void each_vector(int64_t channels, const Body& body) {
+[[gnu::always_inline]] inline void each_vector(int64_t channels, const Body& body) {
   int64_t c = 0;
   for (; c + kLanes<A> <= channels; c += kLanes<A>) body(All<A>{}, c);
   if (c < channels) body(Some<A>{channels - c}, c);

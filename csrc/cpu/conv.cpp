@@ -1,6 +1,7 @@
 #include "cpu/conv.h"
 
 #include "cpu/kernels.h"
+#include "cpu/thin.h"
 
 namespace fastmeta::cpu::FM_ISA {
 namespace {
@@ -56,6 +57,36 @@ void run_direct(const Correlation<T>& c, const std::vector<Neighbours>& kinds,
       const T* start = weights + g * size;
       const direct::Weights<T> w{start + row + b.weights, row, kinds[b.kind].x.count, start};
       direct::correlate(c.from, c.to, g * c.shape.n, b, w, pixels);
+    }
+  });
+}
+
+// At stride S, from C channels.
+template <int C, int S, class T>
+void run_thin(const Correlation<T>& c, const Neighbours& at, const Parallel& parallel) {
+  constexpr int64_t kBand = 16;  // output rows
+  const int64_t groups = c.shape.groups, row = c.row(), size = (9 * C + 1) * row;
+  Arena<T> arena(groups * size);
+  T* weights = arena.take(groups * size);
+  int64_t places[9];
+  at.place(0, C, places);
+  for (int64_t g = 0; g < groups; ++g) {
+    c.write_start(g, weights + g * size);
+    order_weights(c.weight_of(g), c.shape, places, c.for_input, weights + g * size + row);
+  }
+  const int64_t bands = (c.to.h + kBand - 1) / kBand, items = groups * c.shape.n * bands;
+  const int64_t width = (S * (c.to.w - 1) + 3) * C;
+  parallel.dynamic(items, grain_of(kBand * c.to.w * size), [&](const auto& next) {
+    Arena<T> own((S * (kBand - 1) + 3) * width);
+    T* rows = own.take(0);
+    for (int64_t item = next(); item < items; item = next()) {
+      const int64_t image = item / bands, first = item % bands * kBand;
+      const int64_t count = std::min(kBand, c.to.h - first);
+      thin::copy_rows<C>(c.from, image, S * first - 1, S * (count - 1) + 3, width, rows);
+      const T* start = weights + image / c.shape.n * size;
+      for (int64_t y = 0; y < count; ++y)
+        thin::panels<C, S, kTileVectors>(rows + S * y * width, width, {start, start + row, row}, 0,
+                                         c.to, c.to.at(image, first + y, 0));
     }
   });
 }
@@ -116,8 +147,13 @@ void forward(const ConvForwardArgs& args, const Parallel& parallel) {
                          static_cast<const T*>(args.weight),
                          static_cast<const T*>(args.bias)};
   const Neighbours at{reads_input(s.h, s.stride), reads_input(s.w, s.stride)};
+  const bool thin = s.out_w() >= thin::kMostRows;
   if (by_winograd(s))
     run_winograd(c, at, parallel);
+  else if (thin && s.in == 1)
+    s.stride == 1 ? run_thin<1, 1>(c, at, parallel) : run_thin<1, 2>(c, at, parallel);
+  else if (thin && s.in == 3)
+    s.stride == 1 ? run_thin<3, 1>(c, at, parallel) : run_thin<3, 2>(c, at, parallel);
   else
     run_direct(c, {at}, parallel);
 }

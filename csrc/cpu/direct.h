@@ -54,14 +54,21 @@ struct Correlated {
       const T* own[R];
       unrolled<R>([&](auto r) FM_INLINE { own[r] = a[r] + i * image_row; });
       const T* b = weights + i * kernel_row + col;
-      for (int64_t k = 0; k < depth; ++k, b += row) {
+      const auto add_element = [&](int64_t k) FM_INLINE {
         Vec<T> right[V];
         unrolled<V>([&](auto v) FM_INLINE { right[v] = load(b + v * kLanes<T>); });
+        b += row;
         unrolled<R>([&](auto r) FM_INLINE {
           const Vec<T> left = splat<T>(own[r][k]);
           unrolled<V>([&](auto v) FM_INLINE { sum[r][v] += left * right[v]; });
         });
-      }
+      };
+      // Three at once, which every interior pixel has a multiple of: the compiler increments all
+      // pointers in each iteration.
+      int64_t k = 0;
+      for (; k + 3 <= depth; k += 3)
+        unrolled<3>([&](auto next) FM_INLINE { add_element(k + next); });
+      for (; k < depth; ++k) add_element(k);
     }
   }
   FM_INLINE const T* start_at(int64_t, int64_t col) const { return start + col; }

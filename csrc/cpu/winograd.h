@@ -75,12 +75,19 @@ FM_INLINE inline void each_vector_of_tile(const Images<const T>& from, int64_t i
     });
     return;
   }
+  // Pixels outside are read from zeros, by a table: branches would be predicted wrongly.
+  alignas(64) static constexpr T kZeros[kLanes<T>] = {};
+  const T* pixels[N][N];
+  int64_t channels[N][N];  // all bits set for pixels inside, none for those outside
+  for (int64_t i = 0; i < N; ++i)
+    for (int64_t j = 0; j < N; ++j) {
+      const bool inside = (i >= top) & (i < bottom) & (j >= left) & (j < right);
+      channels[i][j] = -static_cast<int64_t>(inside);
+      pixels[i][j] = inside ? first + (i - top) * row + (j - left) * from.c : kZeros;
+    }
   each_vector<T>(from.c, [&](auto lanes, int64_t c) {
-    Vec<T> d[N][N] = {};
-    for (int64_t i = top; i < bottom; ++i)
-      for (int64_t j = left; j < right; ++j)
-        d[i][j] = lanes.load(first + (i - top) * row + (j - left) * from.c + c);
-    body(c, [&](auto i, auto j) FM_INLINE { return d[i][j]; });
+    body(c,
+         [&](auto i, auto j) FM_INLINE { return lanes.load(pixels[i][j] + (c & channels[i][j])); });
   });
 }
 
