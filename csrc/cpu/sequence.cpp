@@ -81,7 +81,9 @@ class Worker {
       const int64_t* mask = mask_of(args_, k);
       compare(v, gradient(k), mask, d);
       if (has_sets()) memset(product, 0, sizeof(T) * args_.size);
-      hessian_product<T>(at_step(task, k), d, mask, at(plan_.values), product);
+      Evaluation<T> support = at_step(task, k);
+      if (support.again) support.again = at(plan_.values + support.n * plan_.maps);
+      hessian_product<T>(support, d, mask, at(plan_.values), product);
       add_scaled<T>(v, -rate, product, args_.size, v);
     }
   }
@@ -138,8 +140,7 @@ class Worker {
   }
 
   Evaluation<T> at_step(int64_t task, int64_t k) const {
-    const SequenceLayer& last = args_.layers[args_.depth - 1];
-    const int64_t n = args_.support.n, maps = n * (last.before + last.out.row);
+    const int64_t maps = args_.support.n * plan_.maps;
     T* values = at(plan_.kept ? plan_.tapes + k * plan_.tape : plan_.values);
     T* deltas = plan_.kept ? values + maps : values;
     T* softmax = plan_.kept ? deltas + maps : at(plan_.probabilities);
@@ -166,6 +167,8 @@ class Worker {
             values,
             deltas,
             softmax,
+            plan_.dropped ? at(plan_.again) : nullptr,
+            plan_.part,
             static_cast<T*>(args_.stats) + (task * (args_.steps + 1) + k) * args_.stats_size,
             at(plan_.scratch),
             parallel_};

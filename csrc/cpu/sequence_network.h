@@ -41,9 +41,11 @@ struct Evaluation {
   const T* x;     // of the examples
   const void* y;  // their targets
   int64_t n;
-  T* values;   // outputs of the layers, (n, row) each
+  T* values;   // outputs of the layers, (n, row) each, without those of the first if `again`
   T* deltas;   // their gradients; may be `values`, which they then replace from the last one down
   T* softmax;  // cross-entropy's probabilities
+  T* again;    // outputs of the first layer, or their gradients, of `part` examples; null if kept
+  int64_t part;
   T* stats;
   T* scratch;
   const Parallel& parallel;
@@ -54,7 +56,9 @@ struct Evaluation {
   }
   // Those of layer l, its input, and the gradient of that; from an example on.
   T* of(T* maps, int64_t l, int64_t first = 0) const {
-    return maps + n * args.layers[l].before + first * args.layers[l].out.row;
+    if (l == 0 && again) return again;
+    const int64_t before = args.layers[l].before - (again ? args.layers[0].out.row : 0);
+    return maps + n * before + first * args.layers[l].out.row;
   }
   const T* input(int64_t l, int64_t first = 0) const {
     return l ? of(values, l - 1, first) : x + first * args.layers[0].in.row;
@@ -107,9 +111,23 @@ void each_group(const Evaluation<T>& e, int64_t begin, int64_t end, const Body& 
   int64_t row = 1;
   for (int64_t l = begin; l < std::min(end, e.args.depth); ++l)
     row = std::max(row, e.args.layers[l].out.row);
-  const int64_t each = row * e.n <= kWhole ? e.n : std::max<int64_t>(1, kGroup / row);
+  int64_t each = row * e.n <= kWhole ? e.n : std::max<int64_t>(1, kGroup / row);
+  if (begin == 0 && e.again) each = e.part;
   for (int64_t first = 0; first < e.n; first += each)
     body(Examples{first, std::min(each, e.n - first)});
+}
+
+// Calls body with some examples; for the layer above one whose values are not kept, with a part of
+// them at a time, after computing those values.
+template <class T, class Body>
+void with_input(const Evaluation<T>& e, int64_t l, const Examples& some, const Body& body) {
+  if (l != 1 || !e.again) return body(some);
+  const int64_t end = some.first + some.count;
+  for (int64_t first = some.first; first < end; first += e.part) {
+    const Examples part{first, std::min(e.part, end - first)};
+    Convolution<T>::forward(e.at(0, part), e.input(0, first), e.again);
+    body(part);
+  }
 }
 
 template <class T>
@@ -118,13 +136,17 @@ void forward(const Evaluation<T>& e) {
     const int64_t end = stage.end;
     NormMoments moments;
     each_group(e, stage.begin, end, [&](const Examples& some) {
-      for (int64_t l = stage.begin; l < end; ++l)
+      for (int64_t l = e.again && stage.begin == 0 ? 1 : stage.begin; l < end; ++l)
         with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
-          decltype(layer)::forward(e.at(l, some), e.input(l, some.first),
-                                   e.of(e.values, l, some.first));
+          with_input(e, l, some, [&](const Examples& part) {
+            decltype(layer)::forward(e.at(l, part), e.input(l, part.first),
+                                     e.of(e.values, l, part.first));
+          });
         });
       if (is_norm(e.args, end))
-        moments.add(Norm<T>::input(e.at(end, some), e.input(end, some.first)), e.parallel);
+        with_input(e, end, some, [&](const Examples& part) {
+          moments.add(Norm<T>::input(e.at(end, part), e.input(end, part.first)), e.parallel);
+        });
     });
     if (is_norm(e.args, end))
       moments.finish(Norm<T>::forward_args(e.at(end), e.input(end), nullptr));
@@ -162,13 +184,16 @@ T backward(const Evaluation<T>& e, T* grad, T* more) {
     };
     NormBackwardSums sums;
     each_group(e, begin, end, [&](const Examples& some) {
-      if (is_norm(e.args, end)) {
-        const LayerMap& in = e.args.layers[end].in;
-        above.apply(norm_args(end, some), static_cast<double>(e.n * in.h * in.w), e.parallel);
-      }
+      if (is_norm(e.args, end))
+        with_input(e, end, some, [&](const Examples& part) {
+          const LayerMap& in = e.args.layers[end].in;
+          above.apply(norm_args(end, part), static_cast<double>(e.n * in.h * in.w), e.parallel);
+        });
       for (int64_t l = end; l-- > begin;)
         if (!is_norm(e.args, l)) backward_layer(e, l, some, grad, more);
-      if (is_norm(e.args, begin)) sums.add(norm_args(begin, some), e.parallel);
+      if (is_norm(e.args, begin))
+        with_input(e, begin, some,
+                   [&](const Examples& part) { sums.add(norm_args(begin, part), e.parallel); });
     });
     above = std::move(sums);
   }
@@ -182,7 +207,8 @@ inline std::pair<int64_t, int64_t> used_params(const SequenceLayer& layer, int64
 }
 
 // The Hessian of the mean loss times v, where `mask` says which parameters have a direction; v is
-// zero elsewhere. `tangents` holds those of all layers.
+// zero elsewhere. `tangents` holds those of all layers; where the first layer's values are not
+// kept, `again` holds those of all examples, followed by their tangents.
 template <class T>
 void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T* tangents,
                      T* product) {
@@ -194,27 +220,27 @@ void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T*
   int64_t lowest = 0;
   while (lowest < depth && !directed(lowest)) ++lowest;
   if (lowest == depth) return void(memset(product, 0, sizeof(T) * e.args.size));
+  if (e.again) Convolution<T>::forward(e.at(0), e.x, e.again);
+  const auto tangent = [&](int64_t l) {
+    return l == 0 && e.again ? e.again + e.at(0).out_size() : e.of(tangents, l);
+  };
   const bool norm = e.args.layers[lowest].kind == LayerKind::norm;
-  if (norm) memset(e.of(tangents, lowest - 1), 0, sizeof(T) * e.at(lowest).in_size());
+  if (norm) memset(tangent(lowest - 1), 0, sizeof(T) * e.at(lowest).in_size());
   const auto at = [&](int64_t l) -> Tangents<T> {
     const bool through = l > lowest || (l == lowest && norm);
-    return {e.input(l),
-            e.of(e.deltas, l),
-            through ? e.of(tangents, l - 1) : nullptr,
-            e.of(tangents, l),
-            directed(l) ? v : nullptr,
-            product,
+    return {e.input(l), e.of(e.deltas, l),         through ? tangent(l - 1) : nullptr,
+            tangent(l), directed(l) ? v : nullptr, product,
             through};
   };
   for (int64_t l = lowest; l < depth; ++l)
     with_layer<T>(e.args.layers[l].kind,
                   [&](auto layer) { decltype(layer)::r_forward(e.at(l), at(l)); });
   const auto last = e.last();
-  T* outputs = e.of(tangents, depth - 1);
+  T* outputs = tangent(depth - 1);
   mlp::r_loss<T>(last.net, last.data, last.tape, {outputs, outputs, nullptr});
   for (int64_t l = depth; l-- > 0;)
     with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
-      T* rdx = l ? e.of(tangents, l - 1) : nullptr;
+      T* rdx = l ? tangent(l - 1) : nullptr;
       decltype(layer)::r_backward(e.at(l), at(l), rdx);
     });
 }

@@ -84,6 +84,24 @@ def test_large_maps_run_a_few_images_at_a_time(order: str) -> None:
     check(ops.sequence_step(*args, record_inner=True, **how), args, how)
 
 
+@pytest.mark.parametrize("order", ["first order", "second order"])
+def test_memory_is_that_of_the_values_above_the_first_layer(order: str) -> None:
+    """An example takes its values above the first convolution, and no others."""
+    net = Network(1, 40, 40).conv(32).norm(True).conv(32).norm(True).linear(3200)
+    maps = 2 * 20 * 20 * 32 + 10 * 10 * 32 + 2 * 16  # with outputs and probabilities
+
+    def size(queries: int) -> int:
+        args = [net.params, *examples(net, "cross_entropy", 1, (2, queries), torch.float32)]
+        workspace = ops.Workspace()
+        torch.set_num_threads(1)
+        ops.sequence_step(*args, workspace=workspace, **options(net, order=order, steps=1))
+        return workspace.take(net.params[0], 0).numel()
+
+    each = (size(90) - size(50)) / 40
+    head = 2 * (3200 + 16)  # scratch of the linear layer
+    assert maps <= each <= maps + head
+
+
 def test_a_workspace_may_be_shared_by_different_calls() -> None:
     workspace = ops.Workspace()
     for name, dtype in (("wide", torch.float32), ("strided", torch.float64), ("wide",) * 2):

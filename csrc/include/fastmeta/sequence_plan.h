@@ -61,6 +61,14 @@ inline int64_t scratch_of(const SequenceLayer& layer, int64_t n, int64_t s) {
   }
 }
 
+// Whether the values of the first layer are computed again, a few examples at a time, by the passes
+// that read them: a convolution of few channels before a normalisation takes about as long as its
+// output's way to memory and back, and that output is most of the memory of such networks.
+inline bool drops_first(const SequenceArgs& args) {
+  return args.depth > 1 && args.layers[0].kind == LayerKind::conv &&
+         args.layers[1].kind == LayerKind::norm && args.layers[0].in.c <= 4;
+}
+
 // Offsets in a worker's memory, in elements.
 struct SequencePlan {
   int64_t kept;       // inner steps kept for the reverse sweep: all of them or none
@@ -71,7 +79,11 @@ struct SequencePlan {
   int64_t product;    // H d, and the gradient of some of the examples
   int64_t tapes;      // of kept inner steps: values, their gradients, probabilities
   int64_t tape;       // size of one
-  int64_t values;     // of an evaluation that is not kept; later the tangents
+  int64_t dropped;    // row of the first layer's values if they are not kept, else 0
+  int64_t part;       // examples whose values of that layer are there at a time
+  int64_t again;      // those
+  int64_t maps;       // row of all values that are kept
+  int64_t values;     // of an evaluation that is not kept; later the tangents, and what is dropped
   int64_t probabilities;
   int64_t scratch;
   int64_t total;
@@ -79,7 +91,9 @@ struct SequencePlan {
 
 inline SequencePlan plan_sequence(const SequenceArgs& args) {
   const SequenceLayer& last = args.layers[args.depth - 1];
-  const int64_t maps = last.before + last.out.row, s = args.support.n, q = args.query.n;
+  const int64_t s = args.support.n, q = args.query.n, most = std::max(s, q);
+  const int64_t element = args.dtype == DType::f64 ? 8 : 4;
+  constexpr int64_t kPart = int64_t{1} << 19;  // bytes: a part of a level-2 cache
   SequencePlan plan{};
   const auto take = [&](int64_t size) {
     const int64_t at = plan.total;
@@ -92,14 +106,18 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   plan.gradients = take(plan.size * (plan.kept && !scales_only(args) ? plan.kept : 1));
   plan.cotangent = take(plan.kept ? plan.size : 0);
   plan.product = take(plan.size);
-  plan.tape = whole_vectors(s * (2 * maps + last.out.row));
+  plan.dropped = drops_first(args) ? args.layers[0].out.row : 0;
+  plan.maps = last.before + last.out.row - plan.dropped;
+  plan.part = std::clamp<int64_t>(kPart / (element * args.layers[0].out.row), 1, most);
+  plan.again = take(plan.part * plan.dropped);
+  plan.tape = whole_vectors(s * (2 * plan.maps + last.out.row));
   plan.tapes = take(plan.kept * plan.tape);
-  plan.values = take((plan.kept ? q : std::max(s, q)) * maps);
-  if (plan.kept && s > q) take((s - q) * maps);
-  plan.probabilities = take(std::max(s, q) * last.out.row);
+  plan.values =
+      take(std::max(most * plan.maps, plan.kept ? s * (plan.maps + 2 * plan.dropped) : 0));
+  plan.probabilities = take(most * last.out.row);
   int64_t scratch = 0;
   for (int64_t l = 0; l < args.depth; ++l)
-    scratch = std::max(scratch, scratch_of(args.layers[l], std::max(s, q), s));
+    scratch = std::max(scratch, scratch_of(args.layers[l], most, s));
   plan.scratch = take(scratch);
   return plan;
 }
