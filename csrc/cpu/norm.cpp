@@ -19,7 +19,7 @@ void chunk_moments(const Runs<false>& runs, int64_t chunk, const T* input, doubl
   const double run_pixels = std::min(static_cast<double>(runs.kPixels), pixels_of(runs, chunk));
   each_vector<T>(runs.c, [&](auto lanes, int64_t c) {
     const T* x = input + c;
-    Affine<T> f{lanes.load(x + runs.first_pixel(begin) * runs.c), {}, {}};
+    Affine<T> f{lanes.load(x + runs.first_pixel(begin) * runs.c), {}, {}, {}};
     const auto sum = [&](int64_t last, auto& sums, const auto& add) {
       for (int64_t run = begin; run < last; ++run, sums.spill())
         each_pixel<T>(runs, run, lanes, x, nullptr, f,

@@ -1,6 +1,7 @@
 // Shared by the norm kernels: per-channel constants, and the loops over runs and channels.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "cpu/pixels.h"
@@ -82,8 +83,9 @@ struct Norm {
   double r(int64_t gc) const { return 1 / std::sqrt(static_cast<double>(var[gc]) + in.eps); }
   template <class Lanes>
   Affine<T> affine(Lanes lanes, int64_t gc) const {
+    const T threshold = in.linear ? std::numeric_limits<T>::quiet_NaN() : T{0};
     return {lanes.load(mean + gc), slope.load(0, lanes, gc),
-            lanes.load(static_cast<const T*>(in.bias) + gc)};
+            lanes.load(static_cast<const T*>(in.bias) + gc), Vec<T>{} + threshold};
   }
 };
 

@@ -1,4 +1,4 @@
-// Runs of pixels of channels-last images, and ReLU with pooling over a run, forward and backward.
+// Runs of pixels of channels-last images, and ReLU and pooling over a run, forward and backward.
 #pragma once
 
 #include <algorithm>
@@ -9,13 +9,16 @@
 
 namespace fastmeta::cpu::FM_ISA {
 
-// y = slope (x - mean) + bias, for a vector of channels.
+// y = slope (x - mean) + bias, for a vector of channels, and perhaps ReLU.
 template <class T>
 struct Affine {
   Vec<T> mean;
   Vec<T> slope;
   Vec<T> bias;
+  Vec<T> threshold;  // zero; without ReLU NaN, to which nothing compares as less or equal
   Vec<T> y(Vec<T> d) const { return slope * d + bias; }
+  // `value` where y is above the threshold. NaN stays NaN.
+  Vec<T> passed(Vec<T> y, Vec<T> value) const { return y <= threshold ? Vec<T>{} : value; }
 };
 
 // Splits the pixels into runs, short enough for sums in T: with pooling, two rows of an image (or
@@ -61,7 +64,7 @@ template <class T, class Lanes, class Body>
   const int64_t end = std::min(begin + runs.kPixels, (run / runs.count + 1) * runs.pixels);
   const auto pixel = [&](int64_t at, auto chain) {
     const Vec<T> d = lanes.load(x + at) - f.mean;
-    body(at, d, dz ? where_positive(f.y(d), lanes.load(dz + at)) : Vec<T>{}, chain);
+    body(at, d, dz ? f.passed(f.y(d), lanes.load(dz + at)) : Vec<T>{}, chain);
   };
   int64_t p = begin;
   for (; p + 2 <= end; p += 2) {
@@ -103,7 +106,7 @@ template <class T, class Lanes, class Body>
           d.pixel[k] = lanes.load(x + at + runs.in_window(k)) - f.mean;
           y.pixel[k] = f.y(d.pixel[k]);
         }
-        if (dz) dy = placed(y, where_positive(largest(y), lanes.load(dz + z)));
+        if (dz) dy = placed(y, f.passed(largest(y), lanes.load(dz + z)));
         body(at + runs.in_window(0), d.pixel[0], dy.pixel[0], First{});
         body(at + runs.in_window(1), d.pixel[1], dy.pixel[1], Second{});
         body(at + runs.in_window(2), d.pixel[2], dy.pixel[2], First{});
@@ -112,14 +115,14 @@ template <class T, class Lanes, class Body>
       [&](int64_t at) { body(at, lanes.load(x + at) - f.mean, Vec<T>{}, First{}); });
 }
 
-// Writes z of a run from value(at, d) of its pixels where y is positive (and the maximum of its
-// window).
+// Writes z of a run from value(at, d) of its pixels where ReLU passes y (and y is the maximum of
+// its window).
 template <class T, class Lanes, class Value>
 [[gnu::always_inline]] inline void write_z(const Runs<false>& runs, int64_t run, Lanes lanes,
                                            const T* x, T* z, const Affine<T>& f,
                                            const Value& value) {
   each_pixel<T>(runs, run, lanes, x, nullptr, f, [&](int64_t at, Vec<T> d, Vec<T>, auto) {
-    lanes.store(z + at, where_positive(f.y(d), value(at, d)));
+    lanes.store(z + at, f.passed(f.y(d), value(at, d)));
   });
 }
 template <class T, class Lanes, class Value>
@@ -135,7 +138,7 @@ template <class T, class Lanes, class Value>
           y.pixel[k] = f.y(d);
           values.pixel[k] = value(at + runs.in_window(k), d);
         }
-        lanes.store(z + to, where_positive(largest(y), picked(y, values)));
+        lanes.store(z + to, f.passed(largest(y), picked(y, values)));
       },
       [](int64_t) {});
 }

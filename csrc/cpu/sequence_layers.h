@@ -120,7 +120,7 @@ struct Convolution {
   }
 };
 
-// BatchNorm, ReLU and perhaps 2x2 max-pooling.
+// BatchNorm, perhaps ReLU, and perhaps 2x2 max-pooling.
 template <class T>
 struct Norm {
   static NormInput input(const At<T>& at, const T* x) {
@@ -132,10 +132,11 @@ struct Norm {
             in.h,
             in.w,
             at.layer.number,
-            static_cast<int32_t>(at.layer.option),
+            (at.layer.option & kNormPools) != 0,
             x,
             at.weight(at.theta),
-            at.bias(at.theta)};
+            at.bias(at.theta),
+            (at.layer.option & kNormLinear) != 0};
   }
   static T* mean(const At<T>& at) { return at.stats + at.layer.stats; }
   static T* var(const At<T>& at) { return mean(at) + at.layer.in.c; }

@@ -94,8 +94,10 @@ class Reader {
         break;
       }
       case LayerKind::norm:
+        FM_LAYER(layer.option >= 0 && layer.option <= kNormLinear,
+                 "a normalisation with pooling has ReLU.");
         FM_LAYER(
-            l > 0 && image && (!layer.option || (in.h > 1 && in.w > 1)),
+            l > 0 && image && (!(layer.option & kNormPools) || (in.h > 1 && in.w > 1)),
             "a normalisation follows another layer, and with pooling takes 2x2 pixels or more.");
         for (int64_t i = 0; i < 2 * layer.sets; ++i) vector(l, fields[2] + i, in.c);
         FM_LAYER(fields[3] == fields[2] + 1, "its bias must be the parameter after its weight.");

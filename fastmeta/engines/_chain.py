@@ -107,12 +107,9 @@ class ChainReader:
         module, chain = leaves[at], self._chain
         norms: list[Any] = list(module.steps) if type(module) is PerStepBatchNorm2d else [module]
         first = norms[0]
-        length = block_length([first, *leaves[at + 1 : at + 3]], 0)
-        if not length:
-            return (
-                "a BatchNorm2d does not use batch statistics with an affine transform, or no ReLU "
-                "follows it"
-            )
+        if not uses_batch_statistics(first):
+            return "a BatchNorm2d does not use batch statistics with an affine transform"
+        block = block_length([first, *leaves[at + 1 : at + 3]], 0)  # 0 where no ReLU follows
         alike = all(
             is_plain(norm)
             and uses_batch_statistics(norm)
@@ -123,15 +120,15 @@ class ChainReader:
         channels, *size = chain.shape
         if not alike or not chain.layers or len(size) != 2:
             return "a BatchNorm2d does not fit the layer before it, or others of its inner steps"
-        pixels, pool = size[0] * size[1], length == 3
+        pixels, pool = size[0] * size[1], block == 3
         if pool:
             if min(size) < 2:
                 return "2x2 max-pooling of a map of less than 2x2 pixels"
             chain.shape = (channels, size[0] // 2, size[1] // 2)
         chain.norms.append(ChainNorm(norms, pixels))
-        layer = SequenceLayer("norm", pool=pool, eps=first.eps, sets=len(norms))
+        layer = SequenceLayer("norm", relu=block > 0, pool=pool, eps=first.eps, sets=len(norms))
         added = self._add(layer, *norms)
-        return added if isinstance(added, str) else length
+        return added if isinstance(added, str) else max(block, 1)
 
     def _add(self, layer: SequenceLayer, *modules: Any) -> int | str:
         """Adds a layer with the parameters of modules, which must follow one another."""

@@ -35,15 +35,17 @@ class SequenceEngine(Engine):
     By [`fastmeta.ops.sequence_step`][], which computes the meta-gradients of `Exact`, `Recursion`,
     `GSL` and `FirstOrder`. Suitable for a chain of 3x3 convolutions (padding 1, stride
     1 or 2, not too wide), `BatchNorm2d` with batch statistics or
-    [`PerStepBatchNorm2d`][fastmeta.models.PerStepBatchNorm2d], each followed by `ReLU`,
-    activations, 2x2 pooling, a global mean, `Flatten` and `Linear`, in a (nested) `nn.Sequential`,
+    [`PerStepBatchNorm2d`][fastmeta.models.PerStepBatchNorm2d], activations, 2x2 pooling, a global
+    mean, `Flatten` and `Linear`, in a (nested) `nn.Sequential`,
     [`Conv4`][fastmeta.models.Conv4], or a module whose `forward` calls such layers in turn. Such a
     `forward` is traced by `torch.fx` and not run any more, so that its side effects are left out;
     its layers are compared with it once. No hooks or parametrizations, every parameter trained, a
     loss of torch with default options.
 
     Its memory, which is kept from one meta-step to the next, is on the CPU that of the tasks that
-    run at the same time: one per thread, if there are more than half as many tasks as threads.
+    run at the same time: one per thread, if there are more than half as many tasks as threads. The
+    outputs of a first convolution of up to four channels before a `BatchNorm2d`, the largest ones,
+    are computed again where they are needed.
 
     On CUDA all tasks run at once. The second meta-batch of the same shapes is captured in a CUDA
     graph, which later ones replay; the graphs of up to eight kinds of meta-batches are kept, in one

@@ -12,8 +12,10 @@ from typing_extensions import override
 from fastmeta.backend import kernels
 from fastmeta.ops._activations import activate, curvature, slope
 from fastmeta.ops._sequence_affine import Convolution, Gradients, Layer, Linear
+from fastmeta.reference.sequence import SequenceLayer
 
 aten = torch.ops.aten
+_CHANNEL = (0, 2, 3)  # the dimensions of its values
 
 
 class Norm(Layer):
@@ -56,6 +58,47 @@ class Norm(Layer):
     def _adjoint(self, dy: Tensor) -> Gradients:
         dx, *grads = kernels.norm_backward.default(dy, *self.inputs)
         return dx, [g.view_as(p) for g, p in zip(grads, self.params, strict=True)]
+
+
+class PlainNorm(Norm):
+    """Batch normalisation alone, in the terms of csrc/include/fastmeta/norm.h."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        self.var, self.mean = torch.var_mean(x, _CHANNEL, correction=0)
+        weight, bias = (p.flatten() for p in self.params)
+        self.r = (self.var + self.spec.eps).rsqrt()
+        self.s = weight * self.r
+        self.h = (x - _wide(self.mean)) * _wide(self.r)
+        self.count = x.numel() // len(weight)
+        return self.h * _wide(weight) + _wide(bias)
+
+    @override
+    def tangent(self, u: Tensor | None, v: Sequence[Tensor] | None) -> Tensor:
+        h, dy, r, s = self.h, self.dy, self.r, self.s
+        u = torch.zeros_like(h) if u is None else u
+        p, q = (torch.zeros_like(r) if v is None else v[i].flatten() for i in range(2))
+        mean_u, mean_dy = u.mean(_CHANNEL), dy.mean(_CHANNEL)
+        b, c = (u * h).mean(_CHANNEL), (dy * h).mean(_CHANNEL)
+        rest = (u * dy).mean(_CHANNEL) - mean_u * mean_dy - b * c
+        k_u, k_y = -s * r * c, p * r - s * r * b
+        k_h = -s * r * rest - k_u * b - k_y * c
+        dx = _wide(k_u) * u + _wide(k_y) * dy + _wide(k_h) * h
+        dx -= _wide(k_u * mean_u + k_y * mean_dy)
+        self.more = dx, (self.count * r * rest).view_as(self.params[0])
+        return _wide(s) * u + _wide(p - s * b) * h + _wide(q - s * mean_u)
+
+    @override
+    def _adjoint(self, dy: Tensor) -> Gradients:
+        mean, along = dy.mean(_CHANNEL), (dy * self.h).mean(_CHANNEL)
+        dx = _wide(self.s) * (dy - _wide(mean) - self.h * _wide(along))
+        grads = (self.count * along, self.count * mean)
+        return dx, [g.view_as(p) for g, p in zip(grads, self.params, strict=True)]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """One value per channel, to be broadcast over its pixels."""
+    return values[:, None, None]
 
 
 class Activation(Layer):
@@ -128,8 +171,14 @@ class MeanPool(Layer):
         return aten.avg_pool2d_backward.default(dy, self.x, *how), []
 
 
+def layer_of(spec: SequenceLayer, params: Sequence[Tensor]) -> Layer:
+    """A layer with its parameters, see `Layer`."""
+    alone = spec.kind == "norm" and not spec.relu
+    return PlainNorm(spec, params) if alone else _LAYERS[spec.kind](spec, params)
+
+
 # By the names in fastmeta.reference.sequence.KINDS.
-LAYERS: dict[str, type[Layer]] = {
+_LAYERS: dict[str, type[Layer]] = {
     "conv": Convolution,
     "norm": Norm,
     "activation": Activation,

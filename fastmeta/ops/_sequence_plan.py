@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.ops._sequence_affine import Layer
-from fastmeta.ops._sequence_layers import LAYERS, Norm
+from fastmeta.ops._sequence_layers import Norm, layer_of
 from fastmeta.ops._sequence_losses import LOSSES
 from fastmeta.reference.sequence import SequenceLayer
 
@@ -121,7 +121,7 @@ class Evaluation:
         self._layers: list[tuple[range, Layer]] = []
         for layer in plan.layers:
             own = _own_params(layer, step)
-            self._layers.append((own, LAYERS[layer.kind](layer, [theta[i] for i in own])))
+            self._layers.append((own, layer_of(layer, [theta[i] for i in own])))
             x = self._layers[-1][1].forward(x)
         self._loss = LOSSES[plan.loss](x, y)
         self.output, self.loss = x, self._loss.value

@@ -101,7 +101,8 @@ def sequence_step(
     Not differentiable: it is itself the gradient. On the CPU, tasks run in parallel over threads,
     one thread each, if there are more than half as many as threads; else one after the other, each
     over all threads. The result does not depend on their number. Each thread keeps the activations
-    of a query pass and, for a reverse sweep, those of all inner steps with their gradients.
+    of a query pass and, for a reverse sweep, those of all inner steps with their gradients; those
+    of a first convolution of up to four channels before a normalisation are computed again.
 
     On CUDA all tasks run at once: convolutions are those of cuDNN with one group per task, matrix
     products those of cuBLAS, in the precision that torch is set to; normalisations are our kernels.
@@ -275,7 +276,7 @@ def _encoded(layers: Sequence[SequenceLayer]) -> tuple[list[int], list[float]]:
         activation = id_of(_ACTIVATION_IDS, layer.activation, "activation")
         option = {
             "conv": layer.stride,
-            "norm": int(layer.pool),
+            "norm": layer.pool + 2 * (not layer.relu),
             "activation": activation,
             "linear": 0,
         }.get(layer.kind, layer.window or 0)

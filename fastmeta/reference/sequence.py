@@ -21,13 +21,14 @@ class SequenceLayer(NamedTuple):
 
     Attributes:
         kind: `"conv"`, a 3x3 convolution with padding 1; `"norm"`, batch normalisation with batch
-            statistics, ReLU and perhaps 2x2 max-pooling; `"activation"`; `"max_pool"` or
+            statistics, then perhaps ReLU and 2x2 max-pooling; `"activation"`; `"max_pool"` or
             `"mean_pool"`, with windows as wide as their stride; or `"linear"`, which flattens.
         weight: index of its weight in the parameters; its bias, if it has one, is the next.
         bias: whether it has a bias. `"norm"` always has.
         stride: of a convolution, 1 or 2.
         window: width of the windows of pooling; `None` for a mean over the map.
-        pool: whether `"norm"` ends with max-pooling.
+        relu: whether ReLU is part of `"norm"`.
+        pool: whether `"norm"` ends with max-pooling, which needs ReLU.
         eps: of `"norm"`.
         sets: of `"norm"`: one weight and bias per inner step, one after the other; further steps
             and the query set have the last.
@@ -40,6 +41,7 @@ class SequenceLayer(NamedTuple):
     bias: bool = True
     stride: int = 1
     window: int | None = None
+    relu: bool = True
     pool: bool = False
     eps: float = 1e-5
     sets: int = 1
@@ -108,5 +110,6 @@ def _run(layer: SequenceLayer, params: Sequence[Tensor], x: Tensor, step: int) -
         return F.conv2d(x, weight, bias, layer.stride, padding=1)
     if layer.kind == "linear":
         return F.linear(x.flatten(1), weight, bias)
-    x = F.relu(F.batch_norm(x, None, None, weight, bias, True, eps=layer.eps))
+    x = F.batch_norm(x, None, None, weight, bias, True, eps=layer.eps)
+    x = F.relu(x) if layer.relu else x
     return F.max_pool2d(x, 2) if layer.pool else x

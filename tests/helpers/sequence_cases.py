@@ -39,11 +39,11 @@ class Network:
         params = [weight, 0.3 * torch.randn(out)] if bias else [weight]
         return self._add(Layer("conv", bias=bias, stride=stride), *params)
 
-    def norm(self, pool: bool = False, sets: int = 1) -> Network:
+    def norm(self, pool: bool = False, sets: int = 1, relu: bool = True) -> Network:
         params = []
         for _ in range(sets):
             params += [0.5 + torch.rand(self.channels), 0.3 * torch.randn(self.channels)]
-        return self._add(Layer("norm", pool=pool, sets=sets, eps=1e-3), *params)
+        return self._add(Layer("norm", relu=relu, pool=pool, sets=sets, eps=1e-3), *params)
 
     def act(self, activation: str) -> Network:
         return self._add(Layer("activation", activation=activation, slope=0.1))
@@ -86,6 +86,11 @@ _NETWORKS = {
     "odd pools": lambda: (
         Network(1, 11, 7).conv(3).act("silu").pool("max_pool", 3).act("elu")
         .pool("mean_pool", 2).linear(3, bias=False)
+    ),
+    "normalisations without ReLU": lambda: (
+        Network(2, 7, 8).conv(4).norm(relu=False).act("leaky_relu").conv(17)
+        .norm(sets=2, relu=False).act("gelu").pool("max_pool", 2).conv(3).norm(relu=False)
+        .linear(36)
     ),
     "features": lambda: Network(9).linear(9, 18).act("sigmoid").linear(18),
 }  # fmt: skip

@@ -40,6 +40,7 @@ struct NormInput {
   const void* x;
   const void* weight;  // (groups, c), like all below without a comment
   const void* bias;
+  bool linear = false;  // without ReLU; on the CPU alone
 };
 
 struct NormForwardArgs {

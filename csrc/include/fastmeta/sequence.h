@@ -14,6 +14,10 @@ namespace fastmeta {
 enum class LayerKind : int { conv, norm, activation, max_pool, mean_pool, linear };
 constexpr int64_t kLayerKinds = 6;
 
+// Flags of normalisations.
+constexpr int64_t kNormPools = 1;   // 2x2 max-pooling is part of it
+constexpr int64_t kNormLinear = 2;  // ReLU is not; then without pooling
+
 // Activations of their own; the first are those of activation.h.
 constexpr int64_t kLeakyRelu = 7;
 
@@ -30,8 +34,8 @@ struct LayerMap {
 
 struct SequenceLayer {
   LayerKind kind;
-  // conv: stride. norm, which ReLU follows: 1 if 2x2 max-pooling follows, too. activation: which.
-  // pools: width of the windows; 0 for a mean over the map.
+  // conv: stride. norm: flags of what follows, see below. activation: which. pools: width of the
+  // windows; 0 for a mean over the map.
   int64_t option;
   double number;   // norm: eps; leaky ReLU: the slope of its negative part
   int64_t weight;  // offset in the parameters; -1 without

@@ -26,7 +26,7 @@ inline LayerMap output_of(const SequenceLayer& layer, const LayerMap& in, int64_
       out.w = (in.w - 1) / layer.option + 1;
       break;
     case LayerKind::norm:
-      if (!layer.option) return in;
+      if (!(layer.option & kNormPools)) return in;
       out.h = in.h / 2;
       out.w = in.w / 2;
       break;
