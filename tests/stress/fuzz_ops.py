@@ -47,11 +47,8 @@ def places(args: list[Any]) -> Iterator[Place]:
             yield from places(arg)
 
 
-# Types of arguments and results; and the meta-step of a convolutional network, which has its own
-# tests of invalid arguments in tests/ops/test_sequence.py.
-NOT_CALLED = {"HeadSimilarity", "MlpStep", "SequenceLayer", "SequenceStep", "Workspace"} | {
-    "sequence_step"
-}
+# Types of arguments and results.
+NOT_CALLED = {"HeadSimilarity", "MlpStep", "SequenceLayer", "SequenceStep", "Workspace"}
 OTHER_DTYPES = (*DTYPES, torch.int64, torch.bool, torch.complex64)
 OTHER_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "vector": lambda t: t.detach().reshape(-1),

@@ -12,7 +12,8 @@ from torch import Tensor
 from fastmeta import ops, reference
 from fastmeta.reference import accumulation_dtype
 from fastmeta.reference.mlp import ACTIVATIONS
-from tests.stress.op_tensors import DTYPES, SOLID, WIDE, Call, Draw, tensor
+from tests.helpers.sequence_cases import Network, examples
+from tests.stress.op_tensors import DTYPES, LAYOUTS, SOLID, WIDE, Call, Draw, tensor
 
 
 def _images(draw: Draw, groups: int, dtype: torch.dtype) -> Tensor:
@@ -85,6 +86,56 @@ def mlp_step(draw: Draw) -> Call:
         return [t for t in reference.mlp_step(*tensors, lr=float(lr), **how) if t is not None]
 
     return Call(op, reference_op, [params, *data, 0.02], smooth=False)
+
+
+def _network(draw: Draw, smooth: bool) -> Network:
+    """A chain of layers; a smooth one without ReLU, max-pooling and normalisation."""
+    c, *size = (draw(st.integers(1, limit)) for limit in (5, 9, 9))
+    net = Network(c, *size)
+    for _ in range(draw(st.integers(1, 3))):
+        stride = draw(st.integers(1, 2))
+        net.conv(draw(st.integers(1, 18)), stride, draw(st.booleans()))
+        size = [(n - 1) // stride + 1 for n in size]
+        pools = min(size) > 1 and draw(st.booleans())
+        if smooth:
+            net.act(draw(st.sampled_from(["gelu", "tanh", "silu"])))
+        else:
+            relu, fused = draw(st.booleans()), draw(st.booleans())
+            net.norm(relu and pools and fused, draw(st.integers(1, 3)), relu)
+        if pools:
+            size = [n // 2 for n in size]
+            if not net.layers[-1].pool:
+                net.pool("mean_pool" if smooth else "max_pool", 2)
+    return net.linear(net.channels * size[0] * size[1], bias=draw(st.booleans()))
+
+
+def sequence_step(draw: Draw) -> Call:
+    smooth, loss = draw(st.booleans()), draw(st.sampled_from(["mse", "cross_entropy"]))
+    # In float32, and for images of equal pixels, rounding decides about ReLU and maxima.
+    dtype = draw(st.sampled_from(WIDE)) if smooth else torch.float64
+    net, layouts = _network(draw, smooth), list(LAYOUTS)
+    params = [LAYOUTS[draw(st.sampled_from(SOLID))](p.to(dtype)) for p in net.params]
+    shots = (draw(st.integers(2, 9)), draw(st.integers(2, 9)))
+    data = examples(net, loss, draw(st.integers(1, 4)), shots, dtype)
+    data[::2] = [LAYOUTS[draw(st.sampled_from(layouts))](x) for x in data[::2]]
+    masks = st.lists(st.booleans(), min_size=len(params), max_size=len(params))
+    how: dict[str, Any] = {
+        **{"layers": net.layers, "loss": loss, "steps": draw(st.integers(0, 3))},
+        "differentiated": draw(st.lists(masks, min_size=1)),
+        **{name: draw(st.sampled_from([0.0, 0.5, 1.0])) for name in ("lam_d", "lam_c", "lam_2")},
+    }
+
+    def op(*args: Any) -> list[Tensor]:
+        *tensors, lr = args
+        found = ops.sequence_step(*tensors, lr=lr, record_inner=how["steps"] > 0, **how)
+        return [t for t in found[:-1] if isinstance(t, Tensor)]  # without the statistics
+
+    @torch.enable_grad()
+    def reference_op(*args: Any) -> list[Tensor]:
+        *tensors, lr = args
+        return [t for t in reference.sequence_step(*tensors, lr=float(lr), **how) if t is not None]
+
+    return Call(op, reference_op, [params, *data, 0.02], smooth=False, corruptible=smooth)
 
 
 def head_similarity(draw: Draw) -> Call:

@@ -27,6 +27,7 @@ from tests.stress.network_calls import (
     conv3x3,
     head_similarity,
     mlp_step,
+    sequence_step,
 )
 from tests.stress.op_tensors import (
     DTYPES,
@@ -296,6 +297,6 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         hvp_radius,
         *(adamw_adjoint, adamw_step, inner_step, inner_step_),
         *(mean_similarity, mlp_step, pack, pack_, pair_cosines, pair_distances, row_similarity),
-        unpack_,
+        *(sequence_step, unpack_),
     )
 }

@@ -29,7 +29,7 @@ def test_three_kills() -> None:
 
 
 def test_ops_with_random_and_invalid_arguments() -> None:
-    assert "of 31 ops" in run("fuzz_ops", "--examples", "10")
+    assert "of 32 ops" in run("fuzz_ops", "--examples", "10")
 
 
 def test_corrupt_and_malicious_data_files() -> None:
