@@ -44,7 +44,7 @@ inline LayerMap output_of(const SequenceLayer& layer, const LayerMap& in, int64_
   return out;
 }
 
-// Scratch of a layer's passes over n examples, and of its tangents over s of the support set.
+// Scratch of a layer's passes over n examples, and of its tangents over s, if there are any.
 inline int64_t scratch_of(const SequenceLayer& layer, int64_t n, int64_t s) {
   const int64_t in = layer.in.size(), out = layer.out.row, row = whole_vectors(in);
   switch (layer.kind) {
@@ -117,7 +117,7 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   plan.probabilities = take(most * last.out.row);
   int64_t scratch = 0;
   for (int64_t l = 0; l < args.depth; ++l)
-    scratch = std::max(scratch, scratch_of(args.layers[l], most, s));
+    scratch = std::max(scratch, scratch_of(args.layers[l], most, plan.kept ? s : 0));
   plan.scratch = take(scratch);
   return plan;
 }
