@@ -50,9 +50,9 @@ AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
 def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bool:
     if tasks == "sine" and IMAGES_ALONE.intersection([metagrad, aggregation]):
         return False
-    # Aggregations see the same rows of these as of others, with support gradients for "agreement".
-    rows = {"leap", "warpgrad"}.intersection([adaptation, metagrad])
-    if rows and aggregation not in ("agreement", "mean"):
+    # Aggregations see the same rows of these as of others.
+    restricted = bool({"leap", "warpgrad"}.intersection([adaptation, metagrad]))
+    if restricted and aggregation not in ("agreement", "mean"):
         return False
     if adaptation not in CLOSED_FORM:
         return metagrad not in DERIVED or adaptation == "sgd" or aggregation == "mean"

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from fastmeta import CoLearner, MetaLearner, TaskBatch
 from fastmeta.adaptation import SGD, Adam, Adaptation, LayerPattern, MetaSGD
-from fastmeta.aggregation import Mean
+from fastmeta.aggregation import GradientAgreement, Mean
 from fastmeta.learners import build
 from fastmeta.metagrad import Exact, FirstOrder, Leap, MetaGradient, Reptile, WarpGrad
 from fastmeta.models import MLP, Conv4
@@ -141,8 +141,9 @@ def test_the_approximation_is_first_order_maml_on_average_over_steps() -> None:
 def test_stacked_tasks(initialisation: Any, approximate: bool) -> None:
     module, batch, found = stirred("conv4"), tasks(), []
     for engine in ("loop", "batched"):
-        model = learner(module, WarpGrad(initialisation, approximate), engine=engine)
-        flat, result = model.meta_gradient(batch)
+        metagrad = WarpGrad(initialisation, approximate)
+        options = {"engine": engine, "aggregation": GradientAgreement()}  # of support gradients
+        flat, result = learner(module, metagrad, **options).meta_gradient(batch)
         found.append((flat, *vars(result).values()))
     for loop, batched in zip(*found, strict=True):
         torch.testing.assert_close(batched, loop, rtol=1e-9, atol=1e-11)
