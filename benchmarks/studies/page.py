@@ -14,6 +14,8 @@ from benchmarks.studies.plan import Row, Table
 
 _HEAD = ("method", "{metric}", "seeds", "time per step", "peak memory", "cos to exact", "published")
 
+_AXES = {"accuracy": "accuracy, %", "mse": "mean squared error", "psnr": "PSNR, dB"}
+
 
 class Score(NamedTuple):
     """Score of a row over its seeds.
@@ -23,7 +25,7 @@ class Score(NamedTuple):
         ci95: half the width of the 95 % interval of that mean, over test tasks.
         spread: standard deviation between seeds, 0 for one seed.
         seeds: number of seeds.
-        metric: ``"accuracy"`` or ``"mse"``.
+        metric: ``"accuracy"``, ``"mse"`` or ``"psnr"``.
     """
 
     mean: float
@@ -100,7 +102,7 @@ def _costs(row: Row, costs: dict[str, dict[str, str]], reference: str) -> list[s
 
 def _show(score: Score) -> str:
     factor, unit = (100, " %") if score.metric == "accuracy" else (1, "")
-    digits = 2 if score.metric == "accuracy" else 4
+    digits = 4 if score.metric == "mse" else 2
     spread = f", sd {factor * score.spread:.{digits}f}" if score.seeds > 1 else ""
     return f"{factor * score.mean:.{digits}f} ± {factor * score.ci95:.{digits}f}{spread}{unit}"
 
@@ -127,7 +129,7 @@ def _draw(table: Table, scores: dict[str, Score], path: Path) -> None:
         axes.errorbar(factor * score.mean, place, xerr=error, fmt="o", color="#2a7f62", capsize=3)
     labels = [_wrapped(_label(table, table.rows[n]), 52) for n in reversed(scores)]
     axes.set_yticks(range(len(scores)), labels, fontsize=8)
-    axes.set_xlabel("accuracy, %" if factor == 100 else "mean squared error")
+    axes.set_xlabel(_AXES[next(iter(scores.values())).metric])
     figure.suptitle(_wrapped(table.title, 70), fontsize=11)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fastmeta.adaptation.adam import Adam, AdamW
 from fastmeta.adaptation.alfa import ALFA
-from fastmeta.adaptation.base import Adaptation
+from fastmeta.adaptation.base import Adaptation, SupportLoss
 from fastmeta.adaptation.closed_form import ClosedForm, Fit, fit_task, without_loop
 from fastmeta.adaptation.heads import KernelHead, RidgeHead
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
@@ -13,6 +13,7 @@ from fastmeta.adaptation.meta_sgd import MetaSGD, lslr
 from fastmeta.adaptation.muon import Muon
 from fastmeta.adaptation.ntk import NTK
 from fastmeta.adaptation.proximal import ProximalSGD
+from fastmeta.adaptation.pruned_support import PrunedSupport, pruned_support_by_name
 from fastmeta.adaptation.rmsprop import RMSprop
 from fastmeta.adaptation.scalar_rate import ScalarRate
 from fastmeta.adaptation.sgd import SGD
@@ -47,6 +48,7 @@ ADAPTATIONS: Registry[Callable[..., Adaptation]] = Registry(
         **pattern_adaptations(_ALL_LAYERS),
         "kernel-head": without_loop(KernelHead),
         "ntk": without_loop(NTK),
+        "pruned-support": pruned_support_by_name(_ALL_LAYERS),
         "ridge-head": without_loop(RidgeHead),
     },
 )
@@ -74,11 +76,13 @@ __all__ = [
     "MetaSGD",
     "Muon",
     "ProximalSGD",
+    "PrunedSupport",
     "Pullback",
     "RMSprop",
     "RidgeHead",
     "ScalarRate",
     "Scheduled",
+    "SupportLoss",
     "Tape",
     "ThroughGrads",
     "fit_task",

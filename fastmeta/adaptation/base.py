@@ -11,6 +11,38 @@ from torch import Tensor
 
 from fastmeta._checks import check_integer, check_positive
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
+from fastmeta.functional import Buffers, FunctionalModule, Loss
+from fastmeta.tasks import Examples
+
+
+class SupportLoss(ABC):
+    """The support loss of an inner step, where it is not that of all support examples."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: FunctionalModule,
+        loss: Loss,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Examples,
+        y: Examples,
+        meta_training: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and outputs of one task, in place of `model.evaluate(loss, params, buffers, x, y)`.
+
+        A function of its arguments and torch's random numbers: a reverse sweep repeats it.
+
+        Args:
+            model: the module as a function of its parameters.
+            loss: of the learner.
+            params: the fast weights.
+            buffers: the task's copy of the module's buffers; updated.
+            x: support inputs.
+            y: support targets.
+            meta_training: whether this is a meta-step; `False` in `adapt`, `predict` and
+                `evaluate`.
+        """
 
 
 class Adaptation(ABC):
@@ -23,6 +55,7 @@ class Adaptation(ABC):
         steps: number of inner steps during meta-training.
         rates: what the adaptation learns together with the initialisation; nothing by default. A
             learner's optimizer needs leaves that require a gradient.
+        support_loss: replaces the loss of all support examples in a learner; `None` by default.
         task_batchable: whether `update`, `start` and `pullback` are element-wise in
             the parameters, so that those of `T` tasks can be stacked to `(T, *shape)`. Not
             inherited (a subclass may change that): each class states it in its own body; an
@@ -32,6 +65,7 @@ class Adaptation(ABC):
     task_batchable: bool = False
     steps: int
     rates: Sequence[Tensor] = ()
+    support_loss: SupportLoss | None = None
 
     @property
     def own_rates(self) -> Sequence[Tensor]:

@@ -54,6 +54,7 @@ class LayerPattern(Adaptation):
         self.inner = inner
         self.pattern = str(pattern)
         self.steps = inner.steps
+        self.support_loss = inner.support_loss
         self.task_batchable = (
             vars(type(inner)).get("task_batchable", False) and inner.task_batchable
         )

@@ -16,7 +16,7 @@ from fastmeta.adaptation.base import Adaptation
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 
 
-class _Wrapper(Adaptation):
+class Wrapper(Adaptation):
     """Another adaptation with a changed update.
 
     Args:
@@ -27,6 +27,7 @@ class _Wrapper(Adaptation):
         self.inner = inner
         self.steps = inner.steps
         self.rates = inner.rates
+        self.support_loss = inner.support_loss
 
     @property
     @override
@@ -60,7 +61,7 @@ class _Wrapper(Adaptation):
         return self.inner.start(params)
 
 
-class Clipped(_Wrapper):
+class Clipped(Wrapper):
     """Another adaptation, whose gradients are clipped by their global norm.
 
     As `torch.nn.utils.clip_grad_norm_`: all gradients are multiplied by
@@ -124,7 +125,7 @@ class Clipped(_Wrapper):
         return pullback
 
 
-class Scheduled(_Wrapper):
+class Scheduled(Wrapper):
     """Another adaptation, the steps of which are multiplied by a factor that changes.
 
     For all inner optimizers here that is a schedule of the learning rate; decoupled weight decay
@@ -188,8 +189,8 @@ class Groups(Adaptation):
         steps: the number of inner steps of all of them.
 
     Raises:
-        ValueError: if there are none, they differ in `steps`, or (from `bind`) a parameter matches
-            no pattern or a pattern no parameter.
+        ValueError: if there are none, they differ in `steps`, one chooses support examples, or
+            (from `bind`) a parameter matches no pattern or a pattern no parameter.
     """
 
     def __init__(self, groups: Mapping[str, Adaptation]) -> None:
@@ -197,6 +198,11 @@ class Groups(Adaptation):
         if len(counts) != 1:
             raise ValueError(
                 f"the adaptations of all groups must have the same steps; got {sorted(counts)}."
+            )
+        if any(a.support_loss is not None for a in groups.values()):
+            raise ValueError(
+                "all groups have one support loss, which the adaptation of none may choose. Choose "
+                "for all of them: PrunedSupport(Groups(...))."
             )
         self.groups = dict(groups)
         self.steps = counts.pop()

@@ -112,7 +112,7 @@ def list_datasets(data_root: str | None) -> str:
 def found_datasets(data_root: str | None) -> list[str]:
     """The datasets that need no files, and those with files in a folder."""
     root = _root(data_root)
-    return ["glyphs", "digits", "sine", *(datasets_in(root) if root else [])]
+    return ["glyphs", "digits", "image-regression", "sine", *(datasets_in(root) if root else [])]
 
 
 def _root(data_root: str | None) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastmeta.evaluation import ACCURACY, MSE
+from fastmeta.evaluation import ACCURACY, METRICS
 
 
 def score(results: Mapping[str, Any], which: str) -> str:
     """A score of `results.json`, as text."""
-    metric = ACCURACY if results["metric"] == ACCURACY.name else MSE
-    found = results[which]
+    metric, found = METRICS[results["metric"]], results[which]
     return f"{metric.show(found['mean'], found['ci95'])} over {found['tasks']} tasks"
 
 

@@ -26,6 +26,8 @@ from fastmeta.data.datasets.registry import (
 from fastmeta.data.feature_dataset import FeatureDataset
 from fastmeta.data.id_datasets import Graph, NodeDataset, TextDataset
 from fastmeta.data.image_dataset import ClassDataset, Normalization
+from fastmeta.data.image_regression import ImageRegression
+from fastmeta.data.label_texts import label_token_ids
 from fastmeta.data.prioritized import FeedbackSource, PrioritizedTasks
 from fastmeta.data.sampler import EpisodeSampler, TooFewError
 from fastmeta.data.sine import SineTasks
@@ -41,6 +43,7 @@ __all__ = [
     "FeatureDataset",
     "FeedbackSource",
     "Graph",
+    "ImageRegression",
     "Jitter",
     "NodeDataset",
     "Normalization",
@@ -53,6 +56,7 @@ __all__ = [
     "add_rotations",
     "class_splits",
     "datasets_in",
+    "label_token_ids",
     "load",
     "load_banking77",
     "load_cifar_fs",

@@ -29,14 +29,20 @@ class TaskRNG:
         total: number of tasks of the full meta-batch.
 
     Attributes:
+        index: of the meta-batch.
         tasks: number of tasks to draw for.
     """
 
     def __init__(self, seed: int, index: int, selected: range = range(1), total: int = 1) -> None:
         self._key = np.array([seed, index], dtype=np.uint64)
+        self.index = index
         self._selected, self._total = selected, total
         self._consumed = 0  # numbers, of all tasks
         self.tasks = len(selected)
+
+    def at(self, index: int) -> TaskRNG:
+        """The generator of another meta-batch, for the same tasks in it."""
+        return TaskRNG(int(self._key[0]), index, self._selected, self._total)
 
     def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Uniform numbers in `[low, high)` of shape `shape`, with 53 random bits each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,6 +42,12 @@ class EpisodeSampler(SeededSource):
         jitter: augmentation of training images; none by default.
         skip_small: whether to leave out classes with fewer than `shots + queries` examples;
             by default they are an error.
+        steps_per_task: meta-batches in a row whose tasks have the same classes, with examples drawn
+            anew, for methods that take several steps on a task.
+        label_ids: `(classes, L)`, the token ids of a text for each class of the dataset, as of
+            [`fastmeta.data.label_token_ids`][], for networks that read them. An input is then a
+            mapping of `"ids"` to the example and `"labels"` to the texts `(ways, L)` of the
+            classes of its task.
 
     Each meta-batch has `support_x` `(T, N*K, *input)` and `query_x` `(T, N*Q, *input)`,
     with `support_y` `(T, N*K)` and `query_y` `(T, N*Q)`, int64. An input is an image
@@ -63,6 +71,8 @@ class EpisodeSampler(SeededSource):
         device: torch.device | str | None = None,
         jitter: Jitter | None = None,
         skip_small: bool = False,
+        steps_per_task: int = 1,
+        label_ids: Tensor | None = None,
     ) -> None:
         super().__init__(tasks=tasks, shots=shots, queries=queries, seed=seed, length=length)
         self._counts = np.array([len(i) for i in dataset.class_indices], dtype=np.int64)
@@ -73,6 +83,14 @@ class EpisodeSampler(SeededSource):
         self._classes = np.flatnonzero(large)
         self.dataset = dataset if device is None else dataset.to(device)
         self.ways = ways
+        check_integer("steps_per_task", steps_per_task, 1)
+        self.steps_per_task = steps_per_task
+        if label_ids is not None and (label_ids.dim() != 2 or len(label_ids) != len(self._counts)):
+            raise ValueError(
+                f"label_ids must be (classes, L) for the {len(self._counts)} classes of the "
+                f"dataset; got {tuple(label_ids.shape)}."
+            )
+        self.label_ids = None if label_ids is None else label_ids.to(self.dataset.device)
         self.jitter = jitter
         self._indices: NDArray[np.int64] = torch.cat(dataset.class_indices).numpy()
         self._starts = self._counts.cumsum() - self._counts
@@ -89,7 +107,10 @@ class EpisodeSampler(SeededSource):
     def _draw(self, rng: TaskRNG) -> TaskBatch:
         examples = self.shots + self.queries
         populations = np.full(rng.tasks, len(self._classes), dtype=np.int64)
-        ids = self._classes[rng.sample(populations, self.ways)]
+        drawn = rng.sample(populations, self.ways)
+        if self.steps_per_task > 1:
+            drawn = rng.at(rng.index // self.steps_per_task).sample(populations, self.ways)
+        ids = self._classes[drawn]
         classes = ids.reshape(-1)
         chosen = rng.sample(self._counts[classes], examples)
         indices = self._indices[self._starts[classes, None] + chosen]
@@ -101,10 +122,16 @@ class EpisodeSampler(SeededSource):
         if self.jitter:
             inputs = self.jitter.apply(inputs, rng)
         split = self.ways * self.shots
+        parts: list[Any] = [inputs[:, :split], inputs[:, split:]]
+        if self.label_ids is not None:
+            labels = self.label_ids[received[:, : self.ways]].unsqueeze(1)
+            sizes = (part.shape[1] for part in parts)
+            texts = [labels.expand(-1, size, -1, -1) for size in sizes]
+            parts = [{"ids": p, "labels": t} for p, t in zip(parts, texts, strict=True)]
         return TaskBatch(
-            support_x=inputs[:, :split],
+            support_x=parts[0],
             support_y=self._labels(rng.tasks, self.shots),
-            query_x=inputs[:, split:],
+            query_x=parts[1],
             query_y=self._labels(rng.tasks, self.queries),
             ids=received[:, : self.ways],
         )

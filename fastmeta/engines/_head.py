@@ -26,7 +26,8 @@ class HeadFinder:
     """
 
     def __init__(self, spec: StepSpec) -> None:
-        self._loss = loss_name(spec.loss)
+        chooses = spec.adaptation.support_loss is not None  # not all examples of the task
+        self._loss = None if chooses else loss_name(spec.loss)
         self._find = cache(spec.model.find_head)
 
     def of(self, targets: Examples, evaluate: EvaluateFeatures) -> SupportHead | None:

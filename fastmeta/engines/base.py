@@ -15,7 +15,7 @@ from fastmeta.aggregation import Aggregation
 from fastmeta.functional import Buffers, FunctionalModule, Loss
 from fastmeta.gradients import GradientBuffer
 from fastmeta.metagrad import MetaGradient, StepContext, TaskGradient
-from fastmeta.tasks import MetaBatch, RaggedTaskBatch
+from fastmeta.tasks import Examples, MetaBatch, RaggedTaskBatch
 
 ENGINES = ("auto", "loop", "batched", "mlp", "sequence", "compiled")
 """Values of the option `engine`."""
@@ -68,6 +68,20 @@ class StepSpec:
     adaptation: Adaptation
     metagrad: MetaGradient
     aggregation: Aggregation
+
+    def evaluate_support(
+        self,
+        params: Sequence[Tensor],
+        buffers: Buffers,
+        x: Examples,
+        y: Examples,
+        meta_training: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and outputs of an inner step on one task, see `fastmeta.adaptation.SupportLoss`."""
+        chosen = self.adaptation.support_loss
+        if chosen is None:
+            return self.model.evaluate(self.loss, params, buffers, x, y)
+        return chosen.evaluate(self.model, self.loss, params, buffers, x, y, meta_training)
 
     @property
     def needs_support_gradients(self) -> bool:

@@ -68,9 +68,8 @@ class BatchedEngine(Engine):
     ) -> tuple[Tensor, Tensor, Tensor]:
         spec, model, count = self.spec, self.spec.model, len(batch)
         stacked = {name: _stack_copies(b, count) for name, b in model.named_buffers()}
-        on_support = partial(model.evaluate, spec.loss)
         on_query = partial(model.evaluate_query, spec.loss)
-        support = _StackedTasks(on_support, stacked, batch.support_x, batch.support_y)
+        support = _StackedTasks(spec.evaluate_support, stacked, batch.support_x, batch.support_y)
         query = _StackedTasks(on_query, stacked, batch.query_x, batch.query_y)
 
         def with_features(

@@ -64,7 +64,7 @@ class LoopEngine(Engine):
         model, loss = self.spec.model, self.spec.loss
 
         def support(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            return model.evaluate(loss, params, buffers, task.support_x, task.support_y)
+            return self.spec.evaluate_support(params, buffers, task.support_x, task.support_y)
 
         def query(params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             return model.evaluate_query(loss, params, buffers, task.query_x, task.query_y)

@@ -45,7 +45,7 @@ class Metric:
     """A score of query outputs.
 
     Attributes:
-        name: `"accuracy"` or `"mse"`.
+        name: `"accuracy"`, `"mse"` or `"psnr"`.
         per_task: from outputs and targets, whose shapes begin with `(T, n_query)`, to `(T,)`.
         higher_is_better: whether a higher mean is better.
     """
@@ -78,14 +78,18 @@ class Metric:
         return new > old if self.higher_is_better else new < old
 
     def loss(self, new: float, old: float) -> float:
-        """How much worse `new` is, in percent of all queries (accuracy) or of `old` (mse)."""
-        return 100 * (old - new) if self.higher_is_better else 100 * (new / old - 1)
+        """How much worse `new` is, in percent of all queries (accuracy) or of `old` (others)."""
+        if self.name == "accuracy":
+            return 100 * (old - new)
+        return 100 * (1 - new / old if self.higher_is_better else new / old - 1)
 
     def show(self, mean: float, ci95: float | None = None) -> str:
         """A mean as text, such as `"97.31 ± 0.42 %"` or `"0.0312 ± 0.0021"`."""
         if self.name == "accuracy":
             interval = "" if ci95 is None else f" ± {100 * ci95:.2f}"
             return f"{100 * mean:.2f}{interval} %"
+        if self.name == "psnr":
+            return f"{mean:.2f}{'' if ci95 is None else f' ± {ci95:.2f}'} dB"
         return f"{mean:.4g}" if ci95 is None else f"{mean:.4g} ± {ci95:.2g}"
 
 
@@ -97,7 +101,15 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.mse_loss(outputs, targets, reduction="none").flatten(1).mean(1)
 
 
+def _psnr(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -10 * _squared_error(outputs, targets).log10()
+
+
 ACCURACY = Metric("accuracy", _accuracy, higher_is_better=True)
 """The fraction of queries whose largest output is that of their class."""
 MSE = Metric("mse", _squared_error, higher_is_better=False)
 """The mean squared error."""
+PSNR = Metric("psnr", _psnr, higher_is_better=True)
+"""The peak signal-to-noise ratio of values in [0, 1], in dB; the mean is over tasks."""
+METRICS = {metric.name: metric for metric in (ACCURACY, MSE, PSNR)}
+"""The metrics by name."""

@@ -46,7 +46,7 @@ def _adapt(
     def support(params: Sequence[Tensor]) -> Tensor:
         if head == "co-learner-alone":
             return model.evaluate_co_learner(spec.loss, params, buffers, x, y)
-        return model.evaluate(spec.loss, params, buffers, x, y)[0]
+        return spec.evaluate_support(params, buffers, x, y, meta_training=False)[0]
 
     with torch.enable_grad(), model.planned():
         if isinstance(adaptation := spec.adaptation, ClosedForm):

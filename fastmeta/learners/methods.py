@@ -169,6 +169,7 @@ class MethodSpec(NamedTuple):
     aggregation: str = "mean"
 
 
+MAMF = "mamf"
 METHODS: Registry[MethodSpec] = Registry(
     "method",
     {
@@ -181,11 +182,13 @@ METHODS: Registry[MethodSpec] = Registry(
         "fomaml": MethodSpec(metagrad="first-order"),
         "gradient-agreement": MethodSpec(aggregation="agreement"),
         "gradient-agreement-reptile": MethodSpec(metagrad="reptile", aggregation="agreement"),
+        "gradncp": MethodSpec(adaptation="pruned-support", metagrad="bootstrapped"),
         "gsl": MethodSpec(metagrad="gsl"),
         "imaml": MethodSpec(adaptation="proximal", metagrad="implicit"),
         "lambda": MethodSpec(adaptation="lambda"),
         "leap": MethodSpec(metagrad="leap"),
         "local-moml": MethodSpec(metagrad="local-moml"),
+        MAMF: MethodSpec(adaptation="adam", metagrad="first-order"),
         "maml": MethodSpec(),
         "maml++": MethodSpec(adaptation="lslr", metagrad="multi-step"),
         "meta-rkhs-i": MethodSpec(metagrad="joint-first-order"),
@@ -209,7 +212,7 @@ def build(
     loss: Loss,
     *,
     inner_lr: float,
-    inner_steps: int = 1,
+    inner_steps: int | None = None,
     adaptation: str | None = None,
     metagrad: str | None = None,
     aggregation: str | None = None,
@@ -226,7 +229,7 @@ def build(
         module: the network whose initialisation is learned.
         loss: from outputs and targets to a scalar.
         inner_lr: learning rate of the inner loop.
-        inner_steps: inner steps during meta-training.
+        inner_steps: inner steps during meta-training; 1 by default, of `"mamf"` always 0.
         adaptation: replaces the method's, a name in [`fastmeta.adaptation.ADAPTATIONS`][].
         metagrad: replaces the method's, a name in [`fastmeta.metagrad.METAGRADS`][].
         aggregation: replaces the method's, a name in [`fastmeta.aggregation.AGGREGATIONS`][].
@@ -238,7 +241,8 @@ def build(
     Raises:
         PluginError: if a name is a plug-in's that cannot be used.
         ValueError: if a name is unknown, a component does not accept the value of an argument, or
-            the method is `"cml"` and there is no `co_learner`, or `"b-small"` and no `penalty`.
+            the method is `"cml"` and there is no `co_learner`, `"b-small"` and no `penalty`, or
+            `"mamf"` with inner steps.
         TypeError: if a component has no such argument.
     """
     spec = METHODS[method]
@@ -248,6 +252,13 @@ def build(
         raise ValueError(
             "method 'b-small' is MAML with sparse layers and a penalty; expected a network of "
             "fastmeta.models.sparsify, and penalty=fastmeta.models.KLPenalty(...)."
+        )
+    if inner_steps is None:
+        inner_steps = int(method != MAMF)
+    elif method == MAMF and inner_steps != 0:
+        raise ValueError(
+            f"method 'mamf' has no inner loop in training: expected inner_steps=0, got "
+            f"{inner_steps}. predict(batch, steps=...) fine-tunes at test; method 'fomaml' has one."
         )
     return MetaLearner(
         module,

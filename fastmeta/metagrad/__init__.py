@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fastmeta.metagrad.augmented import Augmented, augmented_by_name
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.bootstrapped import Bootstrapped, bootstrapped_by_name
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.class_weights import ClassWeights, class_weights_by_name
 from fastmeta.metagrad.exact import Exact
@@ -55,6 +56,9 @@ METAGRADS: Registry[Callable[..., MetaGradient]] = Registry(
     {
         **_WEIGHTED,
         "augmented": augmented_by_name(_WEIGHTED),
+        "bootstrapped": bootstrapped_by_name(
+            {**_ONCE, "multi-step": MultiStep, "warpgrad": WarpGrad}
+        ),
         "local-moml": local_moml_by_name(_ONCE),
         "moml": moml_by_name(_ONCE),
     },
@@ -68,6 +72,7 @@ __all__ = [
     "VARIANTS",
     "VARIANT_ALIASES",
     "Augmented",
+    "Bootstrapped",
     "CalibratedGSL",
     "CentralDifference",
     "ClassWeights",

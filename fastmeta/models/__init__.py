@@ -7,6 +7,7 @@ from fastmeta.models.mlp import MLP
 from fastmeta.models.per_step_norm import PerStepBatchNorm2d
 from fastmeta.models.registry import BACKBONES, BackboneSpec, NetworkOptions
 from fastmeta.models.resnet12 import ResNet12
+from fastmeta.models.siren import SIREN
 from fastmeta.models.sparse import (
     KLPenalty,
     SparseConv2d,
@@ -16,17 +17,19 @@ from fastmeta.models.sparse import (
     sparsify,
     sparsity,
 )
-from fastmeta.models.text import TextEncoder
+from fastmeta.models.text import LabelTextEncoder, TextEncoder
 from fastmeta.models.warp import warp_conv, warp_linear
 
 __all__ = [
     "BACKBONES",
     "GCN",
     "MLP",
+    "SIREN",
     "BackboneSpec",
     "Conv4",
     "Downsample",
     "KLPenalty",
+    "LabelTextEncoder",
     "NetworkOptions",
     "PerStepBatchNorm2d",
     "ResNet12",

@@ -14,7 +14,8 @@ from fastmeta.models.conv_co_learner import conv_co_learner
 from fastmeta.models.gcn import GCN
 from fastmeta.models.mlp import MLP
 from fastmeta.models.resnet12 import ResNet12
-from fastmeta.models.text import TextEncoder
+from fastmeta.models.siren import SIREN
+from fastmeta.models.text import LabelTextEncoder, TextEncoder
 from fastmeta.registry import Registry
 
 
@@ -24,7 +25,7 @@ class NetworkOptions:
 
     Attributes:
         input_shape: of one example.
-        ways: outputs, one per class; 1 for the regression of one number.
+        ways: outputs, one per class; of a regression as many as a target has numbers.
         hidden: filters or widths.
         dataset: what the tasks are drawn from, which has a vocabulary or a graph; `None` if
             unknown.
@@ -58,6 +59,7 @@ class BackboneSpec:
         kinds: the kinds of datasets it fits, see [`fastmeta.data.DatasetSpec`][].
         hidden_counts: how many numbers it takes as `hidden`; any by default.
         hidden_label: these counts in an error message.
+        label_texts: whether it reads the texts of the labels beside the examples.
         co_learner: from a network, its outputs and whether BatchNorm keeps statistics to the name
             of the submodule whose output a co-learner takes, and the co-learner's freshly
             initialised head; `None` if there is none.
@@ -69,6 +71,7 @@ class BackboneSpec:
     kinds: Collection[str]
     hidden_counts: tuple[int, ...] | None = None
     hidden_label: str = ""
+    label_texts: bool = False
     co_learner: Callable[[Any, int, bool], tuple[str, nn.Module]] | None = None
     warps: bool = False
 
@@ -109,10 +112,14 @@ def _mlp(options: NetworkOptions) -> dict[str, Any]:
 
 
 def _text(options: NetworkOptions) -> dict[str, Any]:
+    return {**_label_text(options), "ways": options.ways}
+
+
+def _label_text(options: NetworkOptions) -> dict[str, Any]:
     vocabulary = getattr(options.dataset, "vocabulary", None)
     if vocabulary is None:
-        raise ValueError("TextEncoder needs tasks drawn from a TextDataset.")
-    return {"vocabulary": vocabulary, "ways": options.ways, "hidden": options.hidden[0]}
+        raise ValueError("an encoder of texts needs tasks drawn from a TextDataset.")
+    return {"vocabulary": vocabulary, "hidden": options.hidden[0]}
 
 
 def _gcn(options: NetworkOptions) -> dict[str, Any]:
@@ -163,7 +170,7 @@ BACKBONES: Registry[BackboneSpec] = Registry(
         "mlp": BackboneSpec(
             network=MLP,
             arguments=_mlp,
-            kinds=("images", "features", "regression"),
+            kinds=("images", "features", "regression", "signals"),
             co_learner=_beside_mlp,
             warps=True,
         ),
@@ -175,6 +182,7 @@ BACKBONES: Registry[BackboneSpec] = Registry(
             hidden_label="one or four numbers",
             co_learner=_beside_images,
         ),
+        "siren": BackboneSpec(network=SIREN, arguments=_mlp, kinds=("regression", "signals")),
         "text": BackboneSpec(
             network=TextEncoder,
             arguments=_text,
@@ -182,6 +190,14 @@ BACKBONES: Registry[BackboneSpec] = Registry(
             hidden_counts=(1,),
             hidden_label="one width",
             co_learner=_beside_text,
+        ),
+        "label-text": BackboneSpec(
+            network=LabelTextEncoder,
+            arguments=_label_text,
+            kinds=("texts",),
+            hidden_counts=(1,),
+            hidden_label="one width",
+            label_texts=True,
         ),
         "gcn": BackboneSpec(network=GCN, arguments=_gcn, kinds=("nodes",), co_learner=_beside_gcn),
     },

@@ -1,8 +1,14 @@
-"""Small text encoder for training from scratch."""
+"""Small text encoders for training from scratch."""
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastmeta._checks import check_integer
 
 _PADDING = 0
 
@@ -41,10 +47,60 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Class scores `(n, ways)` of texts `(n, L)`."""
-        embedded = self.embedding(ids)
-        mask = (ids != _PADDING).to(embedded.dtype)
-        weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
-        # Not nn.EmbeddingBag, which is not twice differentiable.
-        mean = (weights.unsqueeze(1) @ embedded).squeeze(1)
-        scores: Tensor = self.head(self.norm(mean))
+        scores: Tensor = self.head(self.norm(_mean_embedding(self.embedding, ids)))
         return scores
+
+
+class LabelTextEncoder(nn.Module):
+    """Class scores of texts by their similarity to the texts of the labels.
+
+    One encoder reads both: the mean of token embeddings, then LayerNorm. A score is `exp(s)` times
+    the cosine of the two encodings, with a learned `s` that begins as in CLIP (Radford et al.
+    2021). So labels mean the same in every task, and a network without an inner loop can know them,
+    as MAMF does (Wang et al. 2022). There is no classifier of a fixed number of classes.
+
+    Args:
+        vocabulary: number of token ids, padding included.
+        hidden: width of the embedding.
+
+    Input: `ids` `(n, L)` int64 token ids of texts, and `labels` `(n, ways, M)`, those of the texts
+    of the classes, the same for all examples of a task, as `EpisodeSampler` with `label_ids`
+    yields them; output `(n, ways)`. 0 is padding and ignored.
+
+    Attributes:
+        embedding: the token embedding.
+        norm: the LayerNorm of the mean.
+        log_scale: `s`.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
+
+    def __init__(self, vocabulary: int, hidden: int = 128) -> None:
+        super().__init__()
+        for name, value in {"vocabulary": vocabulary, "hidden": hidden}.items():
+            check_integer(name, value, 1)
+        self.embedding = nn.Embedding(vocabulary, hidden, padding_idx=_PADDING)
+        self.norm = nn.LayerNorm(hidden)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """Class scores `(n, ways)` of texts `(n, L)`."""
+        texts, classes = self.encode(ids), self.encode(labels[0])
+        scores: Tensor = self.log_scale.exp() * texts @ classes.mT
+        return scores
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Encodings `(n, hidden)` of texts `(n, L)`, of length 1."""
+        encoded = self.norm(_mean_embedding(self.embedding, ids))
+        return F.normalize(encoded, dim=1)
+
+
+def _mean_embedding(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    """The mean `(n, hidden)` of the embeddings of the tokens of texts `(n, L)`."""
+    embedded = embedding(ids)
+    mask = (ids != _PADDING).to(embedded.dtype)
+    weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    # Not nn.EmbeddingBag, which is not twice differentiable.
+    mean: Tensor = (weights.unsqueeze(1) @ embedded).squeeze(1)
+    return mean

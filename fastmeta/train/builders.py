@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +15,24 @@ from torch import nn
 from fastmeta._options import construct
 from fastmeta.backend import build_info
 from fastmeta.data import (
+    ClassDataset,
     EpisodeSampler,
+    ImageRegression,
     Jitter,
     PrioritizedTasks,
     TaskSource,
     TooFewError,
     class_splits,
+    label_token_ids,
     load,
 )
 from fastmeta.distributed import ShardedSource, Sharding
-from fastmeta.evaluation import ACCURACY, MSE, Metric
+from fastmeta.evaluation import ACCURACY, MSE, PSNR, Metric
 from fastmeta.functional import CoLearner
 from fastmeta.learners import MetaLearner, MethodSpec, build
 from fastmeta.models import BACKBONES, KLPenalty, NetworkOptions, sparsify
+from fastmeta.tasks import named_tensors
+from fastmeta.train._optimizers import outer_optimizer
 from fastmeta.train.config.schema import TrainConfig
 from fastmeta.train.errors import ConfigError, UserError
 from fastmeta.train.progress import Progress
@@ -38,11 +43,6 @@ from fastmeta.train.torchrun import own_device
 # terms; training seeds are smaller. Their batches have a size of their own for the same reason.
 _HELD_OUT_SEEDS = {"val": 2**63, "test": 2**63 + 1}
 EVALUATION_BATCH = 20
-
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
 
 
 def build_run(
@@ -88,7 +88,9 @@ def build_run(
 
 
 def metric_of(config: TrainConfig) -> Metric:
-    """Accuracy, or the squared error of regression."""
+    """Accuracy, the squared error of regression or the signal-to-noise ratio of images."""
+    if config.dataset_spec.kind == "signals":
+        return PSNR
     return MSE if config.regression else ACCURACY
 
 
@@ -152,13 +154,19 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
             )
             return generated
         dataset = load(config.dataset, split, config.data_root, **options)
+        if config.dataset_spec.kind == "signals":
+            assert isinstance(dataset, ClassDataset)
+            return ImageRegression(dataset, tasks, seed, device=device)
         jitter = Jitter(
             config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip
         )
+        labels = None
+        if BACKBONES[config.backbone].label_texts:
+            labels = label_token_ids(dataset.class_names, getattr(dataset, "vocabulary", 2))
         try:
             return EpisodeSampler(
                 dataset,
-                config.ways,
+                (config.train_ways if training else None) or config.ways,
                 shots,
                 queries,
                 tasks,
@@ -166,6 +174,8 @@ def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSo
                 device=device,
                 jitter=jitter if training else None,
                 skip_small=config.dataset_spec.splits is not None,
+                steps_per_task=config.steps_per_task if training else 1,
+                label_ids=labels,
             )
         except TooFewError as error:
             flag = "--queries " if training else "--eval-queries "
@@ -208,9 +218,10 @@ def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any
     Raises:
         ConfigError: if it does not fit the inputs.
     """
+    first = source[0]
     options = NetworkOptions(
-        input_shape=source[0].support_x.shape[2:],
-        ways=config.ways,
+        input_shape=next(named_tensors(first.support_x, ""))[1].shape[2:],
+        ways=first.support_y.shape[-1] if config.regression else config.ways,
         hidden=config.hidden,
         dataset=getattr(source, "dataset", None),
         downsample=config.downsample,
@@ -249,10 +260,6 @@ def build_learner(
     Raises:
         ConfigError: if the method does not accept its options, or several ranks.
     """
-
-    def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return _OPTIMIZERS[config.optimizer](params, lr=config.lr)
-
     components = MethodSpec._fields
     names = (*components, *(f"{component}_options" for component in components))
     # The network of ALFA, for example, begins with random numbers: the same ones on all ranks.
@@ -263,7 +270,7 @@ def build_learner(
             F.mse_loss if config.regression else F.cross_entropy,
             inner_lr=config.inner_lr,
             inner_steps=config.inner_steps,
-            optimizer=optimizer,
+            optimizer=outer_optimizer(config),
             engine=config.engine,
             non_finite=config.non_finite,
             co_learner=build_co_learner(config, module),

@@ -15,6 +15,7 @@ from fastmeta.backend import build_info
 from fastmeta.data import ClassDataset, Normalization, TaskSource, TextDataset
 from fastmeta.learners import MetaLearner
 from fastmeta.models import BACKBONES, sparsify
+from fastmeta.tasks import named_tensors
 from fastmeta.train._atomic_files import write_atomic
 from fastmeta.train.builders import backbone_arguments, build_learner, build_module, prepare
 from fastmeta.train.config.schema import TrainConfig, configure
@@ -72,7 +73,11 @@ class Exported:
 def inputs_of(source: TaskSource) -> Inputs:
     """The inputs of a run's tasks."""
     dataset = getattr(source, "dataset", None)
-    shape = tuple(source[0].support_x.shape[2:])
+    tensors = [tensor for _, tensor in named_tensors(source[0].support_x, "")]
+    shape = tuple(tensors[0].shape[2:])
+    # A regression, perhaps of the pixels of images; or a network that reads label texts, too.
+    if source.ways is None or len(tensors) > 1:
+        return Inputs(kind=None, shape=shape)
     if isinstance(dataset, ClassDataset):
         return Inputs(kind="images", shape=shape, normalization=dataset.normalization)
     if isinstance(dataset, TextDataset):

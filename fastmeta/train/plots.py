@@ -41,9 +41,11 @@ def draw(path: Path, run: Run, history: Sequence[Record], results: Mapping[str, 
     _curves(left.subplots(), run, history, results)
     _inner_steps(middle.subplots(), run)
     task = run.sources["test"][0].part(0, 1)
-    if run.config.regression:
+    if run.config.dataset_spec.kind == "signals":
+        _signal(right, run, task)
+    elif run.config.regression:
         _regression(right.subplots(), run, task)
-    elif task.support_x.dim() == 5:
+    elif isinstance(task.support_x, Tensor) and task.support_x.dim() == 5:
         _episode(right, run, task)
     else:
         _confusion(right.subplots(), run, task)
@@ -136,6 +138,16 @@ def _regression(axes: Any, run: Run, task: TaskBatch) -> None:
     axes.plot(task.support_x[0].cpu(), task.support_y[0].cpu(), "o", color=_WRONG, label="support")
     axes.set(title="A test task", xlabel="x", ylabel="y")
     _finish(axes)
+
+
+def _signal(figure: Any, run: Run, task: TaskBatch) -> None:
+    steps, height = run.config.eval_inner_steps, len(task.query_x[0, :, 0].unique())
+    shown = {"truth": task.query_y}
+    for count in (0, steps):
+        shown[f"after {count} inner steps"] = run.learner.predict(task, count)
+    for axes, (title, values) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        show_image(axes, values[0].mT.unflatten(1, (height, -1)), _RIGHT, title)
+    figure.suptitle("A test task")
 
 
 def _dense(task: TaskBatch) -> TaskBatch:

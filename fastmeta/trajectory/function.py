@@ -107,11 +107,17 @@ def metagradient(
 
     Raises:
         ValueError: if an argument is out of range, there is no parameter, or a leaf is not a
-            floating-point tensor; with a method that differentiates no inner step, also if
-            `truncate` or another `hvp` is given, or there is no inner step.
+            floating-point tensor, or `optimizer` chooses support examples; with a method that
+            differentiates no inner step, also if `truncate` or another `hvp` is given, or there is
+            no inner step.
         NotImplementedError: with `hvp="forward"`, where torch has no forward derivative.
     """
     check_choice("hvp", hvp, PRODUCTS)
+    if optimizer.support_loss is not None:
+        raise ValueError(
+            f"{type(optimizer).__name__} chooses support examples of a learner's tasks; here the "
+            "inner loss decides what is used. Pass the optimizer that it wraps."
+        )
     method = Exact() if method is None else method
     own = batches if isinstance(batches, Sequence) else list(batches)
     initial, others = Leaves(params, "params"), Leaves(meta, "meta")

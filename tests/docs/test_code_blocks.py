@@ -26,7 +26,7 @@ from tests.optim.test_loops import LOOPS, train
 
 # Values of placeholders; METHOD is one that supports all datasets.
 PLACEHOLDERS = {"METHOD": "fomaml", "NAME": "digits"}
-WITHOUT_FILES = ("digits", "glyphs", "sine")
+WITHOUT_FILES = ("digits", "glyphs", "image-regression", "sine")
 
 PAGES = [pytest.param(page, id=str(page.relative_to(markdown.ROOT))) for page in markdown.PAGES]
 

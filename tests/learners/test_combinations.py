@@ -20,6 +20,7 @@ from tests.helpers.problems import CLOSED_FORM, OF_CLOSED_FORM
 # The full correction (eta = 1) need not lower the loss of a few steps on one meta-batch.
 METAGRAD_OPTIONS = {
     "augmented": {"copies": 1, "keep": 0.8},
+    "bootstrapped": {"weight": 0.1},
     "gsl": {"eta": 0.3},
     "local-moml": {"local_steps": 2},
 }
@@ -28,6 +29,7 @@ ADAPTATION_OPTIONS = {
     "adam": {"eps": 1e-2},
     "lambda": {"pattern": "01"},
     "ntk": {"time": 1.0},  # infinite time is too much for 5 points and 8 units
+    "pruned-support": {"keep": 0.5},
     "rmsprop": {"alpha": 0.5, "eps": 1e-2},
 }
 
@@ -45,6 +47,8 @@ IMAGES_ALONE = {"augmented", "class-weights", "guarded", "local-moml", "log-loss
 # Made of other meta-gradients, these run with every adaptation and with every aggregation.
 DERIVED = {"augmented", "joint-first-order", "local-moml", "moml"}
 AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
+# These change losses, which aggregations do not see; one of the two needs support gradients.
+OF_LOSSES, AGGREGATIONS_OF_LOSSES = {"bootstrapped", "pruned-support"}, {"mean", "gsl"}
 
 
 def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bool:
@@ -53,6 +57,8 @@ def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bo
     # Aggregations see the same rows of these as of others.
     restricted = bool({"leap", "warpgrad"}.intersection([adaptation, metagrad]))
     if restricted and aggregation not in ("agreement", "mean"):
+        return False
+    if OF_LOSSES.intersection([adaptation, metagrad]) and aggregation not in AGGREGATIONS_OF_LOSSES:
         return False
     if adaptation not in CLOSED_FORM:
         return metagrad not in DERIVED or adaptation == "sgd" or aggregation == "mean"

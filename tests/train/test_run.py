@@ -37,6 +37,11 @@ METHODS = (
 INTERRUPTED: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
     "b-small": {"method": "b-small"},
+    "gradncp": {
+        **{"method": "gradncp", "inner_steps": 2, "eval_inner_steps": 2, "clip_norm": 0.1},
+        "adaptation_options": {"by": "random"},
+    },
+    "mamf": {"method": "mamf"},
     "spsa": {"aggregation": "spsa", "aggregation_options": {"alpha": 0.1, "beta": 0.3}},
     "moml": {"method": "moml", "train_data_options": {"grid": [2, 3]}},
 }

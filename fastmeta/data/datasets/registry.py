@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmeta._options import check_options, construct, forwards_options
+from fastmeta._checks import check_choice
+from fastmeta._options import check_options, construct, forwards_options, named
 from fastmeta.data._io.errors import data_error
 from fastmeta.data._io.folders import ROOT_VARIABLE, data_root
 from fastmeta.data._own_splits import Splits
@@ -26,11 +27,13 @@ from fastmeta.data.datasets.mnist import load_mnist
 from fastmeta.data.datasets.omniglot import load_omniglot
 from fastmeta.data.datasets.own_texts import csv_splits, load_csv
 from fastmeta.data.datasets.planetoid import load_planetoid
+from fastmeta.data.image_dataset import ClassDataset
+from fastmeta.data.image_regression import downsampled
 from fastmeta.data.sine import SineTasks
 from fastmeta.data.task_source import TaskSource
 from fastmeta.registry import Registry
 
-Kind = Literal["images", "texts", "nodes", "features", "regression"]
+Kind = Literal["images", "texts", "nodes", "features", "regression", "signals"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class DatasetSpec:
     """What is known about a dataset: either it is loaded, or its tasks are generated.
 
     Attributes:
-        kind: of its inputs and targets, `None` if unknown; all but `"regression"` are classes.
+        kind: of its inputs and targets, `None` if unknown; all but `"regression"` and `"signals"`
+            (images whose pixels are regressed from their coordinates) are classes.
         loader: from a folder (or `None`), a split and options to the dataset.
         generator: from `(tasks, shots, queries, seed, device=..., **options)` to tasks.
         files: paths in the folder of the datasets, one of which holds the data; none are needed if
@@ -75,6 +79,47 @@ def _glyphs(root: str | Path | None, split: str, **options: Any) -> EpisodeDatas
     return load_glyphs(split, **options)
 
 
+_IMAGES = {
+    "glyphs": DatasetSpec("images", _glyphs, preset="glyphs"),
+    "digits": DatasetSpec("images", _digits, preset="digits"),
+    "cifar-fs": DatasetSpec("images", load_cifar_fs, files=_CIFAR, preset="photos"),
+    "fashion-mnist": DatasetSpec(
+        "images", _fashion_mnist, files=("fashion-mnist",), preset="mnist"
+    ),
+    "fc100": DatasetSpec("images", load_fc100, files=_CIFAR, preset="photos"),
+    "mini-imagenet": DatasetSpec(
+        "images", load_mini_imagenet, files=("mini-imagenet",), preset="mini-imagenet"
+    ),
+    "mnist": DatasetSpec("images", load_mnist, files=("mnist",), preset="mnist"),
+    "omniglot": DatasetSpec("images", load_omniglot, files=("omniglot",), preset="omniglot"),
+}
+_LOADERS = {name: spec.loader for name, spec in _IMAGES.items() if spec.loader is not None}
+
+
+@forwards_options(named(_LOADERS, "of", "glyphs"))
+def _image_regression(
+    root: str | Path | None,
+    split: str,
+    *,
+    of: str = "glyphs",
+    size: int | None = None,
+    **options: Any,
+) -> EpisodeDataset:
+    """Images whose pixels are regressed from their coordinates, one task per image.
+
+    Args:
+        root: the folder of the datasets.
+        split: train, val or test.
+        of: name of the dataset of images, whose options are accepted, too.
+        size: height and width after averaging neighbouring pixels; unchanged by default.
+        **options: of its loader.
+    """
+    check_choice("of", of, _IMAGES)
+    found = load(of, split, root, **options)
+    assert isinstance(found, ClassDataset)
+    return found if size is None else downsampled(found, size)
+
+
 def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
     return DatasetSpec(loader=loader)
 
@@ -82,18 +127,7 @@ def _from_plugin(loader: Callable[..., EpisodeDataset]) -> DatasetSpec:
 DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
     {
-        "glyphs": DatasetSpec("images", _glyphs, preset="glyphs"),
-        "digits": DatasetSpec("images", _digits, preset="digits"),
-        "cifar-fs": DatasetSpec("images", load_cifar_fs, files=_CIFAR, preset="photos"),
-        "fashion-mnist": DatasetSpec(
-            "images", _fashion_mnist, files=("fashion-mnist",), preset="mnist"
-        ),
-        "fc100": DatasetSpec("images", load_fc100, files=_CIFAR, preset="photos"),
-        "mini-imagenet": DatasetSpec(
-            "images", load_mini_imagenet, files=("mini-imagenet",), preset="mini-imagenet"
-        ),
-        "mnist": DatasetSpec("images", load_mnist, files=("mnist",), preset="mnist"),
-        "omniglot": DatasetSpec("images", load_omniglot, files=("omniglot",), preset="omniglot"),
+        **_IMAGES,
         "banking77": DatasetSpec("texts", load_banking77, files=("banking77",), preset="texts"),
         "clinc150": DatasetSpec("texts", load_clinc150, files=("clinc150",), preset="texts"),
         "citeseer": DatasetSpec("nodes", _citeseer, files=("planetoid",), preset="nodes"),
@@ -103,6 +137,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
         "features": DatasetSpec(
             "features", load_features, preset="features", splits=features_splits
         ),
+        "image-regression": DatasetSpec("signals", _image_regression, preset="signals"),
         "sine": DatasetSpec("regression", generator=SineTasks, preset="sine"),
     },
     convert=_from_plugin,

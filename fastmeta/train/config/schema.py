@@ -57,7 +57,15 @@ class TrainConfig:
     co_learner: bool = option("train with a co-learner, as method cml does", default=False)
     gamma: float = option("weight of the co-learner's loss", default=1.0, minimum=0)
     co_test: Head = option("head that is evaluated on test tasks", default="main")
-    ways: int = option("classes per task (1 for sine)", minimum=1)
+    ways: int = option("classes per task (1 for regression)", minimum=1)
+    train_ways: int | None = option(
+        "classes per task in training, for networks that read label texts; by default ways",
+        default=None,
+        minimum=2,
+    )
+    steps_per_task: int = option(
+        "meta-steps in a row whose tasks have the same classes", default=1, minimum=1
+    )
     shots: int = option("support examples per class", minimum=1)
     eval_shots: int | None = option(
         "support examples per class in validation and test; by default as in training",
@@ -92,6 +100,11 @@ class TrainConfig:
     steps: int = option("meta-steps", minimum=1)
     lr: float = option("learning rate of the outer optimizer", above=0)
     optimizer: Literal["adam", "sgd"] = option("outer optimizer", default="adam")
+    clip_norm: float = option(
+        "largest norm of the meta-gradient, which is clipped; 0: as large as it is",
+        default=0.0,
+        minimum=0,
+    )
     lr_schedule: Literal["none", "cosine", "linear"] = option(
         "decay of the outer learning rate to 0 over all meta-steps", default="none"
     )
@@ -165,7 +178,7 @@ class TrainConfig:
             )
         if self.regression and self.ways != 1:
             raise ConfigError(
-                f"dataset {self.dataset} is regression of one number: it needs ways 1; "
+                f"dataset {self.dataset} is a regression, without classes: it needs ways 1; "
                 f"got {self.ways}."
             )
         if not self.regression and self.ways < 2:
@@ -181,6 +194,12 @@ class TrainConfig:
             raise ConfigError(
                 f"warp layers are for the backbones {able}; got {self.backbone}. In your own "
                 "module, make them with fastmeta.models.warp_linear or warp_conv."
+            )
+        if self.train_ways is not None and not backbone.label_texts:
+            fitting = [name for name, spec in BACKBONES.items() if spec.label_texts]
+            raise ConfigError(
+                "train_ways needs a network for any number of classes, backbone "
+                f"{' or '.join(fitting)}; got {self.backbone}."
             )
         jitters = (self.jitter_shift, self.jitter_degrees, self.jitter_zoom, self.jitter_flip)
         if any(jitters) and kind not in (None, "images"):
@@ -206,7 +225,7 @@ class TrainConfig:
     @property
     def regression(self) -> bool:
         """Whether tasks are regression, not classification."""
-        return self.dataset_spec.kind == "regression"
+        return self.dataset_spec.kind in ("regression", "signals")
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for JSON or a checkpoint."""
