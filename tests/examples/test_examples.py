@@ -73,13 +73,58 @@ def rated(found: dict[str, Any]) -> None:
     assert mean(found, "rater's weights", loss) < mean(found, "uniform weights", loss)
 
 
+def semi_supervised(found: dict[str, Any]) -> None:
+    """All learn; which is best takes longer than a test."""
+    errors = [row["test error, %"][0] for row in found["scores"].values()]
+    assert all(error < 50 for error in errors)
+
+
+def discovered(found: dict[str, Any]) -> None:
+    """The network has learned to move the values; TD with tuned lambda is at least as good as 0."""
+    whole, last = "error, whole life", "error, last quarter"
+    own = "discovered objective"
+    assert mean(found, own, last) < mean(found, own, whole)
+    assert mean(found, "TD(lambda), tuned", whole) <= mean(found, "TD(0), tuned", whole)
+
+
+def forward_trained(found: dict[str, Any]) -> None:
+    """The order of the variances."""
+    names = [
+        "backpropagation", "activities perturbed, local losses", "weights perturbed",
+    ]  # fmt: skip
+    errors = [mean(found, name, "test error, %") for name in names]
+    assert errors == sorted(errors)
+    assert errors[-1] < 85
+
+
+def forward_rates(found: dict[str, Any]) -> None:
+    loss, short, long, _ = found["scores"]["one JVP per rate"]
+    forward, reverse = (found["scores"][x] for x in ("one JVP per rate", "reverse sweep"))
+    assert forward[short] == forward[long]
+    assert reverse[short][0] < 0.7 * reverse[long][0]
+    begin = mean(found, "rates as the search begins", loss)
+    assert forward[loss][0] == pytest.approx(reverse[loss][0], rel=1e-3)
+    assert forward[loss][0] < begin
+
+
+def learned_weights(found: dict[str, Any]) -> None:
+    """Better than the start, ln 5; who is best takes longer than a test."""
+    for row in found["scores"].values():
+        assert row["mean loss"][0] < math.log(5)
+
+
 PROPERTIES: dict[str, Callable[[dict[str, Any]], None]] = {
     "attribute": attributed,
+    "discovered_objective": discovered,
     "distill": distilled,
+    "forward_gradient": forward_trained,
+    "forward_rates": forward_rates,
+    "learned_aggregation": learned_weights,
     "learned_rates": tuned,
     "look_ahead": looked_ahead,
     "rate_texts": rated,
     "reweight_labels": reweighted,
+    "semi_supervised": semi_supervised,
     "test_time_training": adapted,
 }
 
