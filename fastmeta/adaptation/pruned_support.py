@@ -147,10 +147,11 @@ def gradient_norms(
         with torch.no_grad():
             found = model.evaluate_with_features(loss, values, buffers, x, y, head)
         _, output, features = found
-    if head is None or features is None:
+    if head is None or features is None or not isinstance(y, Tensor):
         raise ValueError(
             "by='gradient-norm' needs a network whose outputs (n, d) are those of its last layer, "
-            "a plain nn.Linear without hooks that runs once. Use by='random', or such a network."
+            "a plain nn.Linear without hooks that runs once, and targets in one tensor. Use "
+            "by='random', or such a network."
         )
     errors: Tensor = torch.func.grad(lambda o: loss(o, y))(output)
     squares = features.square().sum(1) + (0 if head.bias is None else 1)

@@ -16,12 +16,14 @@ from fastmeta.evaluation import ACCURACY
 from fastmeta.learners import METHODS, compare_with_exact
 from tests.helpers.problems import CLOSED_FORM, WAYS, mlp, tasks
 
-# CML needs a co-learner, WarpGrad and B-SMALL layers of their own; closed forms need outputs and
-# targets that are tensors.
+# CML needs a co-learner, WarpGrad and B-SMALL layers of their own; closed forms and GradNCP need
+# outputs and targets that are tensors.
 COMMON = [
     name
     for name, spec in METHODS.items()
-    if name not in ("b-small", "cml") and "warp" not in name and spec.adaptation not in CLOSED_FORM
+    if name not in ("b-small", "cml", "gradncp")
+    and "warp" not in name
+    and spec.adaptation not in CLOSED_FORM
 ]
 
 
