@@ -21,8 +21,8 @@ class JointFirstOrder(MetaGradient):
         L(theta) - alpha |grad L(theta)|^2
 
     with `L` the loss on all examples of a task, so without an inner loop: the meta-gradient is
-    `g - 2 alpha H g`. This objective has no lower bound for the squared error, and diverged on sine
-    waves with `alpha` of 0.01 and of 0.001. The meta-gradient here is **our form** of it,
+    `g - 2 alpha H g`. This objective has no lower bound for the squared error. The meta-gradient
+    here is **our form** of it,
 
         grad L(theta - a grad L(theta)) = g - a H g + O(a^2)
 
