@@ -1,4 +1,7 @@
-"""Every registered adaptation x meta-gradient x aggregation learns, on sines and images."""
+"""Every two of adaptation, meta-gradient and aggregation learn together, on sines and images.
+
+The third component is the default: SGD, the exact meta-gradient, or the mean over tasks.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,15 @@ def images() -> TaskBatch:
 # A regression has no classes, nor convolutions, nor without a grid ids, which MOML needs; the
 # aggregations combine what others test on sines.
 IMAGES_ALONE = {"augmented", "class-weights", "guarded", "local-moml", "log-loss", "moml", "spsa"}
-# Made of other meta-gradients, these run with every adaptation and with every aggregation.
-DERIVED = {"augmented", "joint-first-order", "local-moml", "moml"}
 AGGREGATION_OPTIONS = {"agreement": {"of": "meta"}}
 # These change losses, which aggregations do not see; one of the two needs support gradients.
 OF_LOSSES, AGGREGATIONS_OF_LOSSES = {"bootstrapped", "pruned-support"}, {"mean", "gsl"}
 
 
 def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bool:
+    # Every pair of two components, with the default of the third.
+    if adaptation != "sgd" and metagrad != "exact" and aggregation != "mean":
+        return False
     if tasks == "sine" and IMAGES_ALONE.intersection([metagrad, aggregation]):
         return False
     # Aggregations see the same rows of these as of others.
@@ -60,9 +64,7 @@ def composes(adaptation: str, metagrad: str, aggregation: str, tasks: str) -> bo
         return False
     if OF_LOSSES.intersection([adaptation, metagrad]) and aggregation not in AGGREGATIONS_OF_LOSSES:
         return False
-    if adaptation not in CLOSED_FORM:
-        return metagrad not in DERIVED or adaptation == "sgd" or aggregation == "mean"
-    return metagrad == "exact" or (metagrad in OF_CLOSED_FORM and aggregation == "mean")
+    return adaptation not in CLOSED_FORM or metagrad in ("exact", *OF_CLOSED_FORM)
 
 
 COMBINATIONS = [
