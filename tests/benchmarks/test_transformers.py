@@ -78,7 +78,7 @@ def test_predicted_work() -> None:
     }
     assert work == {
         "run-all": 32 + 3 * 32 + 1,
-        "run-sqrt": 56 + 3 * 32 + 1,
+        "run-sqrt": 61 + 3 * 32 + 1,
         "run-disk": 32 + 3 * 32 + 1,
         "run-plain": None,
     }

@@ -73,10 +73,13 @@ class HostNoise(nn.Module):
         return self.net(x) * (1 + random.random() + np.random.rand())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "b-small"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "b-small" and "warp" not in m])
 def test_float64_agrees_with_itself(method: str) -> None:
     co_learner = CoLearner(nn.Linear(WAYS, WAYS).double(), "") if method == "cml" else None
-    own = build(method, mlp().double(), loss, inner_lr=0.1, inner_steps=2, co_learner=co_learner)
+    steps = 0 if method == "mamf" else 2
+    own = build(
+        method, mlp().double(), loss, inner_lr=0.1, inner_steps=steps, co_learner=co_learner
+    )
     found = compare_precision(own, tasks(3))
     assert (found.rates is not None) == bool(own.adaptation.rates)
     for part in filter(None, (found, found.rates)):

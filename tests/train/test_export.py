@@ -107,7 +107,7 @@ def test_metadata() -> None:
     assert {name: json.loads(text) for name, text in about.items()} == {
         **{"adaptation_options": {}, "inner_lr": 0.4, "inner_steps": 2, "eval_inner_steps": 3},
         **{"data_options": {}, "ways": 5, "shots": 1, "normalization": None, "step": 2},
-        **{"inputs": "images", "input_shape": [1, 8, 8]},
+        **{"inputs": "images", "input_shape": [1, 8, 8], "sparse": False, "kl_weight": 0.0},
     }
 
 

@@ -91,4 +91,4 @@ def test_other_tasks_are_refused(name: str, needed: str) -> None:
 
 def test_info_finds_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--data-root", "data"]) == 0
-    assert "digits, sine, banking77, citeseer, cora\n" in capsys.readouterr().out
+    assert "digits, image-regression, sine, banking77, citeseer, cora\n" in capsys.readouterr().out

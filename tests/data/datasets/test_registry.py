@@ -35,6 +35,7 @@ def test_names() -> None:
         "features": {"features"},
         "nodes": {"cora", "citeseer"},
         "regression": {"sine"},
+        "signals": {"image-regression"},
     }
 
 
