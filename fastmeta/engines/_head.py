@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmeta.engines._recognition import loss_name
 from fastmeta.engines.base import StepSpec
 from fastmeta.functional.head import LinearHead
-from fastmeta.metagrad.base import SupportHead
+from fastmeta.metagrad.task_losses import SupportHead
 from fastmeta.tasks import Examples
 
 # Loss, outputs and features (or None) for given parameters and head.

@@ -18,7 +18,7 @@ from fastmeta.engines.base import Engine, StepBuffers, StepResult, collect_outpu
 from fastmeta.functional import Buffers, Loss
 from fastmeta.functional.head import LinearHead
 from fastmeta.metagrad import StepContext, TaskLosses
-from fastmeta.metagrad.base import Part
+from fastmeta.metagrad.task_losses import Part
 from fastmeta.tasks import Examples, MetaBatch, Task, TaskBatch, map_tensors
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fastmeta.metagrad.augmented import Augmented, augmented_by_name
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.bootstrapped import Bootstrapped, bootstrapped_by_name
 from fastmeta.metagrad.central_difference import CentralDifference
 from fastmeta.metagrad.class_weights import ClassWeights, class_weights_by_name
@@ -28,6 +28,7 @@ from fastmeta.metagrad.moml import MOML, moml_by_name
 from fastmeta.metagrad.multi_step import MultiStep
 from fastmeta.metagrad.recursion import Recursion
 from fastmeta.metagrad.reptile import Reptile
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.metagrad.warpgrad import WarpGrad
 from fastmeta.metagrad.wrapper import Wrapper
 from fastmeta.registry import Registry

@@ -13,8 +13,9 @@ from fastmeta.adaptation import Adaptation
 from fastmeta.adaptation.layer_pattern import read_pattern
 from fastmeta.adaptation.layers import find_layers
 from fastmeta.functional import twice_differentiable
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.first_order import first_order
+from fastmeta.metagrad.task_losses import TaskLosses
 
 # One mask over the parameters per inner step; the last one is that of all further steps.
 Masks = Sequence[Sequence[bool]]

@@ -12,10 +12,11 @@ from torch import Tensor
 from fastmeta._checks import check_number
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import FlatLayout
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.exact import Exact
 from fastmeta.metagrad.first_order import FirstOrder
 from fastmeta.metagrad.reptile import Reptile
+from fastmeta.metagrad.task_losses import TaskLosses
 
 Form = Literal["code", "paper"]
 # From packed fast weights `(P,)` to the point where the query loss is evaluated.

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Cotangents, InnerStep
 from fastmeta.metagrad._mixed_order import Masks, MixedOrder, mask_of
-from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.trajectory.replay import Replay
 from fastmeta.trajectory.schedule import Memory
 from fastmeta.trajectory.trajectory import Trajectory

@@ -15,7 +15,8 @@ from fastmeta._checks import check_choice, check_in_range, check_integer
 from fastmeta._options import construct, forwards_options, named
 from fastmeta.adaptation import Adaptation
 from fastmeta.functional import Buffers
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.metagrad.wrapper import Wrapper
 
 Masks = Literal["catfish", "prune", "none"]

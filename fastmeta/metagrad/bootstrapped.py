@@ -13,9 +13,10 @@ from typing_extensions import override
 from fastmeta._checks import check_choice, check_integer, check_nonnegative, check_positive
 from fastmeta._options import construct, forwards_options, named
 from fastmeta.adaptation import Adaptation
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.leap import Leap
 from fastmeta.metagrad.reptile import Reptile
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.metagrad.wrapper import Wrapper
 from fastmeta.trajectory.replay import preserve_state
 

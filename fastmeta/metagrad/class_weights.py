@@ -16,7 +16,8 @@ from fastmeta._spsa import NAMES, SPSA, Mode
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad.augmented import Augmented
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.metagrad.wrapper import Wrapper
 
 

@@ -10,8 +10,9 @@ from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, ClosedForm, run_inner_loop
 from fastmeta.metagrad._mixed_order import MixedOrder
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.recursion import Recursion
+from fastmeta.metagrad.task_losses import TaskLosses
 
 
 class Exact(MixedOrder):

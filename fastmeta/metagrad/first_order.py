@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Adapted, LossFn, Tape, run_inner_loop
-from fastmeta.metagrad.base import Evaluate, MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import Evaluate, TaskLosses
 
 
 class FirstOrder(MetaGradient):

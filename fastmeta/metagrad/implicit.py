@@ -13,7 +13,8 @@ from fastmeta._checks import check_integer, check_nonnegative, check_positive
 from fastmeta.adaptation import Adaptation, LayerPattern, ProximalSGD, run_inner_loop
 from fastmeta.functional import twice_differentiable
 from fastmeta.gradients import FlatLayout
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.trajectory.hvp import hvp_of_graph
 from fastmeta.trajectory.replay import preserve_state
 from fastmeta.trajectory.solvers import Product, conjugate_gradient

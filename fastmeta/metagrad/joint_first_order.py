@@ -9,8 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.first_order import first_order
+from fastmeta.metagrad.task_losses import TaskLosses
 
 
 class JointFirstOrder(MetaGradient):

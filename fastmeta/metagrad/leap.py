@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad._path import Path
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 
 
 class Leap(MetaGradient):

@@ -14,13 +14,8 @@ from fastmeta._checks import check_bool, check_choice, check_integer, check_posi
 from fastmeta._options import construct, forwards_options, named
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.metagrad._moving_average import Form, check_beta, inner_of, pack, task_at_average
-from fastmeta.metagrad.base import (
-    MetaGradient,
-    StepContext,
-    TaskGradient,
-    TaskLosses,
-    mean_grads,
-)
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, mean_grads
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.metagrad.wrapper import Wrapper
 
 

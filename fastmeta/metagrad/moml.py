@@ -15,7 +15,8 @@ from fastmeta._options import construct, forwards_options, named
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad._moving_average import Form, check_beta, inner_of, pack, task_at_average
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.metagrad.wrapper import Wrapper
 
 _STATE = "moml"

@@ -13,7 +13,8 @@ from fastmeta._checks import check_integer
 from fastmeta.adaptation import Adaptation, LossFn, run_inner_loop
 from fastmeta.functional import twice_differentiable
 from fastmeta.inner_step import at_step, current_step
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 
 _MIN_WEIGHT = 0.03  # times 1 / K
 

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from fastmeta._checks import check_bool
 from fastmeta.adaptation import Adaptation, run_inner_loop
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 
 
 class Reptile(MetaGradient):

@@ -16,7 +16,8 @@ from fastmeta.adaptation.layers import in_module
 from fastmeta.functional import twice_differentiable
 from fastmeta.inner_step import at_step
 from fastmeta.metagrad._path import Path
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
+from fastmeta.metagrad.task_losses import TaskLosses
 
 Initialisation = Literal["leap", "reptile", "first-order"]
 

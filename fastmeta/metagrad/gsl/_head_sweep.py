@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta import ops
 from fastmeta.adaptation import Grads, InnerStep
-from fastmeta.metagrad.base import SupportHead
+from fastmeta.metagrad.task_losses import SupportHead
 from fastmeta.trajectory.replay import Replay
 
 

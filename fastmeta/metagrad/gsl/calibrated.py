@@ -14,10 +14,11 @@ from fastmeta import ops
 from fastmeta._checks import check_bool, check_in_range, check_integer
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import GradientBuffer, TaskGradients
-from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl._secant import secant
 from fastmeta.metagrad.recursion import Recursion
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.reference import accumulation_dtype
 from fastmeta.trajectory.replay import Replay, preserve_state
 

@@ -12,10 +12,11 @@ from torch.nn.utils import get_total_norm
 from typing_extensions import override
 
 from fastmeta.adaptation import Adaptation, Grads
-from fastmeta.metagrad.base import StepContext, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import StepContext, TaskGradient
 from fastmeta.metagrad.first_order import first_order
 from fastmeta.metagrad.gsl._secant import secant
 from fastmeta.metagrad.gsl.correction import GSLCorrection
+from fastmeta.metagrad.task_losses import TaskLosses
 from fastmeta.trajectory.replay import Replay
 
 

@@ -17,8 +17,9 @@ from fastmeta.adaptation import Adaptation, Cotangents, Grads, InnerStep
 from fastmeta.adaptation.inner_loop import inner_gradients
 from fastmeta.metagrad._mixed_order import Masks
 from fastmeta.metagrad._reverse_sweep import ReverseSweep
-from fastmeta.metagrad.base import StepContext, SupportHead, TaskGradient, TaskLosses
+from fastmeta.metagrad.base import StepContext, TaskGradient
 from fastmeta.metagrad.gsl._head_sweep import HeadSweep
+from fastmeta.metagrad.task_losses import SupportHead, TaskLosses
 from fastmeta.schedules import schedule as read_schedule
 from fastmeta.trajectory.hvp import hvp_of_graph
 from fastmeta.trajectory.replay import Replay
