@@ -32,7 +32,7 @@ def gradients(
 ) -> dict[str, Tensor]:
     torch.manual_seed(0)
     # Convolutions in float16 are slow on CPUs.
-    module = Conv4(1, 28, WAYS, hidden=8 if dtype is torch.float16 else 64).to(dtype)
+    module = Conv4(1, 28, WAYS, hidden=32 if dtype is torch.float16 else 64).to(dtype)
     if method is GSL:
         options = {"variant": "correction", "scope": "layer", **options}
     learner = method(module, F.cross_entropy, inner_lr=0.1, **options)
