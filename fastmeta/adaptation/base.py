@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ from fastmeta._checks import check_integer, check_positive
 from fastmeta.adaptation.tape import Cotangents, Grads, Pullback
 from fastmeta.functional import Buffers, FunctionalModule, Loss
 from fastmeta.tasks import Examples
+
+
+def is_task_batchable(component: Any) -> bool:
+    """Whether a component, an adaptation or a meta-gradient, declares stacked tasks itself."""
+    return "task_batchable" in vars(type(component)) and bool(component.task_batchable)
 
 
 class SupportLoss(ABC):

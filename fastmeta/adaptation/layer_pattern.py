@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from fastmeta._checks import check_choice
 from fastmeta._options import forwards_options, named
-from fastmeta.adaptation.base import Adaptation
+from fastmeta.adaptation.base import Adaptation, is_task_batchable
 from fastmeta.adaptation.layers import Layer, find_layers, in_module
 from fastmeta.adaptation.tape import Grads, Pullback
 
@@ -55,9 +55,7 @@ class LayerPattern(Adaptation):
         self.pattern = str(pattern)
         self.steps = inner.steps
         self.support_loss = inner.support_loss
-        self.task_batchable = (
-            vars(type(inner)).get("task_batchable", False) and inner.task_batchable
-        )
+        self.task_batchable = is_task_batchable(inner)
         self.layers: list[Layer] = []
         self._adapted: list[list[bool]] = []
 

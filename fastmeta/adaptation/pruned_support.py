@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from fastmeta._checks import check_bool, check_choice, check_in_range
 from fastmeta._options import construct, forwards_options, named
-from fastmeta.adaptation.base import Adaptation, SupportLoss
+from fastmeta.adaptation.base import Adaptation, SupportLoss, is_task_batchable
 from fastmeta.adaptation.tape import Grads, Pullback
 from fastmeta.adaptation.wrappers import Wrapper
 from fastmeta.functional import Buffers, FunctionalModule, Loss
@@ -61,8 +61,7 @@ class PrunedSupport(Wrapper):
         if inner.support_loss is not None:
             raise ValueError(f"{type(inner).__name__} chooses support examples itself.")
         self.support_loss = PrunedLoss(keep, by, rescale)
-        kind = vars(type(inner))
-        self.task_batchable = kind.get("task_batchable", False) and inner.task_batchable
+        self.task_batchable = is_task_batchable(inner)
 
     @override
     def update(

@@ -107,6 +107,7 @@ class EpisodeSampler(SeededSource):
     def _draw(self, rng: TaskRNG) -> TaskBatch:
         examples = self.shots + self.queries
         populations = np.full(rng.tasks, len(self._classes), dtype=np.int64)
+        # Also where the classes are those of an earlier meta-batch: the examples come after it.
         drawn = rng.sample(populations, self.ways)
         if self.steps_per_task > 1:
             drawn = rng.at(rng.index // self.steps_per_task).sample(populations, self.ways)

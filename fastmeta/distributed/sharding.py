@@ -221,8 +221,10 @@ class ShardedSource:
 
     def state_dict(self) -> dict[str, Any]:
         """That of the source, which is the same on all ranks; empty if it has none."""
-        state: dict[str, Any] = {}
-        return self.source.state_dict() if hasattr(self.source, "feedback") else state
+        if not hasattr(self.source, "feedback"):
+            return {}
+        state: dict[str, Any] = self.source.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastmeta.adaptation.base import is_task_batchable
 from fastmeta.engines._chunks import Chunks, out_of_memory
 from fastmeta.engines._head import HeadFinder
 from fastmeta.engines._host_rng import reject_host_rng
@@ -105,7 +106,7 @@ _Evaluate = Callable[[Sequence[Tensor], Buffers, Examples, Examples], tuple[Tens
 
 
 class _StackedTasks:
-    """An `fastmeta.metagrad.base.Evaluate` of stacked tasks that records their losses."""
+    """An `fastmeta.metagrad.task_losses.Evaluate` of stacked tasks that records their losses."""
 
     def __init__(self, evaluate: _Evaluate, buffers: Buffers, x: Examples, y: Examples) -> None:
         self.evaluate = evaluate
@@ -152,9 +153,9 @@ def _stack_copies(tensor: Tensor, count: int) -> Tensor:
 def _unsuitable_component(spec: StepSpec) -> str | None:
     # A subclass may override what its base class relies on, so it must declare this itself.
     for component in (spec.adaptation, spec.metagrad):
-        kind = type(component)
-        if "task_batchable" not in vars(kind) or not component.task_batchable:
-            return f"{kind.__name__} does not declare task_batchable = True in its class body"
+        if not is_task_batchable(component):
+            name = type(component).__name__
+            return f"{name} does not declare task_batchable = True in its class body"
     if spec.adaptation.rates:
         return (
             f"{type(spec.adaptation).__name__} learns rates, whose gradients would be summed over "

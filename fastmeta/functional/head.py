@@ -59,6 +59,12 @@ def _is_weight(param: Tensor, name: str) -> bool:
     return param.dim() > 1 and not name.startswith(PREFIX)
 
 
+def head_inputs(seen: Sequence[tuple[object, object]], output: object) -> Tensor | None:
+    """The inputs of the head, if `output` is the result of its only captured call."""
+    (inputs, result), *others = seen or [(None, None)]
+    return inputs if not others and result is output and isinstance(inputs, Tensor) else None
+
+
 @contextmanager
 def capture_calls(module: nn.Module, seen: list[tuple[object, object]]) -> Iterator[None]:
     """Appends input and output of each call of the module in this context to `seen`."""

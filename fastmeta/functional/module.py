@@ -29,7 +29,7 @@ from fastmeta.functional._functional_call import call_with, has_repeated_parts
 from fastmeta.functional._generation_cache import without_cache
 from fastmeta.functional._prefix_cache import use_prefix_cache
 from fastmeta.functional.co_learner import PREFIX, CoLearner, capture_output
-from fastmeta.functional.head import LinearHead, capture_calls, find_head
+from fastmeta.functional.head import LinearHead, capture_calls, find_head, head_inputs
 from fastmeta.functional.outputs import prediction
 from fastmeta.functional.predictor import Network, Predictor
 from fastmeta.gradients.checks import check_module
@@ -267,10 +267,8 @@ class FunctionalModule:
         seen: list[tuple[object, object]] = []
         capture = capture_calls(self.module.get_submodule(head.name), seen)
         value, output = self.evaluate(loss, params, buffers, x, y, capture)
-        (features, result), *others = seen or [(None, None)]
-        if others or result is not output or not isinstance(features, Tensor):
-            return value, output, None
-        return value, output, features if features.dim() == 2 else None
+        features = head_inputs(seen, output)
+        return value, output, None if features is None or features.dim() != 2 else features
 
     def evaluate_query(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta.functional._buffers import Buffers
-from fastmeta.functional.head import LinearHead, capture_calls
+from fastmeta.functional.head import LinearHead, capture_calls, head_inputs
 
 if TYPE_CHECKING:
     from fastmeta.functional.module import FunctionalModule
@@ -61,8 +61,8 @@ class Network:
         seen: list[tuple[object, object]] = []
         capture = capture_calls(self.model.module.get_submodule(head.name), seen)
         output = _tensor(self.model._run(params, self.buffers, self.x, capture))
-        (features, result), *others = seen or [(None, None)]
-        if others or result is not output or not isinstance(features, Tensor):
+        features = head_inputs(seen, output)
+        if features is None:
             raise ValueError(
                 f"the network's outputs are not those of one call of {head.name!r}, its last "
                 "linear layer. Use a network that ends with it, or adaptation.NTK."

@@ -8,7 +8,7 @@ from fastmeta.adaptation import ClosedForm
 from fastmeta.distributed import Sharding
 from fastmeta.engines import StepSpec
 from fastmeta.functional import Checkpoint, CoLearner, Head
-from fastmeta.metagrad import Leap, MetaGradient, Reptile
+from fastmeta.metagrad import MetaGradient
 from fastmeta.metagrad.wrapper import innermost
 from fastmeta.tasks import MetaBatch
 
@@ -37,12 +37,11 @@ def check_components(
             "checkpoint='second-order' has no effect with this metagrad."
             f"{type(metagrad).__name__}, which takes no second derivatives; expected True or False."
         )
-    own = innermost(metagrad)
-    if co_learner is not None and isinstance(own, (Leap, Reptile)):
+    if co_learner is not None and not metagrad.has_query_loss:
         raise ValueError(
             "a co-learner learns from a query loss that the inner loop does not train on, and "
-            f"metagrad.{type(own).__name__} has none; expected another meta-gradient, such as "
-            "FirstOrder."
+            f"metagrad.{type(innermost(metagrad)).__name__} has none; expected another "
+            "meta-gradient, such as FirstOrder."
         )
     return computed
 

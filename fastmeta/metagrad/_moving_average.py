@@ -15,8 +15,8 @@ from fastmeta.gradients import FlatLayout
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.exact import Exact
 from fastmeta.metagrad.first_order import FirstOrder
-from fastmeta.metagrad.reptile import Reptile
 from fastmeta.metagrad.task_losses import TaskLosses
+from fastmeta.metagrad.wrapper import innermost
 
 Form = Literal["code", "paper"]
 # From packed fast weights `(P,)` to the point where the query loss is evaluated.
@@ -27,12 +27,12 @@ def inner_of(form: Form, inner: MetaGradient | None, name: str) -> MetaGradient:
     """The inner meta-gradient, by default that of the form.
 
     Raises:
-        ValueError: if it is Reptile, whose query loss is not that of the fast weights.
+        ValueError: if it has no query loss.
     """
-    if isinstance(inner, Reptile):
+    if inner is not None and not inner.has_query_loss:
         raise ValueError(
             f"{name} needs a meta-gradient that takes the query gradient at the fast weights; "
-            "got Reptile. Use FirstOrder, Exact or another one."
+            f"got {type(innermost(inner)).__name__}. Use FirstOrder, Exact or another one."
         )
     return inner or (FirstOrder() if form == "code" else Exact())
 

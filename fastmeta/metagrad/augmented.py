@@ -12,12 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta._checks import check_choice, check_in_range, check_integer
-from fastmeta._options import construct, forwards_options, named
+from fastmeta._options import forwards_options, named
 from fastmeta.adaptation import Adaptation
 from fastmeta.functional import Buffers
+from fastmeta.gradients.sums import added
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.task_losses import TaskLosses
-from fastmeta.metagrad.wrapper import Wrapper
+from fastmeta.metagrad.wrapper import Wrapper, inner_by_name
 
 Masks = Literal["catfish", "prune", "none"]
 _MOST = 0.999  # of the entries a copy keeps at most, as in the authors' code
@@ -109,8 +110,8 @@ class Augmented(Wrapper):
             losses.buffers.update(_clone(before))
             other = self.inner.task(copy.wrapped(_masked(masks)), params, adaptation, context)
             # Weight decay of the adaptation may move what the copy does not have.
-            outer = _sum(outer, _apply(masks, other.outer))
-            support = None if support is None else _sum(support, other.support or ())
+            outer = added(outer, _apply(masks, other.outer))
+            support = None if support is None else added(support, other.support or ())
         losses.buffers.update(after)
         return replace(found, outer=outer, support=support)
 
@@ -161,12 +162,6 @@ def _apply(masks: Sequence[Tensor | None], tensors: Sequence[Any]) -> list[Any]:
     return [*found, *tensors[len(found) :]]
 
 
-def _sum(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sums of tensors, of which `None` is zero."""
-    pairs = zip(one, other, strict=True)
-    return [b if a is None else a if b is None else a + b for a, b in pairs]
-
-
 def _resized(losses: TaskLosses, size: int) -> TaskLosses:
     if losses.resized is None:
         raise ValueError("the engine cannot resize images. Use engine='loop', or no sizes.")
@@ -185,7 +180,6 @@ def augmented_by_name(
     Args:
         others: the meta-gradients, by name.
     """
-    others = dict(others)
 
     @forwards_options(named(others, "of", "exact"))
     def augmented(
@@ -209,8 +203,7 @@ def augmented_by_name(
             mask_seed: of shares and sizes.
             **options: of this meta-gradient.
         """
-        check_choice("of", of, others)
-        inner = construct(f"metagrad {of!r}", others[of], options)
+        inner = inner_by_name(of, others, options)
         return Augmented(inner, copies, keep, masks, sizes, mask_seed)
 
     return augmented

@@ -138,6 +138,11 @@ class MetaGradient(ABC):
         return False
 
     @property
+    def has_query_loss(self) -> bool:
+        """Whether it is a gradient of the query loss, which can have further terms."""
+        return True
+
+    @property
     def closed_form(self) -> bool:
         """Whether `task` runs adaptations in closed form, which have no inner gradients."""
         return False

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastmeta._checks import check_choice, check_integer, check_nonnegative, check_positive
-from fastmeta._options import construct, forwards_options, named
+from fastmeta._checks import check_integer, check_nonnegative, check_positive
+from fastmeta._options import forwards_options, named
 from fastmeta.adaptation import Adaptation
+from fastmeta.adaptation.base import is_task_batchable
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
-from fastmeta.metagrad.leap import Leap
-from fastmeta.metagrad.reptile import Reptile
 from fastmeta.metagrad.task_losses import TaskLosses
-from fastmeta.metagrad.wrapper import Wrapper
+from fastmeta.metagrad.wrapper import Wrapper, inner_by_name
 from fastmeta.trajectory.replay import preserve_state
 
 
@@ -51,7 +50,7 @@ class Bootstrapped(Wrapper):
         self, inner: MetaGradient, lr: float = 0.05, steps: int = 5, weight: float = 100.0
     ) -> None:
         super().__init__(inner)
-        if isinstance(inner, (Leap, Reptile)):
+        if not inner.has_query_loss:
             raise ValueError(
                 "the distance to the target is part of a query loss, and metagrad."
                 f"{type(inner).__name__} has none; expected another meta-gradient, such as Exact "
@@ -63,8 +62,7 @@ class Bootstrapped(Wrapper):
         self.lr = lr
         self.steps = steps
         self.weight = weight
-        kind = vars(type(inner))
-        self.task_batchable = kind.get("task_batchable", False) and inner.task_batchable
+        self.task_batchable = is_task_batchable(inner)
 
     @override
     def task(
@@ -124,7 +122,6 @@ def bootstrapped_by_name(
     Args:
         others: the meta-gradients, by name.
     """
-    others = dict(others)
 
     @forwards_options(named(others, "of", "exact"))
     def bootstrapped(
@@ -143,7 +140,6 @@ def bootstrapped_by_name(
             weight: of the distance; 0 turns the term off.
             **options: of this meta-gradient.
         """
-        check_choice("of", of, others)
-        return Bootstrapped(construct(f"metagrad {of!r}", others[of], options), lr, steps, weight)
+        return Bootstrapped(inner_by_name(of, others, options), lr, steps, weight)
 
     return bootstrapped

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastmeta._checks import check_choice
-from fastmeta._options import construct, forwards_options, named
+from fastmeta._options import forwards_options, named
 from fastmeta._spsa import NAMES, SPSA, Mode
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad.augmented import Augmented
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.task_losses import TaskLosses
-from fastmeta.metagrad.wrapper import Wrapper
+from fastmeta.metagrad.wrapper import Wrapper, inner_by_name
 
 
 class ClassWeights(Wrapper):
@@ -144,7 +143,6 @@ def class_weights_by_name(
     Args:
         others: the meta-gradients, by name.
     """
-    others = dict(others)
 
     @forwards_options(named(others, "of", "exact"))
     def class_weights(
@@ -168,8 +166,7 @@ def class_weights_by_name(
             spsa_seed: of the signs.
             **options: of this meta-gradient.
         """
-        check_choice("of", of, others)
-        inner = construct(f"metagrad {of!r}", others[of], options)
+        inner = inner_by_name(of, others, options)
         return ClassWeights(inner, mode, alpha, beta, rescale_every, spsa_seed)
 
     return class_weights

@@ -26,6 +26,11 @@ class Leap(MetaGradient):
 
     task_batchable = True
 
+    @property
+    @override
+    def has_query_loss(self) -> bool:
+        return False
+
     @override
     def task(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, get_args
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta._checks import check_bool, check_choice, check_integer, check_positive
-from fastmeta._options import construct, forwards_options, named
+from fastmeta._options import forwards_options, named
 from fastmeta.adaptation import Adaptation, run_inner_loop
+from fastmeta.gradients.sums import added
 from fastmeta.metagrad._moving_average import Form, check_beta, inner_of, pack, task_at_average
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient, mean_grads
 from fastmeta.metagrad.task_losses import TaskLosses
-from fastmeta.metagrad.wrapper import Wrapper
+from fastmeta.metagrad.wrapper import Wrapper, inner_by_name
 
 
 class LocalMOML(Wrapper):
@@ -105,7 +107,7 @@ class LocalMOML(Wrapper):
         support = [step.support for step in steps if step.support is not None]
         return replace(
             steps[0],
-            outer=[_sum(grads) for grads in zip(*(step.outer for step in steps), strict=True)],
+            outer=reduce(added, (step.outer for step in steps)),
             support=mean_grads(support) if support else None,
         )
 
@@ -113,11 +115,6 @@ class LocalMOML(Wrapper):
         if losses.part is None:
             raise ValueError("fresh=True needs the loop engine; expected engine='loop'.")
         return losses.part((support, self.local_steps + 1), (query, self.local_steps))
-
-
-def _sum(grads: Sequence[Tensor | None]) -> Tensor | None:
-    known = [grad for grad in grads if grad is not None]
-    return torch.stack(known).sum(0) if known else None
 
 
 def local_moml_by_name(
@@ -128,7 +125,6 @@ def local_moml_by_name(
     Args:
         others: the meta-gradients, by name.
     """
-    others = dict(others)
 
     @forwards_options(named(others, "of", "first-order"))
     def local_moml(
@@ -154,8 +150,7 @@ def local_moml_by_name(
             **options: of this meta-gradient.
         """
         of = of or ("first-order" if form == "code" else "exact")
-        check_choice("of", of, others)
-        inner = construct(f"metagrad {of!r}", others[of], options)
+        inner = inner_by_name(of, others, options)
         return LocalMOML(inner, local_steps, local_lr, beta, form, fresh)
 
     return local_moml

@@ -11,13 +11,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastmeta._checks import check_bool, check_choice, check_integer
-from fastmeta._options import construct, forwards_options, named
+from fastmeta._options import forwards_options, named
 from fastmeta.adaptation import Adaptation
 from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad._moving_average import Form, check_beta, inner_of, pack, task_at_average
 from fastmeta.metagrad.base import MetaGradient, StepContext, TaskGradient
 from fastmeta.metagrad.task_losses import TaskLosses
-from fastmeta.metagrad.wrapper import Wrapper
+from fastmeta.metagrad.wrapper import Wrapper, inner_by_name
 
 _STATE = "moml"
 _EXTRAS = ("moml_ids", "moml_memory", "moml_start")
@@ -175,7 +175,6 @@ def moml_by_name(others: Mapping[str, Callable[..., MetaGradient]]) -> Callable[
     Args:
         others: the meta-gradients, by name.
     """
-    others = dict(others)
 
     @forwards_options(named(others, "of", "first-order"))
     def moml(
@@ -203,8 +202,7 @@ def moml_by_name(others: Mapping[str, Callable[..., MetaGradient]]) -> Callable[
             **options: of this meta-gradient.
         """
         of = of or ("first-order" if form == "code" else "exact")
-        check_choice("of", of, others)
-        inner = construct(f"metagrad {of!r}", others[of], options)
+        inner = inner_by_name(of, others, options)
         return MOML(inner, beta, form, version, tasks, move_all, max_tasks)
 
     return moml

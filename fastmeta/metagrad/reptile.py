@@ -32,6 +32,11 @@ class Reptile(MetaGradient):
         check_bool("use_query", use_query)
         self.use_query = use_query
 
+    @property
+    @override
+    def has_query_loss(self) -> bool:
+        return False
+
     @override
     def task(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import Self, override
 
+from fastmeta._checks import check_choice
+from fastmeta._options import construct
 from fastmeta.gradients import TaskGradients
 from fastmeta.metagrad.base import MetaGradient, StepContext
 
@@ -37,6 +39,11 @@ class Wrapper(MetaGradient):
     @override
     def needs_support_gradients(self) -> bool:
         return self.inner.needs_support_gradients
+
+    @property
+    @override
+    def has_query_loss(self) -> bool:
+        return self.inner.has_query_loss
 
     @property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -73,3 +80,22 @@ def innermost(metagrad: MetaGradient) -> MetaGradient:
     while isinstance(metagrad, Wrapper):
         metagrad = metagrad.inner
     return metagrad
+
+
+def inner_by_name(
+    of: str, others: Mapping[str, Callable[..., MetaGradient]], options: Mapping[str, Any]
+) -> MetaGradient:
+    """The inner meta-gradient of a wrapper that the option `of` names.
+
+    Args:
+        of: its name.
+        others: the meta-gradients, by name.
+        options: of the inner meta-gradient.
+
+    Raises:
+        ValueError: if the name is unknown, or an option has a wrong value.
+        TypeError: if there is no such option.
+    """
+    check_choice("of", of, others)
+    inner: MetaGradient = construct(f"metagrad {of!r}", others[of], options)
+    return inner

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from fastmeta.adaptation import LossFn
 from fastmeta.functional import Buffers
+from fastmeta.gradients.sums import added
 from fastmeta.inner_step import at_step, current_step
 from fastmeta.trajectory._trees import Leaves
 
@@ -184,11 +185,6 @@ class OuterLosses:
         grads = torch.autograd.grad(value, leaves, allow_unused=True)
         self.meta = added(self.meta, grads[len(params) :])
         return grads[: len(params)]
-
-
-def added(total: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sums; `None` means zero."""
-    return [a if b is None else b if a is None else a + b for a, b in zip(total, more, strict=True)]
 
 
 def scalar(name: str, value: Any) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmeta.adaptation import Cotangents, InnerStep, LossFn
-from fastmeta.trajectory._losses import OuterLosses, added
+from fastmeta.gradients.sums import added
+from fastmeta.trajectory._losses import OuterLosses
 from fastmeta.trajectory.hvp import PRODUCTS, Hvp, hvp_of_graph
 from fastmeta.trajectory.replay import Replay
 

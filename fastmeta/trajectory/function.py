@@ -13,7 +13,8 @@ from fastmeta._checks import check_choice, check_integer
 from fastmeta.adaptation import Adaptation, run_inner_loop
 from fastmeta.functional import twice_differentiable
 from fastmeta.functional._calls import compiled_calls
-from fastmeta.trajectory._losses import InnerLosses, OuterLosses, added, check_outer_steps
+from fastmeta.gradients.sums import added
+from fastmeta.trajectory._losses import InnerLosses, OuterLosses, check_outer_steps
 from fastmeta.trajectory._sweep import MetaSweep
 from fastmeta.trajectory._trees import Leaves
 from fastmeta.trajectory.hvp import PRODUCTS, Hvp

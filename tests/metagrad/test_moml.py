@@ -19,6 +19,7 @@ from fastmeta.metagrad import (
     MOML,
     Exact,
     FirstOrder,
+    Leap,
     MetaGradient,
     MultiStep,
     Recursion,
@@ -205,8 +206,9 @@ def test_what_it_cannot_do_is_refused() -> None:
         learner(module, MOML()).step(replace(drawn(0, 1), ids=None))
     with pytest.raises(ValueError, match=r"has seen 3 different tasks, .* at most max_tasks=2"):
         learner(module, MOML(max_tasks=2)).step(drawn(0, 1, 2))
-    with pytest.raises(ValueError, match="got Reptile"):
-        MOML(Reptile())
+    for inner in (Reptile(), Leap()):
+        with pytest.raises(ValueError, match=f"got {type(inner).__name__}"):
+            MOML(inner)
     with pytest.raises(ValueError, match=r"metagrad.MultiStep did 2 times"):
         learner(module, MOML(MultiStep())).step(drawn(0, 1))
     with pytest.raises(ValueError, match=r"beta must be a number in \(0, 1\], got 0"):
