@@ -49,11 +49,12 @@ class Worker {
   void run(int64_t task) const {
     const T rate = static_cast<T>(args_.lr);
     T* inner = args_.inner ? static_cast<T*>(args_.inner) + task * args_.size : nullptr;
+    T* v = static_cast<T*>(args_.rows) + task * args_.size;
     if (inner) memset(inner, 0, sizeof(T) * args_.size);
     T first_loss = 0;
     for (int64_t k = 0; k < args_.steps; ++k) {
       const Evaluation<T> support = at_step(task, k);
-      T* grad = gradient(k);
+      T* grad = compares() ? gradient(k) : v;
       forward(support);
       const T value = differentiate(support, grad);
       if (k == 0) first_loss = value;
@@ -64,7 +65,6 @@ class Worker {
     const Evaluation<T> query = at_query(task);
     forward(query);
     write_output(query, task);
-    T* v = static_cast<T*>(args_.rows) + task * args_.size;
     const T value = differentiate(query, v);
     static_cast<T*>(args_.query_loss)[task] = value;
     static_cast<T*>(args_.support_loss)[task] = args_.steps ? first_loss : value;
@@ -75,14 +75,17 @@ class Worker {
   // The reverse sweep: v <- v - lr H_k d_k from the last step to the first.
   void pull_back(int64_t task, T* v) const {
     const T rate = static_cast<T>(scales_only(args_) ? args_.lr * args_.lam_d : args_.lr);
-    T *d = at(plan_.cotangent), *product = at(plan_.product);
+    const bool all = differentiates_all(args_);
+    T *d = all ? v : at(plan_.cotangent), *product = at(plan_.product);
     for (int64_t k = args_.steps; k-- > 0;) {
       if (lowest_differentiated(args_, k) == args_.count) continue;
       const int64_t* mask = mask_of(args_, k);
-      compare(v, gradient(k), mask, d);
+      if (!all) compare(v, compares() ? gradient(k) : nullptr, mask, d);
       if (has_sets()) memset(product, 0, sizeof(T) * args_.size);
       Evaluation<T> support = at_step(task, k);
-      if (support.again) support.again = at(plan_.values + support.n * plan_.maps);
+      T* dropped = at(plan_.values + support.n * plan_.maps);
+      if (support.again) support.again = dropped;
+      if (support.second) support.second = dropped + 2 * support.n * plan_.first;
       hessian_product<T>(support, d, mask, at(plan_.values), product);
       add_scaled<T>(v, -rate, product, args_.size, v);
     }
@@ -117,7 +120,7 @@ class Worker {
 
   T differentiate(const Evaluation<T>& e, T* grad) const {
     if (has_sets()) memset(grad, 0, sizeof(T) * args_.size);
-    return backward(e, grad, at(plan_.product));
+    return backward(e, grad);
   }
   // Whether an evaluation leaves some parameters unused.
   bool has_sets() const {
@@ -135,26 +138,30 @@ class Worker {
     return k ? theta_after(k - 1) : static_cast<const T*>(args_.params);
   }
   T* theta_after(int64_t k) const { return at(plan_.theta + (plan_.kept ? k : 0) * plan_.size); }
-  T* gradient(int64_t k) const {
-    return at(plan_.gradients + (plan_.kept && !scales_only(args_) ? k : 0) * plan_.size);
-  }
+  // Whether the sweep compares v with the inner gradients, which then are kept.
+  bool compares() const { return plan_.kept && !scales_only(args_); }
+  T* gradient(int64_t k) const { return at(plan_.gradients + k * plan_.size); }
 
   Evaluation<T> at_step(int64_t task, int64_t k) const {
-    const int64_t maps = args_.support.n * plan_.maps;
-    T* values = at(plan_.kept ? plan_.tapes + k * plan_.tape : plan_.values);
-    T* deltas = plan_.kept ? values + maps : values;
-    T* softmax = plan_.kept ? deltas + maps : at(plan_.probabilities);
-    return evaluation(args_.support, task, k, values, deltas, softmax);
+    Evaluation<T> support = evaluation(args_.support, task, k);
+    if (!plan_.kept) return support;
+    const int64_t n = support.n;
+    support.values = at(plan_.tapes + k * plan_.tape);
+    support.deltas = support.values + n * plan_.maps;
+    support.d_second = support.deltas + n * plan_.maps;
+    support.softmax = support.d_second + n * plan_.second;
+    if (support.second) support.second = at(plan_.values);
+    return support;
   }
   Evaluation<T> at_query(int64_t task) const {
-    T* values = at(plan_.values);
-    Evaluation<T> query =
-        evaluation(args_.query, task, args_.steps, values, values, at(plan_.probabilities));
+    Evaluation<T> query = evaluation(args_.query, task, args_.steps);
     query.step = kAdapted;
     return query;
   }
-  Evaluation<T> evaluation(const SequenceExamples& all, int64_t task, int64_t k, T* values,
-                           T* deltas, T* softmax) const {
+  // One that is not kept: gradients replace values.
+  Evaluation<T> evaluation(const SequenceExamples& all, int64_t task, int64_t k) const {
+    T* values = at(plan_.values);
+    T* second = plan_.dropped > 1 ? values + all.n * plan_.third : nullptr;
     const int64_t target = args_.loss == Loss::cross_entropy ? static_cast<int64_t>(sizeof(int64_t))
                                                              : args_.layers[args_.depth - 1].out.c *
                                                                    static_cast<int64_t>(sizeof(T));
@@ -165,19 +172,22 @@ class Worker {
             static_cast<const char*>(all.y) + task * all.n * target,
             all.n,
             values,
-            deltas,
-            softmax,
+            values,
+            at(plan_.probabilities),
             plan_.dropped ? at(plan_.again) : nullptr,
             plan_.part,
+            second,
+            second,
             static_cast<T*>(args_.stats) + (task * (args_.steps + 1) + k) * args_.stats_size,
             at(plan_.scratch),
+            at(plan_.low_scratch),
             parallel_};
   }
 
   void write_output(const Evaluation<T>& e, int64_t task) const {
     const LayerMap& out = args_.layers[args_.depth - 1].out;
     T* to = static_cast<T*>(args_.query_output) + task * e.n * out.c;
-    const T* from = e.of(e.values, args_.depth - 1);
+    const T* from = e.value(args_.depth - 1);
     for (int64_t i = 0; i < e.n; ++i) memcpy(to + i * out.c, from + i * out.row, sizeof(T) * out.c);
   }
 

@@ -41,29 +41,43 @@ struct Evaluation {
   const T* x;     // of the examples
   const void* y;  // their targets
   int64_t n;
-  T* values;   // outputs of the layers, (n, row) each, without those of the first if `again`
+  T* values;   // outputs of the layers, (n, row) each, but those of `again` and `second`
   T* deltas;   // their gradients; may be `values`, which they then replace from the last one down
   T* softmax;  // cross-entropy's probabilities
   T* again;    // outputs of the first layer, or their gradients, of `part` examples; null if kept
   int64_t part;
+  T* second;    // outputs of the second layer, null if kept with the others
+  T* d_second;  // their gradients
   T* stats;
   T* scratch;
+  T* low_scratch;  // of the two lowest layers
   const Parallel& parallel;
 
   At<T> at(int64_t l) const { return at(l, {0, n}); }
   At<T> at(int64_t l, const Examples& some) const {
-    return {args.layers[l], some.count, step, theta, stats, scratch, parallel};
+    T* own = l < 2 ? low_scratch : scratch;
+    return {args.layers[l], some.count, step, theta, stats, own, parallel};
   }
-  // Those of layer l, its input, and the gradient of that; from an example on.
-  T* of(T* maps, int64_t l, int64_t first = 0) const {
-    if (l == 0 && again) return again;
-    const int64_t before = args.layers[l].before - (again ? args.layers[0].out.row : 0);
-    return maps + n * before + first * args.layers[l].out.row;
+  // Outputs of layer l, their gradients, its input, and the gradient of that; from an example on.
+  T* value(int64_t l, int64_t first = 0) const {
+    return l == 1 && second ? second + first * args.layers[1].out.row : of(values, l, first);
+  }
+  T* delta(int64_t l, int64_t first = 0) const {
+    return l == 1 && second ? d_second + first * args.layers[1].out.row : of(deltas, l, first);
   }
   const T* input(int64_t l, int64_t first = 0) const {
-    return l ? of(values, l - 1, first) : x + first * args.layers[0].in.row;
+    return l ? value(l - 1, first) : x + first * args.layers[0].in.row;
   }
-  T* d_input(int64_t l, int64_t first = 0) const { return l ? of(deltas, l - 1, first) : nullptr; }
+  T* d_input(int64_t l, int64_t first = 0) const { return l ? delta(l - 1, first) : nullptr; }
+  // Those of a layer that are kept in a place of `values`' form.
+  T* of(T* maps, int64_t l, int64_t first = 0) const {
+    if (l == 0 && again) return again;
+    const int64_t lowest = second ? 2 : again ? 1 : 0;
+    const int64_t before = args.layers[l].before - args.layers[lowest].before;
+    return maps + n * before + first * args.layers[l].out.row;
+  }
+  // Whether outputs of other layers have replaced those of the second.
+  bool shares_second() const { return second && second == d_second; }
 
   // The loss, which mlp_loss.h computes for a network of the last layer alone.
   struct Last {
@@ -74,7 +88,7 @@ struct Evaluation {
   Last last() const {
     const int64_t l = args.depth - 1;
     const LayerMap& out = args.layers[l].out;
-    Last loss{{}, {x, y, n}, {of(values, l), softmax, nullptr, of(deltas, l), 0}};
+    Last loss{{}, {x, y, n}, {value(l), softmax, nullptr, delta(l), 0}};
     loss.net.loss = args.loss;
     loss.net.layers = {{0, out.c, out.row, 0, 0, 0, false, Activation::relu}};
     return loss;
@@ -139,8 +153,7 @@ void forward(const Evaluation<T>& e) {
       for (int64_t l = e.again && stage.begin == 0 ? 1 : stage.begin; l < end; ++l)
         with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
           with_input(e, l, some, [&](const Examples& part) {
-            decltype(layer)::forward(e.at(l, part), e.input(l, part.first),
-                                     e.of(e.values, l, part.first));
+            decltype(layer)::forward(e.at(l, part), e.input(l, part.first), e.value(l, part.first));
           });
         });
       if (is_norm(e.args, end))
@@ -153,25 +166,31 @@ void forward(const Evaluation<T>& e) {
   }
 }
 
-// The backward pass of one layer; with `more`, adds to the gradient by way of it.
+// The backward pass of one layer that is no normalisation. The gradient of examples after others is
+// computed in the scratch, as that of a network of this layer alone, and added.
 template <class T>
-void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, T* grad, T* more) {
-  const SequenceLayer& layer = e.args.layers[l];
-  T* target = some.first ? more : grad;
+void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, T* grad) {
+  SequenceLayer layer = e.args.layers[l];
+  At<T> at{layer, some.count, e.step, e.theta, e.stats, e.at(l).scratch, e.parallel};
+  const bool adds = some.first && layer.weight >= 0;
+  T* target = adds ? at.scratch : grad;
+  if (adds) {
+    at.theta += layer.weight;
+    at.scratch += whole_vectors(params_size(layer));
+    if (layer.bias >= 0) layer.bias -= layer.weight;
+    layer.weight = 0;
+  }
   with_layer<T>(layer.kind, [&](auto kind) {
     if constexpr (!std::is_same_v<decltype(kind), Norm<T>>)
-      decltype(kind)::backward(e.at(l, some), e.input(l, some.first), e.of(e.deltas, l, some.first),
+      decltype(kind)::backward(at, e.input(l, some.first), e.delta(l, some.first),
                                e.d_input(l, some.first), target);
   });
-  if (target == grad || layer.weight < 0) return;
-  const int64_t size = e.args.sizes[layer.first] + (layer.bias < 0 ? 0 : layer.out.c);
-  add_to(grad + layer.weight, more + layer.weight, size);
+  if (adds) add_to(grad + e.args.layers[l].weight, target, params_size(layer));
 }
 
-// The mean loss of the outputs, and its gradient with respect to all parameters; `more` holds that
-// of some examples.
+// The mean loss of the outputs, and its gradient with respect to all parameters.
 template <class T>
-T backward(const Evaluation<T>& e, T* grad, T* more) {
+T backward(const Evaluation<T>& e, T* grad) {
   const auto last = e.last();
   const T value = mlp::loss(last.net, last.data, last.tape);
   const std::vector<Stage> stages = stages_of(e.args);
@@ -179,18 +198,28 @@ T backward(const Evaluation<T>& e, T* grad, T* more) {
   for (size_t k = stages.size(); k-- > 0;) {
     const auto [begin, end] = stages[k];
     const auto norm_args = [&](int64_t l, const Examples& some) {
-      return Norm<T>::backward_args(e.at(l, some), e.input(l, some.first),
-                                    e.of(e.deltas, l, some.first), e.d_input(l, some.first), grad);
+      return Norm<T>::backward_args(e.at(l, some), e.input(l, some.first), e.delta(l, some.first),
+                                    e.d_input(l, some.first), grad);
     };
-    NormBackwardSums sums;
-    each_group(e, begin, end, [&](const Examples& some) {
+    const auto apply_above = [&](const Examples& some) {
       if (is_norm(e.args, end))
         with_input(e, end, some, [&](const Examples& part) {
           const LayerMap& in = e.args.layers[end].in;
           above.apply(norm_args(end, part), static_cast<double>(e.n * in.h * in.w), e.parallel);
         });
+    };
+    const bool restores = begin == 1 && e.shares_second();
+    if (restores) apply_above({0, e.n});  // the last use of the values in that place
+    NormBackwardSums sums;
+    each_group(e, begin, end, [&](const Examples& some) {
+      if (restores)
+        with_input(e, 1, some, [&](const Examples& part) {
+          Norm<T>::forward(e.at(1, part), e.input(1), e.value(1, part.first));
+        });
+      else
+        apply_above(some);
       for (int64_t l = end; l-- > begin;)
-        if (!is_norm(e.args, l)) backward_layer(e, l, some, grad, more);
+        if (!is_norm(e.args, l)) backward_layer(e, l, some, grad);
       if (is_norm(e.args, begin))
         with_input(e, begin, some,
                    [&](const Examples& part) { sums.add(norm_args(begin, part), e.parallel); });
@@ -207,8 +236,8 @@ inline std::pair<int64_t, int64_t> used_params(const SequenceLayer& layer, int64
 }
 
 // The Hessian of the mean loss times v, where `mask` says which parameters have a direction; v is
-// zero elsewhere. `tangents` holds those of all layers; where the first layer's values are not
-// kept, `again` holds those of all examples, followed by their tangents.
+// zero elsewhere. `tangents` holds those of all layers whose values are kept; `again` and `second`
+// hold the values of all examples, followed by their tangents.
 template <class T>
 void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T* tangents,
                      T* product) {
@@ -221,15 +250,21 @@ void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T*
   while (lowest < depth && !directed(lowest)) ++lowest;
   if (lowest == depth) return void(memset(product, 0, sizeof(T) * e.args.size));
   if (e.again) Convolution<T>::forward(e.at(0), e.x, e.again);
+  if (e.second) Norm<T>::forward(e.at(1), e.again, e.second);
   const auto tangent = [&](int64_t l) {
-    return l == 0 && e.again ? e.again + e.at(0).out_size() : e.of(tangents, l);
+    if (l == 0 && e.again) return e.again + e.at(0).out_size();
+    return l == 1 && e.second ? e.second + e.at(1).out_size() : e.of(tangents, l);
   };
   const bool norm = e.args.layers[lowest].kind == LayerKind::norm;
   if (norm) memset(tangent(lowest - 1), 0, sizeof(T) * e.at(lowest).in_size());
   const auto at = [&](int64_t l) -> Tangents<T> {
     const bool through = l > lowest || (l == lowest && norm);
-    return {e.input(l), e.of(e.deltas, l),         through ? tangent(l - 1) : nullptr,
-            tangent(l), directed(l) ? v : nullptr, product,
+    return {e.input(l),
+            e.delta(l),
+            through ? tangent(l - 1) : nullptr,
+            tangent(l),
+            directed(l) ? v : nullptr,
+            product,
             through};
   };
   for (int64_t l = lowest; l < depth; ++l)

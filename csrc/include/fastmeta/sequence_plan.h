@@ -44,29 +44,51 @@ inline LayerMap output_of(const SequenceLayer& layer, const LayerMap& in, int64_
   return out;
 }
 
-// Scratch of a layer's passes over n examples, and of its tangents over s, if there are any.
+// The number of values of the weight and the bias of a convolution or linear layer.
+inline int64_t params_size(const SequenceLayer& layer) {
+  const int64_t inputs = layer.kind == LayerKind::conv ? 9 * layer.in.c : layer.in.size();
+  return (inputs + (layer.bias >= 0)) * layer.out.c;
+}
+
+// Scratch of a layer's passes over n examples, and of its tangents over s, if there are any. The
+// gradient of some of the examples comes first in it, see backward_layer() in sequence_network.h.
 inline int64_t scratch_of(const SequenceLayer& layer, int64_t n, int64_t s) {
   const int64_t in = layer.in.size(), out = layer.out.row, row = whole_vectors(in);
   switch (layer.kind) {
-    case LayerKind::conv:
+    case LayerKind::conv: {
+      const int64_t params = whole_vectors(params_size(layer)), bias = whole_vectors(layer.out.c);
       // The second terms of the tangents, and of the product.
-      return whole_vectors(s * std::max(layer.in.row, out)) +
-             whole_vectors(9 * layer.in.c * layer.out.c) + 2 * whole_vectors(layer.out.c);
+      return bias + params + (s ? whole_vectors(s * std::max(layer.in.row, out)) : 0);
+    }
     case LayerKind::norm:
       return whole_vectors(s * layer.in.row) + 2 * whole_vectors(layer.in.c);
     case LayerKind::linear:
-      return 2 * (out + layer.out.c * row + std::max(n, out) * row);
+      return whole_vectors(params_size(layer)) +
+             2 * (out + layer.out.c * row + std::max(n, out) * row);
     default:
       return 0;
   }
 }
 
-// Whether the values of the first layer are computed again, a few examples at a time, by the passes
-// that read them: a convolution of few channels before a normalisation takes about as long as its
-// output's way to memory and back, and that output is most of the memory of such networks.
-inline bool drops_first(const SequenceArgs& args) {
-  return args.depth > 1 && args.layers[0].kind == LayerKind::conv &&
-         args.layers[1].kind == LayerKind::norm && args.layers[0].in.c <= 4;
+// How many of the lowest layers have values that are computed again by the passes that read them.
+// The first, a few examples at a time: a convolution of few channels before a normalisation takes
+// about as long as its output's way to memory and back, and that output is most of the memory of
+// such networks. Without pooling, the output of that normalisation is most of the rest, so that it
+// shares its place with all values above the next convolution's: they follow it in the forward pass
+// and are used up when the backward pass needs it.
+inline int64_t dropped_layers(const SequenceArgs& args) {
+  const auto is = [&](int64_t l, LayerKind kind) {
+    return l < args.depth && args.layers[l].kind == kind;
+  };
+  if (!is(0, LayerKind::conv) || !is(1, LayerKind::norm) || args.layers[0].in.c > 4) return 0;
+  const bool pools = (args.layers[1].option & kNormPools) != 0;
+  return !pools && is(2, LayerKind::conv) && is(3, LayerKind::norm) ? 2 : 1;
+}
+
+// Whether the sweep's direction d is v itself.
+inline bool differentiates_all(const SequenceArgs& args) {
+  const int64_t* end = args.differentiated + args.masks * args.count;
+  return scales_only(args) && std::find(args.differentiated, end, 0) == end;
 }
 
 // Offsets in a worker's memory, in elements.
@@ -74,18 +96,22 @@ struct SequencePlan {
   int64_t kept;       // inner steps kept for the reverse sweep: all of them or none
   int64_t size;       // of parameters
   int64_t theta;      // the latest fast weights; if kept, those before each step but the first
-  int64_t gradients;  // the latest inner gradient; if the sweep compares gradients, all
-  int64_t cotangent;  // d
-  int64_t product;    // H d, and the gradient of some of the examples
+  int64_t product;    // H d, in the place of the last fast weights, which the sweep does not read
+  int64_t gradients;  // if the sweep compares them, all inner gradients; else they go to the result
+  int64_t cotangent;  // d, unless it is v itself
   int64_t tapes;      // of kept inner steps: values, their gradients, probabilities
   int64_t tape;       // size of one
-  int64_t dropped;    // row of the first layer's values if they are not kept, else 0
-  int64_t part;       // examples whose values of that layer are there at a time
-  int64_t again;      // those
+  int64_t dropped;    // layers whose values are not kept: see dropped_layers()
+  int64_t first;      // row of the first layer's values, if dropped
+  int64_t second;     // row of the second's, if dropped
+  int64_t third;      // row of the values below which those of the second are, if dropped
+  int64_t part;       // examples whose values of the first layer are there at a time, if dropped
   int64_t maps;       // row of all values that are kept
   int64_t values;     // of an evaluation that is not kept; later the tangents, and what is dropped
   int64_t probabilities;
-  int64_t scratch;
+  int64_t again;        // a part of the first layer's values
+  int64_t low_scratch;  // of the two lowest layers, above `again`
+  int64_t scratch;      // of the others, in the place of `again`
   int64_t total;
 };
 
@@ -102,23 +128,31 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   };
   plan.kept = kept_steps(args);
   plan.size = whole_vectors(args.size);
-  plan.theta = take(plan.size * (plan.kept ? plan.kept : std::min<int64_t>(args.steps, 1)));
-  plan.gradients = take(plan.size * (plan.kept && !scales_only(args) ? plan.kept : 1));
-  plan.cotangent = take(plan.kept ? plan.size : 0);
-  plan.product = take(plan.size);
-  plan.dropped = drops_first(args) ? args.layers[0].out.row : 0;
-  plan.maps = last.before + last.out.row - plan.dropped;
-  plan.part = std::clamp<int64_t>(kPart / (element * args.layers[0].out.row), 1, most);
-  plan.again = take(plan.part * plan.dropped);
-  plan.tape = whole_vectors(s * (2 * plan.maps + last.out.row));
+  const int64_t thetas = plan.kept ? plan.kept : std::min<int64_t>(args.steps, 1);
+  plan.theta = take(plan.size * thetas);
+  plan.product = plan.theta + plan.size * (thetas - 1);
+  plan.gradients = take(scales_only(args) ? 0 : plan.size * plan.kept);
+  plan.cotangent = take(plan.kept && !differentiates_all(args) ? plan.size : 0);
+  plan.dropped = dropped_layers(args);
+  plan.first = plan.dropped > 0 ? args.layers[0].out.row : 0;
+  plan.second = plan.dropped > 1 ? args.layers[1].out.row : 0;
+  plan.third = plan.dropped > 1 ? args.layers[2].out.row : 0;
+  plan.maps = last.before + last.out.row - plan.first - plan.second;
+  plan.tape = whole_vectors(s * (2 * plan.maps + plan.second + last.out.row));
   plan.tapes = take(plan.kept * plan.tape);
-  plan.values =
-      take(std::max(most * plan.maps, plan.kept ? s * (plan.maps + 2 * plan.dropped) : 0));
+  const int64_t row = plan.third + std::max(plan.second, plan.maps - plan.third);
+  const int64_t tangents = plan.maps + 2 * (plan.first + plan.second);
+  plan.values = take(std::max(most * row, plan.kept ? s * tangents : 0));
   plan.probabilities = take(most * last.out.row);
-  int64_t scratch = 0;
-  for (int64_t l = 0; l < args.depth; ++l)
+  plan.part = std::clamp<int64_t>(kPart / (element * args.layers[0].out.row), 1, most);
+  int64_t low = 0, high = 0;
+  for (int64_t l = 0; l < args.depth; ++l) {
+    int64_t& scratch = l < 2 ? low : high;
     scratch = std::max(scratch, scratch_of(args.layers[l], most, plan.kept ? s : 0));
-  plan.scratch = take(scratch);
+  }
+  const int64_t part = whole_vectors(plan.part * plan.first);
+  plan.again = plan.scratch = take(std::max(part + low, high));
+  plan.low_scratch = plan.again + part;
   return plan;
 }
 
