@@ -88,7 +88,10 @@ struct Convolution {
   }
   static void backward(const At<T>& at, const T* x, const T* dy, T* dx, T* grad) {
     weight_gradient(at, x, dy, at.weight(grad), at.bias(grad));
-    if (dx) conv_input({shape(at), dy, at.weight(at.theta), dx}, at.parallel);
+    if (dx) input_gradient(at, dy, dx);
+  }
+  static void input_gradient(const At<T>& at, const T* dy, T* dx) {
+    conv_input({shape(at), dy, at.weight(at.theta), dx}, at.parallel);
   }
   static void r_forward(const At<T>& at, const Tangents<T>& r) {
     T* along = r.u && r.v ? second_term(at) : r.ty;
@@ -104,7 +107,7 @@ struct Convolution {
       add_to(at.weight(r.product), dw, weights(at));
     }
     if (!rdx) return;
-    conv_input({shape(at), r.ty, at.weight(at.theta), rdx}, at.parallel);
+    input_gradient(at, r.ty, rdx);
     if (!r.v) return;
     conv_input({shape(at), r.dy, at.weight(r.v), second_term(at)}, at.parallel);
     add_to(rdx, second_term(at), at.in_size());

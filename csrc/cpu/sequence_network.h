@@ -50,12 +50,12 @@ struct Evaluation {
   T* d_second;  // their gradients
   T* stats;
   T* scratch;
-  T* low_scratch;  // of the two lowest layers
+  T* low_scratch;  // of layers up to the lowest that is kept
   const Parallel& parallel;
 
   At<T> at(int64_t l) const { return at(l, {0, n}); }
   At<T> at(int64_t l, const Examples& some) const {
-    T* own = l < 2 ? low_scratch : scratch;
+    T* own = l <= lowest() ? low_scratch : scratch;
     return {args.layers[l], some.count, step, theta, stats, own, parallel};
   }
   // Outputs of layer l, their gradients, its input, and the gradient of that; from an example on.
@@ -72,11 +72,12 @@ struct Evaluation {
   // Those of a layer that are kept in a place of `values`' form.
   T* of(T* maps, int64_t l, int64_t first = 0) const {
     if (l == 0 && again) return again;
-    const int64_t lowest = second ? 2 : again ? 1 : 0;
-    const int64_t before = args.layers[l].before - args.layers[lowest].before;
+    const int64_t before = args.layers[l].before - args.layers[lowest()].before;
     return maps + n * before + first * args.layers[l].out.row;
   }
-  // Whether outputs of other layers have replaced those of the second.
+  // The lowest layer whose outputs are kept.
+  int64_t lowest() const { return second ? 2 : again ? 1 : 0; }
+  // Whether outputs of other layers replace those of the second.
   bool shares_second() const { return second && second == d_second; }
 
   // The loss, which mlp_loss.h computes for a network of the last layer alone.
@@ -169,7 +170,8 @@ void forward(const Evaluation<T>& e) {
 // The backward pass of one layer that is no normalisation. The gradient of examples after others is
 // computed in the scratch, as that of a network of this layer alone, and added.
 template <class T>
-void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, T* grad) {
+void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, const T* x, T* dx,
+                    T* grad) {
   SequenceLayer layer = e.args.layers[l];
   At<T> at{layer, some.count, e.step, e.theta, e.stats, e.at(l).scratch, e.parallel};
   const bool adds = some.first && layer.weight >= 0;
@@ -182,8 +184,7 @@ void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, T* 
   }
   with_layer<T>(layer.kind, [&](auto kind) {
     if constexpr (!std::is_same_v<decltype(kind), Norm<T>>)
-      decltype(kind)::backward(at, e.input(l, some.first), e.delta(l, some.first),
-                               e.d_input(l, some.first), target);
+      decltype(kind)::backward(at, x, e.delta(l, some.first), dx, target);
   });
   if (adds) add_to(grad + e.args.layers[l].weight, target, params_size(layer));
 }
@@ -208,18 +209,23 @@ T backward(const Evaluation<T>& e, T* grad) {
           above.apply(norm_args(end, part), static_cast<double>(e.n * in.h * in.w), e.parallel);
         });
     };
-    const bool restores = begin == 1 && e.shares_second();
-    if (restores) apply_above({0, e.n});  // the last use of the values in that place
     NormBackwardSums sums;
+    if (begin == 1 && e.shares_second()) {
+      apply_above({0, e.n});  // the last use of the values in the place of the second layer's
+      Convolution<T>::input_gradient(e.at(2), e.delta(2), e.delta(1));
+      with_input(e, 1, {0, e.n}, [&](const Examples& part) {
+        sums.add(norm_args(1, part), e.parallel);
+        Norm<T>::forward(e.at(1, part), e.again, e.again);
+        backward_layer<T>(e, 2, part, e.again, nullptr, grad);
+      });
+      above = std::move(sums);
+      continue;
+    }
     each_group(e, begin, end, [&](const Examples& some) {
-      if (restores)
-        with_input(e, 1, some, [&](const Examples& part) {
-          Norm<T>::forward(e.at(1, part), e.input(1), e.value(1, part.first));
-        });
-      else
-        apply_above(some);
+      apply_above(some);
       for (int64_t l = end; l-- > begin;)
-        if (!is_norm(e.args, l)) backward_layer(e, l, some, grad);
+        if (!is_norm(e.args, l))
+          backward_layer<T>(e, l, some, e.input(l, some.first), e.d_input(l, some.first), grad);
       if (is_norm(e.args, begin))
         with_input(e, begin, some,
                    [&](const Examples& part) { sums.add(norm_args(begin, part), e.parallel); });

@@ -110,7 +110,7 @@ struct SequencePlan {
   int64_t values;     // of an evaluation that is not kept; later the tangents, and what is dropped
   int64_t probabilities;
   int64_t again;        // a part of the first layer's values
-  int64_t low_scratch;  // of the two lowest layers, above `again`
+  int64_t low_scratch;  // of layers 0 to `dropped`, above `again`
   int64_t scratch;      // of the others, in the place of `again`
   int64_t total;
 };
@@ -147,7 +147,7 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   plan.part = std::clamp<int64_t>(kPart / (element * args.layers[0].out.row), 1, most);
   int64_t low = 0, high = 0;
   for (int64_t l = 0; l < args.depth; ++l) {
-    int64_t& scratch = l < 2 ? low : high;
+    int64_t& scratch = l <= plan.dropped ? low : high;
     scratch = std::max(scratch, scratch_of(args.layers[l], most, plan.kept ? s : 0));
   }
   const int64_t part = whole_vectors(plan.part * plan.first);
