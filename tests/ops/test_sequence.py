@@ -73,33 +73,59 @@ def test_bitwise_equal_for_any_number_of_threads_and_tasks(name: str, order: str
 
 
 @pytest.mark.parametrize("order", ["first order", "second order"])
-def test_large_maps_run_a_few_images_at_a_time(order: str) -> None:
-    """More than four megabytes of a layer's values: see each_group in sequence_network.h."""
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_large_maps_run_a_few_images_at_a_time(downsample: str, order: str) -> None:
+    """By size: see each_group and with_input in sequence_network.h."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    net = Network(1, 32, 32).conv(32).norm(True).conv(3).act("gelu").norm(True).linear(192)
+    if downsample == "pool":
+        net = Network(1, 32, 32).conv(32).norm(True).conv(3).act("gelu").norm(True).linear(192)
+    else:
+        net = Network(1, 32, 32).conv(32, 2).norm().conv(3, 2).norm().act("gelu").linear(192)
     torch.set_default_dtype(before)
     args = [net.params, *examples(net, "cross_entropy", 2, (17, 19))]
     how = options(net, order=order, steps=1)
     check(ops.sequence_step(*args, record_inner=True, **how), args, how)
 
 
+def memory(net: Network, shots: tuple[int, int], order: str, steps: int = 1) -> int:
+    """What a task takes, in values."""
+    args = [net.params, *examples(net, "cross_entropy", 1, shots, torch.float32)]
+    workspace = ops.Workspace()
+    torch.set_num_threads(1)
+    ops.sequence_step(*args, workspace=workspace, **options(net, order=order, steps=steps))
+    return workspace.take(net.params[0], 0).numel()
+
+
 @pytest.mark.parametrize("order", ["first order", "second order"])
-def test_memory_is_that_of_the_values_above_the_first_layer(order: str) -> None:
-    """An example takes its values above the first convolution, and no others."""
-    net = Network(1, 40, 40).conv(32).norm(True).conv(32).norm(True).linear(3200)
-    maps = 2 * 20 * 20 * 32 + 10 * 10 * 32 + 2 * 16  # with outputs and probabilities
-
-    def size(queries: int) -> int:
-        args = [net.params, *examples(net, "cross_entropy", 1, (2, queries), torch.float32)]
-        workspace = ops.Workspace()
-        torch.set_num_threads(1)
-        ops.sequence_step(*args, workspace=workspace, **options(net, order=order, steps=1))
-        return workspace.take(net.params[0], 0).numel()
-
-    each = (size(90) - size(50)) / 40
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_memory_is_that_of_the_values_above_the_first_layer(downsample: str, order: str) -> None:
+    """Without pooling, those of the second layer take the place of those above the third."""
+    pool, stride = downsample == "pool", 1 + (downsample == "stride")
+    net = Network(1, 40, 40).conv(32, stride).norm(pool).conv(32, stride).norm(pool).linear(3200)
+    second, third, last = 20 * 20 * 32, (20 // stride) ** 2 * 32, 10 * 10 * 32 + 16
+    maps = second + third + (last if pool else 0) + 16  # with probabilities
+    each = (memory(net, (2, 90), order) - memory(net, (2, 50), order)) / 40
     head = 2 * (3200 + 16)  # scratch of the linear layer
     assert maps <= each <= maps + head
+
+
+@pytest.mark.parametrize("order", ["first order", "second order"])
+def test_memory_of_conv4_on_omniglot(order: str) -> None:
+    """One vector of parameters, since gradients and directions are where the results go."""
+    net = Network(1, 28, 28)
+    for _ in range(4):
+        net.conv(64, 2).norm()
+    net.linear(256)
+    params = sum(p.numel() for p in net.params)
+    second, third = 14 * 14 * 64, 7 * 7 * 64
+    query = 75 * (third + second + 16)  # with probabilities
+    bound = params + query + 2**17 + 10 * 64**2  # a part of the first layer, and a weight gradient
+    if order == "second order":
+        above = 2 * third + 2 * 4 * 4 * 64 + 2 * 2 * 2 * 64 + 16
+        bound += 5 * (2 * above + second + 16)  # values, their gradients, and probabilities
+        bound += 5 * second  # the second terms of a layer's tangents
+    assert memory(net, (5, 75), order) <= bound
 
 
 def test_a_workspace_may_be_shared_by_different_calls() -> None:

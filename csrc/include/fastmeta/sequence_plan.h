@@ -119,7 +119,7 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   const SequenceLayer& last = args.layers[args.depth - 1];
   const int64_t s = args.support.n, q = args.query.n, most = std::max(s, q);
   const int64_t element = args.dtype == DType::f64 ? 8 : 4;
-  constexpr int64_t kPart = int64_t{1} << 19;  // bytes: a part of a level-2 cache
+  constexpr int64_t kFewest = int64_t{1} << 17, kMost = int64_t{1} << 19;  // bytes, for a cache
   SequencePlan plan{};
   const auto take = [&](int64_t size) {
     const int64_t at = plan.total;
@@ -144,7 +144,8 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   const int64_t tangents = plan.maps + 2 * (plan.first + plan.second);
   plan.values = take(std::max(most * row, plan.kept ? s * tangents : 0));
   plan.probabilities = take(most * last.out.row);
-  plan.part = std::clamp<int64_t>(kPart / (element * args.layers[0].out.row), 1, most);
+  const int64_t image = element * args.layers[0].out.row;
+  plan.part = std::clamp<int64_t>(std::clamp(most * image / 8, kFewest, kMost) / image, 1, most);
   int64_t low = 0, high = 0;
   for (int64_t l = 0; l < args.depth; ++l) {
     int64_t& scratch = l <= plan.dropped ? low : high;
