@@ -75,6 +75,26 @@ void add_parts(const NormInput& in, const Parallel& parallel, NormMoments& momen
   });
 }
 
+template <class T>
+void extremes(const NormInput& in, T* to, const Parallel& parallel) {
+  const Runs<true> runs(in);
+  each_run<T>(runs, parallel, [&](auto lanes, int64_t c, int64_t gc, int64_t run) {
+    const T* x = static_cast<const T*>(in.x) + c;
+    const Vec<T> weight = lanes.load(static_cast<const T*>(in.weight) + gc), zero{};
+    const Vec<T> below = weight < zero ? splat<T>(-1) : zero;
+    const Vec<T> sign = weight > zero ? splat<T>(1) : below;
+    each_window(
+        runs, run,
+        [&](int64_t at, int64_t z) {
+          Window<Vec<T>> y;
+          for (int k = 0; k < 4; ++k) y.pixel[k] = sign * lanes.load(x + at + runs.in_window(k));
+          const Vec<T> extreme = sign * largest(y);
+          lanes.store(to + c + z, sign == zero ? lanes.load(x + at) : extreme);
+        },
+        [](int64_t) {});
+  });
+}
+
 template <class T, bool kPool>
 void apply(const NormForwardArgs& args, const Parallel& parallel) {
   const Norm<T> norm(args.in, args.mean, args.var);
@@ -178,6 +198,13 @@ void NormMoments::finish(const NormForwardArgs& args) const {
                    static_cast<T*>(args.mean), static_cast<T*>(args.var));
   };
   args.in.dtype == DType::f64 ? write(double{}) : write(float{});
+}
+
+void norm_extremes(const NormInput& some, void* to, const Parallel& parallel) {
+  if (some.dtype == DType::f64)
+    extremes(some, static_cast<double*>(to), parallel);
+  else
+    extremes(some, static_cast<float*>(to), parallel);
 }
 
 void norm_apply(const NormForwardArgs& some, const Parallel& parallel) {

@@ -17,6 +17,18 @@ struct NormMoments {
   void finish(const NormForwardArgs& args) const;  // writes mean and var
 };
 
+// The pixel of each window of pooling whose output is the largest, which depends on the sign of the
+// weight alone; and the norm of images of these pixels, which has the outputs, and the sums of its
+// gradients, of that with pooling.
+void norm_extremes(const NormInput& some, void* extremes, const Parallel& parallel);
+inline NormInput norm_of_extremes(NormInput some, const void* extremes) {
+  some.x = extremes;
+  some.pool = 0;
+  some.h /= 2;
+  some.w /= 2;
+  return some;
+}
+
 // z, at given statistics.
 void norm_apply(const NormForwardArgs& some, const Parallel& parallel);
 

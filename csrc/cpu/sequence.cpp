@@ -178,6 +178,7 @@ class Worker {
             plan_.part,
             second,
             second,
+            keeps_extremes(args_) ? at(plan_.extremes) : nullptr,
             static_cast<T*>(args_.stats) + (task * (args_.steps + 1) + k) * args_.stats_size,
             at(plan_.scratch),
             at(plan_.low_scratch),

@@ -48,6 +48,8 @@ struct Evaluation {
   int64_t part;
   T* second;    // outputs of the second layer, null if kept with the others
   T* d_second;  // their gradients
+  T* extremes;  // of the windows that the norm of `again` pools, of all examples; null if it
+                // doesn't
   T* stats;
   T* scratch;
   T* low_scratch;  // of layers up to the lowest that is kept
@@ -79,6 +81,8 @@ struct Evaluation {
   int64_t lowest() const { return second ? 2 : again ? 1 : 0; }
   // Whether outputs of other layers replace those of the second.
   bool shares_second() const { return second && second == d_second; }
+  bool keeps_extremes(int64_t l) const { return l == 1 && extremes; }
+  T* extremes_of(int64_t first) const { return extremes + first * args.layers[1].out.row; }
 
   // The loss, which mlp_loss.h computes for a network of the last layer alone.
   struct Last {
@@ -145,21 +149,38 @@ void with_input(const Evaluation<T>& e, int64_t l, const Examples& some, const B
   }
 }
 
+// Arguments of a norm whose input is computed again, for the extremes of its windows in its place.
+template <class T, class Args>
+Args over_extremes(const Evaluation<T>& e, const Examples& some, Args args) {
+  args.in = norm_of_extremes(args.in, e.extremes_of(some.first));
+  return args;
+}
+
 template <class T>
 void forward(const Evaluation<T>& e) {
   for (const Stage& stage : stages_of(e.args)) {
     const int64_t end = stage.end;
     NormMoments moments;
     each_group(e, stage.begin, end, [&](const Examples& some) {
-      for (int64_t l = e.again && stage.begin == 0 ? 1 : stage.begin; l < end; ++l)
+      for (int64_t l = e.again && stage.begin == 0 ? 1 : stage.begin; l < end; ++l) {
+        if (e.keeps_extremes(l)) {
+          const At<T> at = e.at(l, some);
+          norm_apply(
+              over_extremes(e, some, Norm<T>::forward_args(at, nullptr, e.value(l, some.first))),
+              e.parallel);
+          continue;
+        }
         with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
           with_input(e, l, some, [&](const Examples& part) {
             decltype(layer)::forward(e.at(l, part), e.input(l, part.first), e.value(l, part.first));
           });
         });
+      }
       if (is_norm(e.args, end))
         with_input(e, end, some, [&](const Examples& part) {
-          moments.add(Norm<T>::input(e.at(end, part), e.input(end, part.first)), e.parallel);
+          const NormInput in = Norm<T>::input(e.at(end, part), e.input(end, part.first));
+          moments.add(in, e.parallel);
+          if (e.keeps_extremes(end)) norm_extremes(in, e.extremes_of(part.first), e.parallel);
         });
     });
     if (is_norm(e.args, end))
@@ -226,9 +247,11 @@ T backward(const Evaluation<T>& e, T* grad) {
       for (int64_t l = end; l-- > begin;)
         if (!is_norm(e.args, l))
           backward_layer<T>(e, l, some, e.input(l, some.first), e.d_input(l, some.first), grad);
-      if (is_norm(e.args, begin))
-        with_input(e, begin, some,
-                   [&](const Examples& part) { sums.add(norm_args(begin, part), e.parallel); });
+      if (!is_norm(e.args, begin)) return;
+      if (e.keeps_extremes(begin))
+        return sums.add(over_extremes(e, some, norm_args(begin, some)), e.parallel);
+      with_input(e, begin, some,
+                 [&](const Examples& part) { sums.add(norm_args(begin, part), e.parallel); });
     });
     above = std::move(sums);
   }

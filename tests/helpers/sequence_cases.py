@@ -42,7 +42,9 @@ class Network:
     def norm(self, pool: bool = False, sets: int = 1, relu: bool = True) -> Network:
         params = []
         for _ in range(sets):
-            params += [0.5 + torch.rand(self.channels), 0.3 * torch.randn(self.channels)]
+            weight = (0.5 + torch.rand(self.channels)) * torch.randn(self.channels).sign()
+            weight[0] = 0  # pooling then chooses from equal values
+            params += [weight, 0.3 * torch.randn(self.channels)]
         return self._add(Layer("norm", relu=relu, pool=pool, sets=sets, eps=1e-3), *params)
 
     def act(self, activation: str) -> Network:

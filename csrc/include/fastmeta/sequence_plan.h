@@ -91,6 +91,14 @@ inline bool differentiates_all(const SequenceArgs& args) {
   return scales_only(args) && std::find(args.differentiated, end, 0) == end;
 }
 
+// Whether the pixels of the first layer's values that pooling passes on are kept, a quarter of
+// them, with which half of the passes do without the others. A convolution of one channel takes no
+// longer than choosing them.
+inline bool keeps_extremes(const SequenceArgs& args) {
+  return dropped_layers(args) == 1 && args.layers[0].in.c > 1 &&
+         (args.layers[1].option & kNormPools);
+}
+
 // Offsets in a worker's memory, in elements.
 struct SequencePlan {
   int64_t kept;       // inner steps kept for the reverse sweep: all of them or none
@@ -109,6 +117,7 @@ struct SequencePlan {
   int64_t maps;       // row of all values that are kept
   int64_t values;     // of an evaluation that is not kept; later the tangents, and what is dropped
   int64_t probabilities;
+  int64_t extremes;     // pixels that pooling passes on: see keeps_extremes()
   int64_t again;        // a part of the first layer's values
   int64_t low_scratch;  // of layers 0 to `dropped`, above `again`
   int64_t scratch;      // of the others, in the place of `again`
@@ -144,6 +153,7 @@ inline SequencePlan plan_sequence(const SequenceArgs& args) {
   const int64_t tangents = plan.maps + 2 * (plan.first + plan.second);
   plan.values = take(std::max(most * row, plan.kept ? s * tangents : 0));
   plan.probabilities = take(most * last.out.row);
+  plan.extremes = take(keeps_extremes(args) ? most * args.layers[1].out.row : 0);
   const int64_t image = element * args.layers[0].out.row;
   plan.part = std::clamp<int64_t>(std::clamp(most * image / 8, kFewest, kMost) / image, 1, most);
   int64_t low = 0, high = 0;
