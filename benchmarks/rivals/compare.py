@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 import tempfile
 import time
@@ -27,10 +28,19 @@ import torch
 from benchmarks._common.process import ContenderError, ContenderProcess
 from benchmarks.rivals.cases import CASES, Case, save
 from benchmarks.rivals.chart import draw
+from fastmeta.backend import build_info
 
 REFERENCE, RIVAL = "plain_autograd", "learn2learn_maml"
 RIVALS = (REFERENCE, "torch_func", RIVAL, "higher_loop", "torchopt_meta", "jax_jit")
-OURS = ("fastmeta_engine", "fastmeta_kept", "matrix_floor")
+FLOOR = "matrix_floor"
+OURS = ("fastmeta_engine", "fastmeta_kept", FLOOR)
+# Limits the instructions of fastmeta, of torch, and of torch's libraries.
+AVX2 = {
+    "FASTMETA_CPU_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
 # Relative error. In float32, ReLU and pooling may resolve ties differently, and inner steps amplify
 # this: after five, plain autograd differed by 8 % from float64 (5-way 5-shot).
 AGREEMENT = 0.1
@@ -47,6 +57,7 @@ class Row:
     high: float
     error: float  # of the gradient, relative to that of plain autograd
     times_rival: float = float("nan")  # speedup over learn2learn
+    share: float = float("nan")  # the time of the matrix products alone, as a part of this one
 
 
 def start(
@@ -103,17 +114,20 @@ def measure(
     for name, values in times.items():
         low, median, high = quantiles(values, n=4)
         rows.append(Row(case.title, name, median, low, high, errors[name]))
-    rival = [row.ms for row in rows if row.contender == RIVAL]
+    by_name = {row.contender: row.ms for row in rows}
     for row in rows:
-        row.times_rival = rival[0] / row.ms if rival else float("nan")
+        row.times_rival = by_name.get(RIVAL, float("nan")) / row.ms
+        row.share = by_name.get(FLOOR, float("nan")) / row.ms
     return rows
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"\n{rows[0].case}", f"{'':<20}{'ms':>10}{'quartiles':>24}{'x learn2learn':>16}"]
+    head = f"{'':<20}{'ms':>10}{'quartiles':>24}{'x learn2learn':>16}{'floor / it':>12}"
+    lines = [f"\n{rows[0].case}", head]
     for row in rows:
         spread = f"{row.low:.2f} .. {row.high:.2f}"
-        lines.append(f"{row.contender:<20}{row.ms:>10.2f}{spread:>24}{row.times_rival:>16.2f}")
+        ratios = f"{row.times_rival:>16.2f}{row.share:>12.2f}"
+        lines.append(f"{row.contender:<20}{row.ms:>10.2f}{spread:>24}{ratios}")
     return "\n".join(lines)
 
 
@@ -123,17 +137,25 @@ def main() -> None:
     parser.add_argument(
         "--rivals", default=sys.executable, help="Python interpreter with the other libraries"
     )
-    parser.add_argument("--only", default="", help="run cases whose title contains this")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="run cases whose title contains one of these"
+    )
     parser.add_argument("--without", nargs="*", default=[], help="contenders to skip")
     parser.add_argument("--seconds", type=float, default=20.0, help="time per case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--avx2", action="store_true", help="no AVX-512 (does not limit JAX)")
     args = parser.parse_args()
-    head = f"# torch {torch.__version__}, {args.threads} threads, {time.strftime('%Y-%m-%d')}"
+    if args.avx2:
+        os.environ.update(AVX2)
+    isa = "avx2" if args.avx2 else build_info().cpu_isa
+    head = (
+        f"# torch {torch.__version__}, {args.threads} threads, {isa}, {time.strftime('%Y-%m-%d')}"
+    )
     names = [name for name in (*RIVALS, *OURS) if name not in args.without]
     rows: list[Row] = []
     text = [head]
     for case in CASES:
-        if args.only in case.title:
+        if any(part in case.title for part in args.only):
             found = measure(case, names, args.rivals, args.seconds, args.threads)
             rows += found
             text.append(table(found))
@@ -141,9 +163,11 @@ def main() -> None:
     args.out.with_suffix(".txt").write_text("\n".join(text) + "\n")
     with args.out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["case", "contender", "ms", "low", "high", "error", "times_learn2learn"])
+        writer.writerow(
+            ["case", "contender", "ms", "low", "high", "error", "times_learn2learn", "floor_share"]
+        )
         for r in rows:
-            numbers = (r.ms, r.low, r.high, r.error, r.times_rival)
+            numbers = (r.ms, r.low, r.high, r.error, r.times_rival, r.share)
             writer.writerow([r.case, r.contender, *(f"{v:.4g}" for v in numbers)])
     draw([(r.case, r.contender, r.times_rival) for r in rows], args.out.with_suffix(".png"))
 
