@@ -45,7 +45,8 @@ class SequenceEngine(Engine):
     Its memory, which is kept from one meta-step to the next, is on the CPU that of the tasks that
     run at the same time: one per thread, if there are more than half as many tasks as threads. The
     outputs of a first convolution of up to four channels before a `BatchNorm2d`, the largest ones,
-    are computed again where they are needed.
+    are computed again where they are needed; so are those of that `BatchNorm2d` where a convolution
+    and another `BatchNorm2d` follow it without pooling.
 
     On CUDA all tasks run at once. The second meta-batch of the same shapes is captured in a CUDA
     graph, which later ones replay; the graphs of up to eight kinds of meta-batches are kept, in one

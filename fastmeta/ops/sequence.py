@@ -102,7 +102,8 @@ def sequence_step(
     one thread each, if there are more than half as many as threads; else one after the other, each
     over all threads. The result does not depend on their number. Each thread keeps the activations
     of a query pass and, for a reverse sweep, those of all inner steps with their gradients; those
-    of a first convolution of up to four channels before a normalisation are computed again.
+    of a first convolution of up to four channels before a normalisation are computed again, as are
+    those of this normalisation where it does not pool and a second such pair of layers follows.
 
     On CUDA all tasks run at once: convolutions are those of cuDNN with one group per task, matrix
     products those of cuBLAS, in the precision that torch is set to; normalisations are our kernels.
