@@ -27,12 +27,11 @@ import torch
 
 from benchmarks._common.process import ContenderError, ContenderProcess
 from benchmarks.rivals.cases import CASES, Case, save
-from benchmarks.rivals.chart import draw
+from benchmarks.rivals.chart import FLOOR, draw
 from fastmeta.backend import build_info
 
 REFERENCE, RIVAL = "plain_autograd", "learn2learn_maml"
 RIVALS = (REFERENCE, "torch_func", RIVAL, "higher_loop", "torchopt_meta", "jax_jit")
-FLOOR = "matrix_floor"
 OURS = ("fastmeta_engine", "fastmeta_kept", FLOOR)
 # Limits the instructions of fastmeta, of torch, and of torch's libraries.
 AVX2 = {
