@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
+from operator import is_
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -57,21 +60,81 @@ class _Same:
         return type(self.value).__name__
 
 
-def fingerprint(**objects: object) -> Fingerprint:
+class Fingerprints:
     """The values that objects hold, by name: numbers, texts and flags by value, others by identity.
 
     Attributes of modules, of other objects, and of what these hold; items of lists, tuples and
     mappings; variables that a function has captured, and its defaults. Of tensors, it is the layout
     and (but for buffers) which object it is.
 
-    Args:
-        objects: by name.
+    As long as all that is held are the same objects, the last fingerprint is returned, which takes
+    a fifth of the time.
     """
-    found: Fingerprint = {}
-    seen: set[int] = set()
-    for name, value in objects.items():
-        _collect(name, value, found, seen, 0)
-    return found
+
+    def __init__(self) -> None:
+        self._last: Fingerprint = {}
+        self._snapshot = _Snapshot({})
+
+    def of(self, **objects: object) -> Fingerprint:
+        """The fingerprint of objects, by name; the same dictionary if nothing has changed."""
+        if not self._snapshot.still_holds(objects):
+            found: Fingerprint = {}
+            seen: dict[int, Any] = {}
+            for name, value in objects.items():
+                _collect(name, value, found, seen, 0)
+            self._last, self._snapshot = found, _Snapshot(objects, seen.values())
+        return self._last
+
+
+class _Snapshot:
+    """Which objects the containers of a fingerprint hold, kept alive, and the tensors' layouts."""
+
+    def __init__(self, objects: dict[str, object], containers: Iterable[Any] = ()) -> None:
+        self._modules: list[nn.Module] = []
+        self._dicts: list[dict[Any, Any]] = []
+        self._others: list[Any] = []
+        fixed: list[object] = []
+        for value in containers:
+            if isinstance(value, nn.Module):
+                self._modules.append(value)
+                self._dicts += (value._parameters, value._buffers, value._modules)
+            elif type(value) in (dict, OrderedDict):
+                self._dicts.append(value)
+            elif type(value) is tuple:
+                fixed += value
+            else:
+                self._others.append(value)
+        held, self._names = self._look(objects)
+        self._held = [*held]
+        self._tensors = [v for v in (*self._held, *fixed) if isinstance(v, Tensor)]
+        self._layouts = [*map(_layout, self._tensors)]
+
+    def still_holds(self, objects: dict[str, object]) -> bool:
+        """Whether all is as it was; if not, the fingerprint may have changed."""
+        held, names = self._look(objects)
+        return (
+            names == self._names
+            and all(map(is_, held, self._held))
+            and [*map(_layout, self._tensors)] == self._layouts
+        )
+
+    def _look(self, objects: dict[str, object]) -> tuple[Iterator[object], list[str | int]]:
+        """What is held, in order; how much in each container, and names that are built anew."""
+        dicts = [objects, *map(vars, self._modules), *self._dicts]
+        parts = [[*_parts(other)] for other in self._others]
+        pairs = [*chain.from_iterable(parts)]
+        held = chain(
+            map(type, chain(self._modules, self._others)),
+            chain.from_iterable(dicts),
+            chain.from_iterable(map(dict.values, dicts)),
+            [value for _, value in pairs],
+        )
+        return held, [*map(len, dicts), *map(len, parts), *(name for name, _ in pairs)]
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    """As `Layout.of`, in less time."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def difference(before: Fingerprint, after: Fingerprint) -> list[str]:
@@ -84,13 +147,13 @@ def difference(before: Fingerprint, after: Fingerprint) -> list[str]:
     return changes
 
 
-def _collect(name: str, value: Any, found: Fingerprint, seen: set[int], depth: int) -> None:
+def _collect(name: str, value: Any, found: Fingerprint, seen: dict[int, Any], depth: int) -> None:
     if isinstance(value, _VALUES):
         found[name] = value
     elif isinstance(value, Tensor):
         found[name] = (_Same(value), Layout.of(value))
     elif id(value) not in seen and depth < _MAX_DEPTH:
-        seen.add(id(value))
+        seen[id(value)] = value
         parts = list(_parts(value))
         found[name] = type(value) if parts and type(value) is not FunctionType else _Same(value)
         for part, content in parts:

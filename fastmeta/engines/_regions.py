@@ -124,7 +124,7 @@ def compile_regions(
     last = next(node for node in traced.graph.nodes if node.op == "output")
     outer.output(map_arg(last.args[0], env.__getitem__))
     operations = sum(map(len, units))
-    return Program(GraphModule(root, outer), len(regions), operations, distinct)
+    return Program(GraphModule(root, outer).forward, len(regions), operations, distinct)
 
 
 def _units(graph: Graph) -> list[Unit]:

@@ -14,7 +14,6 @@ from torch._decomp import get_decompositions
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fastmeta import reference
 from fastmeta.engines._host_rng import reject_host_rng
@@ -43,26 +42,6 @@ _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
-class _Structure:
-    """How tensors, and `None` between them, are nested in lists, tuples and dictionaries."""
-
-    spec: TreeSpec
-    present: list[bool]
-
-    @classmethod
-    def of(cls, nested: Any) -> tuple[list[Tensor], _Structure]:
-        """The tensors, and how they are nested."""
-        leaves, spec = tree_flatten(nested)
-        tensors = [leaf for leaf in leaves if leaf is not None]
-        return tensors, cls(spec, [leaf is not None for leaf in leaves])
-
-    def build(self, tensors: Sequence[Tensor]) -> Any:
-        """The same nesting of other tensors."""
-        rest = iter(tensors)
-        return tree_unflatten([next(rest) if own else None for own in self.present], self.spec)
-
-
-@dataclass(frozen=True)
 class TaskTrace:
     """The meta-gradient of a task as a graph.
 
@@ -71,22 +50,23 @@ class TaskTrace:
             outputs are tensors.
         constants: tensors that the computation reads besides, such as learned rates; they may be
             changed in place.
-        outputs: how the outputs are put together to a `TaskGradient` and the new buffers.
+        outputs: how the outputs are put together to a `TaskGradient` and the new buffers, see
+            `_positions`.
         stacked: whether it computes all tasks at once.
     """
 
     graph: GraphModule
     constants: list[Tensor]
-    outputs: _Structure
+    outputs: Any
     stacked: bool
 
     def inputs(self, params: Sequence[Tensor], buffers: Buffers, examples: Any) -> list[Tensor]:
         """The inputs of the graph."""
-        return [*_flatten(params, buffers, examples), *self.constants]
+        return [*_flatten([params, buffers, examples]), *self.constants]
 
     def results(self, outputs: Sequence[Tensor]) -> tuple[TaskGradient, Buffers]:
         """The result from the outputs of the graph."""
-        fields, buffers = self.outputs.build(outputs)
+        fields, buffers = _build(self.outputs, outputs)
         return TaskGradient(**fields), buffers
 
 
@@ -117,18 +97,19 @@ def trace_task(
         NotImplementedError: if control flow depends on values, random numbers are drawn, or the
             computation depends on the meta-step or task's number.
     """
-    flat, structure = _Structure.of((list(params), buffers, examples))
+    flat: list[Tensor] = []
+    inputs = _positions((list(params), buffers, examples), flat)
     step, task = _Watched(context.step), _Watched(context.task)
     watched = replace(context, step=step, task=task)
-    found: list[_Structure] = []
+    found: list[Any] = []
 
     def flat_run(*tensors: Tensor) -> list[Tensor]:
-        own_params, own_buffers, own_examples = structure.build(tensors)
+        own_params, own_buffers, own_examples = _build(inputs, tensors)
         own_buffers = {name: buffer.clone() for name, buffer in own_buffers.items()}
         result = run(own_params, own_buffers, own_examples, watched)
         fields = {key: _plain(value) for key, value in vars(result).items()}
-        outputs, own_structure = _Structure.of((fields, own_buffers))
-        found.append(own_structure)
+        outputs: list[Tensor] = []
+        found.append(_positions((fields, own_buffers), outputs))
         return outputs
 
     with reject_host_rng("compiled", "all meta-steps"), _explained():
@@ -155,7 +136,7 @@ def trace_task(
     mutates = any(node.op == "call_function" and _mutates(node) for node in graph.graph.nodes)
     pure: Callable[..., Any] = functionalize(graph, remove="mutations") if mutates else graph
     if stacked is not None:
-        shared = len(_flatten(params, buffers))
+        shared = len(_flatten([params, buffers]))
         all_flat = [*flat[:shared], *_flatten(stacked)]
         dims = [None] * shared + [0] * (len(flat) - shared) + [None] * len(constants)
         try:
@@ -197,8 +178,33 @@ for _name in (
     setattr(_Watched, _name, _watch(_name))
 
 
-def _flatten(*parts: Any) -> list[Tensor]:
-    return _Structure.of(parts)[0]
+def _positions(nested: Any, tensors: list[Tensor]) -> Any:
+    """Lists, tuples and dictionaries with positions in `tensors`, to which the parts are added."""
+    if nested is None:
+        return None
+    if isinstance(nested, Tensor):
+        tensors.append(nested)
+        return len(tensors) - 1
+    if isinstance(nested, dict):
+        return {key: _positions(value, tensors) for key, value in nested.items()}
+    return type(nested)(_positions(value, tensors) for value in nested)
+
+
+def _build(positions: Any, tensors: Sequence[Tensor]) -> Any:
+    """The nesting of `_positions` with other tensors."""
+    if positions is None:
+        return None
+    if isinstance(positions, int):
+        return tensors[positions]
+    if isinstance(positions, dict):
+        return {key: _build(value, tensors) for key, value in positions.items()}
+    return type(positions)(_build(value, tensors) for value in positions)
+
+
+def _flatten(nested: Any) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    _positions(nested, tensors)
+    return tensors
 
 
 def _plain(value: Any) -> Any:

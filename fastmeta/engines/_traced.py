@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from typing_extensions import override
 
-from fastmeta.engines._fingerprint import Fingerprint, fingerprint
+from fastmeta.engines._fingerprint import Fingerprint, Fingerprints
 from fastmeta.engines._recognition import leaves_of
 from fastmeta.functional._inspection import is_plain
 from fastmeta.functional.rng import preserve_rng
@@ -44,6 +44,7 @@ class Leaves:
     """
 
     def __init__(self) -> None:
+        self._fingerprints = Fingerprints()
         self._key: Fingerprint | None = None
         self._found: list[nn.Module] | str = ""
 
@@ -62,7 +63,7 @@ class Leaves:
         # Not part of the fingerprint: hooks may be registered at any time.
         if changed := [m for m in module.modules() if not is_plain(m)]:
             return f"a hook or custom forward is attached to {type(changed[0]).__name__}"
-        key = fingerprint(module=module)
+        key = self._fingerprints.of(module=module)
         if key != self._key:
             self._key = key
             with preserve_rng(x.device):

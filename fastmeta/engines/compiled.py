@@ -6,17 +6,17 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from typing_extensions import override
 
 from fastmeta.adaptation import ClosedForm
-from fastmeta.engines._fingerprint import Fingerprint, Layout, difference, fingerprint
+from fastmeta.engines._fingerprint import Fingerprint, Fingerprints, Layout, difference
 from fastmeta.engines._head import HeadFinder
 from fastmeta.engines._regions import Program, compile_regions
 from fastmeta.engines._task_trace import TaskTrace, trace_task
@@ -54,7 +54,7 @@ class Compilation:
     seconds: float
 
 
-class _Inductor(nn.Module):
+class _Inductor:
     """A region, compiled in its first call.
 
     Without Dynamo, which `torch.compile` puts in front of the compiler: the region is a graph
@@ -62,13 +62,11 @@ class _Inductor(nn.Module):
     """
 
     def __init__(self, region: GraphModule, options: dict[str, Any]) -> None:
-        super().__init__()
         self._region = region
         self._options = options
         self._compiled: Callable[..., Any] | None = None
 
-    @override
-    def forward(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         if self._compiled is None:
             import torch._inductor  # large, and only needed here
 
@@ -87,7 +85,9 @@ class _Compiled:
     ) -> tuple[TaskGradient, Buffers]:
         """Runs it, with the result of one task or those of all tasks, stacked."""
         inputs = self.trace.inputs(params, buffers, examples)
-        with torch.no_grad(), torch.autocast(params[0].device.type, enabled=False):
+        kind = params[0].device.type
+        autocast = torch.is_autocast_enabled(kind)
+        with torch.no_grad(), torch.autocast(kind, enabled=False) if autocast else nullcontext():
             return self.trace.results(self.program.run(*inputs))
 
 
@@ -127,6 +127,7 @@ class CompiledEngine(Engine):
         self.compilations: list[Compilation] = []
         self._checkpoint = model.checkpoint
         self._compiled: list[_Compiled] = []
+        self._fingerprints = Fingerprints()
         self._warned = False
         self._stacks = sum(p.numel() for p in model.params) <= MAX_STACKED
 
@@ -226,10 +227,14 @@ class CompiledEngine(Engine):
             **examples,
             "support gradients": context.record_support,
             "autocast": torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            "matmul precision": torch.get_float32_matmul_precision(),
+            # get_float32_matmul_precision raises if these are set one by one.
+            "matmul precision": (
+                torch.backends.cuda.matmul.fp32_precision,
+                torch.backends.mkldnn.matmul.fp32_precision,
+            ),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "threads": torch.get_num_threads(),
-            **fingerprint(
+            **self._fingerprints.of(
                 module=spec.model.module,
                 co_learner=spec.model.co_learner,
                 penalty=spec.model.penalty,
