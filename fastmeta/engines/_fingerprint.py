@@ -28,11 +28,11 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> Layout:
         """The layout of a tensor."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
     @override
     def __repr__(self) -> str:
-        return f"{self.shape} ({self.dtype}, stride {self.stride}, {self.device})"
+        return f"{tuple(self.shape)} ({self.dtype}, stride {self.stride}, {self.device})"
 
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Layout)
@@ -107,7 +107,7 @@ class _Snapshot:
         held, self._names = self._look(objects)
         self._held = [*held]
         self._tensors = [v for v in (*self._held, *fixed) if isinstance(v, Tensor)]
-        self._layouts = [*map(_layout, self._tensors)]
+        self._layouts = [*map(Layout.of, self._tensors)]
 
     def still_holds(self, objects: dict[str, object]) -> bool:
         """Whether all is as it was; if not, the fingerprint may have changed."""
@@ -115,7 +115,7 @@ class _Snapshot:
         return (
             names == self._names
             and all(map(is_, held, self._held))
-            and [*map(_layout, self._tensors)] == self._layouts
+            and [*map(Layout.of, self._tensors)] == self._layouts
         )
 
     def _look(self, objects: dict[str, object]) -> tuple[Iterator[object], list[str | int]]:
@@ -130,11 +130,6 @@ class _Snapshot:
             [value for _, value in pairs],
         )
         return held, [*map(len, dicts), *map(len, parts), *(name for name, _ in pairs)]
-
-
-def _layout(tensor: Tensor) -> tuple[object, ...]:
-    """As `Layout.of`, in less time."""
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def difference(before: Fingerprint, after: Fingerprint) -> list[str]:

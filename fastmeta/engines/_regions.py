@@ -85,7 +85,7 @@ class Program:
 
 
 def compile_regions(
-    traced: GraphModule, compile: Callable[[GraphModule], Callable[..., Any]]
+    traced: GraphModule, compile: Callable[[GraphModule, bool], Callable[..., Any]]
 ) -> Program:
     """Compiles each region of a graph without mutation once, and calls it wherever it occurs.
 
@@ -94,7 +94,7 @@ def compile_regions(
 
     Args:
         traced: placeholders, function calls and an output; nodes have `meta["val"]`.
-        compile: compiles a graph.
+        compile: compiles a graph, given whether it is the only one.
     """
     units = _units(traced.graph)
     whole = range(len(units))
@@ -114,7 +114,8 @@ def compile_regions(
         name = compiled.get(region.form)
         if name is None:
             name = compiled[region.form] = f"region_{len(compiled)}"
-            setattr(root, name, compile(region.extract(outputs[region.form])))
+            graph = region.extract(outputs[region.form])
+            setattr(root, name, compile(graph, len(regions) == 1))
             distinct += len(region.nodes)
         result = outer.call_module(name, tuple(env[node] for node in region.inputs))
         own = region.used_outside()

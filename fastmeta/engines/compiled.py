@@ -18,6 +18,7 @@ from typing_extensions import override
 from fastmeta.adaptation import ClosedForm
 from fastmeta.engines._fingerprint import Fingerprint, Fingerprints, Layout, difference
 from fastmeta.engines._head import HeadFinder
+from fastmeta.engines._inductor import InductorRegion
 from fastmeta.engines._regions import Program, compile_regions
 from fastmeta.engines._task_trace import TaskTrace, trace_task
 from fastmeta.engines.base import RAGGED, Engine, StepBuffers, StepResult, StepSpec
@@ -52,26 +53,6 @@ class Compilation:
     distinct: int
     regions: int
     seconds: float
-
-
-class _Inductor:
-    """A region, compiled in its first call.
-
-    Without Dynamo, which `torch.compile` puts in front of the compiler: the region is a graph
-    already, and each call would take as long as many small operations.
-    """
-
-    def __init__(self, region: GraphModule, options: dict[str, Any]) -> None:
-        self._region = region
-        self._options = options
-        self._compiled: Callable[..., Any] | None = None
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        if self._compiled is None:
-            import torch._inductor  # large, and only needed here
-
-            self._compiled = torch._inductor.compile(self._region, list(inputs), self._options)
-        return self._compiled(*inputs)
 
 
 @dataclass(frozen=True)
@@ -257,9 +238,14 @@ class CompiledEngine(Engine):
             inputs = self._inputs(tuple(batch[0]))
             return trace_task(run, *inputs, context, _examples(batch) if self._stacks else None)
 
-    def _compile_region(self, region: GraphModule) -> Callable[..., Any]:
+    def _compile_region(self, region: GraphModule, alone: bool) -> Callable[..., Any]:
+        on_cuda = self.spec.model.params[0].is_cuda
         # As mode="reduce-overhead" of torch.compile.
-        return _Inductor(region, {"triton.cudagraphs": self.spec.model.params[0].is_cuda})
+        options = {"triton.cudagraphs": on_cuda}
+        if alone and self._stacks and not on_cuda:
+            # Hundreds of calls that take microseconds each: C++ calls them, not Python.
+            options["cpp_wrapper"] = True
+        return InductorRegion(region, options)
 
     def _warn_if_many(self) -> None:
         if len(self.compilations) >= _MANY and not self._warned:

@@ -27,7 +27,7 @@ from tests.helpers.problems import MODULES, WAYS, Drifting, mlp, tasks
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The traced graphs run as they are, but in tests with the fixture `inductor`."""
     if "inductor" not in request.fixturenames:
-        monkeypatch.setattr(CompiledEngine, "_compile_region", lambda _, region: region)
+        monkeypatch.setattr(CompiledEngine, "_compile_region", lambda _, region, alone: region)
 
 
 @pytest.fixture
@@ -242,6 +242,19 @@ def test_what_is_compiled_anew_and_why() -> None:
     module[0][1].weight.requires_grad_(False)
     assert len(step(few)) < len(first)  # another set of parameters
     assert len(learner.compilations) == 1
+
+
+def test_precision_set_for_each_backend() -> None:
+    # After which torch.get_float32_matmul_precision raises in torch 2.13.
+    learner = MAML(mlp(), F.cross_entropy, inner_lr=0.1, engine="compiled")
+    products, before = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
+    learner.meta_gradient(tasks(2, torch.float32))
+    try:
+        products.fp32_precision = "bf16"
+        learner.meta_gradient(tasks(2, torch.float32))
+    finally:
+        products.fp32_precision = before
+    assert learner.compilations[1].reason.startswith("matmul precision: ")
 
 
 def test_the_number_of_tasks_does_not_matter_to_large_networks(
