@@ -68,7 +68,7 @@ class Fingerprints:
     and (but for buffers) which object it is.
 
     As long as all that is held are the same objects, the last fingerprint is returned, which takes
-    a fifth of the time.
+    a quarter of the time.
     """
 
     def __init__(self) -> None:

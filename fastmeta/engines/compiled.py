@@ -199,6 +199,7 @@ class CompiledEngine(Engine):
     def _key(self, batch: TaskBatch[Any, Any], context: StepContext) -> Fingerprint:
         spec, device = self.spec, self.spec.model.params[0].device.type
         task = batch if self._stacks else batch[0]
+        mkldnn: Any = torch.backends.mkldnn
         examples = {
             name: Layout.of(tensor)
             for field in Task._fields
@@ -211,7 +212,7 @@ class CompiledEngine(Engine):
             # get_float32_matmul_precision raises if these are set one by one.
             "matmul precision": (
                 torch.backends.cuda.matmul.fp32_precision,
-                torch.backends.mkldnn.matmul.fp32_precision,
+                mkldnn.matmul.fp32_precision,
             ),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "threads": torch.get_num_threads(),
