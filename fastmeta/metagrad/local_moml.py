@@ -38,7 +38,9 @@ class LocalMOML(Wrapper):
     the form of the code, MAML in that of the paper. The authors' code for federated learning has
     first-order steps without the factor `beta`: `inner=FirstOrder()`, `form="paper"`.
 
-    Losses and outputs in results are those of the first local step. Runs in the loop engine.
+    Losses and outputs in results are those of the first local step; with `fresh=True`, the query
+    loss is the mean over the local steps and the outputs are those of each on its own part. Runs in
+    the loop engine.
 
     Args:
         inner: computes `J_i^T`; by default [`FirstOrder`][fastmeta.metagrad.FirstOrder] in the form
@@ -105,8 +107,9 @@ class LocalMOML(Wrapper):
             moves = zip(local, found.outer[: len(local)], strict=True)
             local = [p if g is None else p - self.local_lr * g for p, g in moves]
         support = [step.support for step in steps if step.support is not None]
+        whole = _of_all_parts(steps) if self.fresh else steps[0]
         return replace(
-            steps[0],
+            whole,
             outer=reduce(added, (step.outer for step in steps)),
             support=mean_grads(support) if support else None,
         )
@@ -115,6 +118,15 @@ class LocalMOML(Wrapper):
         if losses.part is None:
             raise ValueError("fresh=True needs the loop engine; expected engine='loop'.")
         return losses.part((support, self.local_steps + 1), (query, self.local_steps))
+
+
+def _of_all_parts(steps: Sequence[TaskGradient]) -> TaskGradient:
+    """The loss and outputs of local steps, each of which has its own part of the query set."""
+    return replace(
+        steps[0],
+        query_loss=torch.stack([step.query_loss for step in steps]).mean(),
+        query_output=torch.cat([step.query_output for step in steps]),
+    )
 
 
 def local_moml_by_name(

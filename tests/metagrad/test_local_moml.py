@@ -97,6 +97,15 @@ def test_a_step_is_the_mean_of_the_local_parameters(form: Any, fresh: bool) -> N
         torch.testing.assert_close(param.detach(), mean, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_loss_and_outputs_are_of_the_whole_query_set(fresh: bool) -> None:
+    module, batch = mlp().double(), enlarged(tasks())
+    _, result = learner(module, LocalMOML(None, H, LOCAL, BETA, fresh=fresh)).meta_gradient(batch)
+    outputs = result.query_output
+    losses = [loss(own, y) for own, y in zip(outputs, batch.query_y, strict=True)]
+    torch.testing.assert_close(result.query_loss, torch.stack(losses))
+
+
 def test_learned_rates_get_the_sum_over_local_steps() -> None:
     module, batch = mlp().double(), tasks()
     models = [
