@@ -15,8 +15,9 @@ from benchmarks._common.timing import interleaved
 from benchmarks.studies.plan import Cell, Row, Table, config_of
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.tasks import TaskBatch
-from fastmeta.train.builders import build_learner, build_module, find_device, task_source
+from fastmeta.train.builders import build_learner, build_module, find_device
 from fastmeta.train.checkpoint import BEST, load_checkpoint
+from fastmeta.train.sources import task_source
 
 COLUMNS = ("row", "milliseconds", "low", "high", "megabytes", "cosine", "threads", "torch", "date")
 _BATCHES = 5

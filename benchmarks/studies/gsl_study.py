@@ -34,7 +34,8 @@ from fastmeta.evaluation import evaluate
 from fastmeta.learners import MetaLearner, compare_with_exact
 from fastmeta.schedules import schedule
 from fastmeta.train import TrainConfig, configure
-from fastmeta.train.builders import build_learner, build_module, metric_of, task_source
+from fastmeta.train.builders import build_learner, build_module, metric_of
+from fastmeta.train.sources import task_source
 
 CPU = torch.device("cpu")
 KEYS = ("dataset", "candidate", "seed", "steps")

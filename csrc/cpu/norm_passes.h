@@ -17,9 +17,9 @@ struct NormMoments {
   void finish(const NormForwardArgs& args) const;  // writes mean and var
 };
 
-// The pixel of each window of pooling whose output is the largest, which depends on the sign of the
-// weight alone; and the norm of images of these pixels, which has the outputs, and the sums of its
-// gradients, of that with pooling.
+// Selects from each window the pixel that max-pooling passes on; which one depends only on the sign
+// of the weight. The norm of these pixels, without pooling, has the same outputs as the norm with
+// pooling, and the same sums in its backward pass.
 void norm_extremes(const NormInput& some, void* extremes, const Parallel& parallel);
 inline NormInput norm_of_extremes(NormInput some, const void* extremes) {
   some.x = extremes;

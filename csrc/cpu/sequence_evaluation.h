@@ -49,8 +49,7 @@ struct Evaluation {
   int64_t part;
   T* second;    // outputs of the second layer, null if kept with the others
   T* d_second;  // their gradients
-  T* extremes;  // of the windows that the norm of `again` pools, of all examples; null if it
-                // doesn't
+  T* extremes;  // what pooling passes on of the first layer's outputs; null if that is not kept
   T* stats;
   T* scratch;
   T* low_scratch;  // of layers up to the lowest that is kept
@@ -150,7 +149,7 @@ void with_input(const Evaluation<T>& e, int64_t l, const Examples& some, const B
   }
 }
 
-// Arguments of a norm whose input is computed again, for the extremes of its windows in its place.
+// The arguments of a norm, with the extremes of its windows in place of the input.
 template <class T, class Args>
 Args over_extremes(const Evaluation<T>& e, const Examples& some, Args args) {
   args.in = norm_of_extremes(args.in, e.extremes_of(some.first));

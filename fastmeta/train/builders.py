@@ -1,10 +1,9 @@
-"""Builders: from a configuration to task sources, a network, a learner and a run."""
+"""Builders: from a configuration to a network, a learner and a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmeta._options import construct
 from fastmeta.backend import build_info
 from fastmeta.data import (
-    ClassDataset,
-    EpisodeSampler,
-    ImageRegression,
-    Jitter,
     PrioritizedTasks,
     TaskSource,
-    TooFewError,
-    class_splits,
-    label_token_ids,
-    load,
 )
 from fastmeta.distributed import ShardedSource, Sharding
 from fastmeta.evaluation import ACCURACY, MSE, PSNR, Metric
@@ -34,15 +24,11 @@ from fastmeta.models import BACKBONES, KLPenalty, NetworkOptions, sparsify
 from fastmeta.tasks import named_tensors
 from fastmeta.train._optimizers import outer_optimizer
 from fastmeta.train.config.schema import TrainConfig
-from fastmeta.train.errors import ConfigError, UserError
+from fastmeta.train.errors import ConfigError, explained
 from fastmeta.train.progress import Progress
 from fastmeta.train.run import Run
+from fastmeta.train.sources import task_source
 from fastmeta.train.torchrun import own_device
-
-# Validation and test tasks are the same for all seeds and methods, so that runs compare on equal
-# terms; training seeds are smaller. Their batches have a size of their own for the same reason.
-_HELD_OUT_SEEDS = {"val": 2**63, "test": 2**63 + 1}
-EVALUATION_BATCH = 20
 
 
 def build_run(
@@ -129,76 +115,6 @@ def prepare(config: TrainConfig) -> torch.device:
     return find_device(own_device(config.device))
 
 
-def task_source(config: TrainConfig, split: str, device: torch.device) -> TaskSource:
-    """The tasks of a split; those of `val` and `test` do not depend on seed or method.
-
-    Raises:
-        ConfigError: if the data cannot be loaded, or has too few classes or examples.
-    """
-    training = split == "train"
-    seed = config.seed if training else _HELD_OUT_SEEDS[split]
-    tasks = config.meta_batch if training else EVALUATION_BATCH
-    shots = config.shots if training else config.eval_shots or config.shots
-    queries = config.queries if training else config.eval_queries
-    options = {**config.data_options, **(config.train_data_options if training else {})}
-    with _explained(f"dataset {config.dataset!r}, split {split!r}"):
-        if generator := config.dataset_spec.generator:
-            sizes = (tasks, shots, queries, seed)
-            generated: TaskSource = construct(
-                f"dataset {config.dataset!r}",
-                generator,
-                options,
-                *sizes,
-                device=device,
-                length=None,
-            )
-            return generated
-        dataset = load(config.dataset, split, config.data_root, **options)
-        if config.dataset_spec.kind == "signals":
-            assert isinstance(dataset, ClassDataset)
-            return ImageRegression(dataset, tasks, seed, device=device)
-        jitter = Jitter(
-            config.jitter_shift, config.jitter_degrees, config.jitter_zoom, config.jitter_flip
-        )
-        labels = None
-        if BACKBONES[config.backbone].label_texts:
-            labels = label_token_ids(dataset.class_names, getattr(dataset, "vocabulary", 2))
-        try:
-            return EpisodeSampler(
-                dataset,
-                (config.train_ways if training else None) or config.ways,
-                shots,
-                queries,
-                tasks,
-                seed,
-                device=device,
-                jitter=jitter if training else None,
-                skip_small=config.dataset_spec.splits is not None,
-                steps_per_task=config.steps_per_task if training else 1,
-                label_ids=labels,
-            )
-        except TooFewError as error:
-            flag = "--queries " if training else "--eval-queries "
-            raise ValueError(error.explain("--ways ", flag)) from error
-
-
-def with_splits(config: TrainConfig) -> TrainConfig:
-    """The configuration with the classes of each split of the user's own data in `data_options`.
-
-    They are saved with it, so that a run keeps its test classes when files are added.
-
-    Raises:
-        ConfigError: if files are missing, or there are too few classes.
-    """
-    with _explained(f"dataset {config.dataset!r}"):
-        needed = (config.eval_shots or config.shots) + config.eval_queries
-        splits = class_splits(config.dataset, config.data_root, config.data_options, needed)
-    if splits is None:
-        return config
-    lists = {f"{split}_classes": names for split, names in splits.items()}
-    return replace(config, data_options={**config.data_options, **lists})
-
-
 def build_module(config: TrainConfig, source: TaskSource, device: torch.device) -> nn.Module:
     """The freshly initialised network for the tasks of `source`.
 
@@ -230,7 +146,7 @@ def backbone_arguments(config: TrainConfig, source: TaskSource) -> dict[str, Any
         pool_last=not config.co_learner,
         warp=config.warp,
     )
-    with _explained(f"backbone {config.backbone!r}"):
+    with explained(f"backbone {config.backbone!r}"):
         return BACKBONES[config.backbone].arguments(options)
 
 
@@ -263,7 +179,7 @@ def build_learner(
     components = MethodSpec._fields
     names = (*components, *(f"{component}_options" for component in components))
     # The network of ALFA, for example, begins with random numbers: the same ones on all ranks.
-    with _explained(f"method {config.method!r}"), _seeded(-2 - config.seed):
+    with explained(f"method {config.method!r}"), _seeded(-2 - config.seed):
         return build(
             config.method,
             module,
@@ -286,7 +202,7 @@ def check_learner(config: TrainConfig, learner: MetaLearner, source: TaskSource)
     Raises:
         ConfigError: if it cannot.
     """
-    with _explained(f"method {config.method!r}"):
+    with explained(f"method {config.method!r}"):
         learner.check(source[0])
 
 
@@ -296,14 +212,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _explained(subject: str) -> Iterator[None]:
-    """Turns errors about files, and about arguments from the configuration, into user errors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        raise ConfigError(f"{subject}: {error}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fastmeta._errors import UserError
 
@@ -14,6 +16,7 @@ __all__ = [
     "MissingPackageError",
     "StorageError",
     "UserError",
+    "explained",
     "require",
 ]
 
@@ -59,3 +62,21 @@ def require(module: str, purpose: str, *, package: str | None = None, extra: str
             f"{purpose} needs {package or module}, which is not installed: "
             f'pip install "fastmeta[{extra}]"'
         )
+
+
+@contextmanager
+def explained(subject: str) -> Iterator[None]:
+    """Turns errors about files, and about arguments from the configuration, into user errors.
+
+    Args:
+        subject: what they are about, the start of the message.
+
+    Raises:
+        ConfigError: in place of other errors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise ConfigError(f"{subject}: {error}") from error

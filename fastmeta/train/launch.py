@@ -13,13 +13,14 @@ import torch
 from fastmeta.data import EpisodeSampler, PrioritizedTasks
 from fastmeta.train._atomic_files import remove_temporary, write_json
 from fastmeta.train._interrupt import GracefulInterrupt
-from fastmeta.train.builders import build_run, check_learner, prepare, with_splits
+from fastmeta.train.builders import build_run, check_learner, prepare
 from fastmeta.train.checkpoint import checkpoints, load_latest
 from fastmeta.train.config.schema import TrainConfig, configure
 from fastmeta.train.errors import ConfigError, require
 from fastmeta.train.logs import open_logs, require_tensorboard
 from fastmeta.train.results import RESULTS_NAME, finish
 from fastmeta.train.run import Run
+from fastmeta.train.sources import with_splits
 from fastmeta.train.torchrun import process_group
 from fastmeta.train.trainer import Trainer
 

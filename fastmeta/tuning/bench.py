@@ -15,14 +15,9 @@ from torch.func import functional_call
 from fastmeta.learners import MetaLearner
 from fastmeta.tasks import TaskBatch
 from fastmeta.train import ConfigError, TrainConfig, configure
-from fastmeta.train.builders import (
-    build_learner,
-    build_module,
-    check_learner,
-    prepare,
-    task_source,
-)
+from fastmeta.train.builders import build_learner, build_module, check_learner, prepare
 from fastmeta.train.progress import Progress
+from fastmeta.train.sources import task_source
 from fastmeta.tuning.floor import matrix_product, products
 from fastmeta.tuning.memory import peak_bytes
 from fastmeta.tuning.timing import medians

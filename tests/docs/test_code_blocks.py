@@ -19,7 +19,8 @@ from fastmeta.cli.parser import parse
 from fastmeta.learners import METHODS
 from fastmeta.metagrad import METAGRADS
 from fastmeta.train import TrainConfig, configure, read_config
-from fastmeta.train.builders import build_learner, build_module, check_learner, task_source
+from fastmeta.train.builders import build_learner, build_module, check_learner
+from fastmeta.train.sources import task_source
 from tests.helpers import markdown
 from tests.helpers.problems import tasks
 from tests.optim.test_loops import LOOPS, train

@@ -15,8 +15,9 @@ from fastmeta.data import SineTasks
 from fastmeta.evaluation import Metric
 from fastmeta.models import BACKBONES, MLP, Conv4, ResNet12
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
-from fastmeta.train.builders import build_co_learner, build_learner, build_module, task_source
+from fastmeta.train.builders import build_co_learner, build_learner, build_module
 from fastmeta.train.checkpoint import load_checkpoint
+from fastmeta.train.sources import task_source
 
 CPU = torch.device("cpu")
 DIGITS = "--dataset digits --hidden 4 --meta-batch 2 --steps 2 --val-tasks 4 --test-tasks 10"

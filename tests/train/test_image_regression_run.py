@@ -15,8 +15,9 @@ from fastmeta.evaluation import PSNR
 from fastmeta.metagrad import Bootstrapped
 from fastmeta.models import SIREN
 from fastmeta.train import ConfigError, configure, train
-from fastmeta.train.builders import build_learner, build_module, task_source
+from fastmeta.train.builders import build_learner, build_module
 from fastmeta.train.export import inputs_of
+from fastmeta.train.sources import task_source
 
 OPTIONS: dict[str, Any] = {
     "dataset": "image-regression",

@@ -12,8 +12,9 @@ from fastmeta.cli import main
 from fastmeta.data import EpisodeSampler
 from fastmeta.models import GCN, TextEncoder
 from fastmeta.train import ConfigError, configure, evaluate_run, resume, train
-from fastmeta.train.builders import build_module, task_source
+from fastmeta.train.builders import build_module
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
+from fastmeta.train.sources import task_source
 from tests.helpers.problems import tasks
 from tests.helpers.synthetic_files import write_banking77, write_planetoid
 

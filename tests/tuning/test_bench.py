@@ -10,8 +10,9 @@ import torch
 
 from fastmeta.cli import main
 from fastmeta.train import ConfigError
-from fastmeta.train.builders import build_learner, build_module, task_source
+from fastmeta.train.builders import build_learner, build_module
 from fastmeta.train.config import configure
+from fastmeta.train.sources import task_source
 from fastmeta.tuning import bench
 from fastmeta.tuning.bench import PLAIN, _plain_step
 from fastmeta.tuning.floor import products
