@@ -24,7 +24,8 @@ class FusedModule(FunctionalModule):
     up to rounding: on float32 or float64 tensors, without autocast and hooks.
 
     - `Conv2d` with 3x3 kernels, `padding=1` and stride 1 or 2, without dilation and groups and
-      not too wide, as [`fastmeta.ops.conv3x3`][]; on the CPU.
+      not too wide, as [`fastmeta.ops.conv3x3`][]; on the CPU. Not in residual branches (a
+      `Sequential` that ends in BatchNorm) of 64 channels or more, all of which torch runs.
     - A block of `BatchNorm2d` directly followed by `ReLU`, and by `MaxPool2d(2)` if there is
       one, as [`fastmeta.ops.batch_norm_relu`][]: with batch statistics (running statistics are
       updated as torch does) and an affine transform; on the CPU or (if the CUDA kernels are built)

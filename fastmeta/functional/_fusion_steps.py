@@ -16,6 +16,9 @@ from fastmeta.models import PerStepBatchNorm2d
 
 # Beyond some 360 channels the op's weights outgrow the caches, and torch's convolution is as fast.
 _MAX_CHANNEL_PAIRS = 1 << 17
+# Chains that end in BatchNorm are residual branches, whose outputs are converted to the memory order
+# of the other branch: from this width on, that costs more than the ops save.
+_CHANNEL_PAIRS_OF_WIDE_BRANCHES = 1 << 12
 # What steps that run as an op consist of.
 FUSIBLE = frozenset({nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d})
 
@@ -90,7 +93,9 @@ class Block(Step):
 
 
 def find_steps(modules: Sequence[Any]) -> list[Step]:
-    """The steps of a chain of modules."""
+    """The steps of a chain of modules; those of wide residual branches are all torch's."""
+    if _is_wide_branch(modules):
+        return [Step([module]) for module in modules]
     steps: list[Step] = []
     i = 0
     while i < len(modules):
@@ -103,6 +108,16 @@ def find_steps(modules: Sequence[Any]) -> list[Step]:
             steps.append(Step(modules[i : i + 1]))
         i += length or 1
     return steps
+
+
+def _is_wide_branch(modules: Sequence[Any]) -> bool:
+    if not modules or not uses_batch_statistics(modules[-1]):
+        return False
+    return any(
+        type(module) is nn.Conv2d
+        and module.in_channels * module.out_channels >= _CHANNEL_PAIRS_OF_WIDE_BRANCHES
+        for module in modules
+    )
 
 
 def at_inner_step(modules: Iterable[Any]) -> list[Any]:

@@ -67,6 +67,18 @@ def test_every_convolution_of_conv4(downsample: str, calls) -> None:
 # --- left to torch --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("width", "last", "count"), [(63, [], 2), (64, [], 0), (64, [nn.ReLU()], 2)]
+)
+def test_wide_residual_branches(width: int, last: list[nn.Module], count: int, calls) -> None:
+    convolutions = [nn.Conv2d(width, width, 3, padding=1) for _ in range(2)]
+    norms = [nn.BatchNorm2d(width) for _ in range(2)]
+    branch = nn.Sequential(convolutions[0], norms[0], nn.ReLU(), convolutions[1], norms[1], *last)
+    with fused(branch):
+        branch(torch.randn(2, width, 4, 4))
+    assert calls.call_count == count
+
+
 class Subclass(nn.Conv2d):
     pass
 
