@@ -16,8 +16,8 @@ from fastmeta.models import PerStepBatchNorm2d
 
 # Beyond some 360 channels the op's weights outgrow the caches, and torch's convolution is as fast.
 _MAX_CHANNEL_PAIRS = 1 << 17
-# Chains that end in BatchNorm are residual branches, whose outputs are converted to the memory order
-# of the other branch: from this width on, that costs more than the ops save.
+# Chains that end in BatchNorm are residual branches, whose outputs are converted to the memory
+# order of the other branch: from this width on, that costs more than the ops save.
 _CHANNEL_PAIRS_OF_WIDE_BRANCHES = 1 << 12
 # What steps that run as an op consist of.
 FUSIBLE = frozenset({nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d})
