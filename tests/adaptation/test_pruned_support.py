@@ -128,7 +128,7 @@ def test_engines_that_run_all_tasks_choose_for_each(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The traced graph runs as it is: Inductor would take half a minute.
-    monkeypatch.setattr(CompiledEngine, "_compile_region", lambda _, region: region)
+    monkeypatch.setattr(CompiledEngine, "_compile_region", lambda _, region, alone: region)
     batch, module = signals(3), SIREN(2, 2, (6,), w0=5).double()
     expected, found = (
         learner(

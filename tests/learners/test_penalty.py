@@ -70,7 +70,7 @@ def test_it_is_part_of_both_losses() -> None:
 
 @pytest.mark.parametrize("engine", ["batched", "compiled"])
 def test_engines_that_run_the_module_add_it(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CompiledEngine, "_compile_region", lambda _, region: region)
+    monkeypatch.setattr(CompiledEngine, "_compile_region", lambda _, region, alone: region)
     module, batch = mlp().double(), tasks(3)
     expected, _ = learner(module, Exact(), engine="loop").meta_gradient(batch)
     found, _ = learner(module, Exact(), engine=engine).meta_gradient(batch)
