@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastmeta.cli import main
-from fastmeta.train import ConfigError, StorageError, builders, configure, resume, train
+from fastmeta.train import ConfigError, StorageError, configure, resume, sources, train
 from fastmeta.train import trainer as trainer_module
 from fastmeta.train._atomic_files import remove_temporary, write_atomic
 from fastmeta.train.checkpoint import checkpoints, load_checkpoint
@@ -92,7 +92,7 @@ def test_unreadable_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*arguments: Any, **options: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "images.zip")
 
-    monkeypatch.setattr(builders, "load", denied)
+    monkeypatch.setattr(sources, "load", denied)
     match = r"dataset 'digits', split 'train': .*Permission denied: 'images\.zip'"
     with pytest.raises(ConfigError, match=match):
         train(configure({"dataset": "digits", "out": "run"}))
