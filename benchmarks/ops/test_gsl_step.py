@@ -2,8 +2,9 @@
 
 GSL adds one backward pass of the support set: by multiplications, two thirds of the support images'
 share of FOMAML's step. Guards, on mini-ImageNet's network and with one inner step, at most 1.06x
-FOMAML with 15 query images per class, 1.15x with 5, and 1.16x and 1.35x its peak memory. Omniglot's
-small images are reported only. Run with ``pytest benchmarks/ops/test_gsl_step.py -s``.
+FOMAML with 15 query images per class, 1.13x with 5, and 1.16x its peak memory. With 5, the sequence
+engine misses both (1.14x and 1.33x). Omniglot's small images are reported only. Run with
+``pytest benchmarks/ops/test_gsl_step.py -s``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ METHODS = {
     "mixed order, two layers": ("maml", {"layers": "00011"}),
     "MAML": ("maml", {}),
 }
-GOALS = {15: 1.06, 5: 1.15}
-MEMORY = {15: 1.16, 5: 1.35}
+GOALS = {15: 1.06, 5: 1.13}
+MEMORY = 1.16
 TASKS, WAYS = 4, 5
 
 
@@ -70,4 +71,4 @@ def test_gsl_step(benchmark, network: str, steps: int, queries: int) -> None:
     benchmark.pedantic(learners["GSL"].step, (batch,), rounds=3, warmup_rounds=1)
     if steps == 1 and network == "mini-ImageNet":
         assert ratio <= GOALS[queries]
-        assert peak <= MEMORY[queries]
+        assert peak <= MEMORY

@@ -121,7 +121,7 @@ def measure(
 
 
 def table(rows: list[Row]) -> str:
-    head = f"{'':<20}{'ms':>10}{'quartiles':>24}{'x learn2learn':>16}{'floor / it':>12}"
+    head = f"{'':<20}{'ms':>10}{'quartiles':>24}{'x learn2learn':>16}{'floor share':>12}"
     lines = [f"\n{rows[0].case}", head]
     for row in rows:
         spread = f"{row.low:.2f} .. {row.high:.2f}"

@@ -75,7 +75,7 @@ def test_bitwise_equal_for_any_number_of_threads_and_tasks(name: str, order: str
 @pytest.mark.parametrize("order", ["first order", "second order"])
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
 def test_large_maps_run_a_few_images_at_a_time(downsample: str, order: str) -> None:
-    """By size: see each_group and with_input in sequence_network.h."""
+    """By size: see each_group and with_input in sequence_evaluation.h."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     if downsample == "pool":
