@@ -6,6 +6,7 @@ from fastmeta.adaptation.adam import Adam, AdamW
 from fastmeta.adaptation.alfa import ALFA
 from fastmeta.adaptation.base import Adaptation, SupportLoss
 from fastmeta.adaptation.closed_form import ClosedForm, Fit, fit_task, without_loop
+from fastmeta.adaptation.groups import Groups
 from fastmeta.adaptation.heads import KernelHead, RidgeHead
 from fastmeta.adaptation.inner_loop import Adapted, LossFn, run_inner_loop
 from fastmeta.adaptation.layer_pattern import LayerPattern, pattern_adaptations
@@ -26,7 +27,7 @@ from fastmeta.adaptation.tape import (
     ThroughGrads,
     reverse_sweep,
 )
-from fastmeta.adaptation.wrappers import Clipped, Groups, Scheduled
+from fastmeta.adaptation.wrappers import Clipped, Scheduled
 from fastmeta.registry import Registry
 
 _ALL_LAYERS: dict[str, Callable[..., Adaptation]] = {

@@ -8,16 +8,9 @@ from fastmeta.learners.diagnostics import (
 )
 from fastmeta.learners.fidelity import Fidelity
 from fastmeta.learners.learner import MetaLearner, OptimizerFactory
-from fastmeta.learners.methods import (
-    FOMAML,
-    GSL,
-    MAML,
-    METHODS,
-    MethodSpec,
-    Reptile,
-    build,
-)
+from fastmeta.learners.methods import METHODS, MethodSpec, build
 from fastmeta.learners.nonfinite import NonFinite, NonFiniteError, NonFiniteGuard
+from fastmeta.learners.presets import FOMAML, GSL, MAML, Reptile
 
 __all__ = [
     "FOMAML",
