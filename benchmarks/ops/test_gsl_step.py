@@ -2,9 +2,8 @@
 
 GSL adds one backward pass of the support set: by multiplications, two thirds of the support images'
 share of FOMAML's step. Guards, on mini-ImageNet's network and with one inner step, at most 1.06x
-FOMAML with 15 query images per class, 1.13x with 5, and 1.16x its peak memory. With 5, the sequence
-engine misses both (1.14x and 1.33x). Omniglot's small images are reported only. Run with
-``pytest benchmarks/ops/test_gsl_step.py -s``.
+FOMAML with 15 query images per class, 1.13x with 5, and 1.16x its peak memory. Omniglot's small
+images are reported only. Run with ``pytest benchmarks/ops/test_gsl_step.py -s``.
 """
 
 from __future__ import annotations

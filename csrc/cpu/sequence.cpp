@@ -52,6 +52,7 @@ class Worker {
     T* v = static_cast<T*>(args_.rows) + task * args_.size;
     if (inner) memset(inner, 0, sizeof(T) * args_.size);
     T first_loss = 0;
+    if (args_.steps) copy_images(args_.support, task, at(plan_.images[0]));
     for (int64_t k = 0; k < args_.steps; ++k) {
       const Evaluation<T> support = at_step(task, k);
       T* grad = compares() ? gradient(k) : v;
@@ -62,6 +63,7 @@ class Worker {
       add_scaled<T>(theta(k), -rate, grad, args_.size, theta_after(k));
     }
     if (inner) scale(inner, T(1) / static_cast<T>(args_.steps));
+    copy_images(args_.query, task, at(plan_.images[1]));
     const Evaluation<T> query = at_query(task);
     forward(query);
     write_output(query, task);
@@ -83,9 +85,14 @@ class Worker {
       if (!all) compare(v, compares() ? gradient(k) : nullptr, mask, d);
       if (has_sets()) memset(product, 0, sizeof(T) * args_.size);
       Evaluation<T> support = at_step(task, k);
-      T* dropped = at(plan_.values + support.n * plan_.maps);
-      if (support.again) support.again = dropped;
-      if (support.second) support.second = dropped + 2 * support.n * plan_.first;
+      const int64_t n = support.n;
+      support.extremes = nullptr;  // those of the query
+      if (plan_.lowest <= plan_.dropped) {
+        T* dropped = at(plan_.values + n * plan_.maps);
+        if (support.again) support.again = dropped;
+        if (support.second) support.second = dropped + 2 * n * plan_.first;
+        support.part = n;
+      }
       hessian_product<T>(support, d, mask, at(plan_.values), product);
       add_scaled<T>(v, -rate, product, args_.size, v);
     }
@@ -132,6 +139,23 @@ class Worker {
     for (int64_t i = 0; i < args_.size; ++i) values[i] *= factor;
   }
 
+  const T* images(const SequenceExamples& all, int64_t task) const {
+    return static_cast<const T*>(all.x) + task * all.n * args_.layers[0].in.size();
+  }
+  // Those of a task with channels last, unless they are.
+  void copy_images(const SequenceExamples& all, int64_t task, T* to) const {
+    if (!all.channels_first) return;
+    const LayerMap& map = args_.layers[0].in;
+    const T* from = images(all, task);
+    parallel_(all.n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        transpose<T>(
+            map.c, map.h * map.w, map.c,
+            [&](int64_t c) { return from + i * map.row + c * map.h * map.w; },
+            [&](int64_t pixel) { return to + i * map.row + pixel * map.c; });
+    });
+  }
+
   T* at(int64_t offset) const { return memory_ + offset; }
   // Fast weights before inner step k; first order keeps the latest only.
   const T* theta(int64_t k) const {
@@ -143,23 +167,24 @@ class Worker {
   T* gradient(int64_t k) const { return at(plan_.gradients + k * plan_.size); }
 
   Evaluation<T> at_step(int64_t task, int64_t k) const {
-    Evaluation<T> support = evaluation(args_.support, task, k);
+    Evaluation<T> support = evaluation(args_.support, at(plan_.images[0]), task, k);
     if (!plan_.kept) return support;
     const int64_t n = support.n;
     support.values = at(plan_.tapes + k * plan_.tape);
-    support.deltas = support.values + n * plan_.maps;
-    support.d_second = support.deltas + n * plan_.maps;
-    support.softmax = support.d_second + n * plan_.second;
-    if (support.second) support.second = at(plan_.values);
+    support.kept = support.values + n * plan_.maps;
+    support.softmax = support.kept + n * plan_.deltas;
+    support.deltas = at(plan_.values);
+    if (support.second) support.second = at(plan_.values + n * plan_.maps);
     return support;
   }
   Evaluation<T> at_query(int64_t task) const {
-    Evaluation<T> query = evaluation(args_.query, task, args_.steps);
+    Evaluation<T> query = evaluation(args_.query, at(plan_.images[1]), task, args_.steps);
     query.step = kAdapted;
     return query;
   }
   // One that is not kept: gradients replace values.
-  Evaluation<T> evaluation(const SequenceExamples& all, int64_t task, int64_t k) const {
+  Evaluation<T> evaluation(const SequenceExamples& all, const T* copies, int64_t task,
+                           int64_t k) const {
     T* values = at(plan_.values);
     T* second = plan_.dropped > 1 ? values + all.n * plan_.third : nullptr;
     const int64_t target = args_.loss == Loss::cross_entropy ? static_cast<int64_t>(sizeof(int64_t))
@@ -168,15 +193,16 @@ class Worker {
     return {args_,
             k,
             theta(k),
-            static_cast<const T*>(all.x) + task * all.n * args_.layers[0].in.size(),
+            all.channels_first ? copies : images(all, task),
             static_cast<const char*>(all.y) + task * all.n * target,
             all.n,
             values,
             values,
+            nullptr,
+            plan_.lowest,
             at(plan_.probabilities),
             plan_.dropped ? at(plan_.again) : nullptr,
             plan_.part,
-            second,
             second,
             keeps_extremes(args_) ? at(plan_.extremes) : nullptr,
             static_cast<T*>(args_.stats) + (task * (args_.steps + 1) + k) * args_.stats_size,

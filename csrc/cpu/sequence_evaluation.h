@@ -42,13 +42,14 @@ struct Evaluation {
   const T* x;     // of the examples
   const void* y;  // their targets
   int64_t n;
-  T* values;   // outputs of the layers, (n, row) each, but those of `again` and `second`
-  T* deltas;   // their gradients; may be `values`, which they then replace from the last one down
-  T* softmax;  // cross-entropy's probabilities
-  T* again;    // outputs of the first layer, or their gradients, of `part` examples; null if kept
+  T* values;  // outputs of the layers, (n, row) each, but those of `again` and `second`
+  T* deltas;  // their gradients; may be `values`, which they then replace from the last one down
+  T* kept;    // gradients that are kept for the sweep; null without one
+  int64_t differentiated;  // the lowest layer whose gradient the sweep differentiates
+  T* softmax;              // cross-entropy's probabilities
+  T* again;  // outputs of the first layer, or their gradients, of `part` examples; null if kept
   int64_t part;
-  T* second;    // outputs of the second layer, null if kept with the others
-  T* d_second;  // their gradients
+  T* second;    // outputs of the second layer, or their gradients; null if kept with the others
   T* extremes;  // what pooling passes on of the first layer's outputs; null if that is not kept
   T* stats;
   T* scratch;
@@ -65,7 +66,10 @@ struct Evaluation {
     return l == 1 && second ? second + first * args.layers[1].out.row : of(values, l, first);
   }
   T* delta(int64_t l, int64_t first = 0) const {
-    return l == 1 && second ? d_second + first * args.layers[1].out.row : of(deltas, l, first);
+    const int64_t row = args.layers[l].out.row;
+    if (kept && keeps_delta(args, differentiated, l))
+      return kept + n * deltas_before(args, differentiated, l) + first * row;
+    return l == 1 && second ? second + first * row : of(deltas, l, first);
   }
   const T* input(int64_t l, int64_t first = 0) const {
     return l ? value(l - 1, first) : x + first * args.layers[0].in.row;
@@ -79,8 +83,6 @@ struct Evaluation {
   }
   // The lowest layer whose outputs are kept.
   int64_t lowest() const { return second ? 2 : again ? 1 : 0; }
-  // Whether outputs of other layers replace those of the second.
-  bool shares_second() const { return second && second == d_second; }
   bool keeps_extremes(int64_t l) const { return l == 1 && extremes; }
   T* extremes_of(int64_t first) const { return extremes + first * args.layers[1].out.row; }
 
@@ -112,9 +114,10 @@ inline bool is_norm(const SequenceArgs& args, int64_t l) {
   return l < args.depth && args.layers[l].kind == LayerKind::norm;
 }
 
-inline std::vector<Stage> stages_of(const SequenceArgs& args) {
+// The stages of the layers below `top`.
+inline std::vector<Stage> stages_of(const SequenceArgs& args, int64_t top) {
   std::vector<Stage> stages;
-  for (int64_t l = 0; l < args.depth; ++l)
+  for (int64_t l = 0; l < top; ++l)
     if (l == 0 || is_norm(args, l))
       stages.push_back({l, l + 1});
     else

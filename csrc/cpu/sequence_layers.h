@@ -46,6 +46,15 @@ struct At {
   }
   int64_t in_size() const { return n * layer.in.row; }
   int64_t out_size() const { return n * layer.out.row; }
+  // Calls body(part, first) with a few of the examples, see examples_at_a_time(), from `first` on.
+  template <class Body>
+  void each_part(const Body& body) const {
+    const int64_t each = examples_at_a_time(layer, n);
+    for (int64_t first = 0; first < n; first += each) {
+      const int64_t count = std::min(each, n - first);
+      body(At{layer, count, step, theta, stats, scratch, parallel}, first);
+    }
+  }
 };
 
 // What the tangents of a layer's passes depend on.
@@ -53,11 +62,10 @@ template <class T>
 struct Tangents {
   const T* x;
   const T* dy;
-  T* u;         // tangent of x, null for zero; the tangent of its gradient takes its place
-  T* ty;        // tangent of y, and later of its gradient
-  const T* v;   // direction, null for zero
-  T* product;   // of the parameters' gradient
-  bool curved;  // whether forward() left a part of the gradient's tangent in u
+  T* u;        // tangent of x, null for zero; the tangent of its gradient takes its place
+  T* ty;       // tangent of y, and later of its gradient
+  const T* v;  // direction, null for zero
+  T* product;  // of the parameters' gradient
 };
 
 template <class T>
@@ -94,10 +102,16 @@ struct Convolution {
     conv_input({shape(at), dy, at.weight(at.theta), dx}, at.parallel);
   }
   static void r_forward(const At<T>& at, const Tangents<T>& r) {
-    T* along = r.u && r.v ? second_term(at) : r.ty;
-    if (r.v) conv_forward({shape(at), r.x, at.weight(r.v), at.bias(r.v), along}, at.parallel);
-    if (r.u) conv_forward({shape(at), r.u, at.weight(at.theta), nullptr, r.ty}, at.parallel);
-    if (r.u && r.v) add_to(r.ty, along, at.out_size());
+    const auto along_v = [&](const At<T>& some, const T* x, T* y) {
+      conv_forward({shape(some), x, at.weight(r.v), at.bias(r.v), y}, at.parallel);
+    };
+    if (!r.u) return along_v(at, r.x, r.ty);
+    conv_forward({shape(at), r.u, at.weight(at.theta), nullptr, r.ty}, at.parallel);
+    if (!r.v) return;
+    at.each_part([&](const At<T>& part, int64_t first) {
+      along_v(part, r.x + first * at.layer.in.row, second_term(at));
+      add_to(r.ty + first * at.layer.out.row, second_term(at), part.out_size());
+    });
   }
   static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
     weight_gradient(at, r.x, r.ty, at.weight(r.product), at.bias(r.product));
@@ -109,8 +123,11 @@ struct Convolution {
     if (!rdx) return;
     input_gradient(at, r.ty, rdx);
     if (!r.v) return;
-    conv_input({shape(at), r.dy, at.weight(r.v), second_term(at)}, at.parallel);
-    add_to(rdx, second_term(at), at.in_size());
+    at.each_part([&](const At<T>& part, int64_t first) {
+      const T* dy = r.dy + first * at.layer.out.row;
+      conv_input({shape(part), dy, at.weight(r.v), second_term(at)}, at.parallel);
+      add_to(rdx + first * at.layer.in.row, second_term(at), part.in_size());
+    });
   }
 
  private:
@@ -161,14 +178,21 @@ struct Norm {
                 at.parallel);
   }
   static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
-    NormBackwardArgs args = backward_args(at, r.x, r.ty, rdx, r.product);
-    if (!r.curved) return norm_backward(args, at.parallel);
     T *dw = at.scratch, *dx = at.scratch + whole_vectors(at.layer.in.c);
-    args.dweight = dw;
-    args.dx = dx;
-    norm_backward(args, at.parallel);
+    const auto args = [&](const At<T>& some, int64_t first) {
+      NormBackwardArgs args = backward_args(some, r.x + first * at.layer.in.row,
+                                            r.ty + first * at.layer.out.row, dx, r.product);
+      args.dweight = dw;
+      return args;
+    };
+    NormBackwardSums sums;
+    sums.add(args(at, 0), at.parallel);
+    at.each_part([&](const At<T>& part, int64_t first) {
+      sums.apply(args(part, first), static_cast<double>(at.n * at.layer.in.h * at.layer.in.w),
+                 at.parallel);
+      add_to(rdx + first * at.layer.in.row, dx, part.in_size());
+    });
     add_to(at.weight(r.product), dw, at.layer.in.c);
-    add_to(rdx, dx, at.in_size());
   }
 };
 
@@ -205,7 +229,12 @@ struct Elementwise {
     });
   }
   static void backward(const At<T>& at, const T* x, const T* dy, T* dx, T*) {
-    if (dx) along(at, x, dy, dx);
+    if (!dx) return;
+    with_curve(at, [&](const auto& f) {
+      each(at, [&](auto lanes, int64_t i) {
+        lanes.store(dx + i, f(lanes.load(x + i)).first * lanes.load(dy + i));
+      });
+    });
   }
   static void r_forward(const At<T>& at, const Tangents<T>& r) {
     with_curve(at, [&](const auto& f) {
@@ -218,22 +247,10 @@ struct Elementwise {
     });
   }
   static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
-    if (!rdx) return;
-    if (!r.curved) return along(at, r.x, r.ty, rdx);
     with_curve(at, [&](const auto& f) {
       each(at, [&](auto lanes, int64_t i) {
         const Vec<T> first = f(lanes.load(r.x + i)).first;
         lanes.store(rdx + i, lanes.load(rdx + i) + first * lanes.load(r.ty + i));
-      });
-    });
-  }
-
- private:
-  // to = f'(x) from.
-  static void along(const At<T>& at, const T* x, const T* from, T* to) {
-    with_curve(at, [&](const auto& f) {
-      each(at, [&](auto lanes, int64_t i) {
-        lanes.store(to + i, f(lanes.load(x + i)).first * lanes.load(from + i));
       });
     });
   }

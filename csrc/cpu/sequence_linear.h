@@ -17,7 +17,7 @@ struct Pooling {
   }
   static void r_forward(const At<T>& at, const Tangents<T>& r) { pool(at, r.x, r.u, r.ty); }
   static void r_backward(const At<T>& at, const Tangents<T>& r, T* rdx) {
-    if (rdx) spread(at, r.x, r.ty, rdx);
+    spread(at, r.x, r.ty, rdx);
   }
 
  private:

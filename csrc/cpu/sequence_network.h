@@ -22,7 +22,7 @@ void forward_layer(const Evaluation<T>& e, int64_t l, const Examples& some) {
 
 template <class T>
 void forward(const Evaluation<T>& e) {
-  for (const Stage& stage : stages_of(e.args)) {
+  for (const Stage& stage : stages_of(e.args, e.args.depth)) {
     const int64_t end = stage.end;
     NormMoments moments;
     each_group(e, stage.begin, end, [&](const Examples& some) {
@@ -62,12 +62,10 @@ void backward_layer(const Evaluation<T>& e, int64_t l, const Examples& some, con
   if (adds) add_to(grad + e.args.layers[l].weight, target, params_size(layer));
 }
 
-// The mean loss of the outputs, and its gradient with respect to all parameters.
+// The gradients of the parameters of the layers below `top`, from that of the values there.
 template <class T>
-T backward(const Evaluation<T>& e, T* grad) {
-  const auto last = e.last();
-  const T value = mlp::loss(last.net, last.data, last.tape);
-  const std::vector<Stage> stages = stages_of(e.args);
+void backward_below(const Evaluation<T>& e, int64_t top, T* grad) {
+  const std::vector<Stage> stages = stages_of(e.args, top);
   NormBackwardSums above;  // of the normalisation that the stage above begins with
   for (size_t k = stages.size(); k-- > 0;) {
     const auto [begin, end] = stages[k];
@@ -76,15 +74,15 @@ T backward(const Evaluation<T>& e, T* grad) {
                                     e.d_input(l, some.first), grad);
     };
     const auto apply_above = [&](const Examples& some) {
-      if (is_norm(e.args, end))
+      if (end < top)
         with_input(e, end, some, [&](const Examples& part) {
           const LayerMap& in = e.args.layers[end].in;
           above.apply(norm_args(end, part), static_cast<double>(e.n * in.h * in.w), e.parallel);
         });
     };
     NormBackwardSums sums;
-    if (begin == 1 && e.shares_second()) {
-      apply_above({0, e.n});  // the last use of the values in the place of the second layer's
+    if (begin == 1 && end > 2 && e.second) {
+      apply_above({0, e.n});  // the last use of values in the place of the second layer's
       Convolution<T>::input_gradient(e.at(2), e.delta(2), e.delta(1));
       with_input(e, 1, {0, e.n}, [&](const Examples& part) {
         sums.add(norm_args(1, part), e.parallel);
@@ -107,6 +105,14 @@ T backward(const Evaluation<T>& e, T* grad) {
     });
     above = std::move(sums);
   }
+}
+
+// The mean loss of the outputs, and its gradient with respect to all parameters.
+template <class T>
+T backward(const Evaluation<T>& e, T* grad) {
+  const auto last = e.last();
+  const T value = mlp::loss(last.net, last.data, last.tape);
+  backward_below(e, e.args.depth, grad);
   return value;
 }
 
@@ -116,9 +122,22 @@ inline std::pair<int64_t, int64_t> used_params(const SequenceLayer& layer, int64
   return {begin, begin + count};
 }
 
+// The gradient of a convolution's values from that of the normalisation above, in their place.
+template <class T>
+T* delta_again(const Evaluation<T>& e, int64_t l) {
+  const At<T> at = e.at(l + 1);
+  NormBackwardArgs args =
+      Norm<T>::backward_args(at, e.value(l), e.delta(l + 1), e.value(l), nullptr);
+  args.dweight = at.scratch;
+  args.dbias = at.scratch + whole_vectors(at.layer.in.c);
+  norm_backward(args, at.parallel);
+  return e.value(l);
+}
+
 // The Hessian of the mean loss times v, where `mask` says which parameters have a direction; v is
-// zero elsewhere. `tangents` holds those of all layers whose values are kept; `again` and `second`
-// hold the values of all examples, followed by their tangents.
+// zero elsewhere. `tangents` holds those of the values that are kept. If a layer whose values are
+// not kept, or the next one, has a direction, `again` and `second` hold the values of all examples,
+// followed by their tangents. Values are overwritten.
 template <class T>
 void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T* tangents,
                      T* product) {
@@ -130,35 +149,39 @@ void hessian_product(const Evaluation<T>& e, const T* v, const int64_t* mask, T*
   int64_t lowest = 0;
   while (lowest < depth && !directed(lowest)) ++lowest;
   if (lowest == depth) return void(memset(product, 0, sizeof(T) * e.args.size));
-  if (e.again) Convolution<T>::forward(e.at(0), e.x, e.again);
-  if (e.second) Norm<T>::forward(e.at(1), e.again, e.second);
+  const bool low = lowest <= e.lowest();
+  if (low && e.again) Convolution<T>::forward(e.at(0), e.x, e.again);
+  if (low && e.second) Norm<T>::forward(e.at(1), e.again, e.second);
   const auto tangent = [&](int64_t l) {
     if (l == 0 && e.again) return e.again + e.at(0).out_size();
     return l == 1 && e.second ? e.second + e.at(1).out_size() : e.of(tangents, l);
   };
   const bool norm = e.args.layers[lowest].kind == LayerKind::norm;
   if (norm) memset(tangent(lowest - 1), 0, sizeof(T) * e.at(lowest).in_size());
-  const auto at = [&](int64_t l) -> Tangents<T> {
-    const bool through = l > lowest || (l == lowest && norm);
-    return {e.input(l),
-            e.delta(l),
-            through ? tangent(l - 1) : nullptr,
-            tangent(l),
-            directed(l) ? v : nullptr,
-            product,
-            through};
+  const auto at = [&](int64_t l, const T* dy) -> Tangents<T> {
+    T* u = l > lowest || norm ? tangent(l - 1) : nullptr;
+    return {e.input(l), dy, u, tangent(l), directed(l) ? v : nullptr, product};
   };
   for (int64_t l = lowest; l < depth; ++l)
     with_layer<T>(e.args.layers[l].kind,
-                  [&](auto layer) { decltype(layer)::r_forward(e.at(l), at(l)); });
+                  [&](auto layer) { decltype(layer)::r_forward(e.at(l), at(l, e.delta(l))); });
   const auto last = e.last();
   T* outputs = tangent(depth - 1);
   mlp::r_loss<T>(last.net, last.data, last.tape, {outputs, outputs, nullptr});
-  for (int64_t l = depth; l-- > 0;)
+  for (int64_t l = depth; l-- > lowest;) {
+    const bool kept = keeps_delta(e.args, e.differentiated, l);
+    const T* dy = l && !kept ? delta_again(e, l) : e.delta(l);
     with_layer<T>(e.args.layers[l].kind, [&](auto layer) {
-      T* rdx = l ? tangent(l - 1) : nullptr;
-      decltype(layer)::r_backward(e.at(l), at(l), rdx);
+      decltype(layer)::r_backward(e.at(l), at(l, dy), l ? tangent(l - 1) : nullptr);
     });
+  }
+  // Below, where nothing has a direction, it is an ordinary backward pass.
+  Evaluation<T> below = e;
+  below.deltas = tangents;
+  below.kept = nullptr;
+  if (low && e.again) below.again = tangent(0);
+  if (low && e.second) below.second = tangent(1);
+  backward_below(below, lowest, product);
 }
 
 }  // namespace sequence

@@ -29,19 +29,33 @@ struct Sequence {
     if (!(holds)) fail_at(l, (message)); \
   } while (false)
 
-// (tasks, examples, h, w, c), or (tasks, examples, features).
+// (tasks, examples, channels, height, width), or (tasks, examples, features).
 LayerMap input_map(const Tensor& x) {
   FM_REQUIRE(x.dim() == 3 || x.dim() == 5,
-             "sequence_step: expected examples (tasks, examples, height, width, channels) or "
+             "sequence_step: expected examples (tasks, examples, channels, height, width) or "
              "(tasks, examples, features), got shape " +
                  shape_of(x) + ".");
-  LayerMap map{x.size(x.dim() - 1), 1, 1, 0};
+  LayerMap map{x.size(2), 1, 1, 0};
   if (x.dim() == 5) {
-    map.h = x.size(2);
-    map.w = x.size(3);
+    map.h = x.size(3);
+    map.w = x.size(4);
   }
   map.row = map.size();
   return map;
+}
+
+// Whether the pixels of contiguous images, with all their channels, follow one another.
+bool channels_last(const Tensor& x) {
+  const int64_t c = x.size(2), w = x.size(4), image = c * x.size(3) * w;
+  const Ints strides{x.size(1) * image, image, 1, w * c, c};
+  for (int64_t d = 0; d < 5; ++d)
+    if (x.size(d) > 1 && x.stride(d) != strides[d]) return false;
+  return true;
+}
+
+SequenceExamples examples_of(const Tensor& x) {
+  const bool first = x.dim() == 5 && !channels_last(x);
+  return {nullptr, nullptr, x.size(1), first};
 }
 
 class Reader {
@@ -166,7 +180,7 @@ class Reader {
   Sequence out_;
 };
 
-// Checks one split; x and y are made contiguous in place.
+// Checks one split; x and y are made contiguous in place, images in either order of channels.
 SequenceExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, const Tensor& first,
                                int64_t out, Loss loss, const std::string& split) {
   const std::string name = "sequence_step: " + split;
@@ -184,10 +198,13 @@ SequenceExamples read_examples(Tensor& x, Tensor& y, const Tensor& like, const T
                  "(tasks, examples, outputs) numbers of the parameters' dtype for mse; got "
                  "shape " +
                  shape_of(y) + ".");
-  x = dense(x);
+  SequenceExamples examples = examples_of(x);
+  if (examples.channels_first || x.dim() == 3) x = dense(x);
   y = dense(y);
   if (classes) require_classes(y, out, name + "_y");
-  return {x.const_data_ptr(), y.const_data_ptr(), x.size(1)};
+  examples.x = x.const_data_ptr();
+  examples.y = y.const_data_ptr();
+  return examples;
 }
 
 // The arguments that decide about memory.
@@ -223,8 +240,8 @@ int64_t sequence_workspace(const Tensors& params, const Ints& layers, const Numb
                            const Ints& differentiated, double lam_d, double lam_c, double lam_2) {
   const Sequence sequence = Reader(params, layers, numbers, support_x).take();
   SequenceArgs args = read_args(params, sequence, steps, differentiated, lam_d, lam_c, lam_2);
-  args.support.n = support_x.size(1);
-  args.query.n = query_x.size(1);
+  args.support = examples_of(support_x);
+  args.query = examples_of(query_x);
   return plan_sequence(args).total;
 }
 

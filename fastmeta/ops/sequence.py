@@ -100,10 +100,12 @@ def sequence_step(
 
     Not differentiable: it is itself the gradient. On the CPU, tasks run in parallel over threads,
     one thread each, if there are more than half as many as threads; else one after the other, each
-    over all threads. The result does not depend on their number. Each thread keeps the activations
-    of a query pass and, for a reverse sweep, those of all inner steps with their gradients; those
-    of a first convolution of up to four channels before a normalisation are computed again, as are
-    those of this normalisation where it does not pool and a second such pair of layers follows.
+    over all threads. The result does not depend on their number. Each thread keeps a task's images
+    with channels last, the activations of a query pass and, for a reverse sweep, those of all inner
+    steps and their gradients. Computed again instead are the activations of a first convolution of
+    up to four channels before a normalisation, those of this normalisation where it does not pool
+    and a second such pair of layers follows, and gradients of convolutions before a normalisation.
+    Gradients below the lowest layer that is differentiated are not needed.
 
     On CUDA all tasks run at once: convolutions are those of cuDNN with one group per task, matrix
     products those of cuBLAS, in the precision that torch is set to; normalisations are our kernels.
@@ -176,7 +178,6 @@ def _one_call(
 ) -> SequenceStep:
     """The step on the CPU."""
     support_x, support_y, query_x, query_y = tasks
-    support_x, query_x = _channels_last(support_x), _channels_last(query_x)
     encoded, loss = _encoded(plan.layers), id_of(_LOSS_IDS, plan.loss, "loss")
     lr, *weights = rates
     how = (plan.steps, [int(used) for mask in plan.masks for used in mask], *weights)
@@ -262,10 +263,6 @@ def _empty_results(plan: Plan, params: Sequence[Tensor], query_x: Tensor) -> Seq
         *(new(tasks), new(tasks), new(tasks, examples, outputs)),
         new(tasks, steps + 1, statistics),
     )
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.permute(0, 1, 3, 4, 2).contiguous() if x.dim() == 5 else x
 
 
 def _encoded(layers: Sequence[SequenceLayer]) -> tuple[list[int], list[float]]:

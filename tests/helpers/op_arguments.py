@@ -57,8 +57,8 @@ SAMPLES = {
     "sequence_step": lambda g: (
         [torch.randn(4, 1, 3, 3), *torch.randn(3, 4), torch.randn(2, 16), torch.randn(2)],
         *([0, 1, 0, 1, 1, 1, 1, 2, 3, 1, 5, 0, 4, 5, 1], [0.0, 1e-5, 0.0]),
-        *(torch.randn(3, 5, 4, 4, 1), torch.randint(2, (3, 5))),
-        *(torch.randn(3, 6, 4, 4, 1), torch.randint(2, (3, 6))),
+        *(torch.randn(3, 5, 1, 4, 4), torch.randint(2, (3, 5))),
+        *(torch.randn(3, 6, 1, 4, 4), torch.randint(2, (3, 6))),
         *(1, 0.1, 2, [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1], 0.7, 0.4, 0.3),
         *(2, torch.zeros(30_000), torch.zeros(3, 82), torch.zeros(3, 82)),
         *(torch.zeros(3), torch.zeros(3), torch.zeros(3, 6, 2), torch.zeros(3, 3, 8)),

@@ -100,7 +100,7 @@ NETWORKS = list(_NETWORKS)
 
 
 def only(network: Network, kinds: str) -> list[bool]:
-    """A mask over the parameters: of the first layer, the last one, or all kinds."""
+    """A mask over the parameters: of some of the layers that have parameters."""
     mask = [False] * len(network.params)
     with_params = [k for k in network.layers if k.kind in ("conv", "norm", "linear")]
     chosen = {
@@ -109,6 +109,8 @@ def only(network: Network, kinds: str) -> list[bool]:
         "head": with_params[-1:],
         "first": with_params[:1],
         "second": with_params[1:2],
+        "third": with_params[2:3],
+        "fourth": with_params[3:4],
         "ends": [with_params[0], with_params[-1]],
         "body": with_params[:-1],
     }[kinds]
@@ -125,6 +127,8 @@ ORDERS: dict[str, tuple[list[str], dict[str, float]]] = {
     "second order": (["all"], {}),
     "head": (["head"], {}),
     "first layer": (["first"], {}),
+    "third layer": (["third"], {}),
+    "fourth layer and head": (["fourth", "head"], {}),
     "another one in each step": (["second", "none", "ends", "body"], {}),
     "inner product": (["head"], {"lam_d": -0.6}),
     "all similarities": (["head", "ends"], GSL),

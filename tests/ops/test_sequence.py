@@ -110,9 +110,13 @@ def test_memory_is_that_of_the_values_above_the_first_layer(downsample: str, ord
     assert maps <= each <= maps + head
 
 
-@pytest.mark.parametrize("order", ["first order", "second order"])
+@pytest.mark.parametrize("order", ["first order", "head", "second order"])
 def test_memory_of_conv4_on_omniglot(order: str) -> None:
-    """One vector of parameters, since gradients and directions are where the results go."""
+    """One vector of parameters, since gradients and directions are where the results go.
+
+    Gradients of the inner step are kept from the lowest layer that is differentiated on, but for
+    those of convolutions.
+    """
     net = Network(1, 28, 28)
     for _ in range(4):
         net.conv(64, 2).norm()
@@ -121,9 +125,13 @@ def test_memory_of_conv4_on_omniglot(order: str) -> None:
     second, third = 14 * 14 * 64, 7 * 7 * 64
     query = 75 * (third + second + 16)  # with probabilities
     bound = params + query + 2**17 + 10 * 64**2  # a part of the first layer, and a weight gradient
+    norms = third + 4 * 4 * 64 + 2 * 2 * 64
+    if order != "first order":
+        bound += 5 * (2 * norms + 3 * 16)  # values, their gradients, and probabilities
+    if order == "head":
+        bound += params  # the cotangent, since not all parameters are differentiated
     if order == "second order":
-        above = 2 * third + 2 * 4 * 4 * 64 + 2 * 2 * 2 * 64 + 16
-        bound += 5 * (2 * above + second + 16)  # values, their gradients, and probabilities
+        bound += 5 * (norms + second)
         bound += 5 * second  # the second terms of a layer's tangents
     assert memory(net, (5, 75), order) <= bound
 
@@ -137,6 +145,18 @@ def test_a_workspace_may_be_shared_by_different_calls() -> None:
         found = ops.sequence_step(*args, workspace=workspace, **how)
         again = ops.sequence_step(*args, **how)
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("order", ["first order", "second order"])
+def test_images_in_any_memory_format(order: str) -> None:
+    net, args = problem("pooled")
+    how = options(net, order=order)
+    expected = ops.sequence_step(*args, **how)
+    last = [x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in args[1::2]]
+    sparse = [x.repeat_interleave(2, dim=-1)[..., ::2] for x in args[1::2]]
+    for support, query in (last, sparse, (last[0], args[3]), (args[1], last[1])):
+        found = ops.sequence_step(args[0], support, args[2], query, args[4], **how)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
 
 
 def test_statistics() -> None:

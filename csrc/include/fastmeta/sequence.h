@@ -1,6 +1,7 @@
 // The whole meta-step of a network that is a sequence of layers, for every task of a meta-batch: K
 // inner SGD steps on the support set, the query gradient at the fast weights, and from it the
-// meta-gradient by a reverse sweep over the inner steps. Images are channels last.
+// meta-gradient by a reverse sweep over the inner steps. Images are channels last; those of a task
+// that are not, are copied.
 #pragma once
 
 #include "fastmeta/loss.h"
@@ -53,12 +54,13 @@ struct SequenceLayer {
   int64_t params() const { return (weight >= 0) + (bias >= 0); }
 };
 
-// Examples of all tasks: x (tasks, n, first in) in channels-last order, y (tasks, n, last out), or
-// (tasks, n) int64 class numbers for cross-entropy. All buffers are contiguous.
+// Examples of all tasks: x (tasks, n, first in), y (tasks, n, last out), or (tasks, n) int64 class
+// numbers for cross-entropy. All buffers are contiguous.
 struct SequenceExamples {
   const void* x;
   const void* y;
   int64_t n;
+  bool channels_first;  // images of several channels, one after the other
 };
 
 struct SequenceArgs {
